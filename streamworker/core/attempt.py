@@ -1,0 +1,325 @@
+"""The attempt: one `started` and what follows it, up to the terminal event.
+
+Two pieces. The **life** is a table, state → input → next state; there is no other place where a state changes, and a
+missing row is a thing that cannot happen. A try after the first published delta, for example, is impossible because
+`STREAMING` has no row for `RETRY`. The **attempt** feeds the upstream's bytes through parser and reader, numbers the
+events, keeps the account, and asks the table what each thing that happens means.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
+
+from streamworker.core.chat import ChunkReader
+from streamworker.core.faults import cut, stream_error
+from streamworker.core.redaction import Redactor
+from streamworker.core.sse import EventStreamParser, ServerSentEvent
+from streamworker.core.usage import Ledger
+from streamworker.model import (
+    Cause,
+    ChunkDelta,
+    DeltaEvent,
+    Done,
+    ErrorCode,
+    Fault,
+    Job,
+    JobError,
+    Source,
+    Started,
+    Status,
+    Timing,
+    UsageEvent,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+
+__all__ = ["LIFE", "Attempt", "Happening", "Impossible", "State", "Transition"]
+
+
+class State(Enum):
+    """Where an attempt stands."""
+
+    WAITING = "no call is open"
+    CALLING = "called, no answer yet"
+    LISTENING = "the event stream is open, no delta yet"
+    STREAMING = "a delta was published"
+    ENDED = "the terminal event is owed or out"
+
+
+class Happening(Enum):
+    """What can happen to it."""
+
+    CALL = "a try begins"
+    ANSWER = "the upstream answered with an event stream"
+    DELTA = "a choice delta came"
+    DONE = "the stream ended as the protocol says"
+    BREAK = "the try failed, for any reason"
+    RETRY = "the try failed and another one may follow"
+    CANCEL = "a control record asked for the end"
+    EXPIRE = "the job's deadline passed"
+
+
+class Transition(NamedTuple):
+    """Where a happening leads, and the job's status if it ends there."""
+
+    to: State
+    status: Status | None = None
+
+
+_S, _H, _T = State, Happening, Transition
+_CANCELLED, _EXPIRED = _T(_S.ENDED, Status.CANCELLED), _T(_S.ENDED, Status.EXPIRED)
+
+LIFE: Mapping[State, Mapping[Happening, Transition]] = {
+    _S.WAITING: {
+        _H.CALL: _T(_S.CALLING),
+        _H.BREAK: _T(_S.ENDED, Status.FAILED),
+        _H.CANCEL: _CANCELLED,
+        _H.EXPIRE: _EXPIRED,
+    },
+    _S.CALLING: {
+        _H.ANSWER: _T(_S.LISTENING),
+        _H.BREAK: _T(_S.ENDED, Status.FAILED),
+        _H.RETRY: _T(_S.WAITING),
+        _H.CANCEL: _CANCELLED,
+        _H.EXPIRE: _EXPIRED,
+    },
+    _S.LISTENING: {
+        _H.DELTA: _T(_S.STREAMING),
+        _H.DONE: _T(_S.ENDED, Status.COMPLETED),
+        _H.BREAK: _T(_S.ENDED, Status.FAILED),
+        _H.RETRY: _T(_S.WAITING),
+        _H.CANCEL: _CANCELLED,
+        _H.EXPIRE: _EXPIRED,
+    },
+    _S.STREAMING: {
+        _H.DELTA: _T(_S.STREAMING),
+        _H.DONE: _T(_S.ENDED, Status.COMPLETED),
+        _H.BREAK: _T(_S.ENDED, Status.INTERRUPTED),
+        _H.CANCEL: _CANCELLED,
+        _H.EXPIRE: _EXPIRED,
+    },
+    _S.ENDED: {},
+}
+
+
+class Impossible(Exception):
+    """Something happened that the table has no row for: a bug in the caller, never the upstream's doing."""
+
+
+class Attempt:
+    """One attempt at a job. Times are ms since the epoch, given by the caller.
+
+    After `is_ended` nothing but `terminal` may be asked of it.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        attempt_id: str,
+        upstream: str,
+        cause: Cause,
+        now_ms: int,
+        max_event_bytes: int = 1 << 20,
+        scrub: Callable[[str], str] | None = None,
+    ) -> None:
+        self.job = job
+        self.id = attempt_id
+        self.state = State.WAITING
+        self.ledger = Ledger()
+        self.tries = 0
+        self.error: JobError | None = None
+        self.status: Status | None = None
+        self.first_delta_ms: int | None = None
+        self._upstream = upstream
+        self._cause: Cause = cause
+        self._opened_ms = now_ms
+        self._seq = 0
+        self._max_event_bytes = max_event_bytes
+        self._scrub = scrub or Redactor()
+        self._reader = ChunkReader(self.ledger)
+        self._parser = self._new_parser()
+
+    # What comes out
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the terminal event is all that is left."""
+        return self.state is State.ENDED
+
+    def started(self) -> Started:
+        """Return the attempt's first event."""
+        self._seq = 1
+        return Started(
+            job_id=self.job.job_id,
+            attempt=self.id,
+            ts=self._opened_ms,
+            model=self.job.model,
+            upstream=self._upstream,
+            cause=self._cause,
+            source=Source(*self.job.source),
+            metadata=self.job.metadata,
+        )
+
+    def terminal(self, now_ms: int) -> UsageEvent:
+        """Return the job's last event."""
+        assert self.status is not None, "the terminal event of an attempt that has not ended"
+        usage, source, method = self.ledger.settle(completed=self.status is Status.COMPLETED)
+        reasons = self._reader.finish_reasons
+        event = UsageEvent(
+            job_id=self.job.job_id,
+            attempt=self.id,
+            seq=self._seq,
+            ts=now_ms,
+            status=self.status,
+            finish_reasons={
+                str(index): reason for index, reason in sorted(reasons.items()) if reason is not None
+            },
+            usage=usage,
+            usage_source=source,
+            observed=self.ledger.observed,
+            error=self.error,
+            timing=self._timing(now_ms),
+            tries=self.tries,
+            metadata=self.job.metadata,
+        )
+        if method is not None:
+            event.estimate_method = method
+        return event
+
+    # What happens
+
+    def call(self) -> None:
+        """A try begins."""
+        self._move(Happening.CALL)
+        self.tries += 1
+
+    def answer(self) -> None:
+        """The upstream answered with an event stream; bytes follow."""
+        self._move(Happening.ANSWER)
+        self._reader = ChunkReader(self.ledger)
+        self._parser = self._new_parser()
+
+    def receive(self, data: bytes, now_ms: int) -> Iterator[DeltaEvent]:
+        """Take bytes of the event stream; hand out the delta events they give, one by one. May end the attempt.
+
+        An event counts as published when the next one is asked for. Who cannot publish one calls `fail` instead, and
+        it is as if the event had never been: its `seq` is the terminal event's.
+        """
+        self.ledger.bytes += len(data)
+        for event in self._parser.feed(data):
+            yield from self._read(event, now_ms)
+            if self.is_ended:
+                return
+        if self._parser.overflowed:
+            self._break(_protocol(f"the upstream sent an event of more than {self._max_event_bytes} bytes"))
+
+    def close(self, now_ms: int) -> Iterator[DeltaEvent]:
+        """Take the end of the response body, which may still hold the `[DONE]` that had no line end."""
+        for event in self._parser.close():
+            yield from self._read(event, now_ms)
+        if self.is_ended:
+            return
+        if self._reader.is_finished:  # some gateways send no [DONE]
+            self._move(Happening.DONE)
+        else:
+            self._break(self._truncated())
+
+    def fail(self, error: JobError) -> None:
+        """The try failed outside of what the stream said: a status, a broken connection, a timeout."""
+        self._move(Happening.BREAK, error)
+
+    def retry(self) -> None:
+        """The try failed and another one follows."""
+        self._move(Happening.RETRY)
+
+    def cancel(self, reason: str) -> None:
+        """A control record asked for the end."""
+        self._move(Happening.CANCEL, JobError(ErrorCode.CANCELLED, cut(reason) or "cancelled"))
+
+    def expire(self) -> None:
+        """The job's deadline passed."""
+        self._move(Happening.EXPIRE, JobError(ErrorCode.DEADLINE, "the job's deadline passed"))
+
+    # How
+
+    def _move(self, happening: Happening, error: JobError | None = None) -> None:
+        try:
+            to, status = LIFE[self.state][happening]
+        except KeyError:
+            raise Impossible(f"{happening.name} in {self.state.name}") from None
+        self.state = to
+        if status is not None:
+            self.status = status
+            self.error = self._clean(error)
+
+    def _read(self, event: ServerSentEvent, now_ms: int) -> Iterator[DeltaEvent]:
+        for news in self._reader.read(event):
+            if type(news) is ChunkDelta:
+                yield self._numbered(news, now_ms)
+                if self.is_ended:
+                    return
+                self._published(news, now_ms)
+            elif type(news) is Done:
+                self._move(Happening.DONE)
+                return
+            elif type(news) is Fault:
+                self._break(stream_error(news))
+                return
+
+    def _numbered(self, news: ChunkDelta, now_ms: int) -> DeltaEvent:
+        return DeltaEvent(
+            self.job.job_id,
+            self.id,
+            self._seq,
+            now_ms,
+            news.choice,
+            news.delta,
+            news.finish_reason,
+            news.logprobs,
+            news.chunk,
+            news.extra,
+        )
+
+    def _published(self, news: ChunkDelta, now_ms: int) -> None:
+        self._seq += 1
+        if news.choice is None:  # unknown members of a chunk without choices: told, but no delta
+            return
+        if self.state is not State.STREAMING:
+            self._move(Happening.DELTA)
+            self.first_delta_ms = now_ms
+        self.ledger.count_delta(news.delta)
+
+    def _break(self, error: JobError) -> None:
+        self._move(Happening.BREAK, error)
+
+    def _truncated(self) -> JobError:
+        unfinished = sum(reason is None for reason in self._reader.finish_reasons.values())
+        if unfinished:
+            message = f"the event stream ended without [DONE] and with {unfinished} unfinished choice(s)"
+        else:
+            message = "the event stream ended without [DONE] and without any choice"
+        return JobError(ErrorCode.TRUNCATED, message, 200, retriable=True)
+
+    def _timing(self, now_ms: int) -> Timing:
+        first = None if self.first_delta_ms is None else max(0, self.first_delta_ms - self._opened_ms)
+        queued = max(0, self._opened_ms - self.job.timestamp)
+        return Timing(queued=queued, first_delta=first, total=max(0, now_ms - self._opened_ms))
+
+    def _clean(self, error: JobError | None) -> JobError | None:
+        if error is None:
+            return None
+        upstream = None if error.upstream is None else cut(self._scrub(error.upstream))
+        return JobError(
+            error.code, cut(self._scrub(error.message)), error.http_status, upstream, error.retriable
+        )
+
+    def _new_parser(self) -> EventStreamParser:
+        return EventStreamParser(max_event_bytes=self._max_event_bytes, extra_fields=frozenset({b"error"}))
+
+
+def _protocol(message: str) -> JobError:
+    return JobError(ErrorCode.UPSTREAM_PROTOCOL, message, 200, retriable=False)

@@ -1,0 +1,207 @@
+"""The chunk reader: server-sent events of a chat completion in, deltas out.
+
+It takes every shape in the wire facts (§2-§7): nothing about a chunk is safe, neither its members nor their types.
+What it knows it places, what it does not know it keeps under `extra`, and it adds nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from streamworker.core.faults import cut, fault_in
+from streamworker.core.json import InvalidJSON, decode, decode_strict, encode, replace_surrogates
+from streamworker.model import ChunkDelta, Done, Fault, News
+
+if TYPE_CHECKING:
+    from streamworker.core.sse import ServerSentEvent
+    from streamworker.core.usage import Ledger
+
+__all__ = ["MAX_CHOICES", "ChunkReader"]
+
+MAX_CHOICES = 128
+"""Choices a stream may open. openai-node's bound for tool calls; no API offers more completions than that."""
+
+_DONE = Done()
+_BLANKS = b" \t\r\n\x0c"
+# The chunk's own members, told with the first delta and whenever one of them changes.
+_CHUNK_MEMBERS = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
+# `obfuscation` is padding against traffic analysis: dropped, as it is meant to be.
+_KNOWN_IN_CHUNK = frozenset({*_CHUNK_MEMBERS, "choices", "usage", "error", "obfuscation"})
+_KNOWN_IN_CHOICE = frozenset({"index", "delta", "finish_reason", "logprobs", "usage"})
+# One of these makes an object a chunk; without any it is a ping of some kind.
+_CHUNK_MARKS = frozenset({*_CHUNK_MEMBERS, "choices", "usage"})
+
+
+class ChunkReader:
+    """Reads the events of one try. Books chunks and usage reports into `ledger`; deltas are booked when published."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._chunk: dict[str, Any] | None = None
+        self.finish_reasons: dict[int, str | None] = {}
+        """Choice index → reason; None while the choice is unfinished."""
+        self._halves: dict[tuple[int, str], str] = {}
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every choice that was opened has its finish reason, and one was opened."""
+        return bool(self.finish_reasons) and None not in self.finish_reasons.values()
+
+    def read(self, event: ServerSentEvent) -> list[News]:
+        """Read one event: its deltas in the upstream's order, then what ends the stream, if this does."""
+        try:
+            payload = decode_strict(event.data)
+        except InvalidJSON:
+            return self._read_leniently(event)
+        if self._halves:
+            payload = self._repaired(payload)
+        return self._payload_news(payload, event)
+
+    def _read_leniently(self, event: ServerSentEvent) -> list[News]:
+        try:
+            payload = decode(event.data)
+        except InvalidJSON as error:
+            return self._not_json(event, error)
+        return self._payload_news(self._repaired(payload), event)
+
+    def _payload_news(self, payload: Any, event: ServerSentEvent) -> list[News]:
+        if type(payload) is list and len(payload) == 1:  # Google wraps errors in an array
+            payload = payload[0]
+        if type(payload) is dict:
+            return self._object(payload, event.type)
+        if payload is None:
+            return []
+        return [_protocol_fault("an event whose data is no JSON object", event.data)]
+
+    def _not_json(self, event: ServerSentEvent, error: InvalidJSON) -> list[News]:
+        text = event.data.strip(_BLANKS)
+        if text == b"[DONE]":
+            return [_DONE]
+        if not text:  # a bare `data:` is a keep-alive
+            return []
+        if event.type == "error":
+            return [Fault(message=cut(event.text), frame=cut(event.text))]
+        return [_protocol_fault(f"an event whose data is no JSON: {error}", event.data)]
+
+    def _object(self, payload: dict[str, Any], event_type: str) -> list[News]:
+        fault = fault_in(payload, event_type)
+        if fault is not None and not payload.get("choices"):
+            self._book_usage(payload, ())
+            return [fault]
+        if _CHUNK_MARKS.isdisjoint(payload):
+            return []
+        try:
+            news = self._chunk_news(payload)
+        except _Malformed as malformed:
+            news = [_protocol_fault(str(malformed), encode(payload))]
+        if fault is not None:
+            news.append(fault)
+        return news
+
+    def _chunk_news(self, payload: dict[str, Any]) -> list[News]:
+        self._ledger.chunks += 1
+        choices = payload.get("choices") or ()
+        if choices and type(choices) is not list:
+            raise _Malformed("a chunk whose choices are no array")
+        news: list[News] = [self._choice_news(choice) for choice in choices]
+        self._attach(payload, news)
+        self._book_usage(payload, choices)
+        return news
+
+    def _attach(self, payload: dict[str, Any], news: list[News]) -> None:
+        """Put what belongs to the whole chunk on its first delta, or on an event of its own where there is none."""
+        first = news[0] if news else None
+        if not _KNOWN_IN_CHUNK.issuperset(payload):
+            extra = {name: payload[name] for name in payload if name not in _KNOWN_IN_CHUNK}
+            if not isinstance(first, ChunkDelta) or (
+                first.extra and not extra.keys().isdisjoint(first.extra)
+            ):
+                first = ChunkDelta(None, {})
+                news.insert(0, first)
+            first.extra = {**extra, **(first.extra or {})}
+        if isinstance(first, ChunkDelta):
+            chunk = {name: payload[name] for name in _CHUNK_MEMBERS if name in payload}
+            if chunk != self._chunk:
+                first.chunk = self._chunk = chunk
+
+    def _choice_news(self, choice: Any) -> ChunkDelta:
+        if type(choice) is not dict:
+            raise _Malformed("a choice that is no object")
+        delta = choice.get("delta")
+        if delta is None:  # Azure's annotations have none
+            delta = {}
+        elif type(delta) is not dict:
+            raise _Malformed("a delta that is no object")
+        index = _index(choice.get("index"))
+        news = ChunkDelta(index, delta, self._finish(index, choice.get("finish_reason")))
+        if choice.get("logprobs") is not None:
+            news.logprobs = choice["logprobs"]
+        if not _KNOWN_IN_CHOICE.issuperset(choice):
+            news.extra = {name: choice[name] for name in choice if name not in _KNOWN_IN_CHOICE}
+        return news
+
+    def _finish(self, index: int, reason: Any) -> str | None:
+        """Note a choice's finish reason; the last non-null wins, and a repeated one is told once."""
+        reasons = self.finish_reasons
+        if index not in reasons:
+            if len(reasons) >= MAX_CHOICES:
+                raise _Malformed(f"more than {MAX_CHOICES} choices")
+            reasons[index] = None
+        if reason is None or reason == reasons[index]:
+            return None
+        reasons[index] = reason if isinstance(reason, str) else str(reason)
+        return reasons[index]
+
+    def _book_usage(self, payload: dict[str, Any], choices: list[Any] | tuple[()]) -> None:
+        usage = payload.get("usage")
+        if not usage:
+            usage = _elsewhere(payload, choices)
+        if usage and isinstance(usage, dict):
+            self._ledger.report(usage, final=self.is_finished)
+
+    def _repaired(self, payload: Any) -> Any:
+        """Make every string clean Unicode, joining characters that were cut in two over deltas.
+
+        A character beyond U+FFFF is two surrogates in JSON's escapes, and some upstreams end a delta between them. The
+        first half waits for the next delta of its choice and member; a half that stays alone becomes U+FFFD.
+        """
+        choices = payload.get("choices") if isinstance(payload, dict) else None
+        for choice in choices if isinstance(choices, list) else ():
+            if isinstance(choice, dict) and isinstance(delta := choice.get("delta"), dict):
+                for name, text in delta.items():
+                    if isinstance(text, str):
+                        delta[name] = self._join(text, choice, name)
+        return replace_surrogates(payload)
+
+    def _join(self, text: str, choice: dict[str, Any], name: str) -> str:
+        place = (_index(choice.get("index")), name)
+        text = self._halves.pop(place, "") + text
+        is_last = choice.get("finish_reason") is not None
+        if not is_last and "\ud800" <= text[-1:] <= "\udbff" and len(self._halves) < MAX_CHOICES:
+            self._halves[place] = text[-1]
+            return text[:-1]
+        return text
+
+
+class _Malformed(Exception):
+    """A chunk that cannot be read; the message says why, without its content."""
+
+
+def _protocol_fault(message: str, data: bytes) -> Fault:
+    return Fault(
+        message=f"the upstream sent {message}", frame=cut(data.decode("utf-8", "replace")), protocol=True
+    )
+
+
+def _index(index: Any) -> int:
+    """Read a choice's index; a missing or unusable one is 0."""
+    return index if type(index) is int else 0
+
+
+def _elsewhere(payload: dict[str, Any], choices: list[Any] | tuple[()]) -> Any:
+    """Look where some put usage: Groq under `x_groq`, Moonshot in the choice."""
+    groq = payload.get("x_groq")
+    if isinstance(groq, dict) and groq.get("usage"):
+        return groq["usage"]
+    found = [choice["usage"] for choice in choices if isinstance(choice, dict) and choice.get("usage")]
+    return found[-1] if found else None

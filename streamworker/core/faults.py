@@ -1,0 +1,140 @@
+"""What upstreams say when they fail, in all the shapes they say it (wire facts §6, §9), read into one.
+
+The same reading serves an error frame inside a stream and the body of an error status.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streamworker.core.json import InvalidJSON, decode, encode
+from streamworker.model import ErrorCode, Fault, JobError
+
+__all__ = [
+    "UPSTREAM_TEXT_LIMIT",
+    "cut",
+    "fault_in",
+    "fault_of_body",
+    "http_error",
+    "is_retriable",
+    "stream_error",
+]
+
+UPSTREAM_TEXT_LIMIT = 2048
+"""Bytes of an upstream's body or frame that a terminal event carries (contract §3)."""
+
+# What never succeeds by itself, whatever the status says: a 429 for an empty account is not a matter of waiting.
+_HOPELESS_KINDS = frozenset(
+    {
+        "insufficient_quota",
+        "billing_hard_limit_reached",
+        "billing_not_active",
+        "invalid_api_key",
+        "invalid_request_error",
+        "badrequesterror",
+        "authentication_error",
+        "permission_error",
+        "not_found_error",
+        "model_not_found",
+        "context_length_exceeded",
+        "content_filter",
+    }
+)
+_RETRIABLE_STATUSES = frozenset({408, 409, 429})
+
+
+def fault_in(payload: dict[str, Any], event_type: str) -> Fault | None:
+    """Find the error in one JSON object of a stream; None where there is none.
+
+    `error: null`, `{}` and `""` are no errors. A flat object is one if it says so (`"object": "error"`) or if its
+    event is called `error`.
+    """
+    if error := payload.get("error"):
+        return _fault(error, payload)
+    groq = payload.get("x_groq")
+    if isinstance(groq, dict) and (error := groq.get("error")):
+        return _fault(error, payload)
+    if payload.get("object") == "error" or (event_type == "error" and not payload.get("choices")):
+        return _fault(payload, payload)
+    return None
+
+
+def fault_of_body(body: bytes) -> Fault:
+    """Read the body of an error status: JSON in any of the known shapes, HTML, text, or nothing."""
+    frame = cut(body.decode("utf-8", "replace"))
+    try:
+        payload = decode(body)
+    except InvalidJSON:
+        return Fault(message=frame.strip(), frame=frame)
+    if isinstance(payload, list) and payload:  # Google wraps the object in an array
+        payload = payload[0]
+    if not isinstance(payload, dict):
+        return Fault(message=frame.strip(), frame=frame)
+    fault = fault_in(payload, "error") or _fault(payload, payload)
+    return Fault(message=fault.message, frame=frame, status=fault.status, kind=fault.kind)
+
+
+def http_error(status: int, body: bytes) -> JobError:
+    """Say what an answer with an error status means for the job."""
+    fault = fault_of_body(body)
+    code = _code_of_status(status)
+    message = fault.message or f"the upstream answered {status} with an empty body"
+    return JobError(code, message, status, fault.frame or None, is_retriable(status, fault.kind))
+
+
+def stream_error(fault: Fault) -> JobError:
+    """Say what an error inside a 200 stream means for the job. `http_status` is the response's own."""
+    if fault.protocol:
+        return JobError(ErrorCode.UPSTREAM_PROTOCOL, fault.message, 200, fault.frame, retriable=True)
+    retriable = is_retriable(fault.status or 500, fault.kind)
+    return JobError(ErrorCode.UPSTREAM_ERROR, fault.message, 200, fault.frame, retriable)
+
+
+def is_retriable(status: int, kind: str | None) -> bool:
+    """Whether the same call may succeed later."""
+    if kind is not None and kind.lower() in _HOPELESS_KINDS:
+        return False
+    return status in _RETRIABLE_STATUSES or status >= 500 or status < 400
+
+
+def cut(text: str, limit: int = UPSTREAM_TEXT_LIMIT) -> str:
+    """Shorten to at most `limit` bytes of UTF-8, never inside a character."""
+    data = text.encode("utf-8", "replace")
+    return text if len(data) <= limit else data[:limit].decode("utf-8", "ignore")
+
+
+def _code_of_status(status: int) -> ErrorCode:
+    if status in {401, 403}:
+        return ErrorCode.AUTH
+    if status == 429:
+        return ErrorCode.RATE_LIMITED
+    if 400 <= status < 500:
+        return ErrorCode.UPSTREAM_REJECTED
+    return ErrorCode.UPSTREAM_UNAVAILABLE
+
+
+def _fault(error: Any, payload: dict[str, Any]) -> Fault:
+    frame = cut(encode(payload).decode())
+    if not isinstance(error, dict):
+        kind = payload.get("error_type") or payload.get("code")
+        return Fault(message=_text(error), frame=frame, status=_number(payload.get("code")), kind=_name(kind))
+    code = error.get("code")
+    message = error.get("message") or error.get("detail") or error.get("error") or error.get("msg")
+    # LiteLLM writes the string "None" where it knows no type.
+    kind = _name(code) or _name(error.get("type"))
+    return Fault(message=_text(message or error), frame=frame, status=_number(code), kind=kind)
+
+
+def _text(value: Any) -> str:
+    return cut(value if isinstance(value, str) else encode(value).decode())
+
+
+def _number(code: Any) -> int | None:
+    """Read a code that is a number, or a string of digits (LiteLLM), within HTTP's range."""
+    if isinstance(code, str) and code.isascii() and code.isdigit() and len(code) == 3:
+        code = int(code)
+    return code if isinstance(code, int) and not isinstance(code, bool) and 100 <= code <= 599 else None
+
+
+def _name(kind: Any) -> str | None:
+    return kind if isinstance(kind, str) and kind not in {"", "None"} and not kind.isdigit() else None

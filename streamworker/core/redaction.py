@@ -1,0 +1,39 @@
+"""Keep secrets out of what an upstream makes us say. Error bodies echo keys, headers and URLs."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Redactor"]
+
+_MASK = "***"
+_SHAPES = re.compile(
+    r"""(?ix)
+    (?P<keep>  \b(?:bearer|basic)\s+
+             | \b(?:api[-_ ]?key|x-api-key|access[-_]token|client[-_]secret|password|passwd)["']?\s*[:=]\s*["']?
+             | ://[^\s/:@"']*: (?=[^\s/@"']+@)
+    ) [^\s"'&,;@}]+
+    | \b(?:sk|pk|rk|gsk|hf|xai|csk|fw)[-_][A-Za-z0-9*_-]{8,}
+    """,
+)
+
+
+class Redactor:
+    """Replaces known secrets, and what looks like one, by `***`. Call it with a text."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        # The longest first: one secret may hold another. Very short ones would blot out ordinary words.
+        self._secrets = sorted({secret for secret in secrets if len(secret) >= 4}, key=len, reverse=True)
+
+    def __call__(self, text: str) -> str:
+        """Return the text without secrets."""
+        for secret in self._secrets:
+            text = text.replace(secret, _MASK)
+        return _SHAPES.sub(lambda match: (match["keep"] or "") + _MASK, text)
+
+    def __repr__(self) -> str:
+        return f"<Redactor of {len(self._secrets)} secrets>"

@@ -1,0 +1,64 @@
+"""How a job can end, in the contract's words (§3)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+__all__ = ["ErrorCode", "JobError", "Status", "UsageSource"]
+
+
+class Status(StrEnum):
+    """The terminal event's `status`."""
+
+    COMPLETED = "completed"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    REJECTED = "rejected"
+
+
+class ErrorCode(StrEnum):
+    """The terminal event's `error.code`."""
+
+    INVALID_JOB = "invalid_job"
+    UNKNOWN_UPSTREAM = "unknown_upstream"
+    AUTH = "auth"
+    RATE_LIMITED = "rate_limited"
+    UPSTREAM_REJECTED = "upstream_rejected"
+    UPSTREAM_UNAVAILABLE = "upstream_unavailable"
+    TIMEOUT_CONNECT = "timeout_connect"
+    TIMEOUT_FIRST_DELTA = "timeout_first_delta"
+    TIMEOUT_IDLE = "timeout_idle"
+    TRUNCATED = "truncated"
+    UPSTREAM_ERROR = "upstream_error"
+    UPSTREAM_PROTOCOL = "upstream_protocol"
+    DEADLINE = "deadline"
+    CANCELLED = "cancelled"
+    MAX_DELIVERIES = "max_deliveries"
+    TOO_LARGE = "too_large"
+
+
+class UsageSource(StrEnum):
+    """Where the terminal event's `usage` comes from."""
+
+    UPSTREAM = "upstream"
+    UPSTREAM_PARTIAL = "upstream_partial"
+    ESTIMATED = "estimated"
+    NONE = "none"
+
+
+class JobError(msgspec.Struct, frozen=True):
+    """Why a job did not complete.
+
+    `message` keeps the upstream's own words. `upstream` is the body or frame it sent, cut at 2 KiB, secrets removed.
+    `retriable` says whether the same call may succeed later.
+    """
+
+    code: ErrorCode
+    message: str
+    http_status: int | None = None
+    upstream: str | None = None
+    retriable: bool = False

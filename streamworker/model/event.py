@@ -1,0 +1,94 @@
+"""The events we publish (contract §3). Field order is the order on the wire, after the `type` tag."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from streamworker.model.ending import JobError, Status, UsageSource
+
+__all__ = ["Cause", "DeltaEvent", "Event", "Observed", "Source", "Started", "Timing", "UsageEvent"]
+
+Cause = Literal["new", "redelivered", "restart"]
+"""Why an attempt was opened."""
+
+
+class Source(msgspec.Struct, frozen=True):
+    """The job record's coordinates."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Started(msgspec.Struct, tag_field="type", tag="started", kw_only=True):
+    """The first event of every attempt: `seq` 0. `ts` is ms since the epoch on the worker's clock."""
+
+    v: Literal[1] = 1
+    job_id: str
+    attempt: str
+    seq: int = 0
+    ts: int
+    model: str
+    upstream: str
+    cause: Cause
+    source: Source
+    metadata: dict[str, str]
+
+
+class DeltaEvent(msgspec.Struct, tag_field="type", tag="delta", gc=False):
+    """One choice delta. Positional, because it is made once per delta."""
+
+    job_id: str
+    attempt: str
+    seq: int
+    ts: int
+    choice: int | None
+    delta: dict[str, Any]
+    finish_reason: str | None
+    logprobs: Any = msgspec.UNSET
+    chunk: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    extra: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    v: Literal[1] = 1
+
+
+class Observed(msgspec.Struct, frozen=True):
+    """What really passed. `chars` are Unicode code points, `bytes` is the response body as received."""
+
+    deltas: int = 0
+    chunks: int = 0
+    content_chars: int = 0
+    reasoning_chars: int = 0
+    bytes: int = 0
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """Milliseconds: record timestamp → start, start → first delta (None: there was none), start → end."""
+
+    queued: int
+    first_delta: int | None
+    total: int
+
+
+class UsageEvent(msgspec.Struct, tag_field="type", tag="usage", kw_only=True):
+    """The terminal event: the last of a job, exactly one."""
+
+    v: Literal[1] = 1
+    job_id: str
+    attempt: str
+    seq: int
+    ts: int
+    status: Status
+    finish_reasons: dict[str, str]
+    usage: dict[str, Any] | None
+    usage_source: UsageSource
+    estimate_method: str | msgspec.UnsetType = msgspec.UNSET
+    observed: Observed
+    error: JobError | None
+    timing: Timing
+    tries: int
+    metadata: dict[str, str]
+
+
+Event = Started | DeltaEvent | UsageEvent

@@ -1,0 +1,67 @@
+"""What Kafka stores, as values: coordinates, records in, records out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+__all__ = ["Coordinates", "Headers", "Outgoing", "Partition", "Record"]
+
+Headers = tuple[tuple[str, bytes], ...]
+"""Kafka record headers: names may repeat, values are bytes."""
+
+
+class Partition(NamedTuple):
+    """A topic-partition."""
+
+    topic: str
+    partition: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}-{self.partition}"
+
+
+class Coordinates(NamedTuple):
+    """Where one record lies in the log."""
+
+    topic: str
+    partition: int
+    offset: int
+
+    @property
+    def of(self) -> Partition:
+        """The topic-partition that holds the record."""
+        return Partition(self.topic, self.partition)
+
+    def __str__(self) -> str:
+        return f"{self.topic}-{self.partition}-{self.offset}"
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A record as it was fetched: bytes, nothing decoded. `timestamp` is in ms since the epoch."""
+
+    at: Coordinates
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes that the record keeps in memory while its job is open."""
+        return len(self.key or b"") + len(self.value or b"") + sum(len(k) + len(v) for k, v in self.headers)
+
+
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
+    """A record to be written. `to` is chosen once per job, so that a job's events stay in one partition."""
+
+    to: Partition
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of payload, without Kafka's few bytes of framing."""
+        return len(self.key or b"") + len(self.value or b"") + sum(len(k) + len(v) for k, v in self.headers)

@@ -1,0 +1,195 @@
+"""The ends of the pipe, as small protocols. `worker` speaks to these; `kafka`, `upstream` and `telemetry` are behind.
+
+What an adapter may raise is part of its contract; anything else is a bug.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from streamworker.model import ErrorCode, Headers, Job, Outgoing, Partition, Record, Rejection, UsageEvent
+
+__all__ = [
+    "Assignments",
+    "Clock",
+    "CommitPoint",
+    "Committer",
+    "Committers",
+    "Observer",
+    "Receipt",
+    "Sink",
+    "Source",
+    "Upstream",
+]
+
+
+class Clock(Protocol):
+    """Time, so that tests can turn it."""
+
+    def now_ms(self) -> int:
+        """Milliseconds since the epoch, for what others read."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds of a clock that never jumps, for waiting."""
+        ...
+
+
+class CommitPoint(NamedTuple):
+    """What is committed for a partition: the next offset to read, and the offset map in the metadata."""
+
+    offset: int
+    metadata: str = ""
+
+
+class Assignments(Protocol):
+    """Is told which partitions are ours. Called in the consumer's own task: it must return at once."""
+
+    def assigned(self, partitions: frozenset[Partition], *, is_continuous: bool) -> None:
+        """These are ours now, all of them.
+
+        `is_continuous` is false when a generation passed without us: another worker may have owned, and given back,
+        what we still think ours.
+        """
+        ...
+
+
+class Source(Protocol):
+    """The consumer group's side of the job topics."""
+
+    async def start(self, assignments: Assignments) -> None:
+        """Join the group. Raises KafkaError."""
+        ...
+
+    async def receive(self, partitions: Collection[Partition], limit: int) -> list[Record]:
+        """Return records of these partitions, at most `limit`, waiting a moment for them. Raises KafkaError."""
+        ...
+
+    def seek(self, partition: Partition, offset: int) -> None:
+        """Read this partition from here on."""
+        ...
+
+    async def stop(self) -> None:
+        """Leave the group. Bounded in time."""
+        ...
+
+
+class Receipt(Protocol):
+    """What one job is owed by the sink: the acknowledgement of everything it published."""
+
+    async def settled(self) -> None:
+        """Wait until every record is acknowledged. Raises RecordTooLarge if the broker refused one."""
+        ...
+
+
+class Sink(Protocol):
+    """Where deltas go: in order per partition, acknowledged by all in-sync replicas."""
+
+    def receipt(self) -> Receipt:
+        """Open an account for a job."""
+        ...
+
+    def publish(self, record: Outgoing, receipt: Receipt) -> None:
+        """Take a record. Never waits; ask `has_room` first and wait for `room` if it says no."""
+        ...
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the broker keeps up. While it does not, whoever has more to publish waits."""
+        ...
+
+    async def room(self) -> None:
+        """Wait until there is room."""
+        ...
+
+    def partition_for(self, topic: str, key: bytes) -> Partition:
+        """Choose the partition as Kafka's default partitioner does. Raises KafkaRefused for an unknown topic."""
+        ...
+
+
+class Committer(Protocol):
+    """How one assigned partition's progress becomes durable."""
+
+    async def open(self) -> CommitPoint | None:
+        """Shut out the former owner, then read what was committed; None if nothing was. Raises KafkaError."""
+        ...
+
+    async def commit(self, records: Sequence[Outgoing], point: CommitPoint) -> None:
+        """Write the records and the point. Retries what may pass by itself.
+
+        Raises:
+            Fenced: another worker owns the partition; nothing was written.
+            RecordTooLarge: one of the records is refused; nothing was written.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go. Bounded in time; never raises."""
+        ...
+
+
+class Committers(Protocol):
+    """Makes a committer per assigned partition."""
+
+    def committer(self, partition: Partition) -> Committer:
+        """Return a new one, not opened."""
+        ...
+
+
+class Upstream(Protocol):
+    """One configured upstream."""
+
+    def call(
+        self, body: bytes, headers: Mapping[str, str]
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Open a streaming completion: entering waits for the answer, the iterator gives the body as it comes.
+
+        Leaving early closes the connection, so that the upstream stops generating. Raises UpstreamError, while
+        entering and while iterating.
+        """
+        ...
+
+
+class Observer(Protocol):
+    """Is told what happened, for logs, metrics and traces. Must neither raise nor wait."""
+
+    def job_started(self, job: Job, upstream: str) -> None:
+        """A job was taken up."""
+        ...
+
+    def first_delta(self, upstream: str, seconds: float) -> None:
+        """An attempt got its first delta so long after it started."""
+        ...
+
+    def deltas_published(self, count: int) -> None:
+        """So many delta events were handed to the sink."""
+        ...
+
+    def job_ended(self, event: UsageEvent, job: Job, upstream: str) -> None:
+        """A terminal event is durable."""
+        ...
+
+    def job_rejected(self, rejection: Rejection, code: ErrorCode) -> None:
+        """A record was no valid job; its dead letter and its terminal event are durable."""
+        ...
+
+    def job_abandoned(self, job: Job, reason: str) -> None:
+        """A job was let go without a terminal event; its next owner runs it."""
+        ...
+
+    def tombstone_skipped(self, partition: Partition) -> None:
+        """A record without a value was passed over."""
+        ...
+
+    def partitions_changed(self, owned: int, gained: int, lost: int) -> None:
+        """A rebalance ended."""
+        ...
+
+
+def trace_headers(trace: Headers) -> dict[str, str]:
+    """Return trace-context record headers as HTTP headers; values that are no ASCII are left out."""
+    return {name: value.decode() for name, value in trace if value.isascii()}
