@@ -41,6 +41,8 @@ lock: $(READY) ## pin every dependency again, with hashes
 		--all-extras --group dev --custom-compile-command "make lock" $(ARGS) pyproject.toml -o requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 		--constraint requirements/dev.txt --custom-compile-command "make lock" $(ARGS) pyproject.toml -o requirements/runtime.txt
+	echo hatchling | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
+		--constraint requirements/dev.txt --custom-compile-command "make lock" $(ARGS) - -o requirements/build.txt
 
 clean: ## remove the environment and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache .import_linter_cache dist

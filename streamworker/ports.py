@@ -5,18 +5,28 @@ What an adapter may raise is part of its contract; anything else is a bug.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from streamworker.model import ErrorCode, Headers, Job, Outgoing, Partition, Record, Rejection, UsageEvent
+    from streamworker.model import (
+        CommitPoint,
+        ErrorCode,
+        Headers,
+        Job,
+        Outgoing,
+        Partition,
+        Record,
+        Rejection,
+        UsageEvent,
+    )
 
 __all__ = [
+    "Answer",
     "Assignments",
     "Clock",
-    "CommitPoint",
     "Committer",
     "Committers",
     "Observer",
@@ -39,21 +49,14 @@ class Clock(Protocol):
         ...
 
 
-class CommitPoint(NamedTuple):
-    """What is committed for a partition: the next offset to read, and the offset map in the metadata."""
-
-    offset: int
-    metadata: str = ""
-
-
 class Assignments(Protocol):
     """Is told which partitions are ours. Called in the consumer's own task: it must return at once."""
 
     def assigned(self, partitions: frozenset[Partition], *, is_continuous: bool) -> None:
         """These are ours now, all of them.
 
-        `is_continuous` is false when a generation passed without us: another worker may have owned, and given back,
-        what we still think ours.
+        `is_continuous` is false when we were out of the group in between: another worker may have owned, and given
+        back, what we still think ours.
         """
         ...
 
@@ -66,11 +69,18 @@ class Source(Protocol):
         ...
 
     async def receive(self, partitions: Collection[Partition], limit: int) -> list[Record]:
-        """Return records of these partitions, at most `limit`, waiting a moment for them. Raises KafkaError."""
+        """Return records of these partitions, at most `limit`, waiting a moment for them. Raises KafkaError.
+
+        Without partitions it returns at once; it is called all the same, so that the group's errors are seen.
+        """
         ...
 
     def seek(self, partition: Partition, offset: int) -> None:
         """Read this partition from here on."""
+        ...
+
+    async def confirm_membership(self) -> bool:
+        """Ask the group's coordinator whether we still are a member."""
         ...
 
     async def stop(self) -> None:
@@ -114,8 +124,8 @@ class Sink(Protocol):
 class Committer(Protocol):
     """How one assigned partition's progress becomes durable."""
 
-    async def open(self) -> CommitPoint | None:
-        """Shut out the former owner, then read what was committed; None if nothing was. Raises KafkaError."""
+    async def open(self) -> CommitPoint:
+        """Shut out the former owner, then read what was committed, or where the log begins. Raises KafkaError."""
         ...
 
     async def commit(self, records: Sequence[Outgoing], point: CommitPoint) -> None:
@@ -140,16 +150,25 @@ class Committers(Protocol):
         ...
 
 
+class Answer(Protocol):
+    """An upstream's answer: the body of its event stream, as it comes."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Go through the body. Raises UpstreamError when the connection breaks."""
+        ...
+
+    async def drain(self) -> None:
+        """After the end was seen: read on for a moment, so that the connection can serve the next call."""
+        ...
+
+
 class Upstream(Protocol):
     """One configured upstream."""
 
-    def call(
-        self, body: bytes, headers: Mapping[str, str]
-    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Open a streaming completion: entering waits for the answer, the iterator gives the body as it comes.
+    def call(self, body: bytes, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Answer]:
+        """Open a streaming completion; entering waits for the answer. Raises UpstreamError.
 
-        Leaving early closes the connection, so that the upstream stops generating. Raises UpstreamError, while
-        entering and while iterating.
+        Leaving before the end of the body closes the connection, so that the upstream stops generating.
         """
         ...
 
@@ -183,6 +202,10 @@ class Observer(Protocol):
 
     def tombstone_skipped(self, partition: Partition) -> None:
         """A record without a value was passed over."""
+        ...
+
+    def record_skipped(self, partition: Partition) -> None:
+        """A record was delivered that is finished already, or that runs."""
         ...
 
     def partitions_changed(self, owned: int, gained: int, lost: int) -> None:

@@ -2,33 +2,64 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import msgspec
 
 from streamworker.core.json import encode
-from streamworker.model import DeltaEvent, Event, Headers, Started, UsageEvent
+from streamworker.model import DeltaEvent, Event, Headers, Outgoing, Partition, Started, UsageEvent
 
-__all__ = ["encode_event", "headers_of", "read_event"]
+__all__ = ["EventWriter", "read_event"]
 
-_CONTENT_TYPE = ("content-type", b"application/json")
-_TYPES = {Started: b"started", DeltaEvent: b"delta", UsageEvent: b"usage"}
-_HEADERS: dict[type, Headers] = {
-    kind: (_CONTENT_TYPE, ("streamworker-type", name)) for kind, name in _TYPES.items()
-}
+_TYPES = {Started: "started", DeltaEvent: "delta", UsageEvent: "usage"}
 _ENCODER = msgspec.json.Encoder()
 
 
-def encode_event(event: Event) -> bytes:
-    """Return the record value: compact JSON in UTF-8."""
+class EventWriter:
+    """Makes records of events, as plain JSON or as CloudEvents 1.0 in the Kafka binding's binary mode."""
+
+    def __init__(self, *, cloud_source: str | None = None) -> None:
+        """Write CloudEvents if a `ce_source` is given."""
+        self._headers: dict[type, Headers] = {
+            kind: _headers(name, cloud_source) for kind, name in _TYPES.items()
+        }
+        self._is_cloud = cloud_source is not None
+
+    def write(self, event: Event, to: Partition, key: bytes, trace: Headers = ()) -> Outgoing:
+        """Return the event's record. `trace` goes on the first and the last event only: deltas are many."""
+        headers = self._headers[type(event)]
+        if self._is_cloud:
+            headers += _cloud_headers(event)
+        if type(event) is not DeltaEvent:
+            headers += trace
+        return Outgoing(to, key, _encoded(event), headers)
+
+
+def _encoded(event: Event) -> bytes:
     try:
         return _ENCODER.encode(event)
     except UnicodeEncodeError:
         return encode(event)
 
 
-def headers_of(event: Event, trace: Headers = ()) -> Headers:
-    """Return the record headers. `trace` goes on the first and the last event only: deltas are many."""
-    headers = _HEADERS[type(event)]
-    return headers if type(event) is DeltaEvent else headers + trace
+def _headers(name: str, cloud_source: str | None) -> Headers:
+    headers: Headers = (("content-type", b"application/json"), ("streamworker-type", name.encode()))
+    if cloud_source is None:
+        return headers
+    cloud = (("ce_specversion", b"1.0"), ("ce_type", f"dev.streamworker.{name}.v1".encode()))
+    return (*headers, *cloud, ("ce_source", cloud_source.encode()))
+
+
+def _cloud_headers(event: Event) -> Headers:
+    return (
+        ("ce_id", f"{event.job_id}/{event.attempt}/{event.seq}".encode()),
+        ("ce_subject", event.job_id.encode()),
+        ("ce_time", _rfc3339(event.ts).encode()),
+    )
+
+
+def _rfc3339(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class _Common(msgspec.Struct, frozen=True):

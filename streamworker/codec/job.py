@@ -15,6 +15,10 @@ __all__ = ["JOB_ID_PATTERN", "job_id_of", "read_job", "request_body", "trace_of"
 
 JOB_ID_PATTERN = r"^[A-Za-z0-9._:-]{1,200}$"
 MAX_METADATA = 16
+MAX_FAULTS = 20
+"""Faults that are told one by one; a record may have as many as it has members."""
+MAX_NAME = 64
+"""Characters told of a member's name, which is the sender's own text."""
 TRACE_HEADERS = ("traceparent", "tracestate")
 
 _JOB_ID = re.compile(JOB_ID_PATTERN + r"\Z")
@@ -52,7 +56,9 @@ def read_job(record: Record, *, max_bytes: int = 1 << 20) -> Job | Rejection:
     except _NotAnObject as fault:
         return _rejection(record, default_id, [str(fault)])
     faults = [
-        f"{name}: is not a member of a job" for name in members if name not in _MEMBERS and name != "request"
+        f"{name[:MAX_NAME]}: is not a member of a job"
+        for name in members
+        if name not in _MEMBERS and name != "request"
     ]
     values = _read_members(members, faults)
     job_id = values.pop("job_id", default_id)
@@ -101,9 +107,14 @@ def _rejection(record: Record, job_id: str, faults: list[str]) -> Rejection:
         job_id=job_id,
         source=record.at,
         timestamp=record.timestamp,
-        faults=tuple(faults),
+        faults=_bounded(faults),
         trace=trace_of(record.headers),
     )
+
+
+def _bounded(faults: list[str]) -> tuple[str, ...]:
+    more = len(faults) - MAX_FAULTS
+    return (*faults[:MAX_FAULTS], f"and {more} more") if more > 0 else tuple(faults)
 
 
 def _members(value: bytes, max_bytes: int) -> dict[str, msgspec.Raw]:
@@ -180,12 +191,13 @@ def _beyond_types(name: str, values: dict[str, Any]) -> str | None:
 
 def _read_deadline(text: str, values: dict[str, Any]) -> str | None:
     try:
-        if not _RFC3339.match(text):
-            raise ValueError
         values["deadline"] = datetime.fromisoformat(text.upper()).timestamp()
     except (ValueError, OverflowError):
-        return "is not an RFC 3339 time with a zone, such as 2030-01-31T12:00:00Z"
-    return None
+        pass
+    else:
+        if _RFC3339.match(text):
+            return None
+    return "is not an RFC 3339 time with a zone, such as 2030-01-31T12:00:00Z"
 
 
 def _read_request(raw: msgspec.Raw | None, faults: list[str]) -> tuple[str, dict[str, msgspec.Raw]]:

@@ -60,6 +60,7 @@ class Happening(Enum):
     RETRY = "the try failed and another one may follow"
     CANCEL = "a control record asked for the end"
     EXPIRE = "the job's deadline passed"
+    REFUSE = "the broker refused a delta that was published"
 
 
 class Transition(NamedTuple):
@@ -101,7 +102,8 @@ LIFE: Mapping[State, Mapping[Happening, Transition]] = {
         _H.CANCEL: _CANCELLED,
         _H.EXPIRE: _EXPIRED,
     },
-    _S.ENDED: {},
+    # The broker's word on a delta may come after the stream's end, and changes what the end was.
+    _S.ENDED: {_H.REFUSE: _T(_S.ENDED, Status.INTERRUPTED)},
 }
 
 
@@ -136,7 +138,7 @@ class Attempt:
         self.first_delta_ms: int | None = None
         self._upstream = upstream
         self._cause: Cause = cause
-        self._opened_ms = now_ms
+        self.opened_ms = now_ms
         self._seq = 0
         self._max_event_bytes = max_event_bytes
         self._scrub = scrub or Redactor()
@@ -156,7 +158,7 @@ class Attempt:
         return Started(
             job_id=self.job.job_id,
             attempt=self.id,
-            ts=self._opened_ms,
+            ts=self.opened_ms,
             model=self.job.model,
             upstream=self._upstream,
             cause=self._cause,
@@ -217,16 +219,20 @@ class Attempt:
         if self._parser.overflowed:
             self._break(_protocol(f"the upstream sent an event of more than {self._max_event_bytes} bytes"))
 
-    def close(self, now_ms: int) -> Iterator[DeltaEvent]:
-        """Take the end of the response body, which may still hold the `[DONE]` that had no line end."""
+    def close(self, now_ms: int, *, broken: JobError | None = None) -> Iterator[DeltaEvent]:
+        """Take the end of the response body; `broken` says how the connection broke, if it did.
+
+        The rest may still hold the `[DONE]` that had no line end. Where every choice has its finish reason nothing is
+        missing, however the body ended: some gateways send no `[DONE]`.
+        """
         for event in self._parser.close():
             yield from self._read(event, now_ms)
-        if self.is_ended:
-            return
-        if self._reader.is_finished:  # some gateways send no [DONE]
+            if self.is_ended:
+                return
+        if self._reader.is_finished:
             self._move(Happening.DONE)
         else:
-            self._break(self._truncated())
+            self._break(broken or self._truncated())
 
     def fail(self, error: JobError) -> None:
         """The try failed outside of what the stream said: a status, a broken connection, a timeout."""
@@ -243,6 +249,10 @@ class Attempt:
     def expire(self) -> None:
         """The job's deadline passed."""
         self._move(Happening.EXPIRE, JobError(ErrorCode.DEADLINE, "the job's deadline passed"))
+
+    def refuse(self, error: JobError) -> None:
+        """The broker refused a delta; readers miss it, and the terminal event has to say so."""
+        self._move(Happening.REFUSE, error)
 
     # How
 
@@ -285,13 +295,14 @@ class Attempt:
         )
 
     def _published(self, news: ChunkDelta, now_ms: int) -> None:
+        if (
+            news.choice is not None
+        ):  # None: unknown members of a chunk without choices are told, but are no delta
+            if self.state is not State.STREAMING:
+                self._move(Happening.DELTA)
+                self.first_delta_ms = now_ms
+            self.ledger.count_delta(news.delta)
         self._seq += 1
-        if news.choice is None:  # unknown members of a chunk without choices: told, but no delta
-            return
-        if self.state is not State.STREAMING:
-            self._move(Happening.DELTA)
-            self.first_delta_ms = now_ms
-        self.ledger.count_delta(news.delta)
 
     def _break(self, error: JobError) -> None:
         self._move(Happening.BREAK, error)
@@ -305,9 +316,9 @@ class Attempt:
         return JobError(ErrorCode.TRUNCATED, message, 200, retriable=True)
 
     def _timing(self, now_ms: int) -> Timing:
-        first = None if self.first_delta_ms is None else max(0, self.first_delta_ms - self._opened_ms)
-        queued = max(0, self._opened_ms - self.job.timestamp)
-        return Timing(queued=queued, first_delta=first, total=max(0, now_ms - self._opened_ms))
+        first = None if self.first_delta_ms is None else max(0, self.first_delta_ms - self.opened_ms)
+        queued = max(0, self.opened_ms - self.job.timestamp)
+        return Timing(queued=queued, first_delta=first, total=max(0, now_ms - self.opened_ms))
 
     def _clean(self, error: JobError | None) -> JobError | None:
         if error is None:

@@ -147,10 +147,13 @@ class ChunkReader:
             if len(reasons) >= MAX_CHOICES:
                 raise _Malformed(f"more than {MAX_CHOICES} choices")
             reasons[index] = None
-        if reason is None or reason == reasons[index]:
+        if reason is None or reason == "":  # some gateways write "" where others write null
             return None
-        reasons[index] = reason if isinstance(reason, str) else str(reason)
-        return reasons[index]
+        told = reason if isinstance(reason, str) else str(reason)
+        if told == reasons[index]:
+            return None
+        reasons[index] = told
+        return told
 
     def _book_usage(self, payload: dict[str, Any], choices: list[Any] | tuple[()]) -> None:
         usage = payload.get("usage")

@@ -8,11 +8,18 @@ there the standard library reads on.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-__all__ = ["InvalidJSON", "decode", "decode_strict", "encode", "replace_surrogates"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["MAX_DEPTH", "InvalidJSON", "decode", "decode_strict", "encode", "replace_surrogates"]
+
+MAX_DEPTH = 128
+"""Levels that one text may nest, serde_json's number. What is read here is written elsewhere, deeper in the call stack:
+without a limit of our own the same value could be read and then not written."""
 
 _DECODER = msgspec.json.Decoder()
 _ENCODER = msgspec.json.Encoder()
@@ -29,7 +36,7 @@ def decode_strict(text: bytes) -> Any:
         InvalidJSON: it is not that. `decode` may still read it.
     """
     try:
-        return _DECODER.decode(text)
+        return _not_too_deep(_DECODER.decode(text), text)
     except RecursionError:
         raise InvalidJSON("nested too deeply") from None
     except ValueError as error:  # msgspec's errors and UnicodeDecodeError both are
@@ -47,7 +54,8 @@ def decode(text: bytes) -> Any:
     except InvalidJSON:
         pass
     try:
-        return json.loads(text.decode("utf-8", "replace"), parse_constant=_refuse, parse_float=_finite)
+        value = json.loads(text.decode("utf-8", "replace"), parse_constant=_refuse, parse_float=_finite)
+        return _not_too_deep(value, text)
     except RecursionError:
         raise InvalidJSON("nested too deeply") from None
     except ValueError as error:
@@ -71,6 +79,23 @@ def replace_surrogates(value: Any) -> Any:
     if isinstance(value, dict):
         return {replace_surrogates(key): replace_surrogates(item) for key, item in value.items()}
     return value
+
+
+def _not_too_deep(value: Any, text: bytes) -> Any:
+    # Depth costs two brackets a level, so that short texts, which is nearly all, are not looked at.
+    if len(text) > 2 * MAX_DEPTH and text.count(b"[") + text.count(b"{") > MAX_DEPTH:
+        level = [value]
+        for _ in range(MAX_DEPTH):
+            level = [item for container in level for item in _items(container)]
+        if any(type(item) in {list, dict} for item in level):
+            raise RecursionError
+    return value
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if type(value) is dict:
+        return value.values()
+    return value if type(value) is list else ()
 
 
 def _refuse(constant: str) -> Any:

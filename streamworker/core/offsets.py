@@ -29,6 +29,7 @@ class OffsetTracker:
         self._incomplete: set[int] = set()
         self._order: list[int] = []  # heap of incomplete offsets; finished ones leave it lazily
         self._finished: set[int] = {offset for offset in finished if offset >= committed}
+        self._finished_order = sorted(self._finished)  # a heap of the same, to forget them in order
         self._highest_succeeded = committed - 1
 
     def begin(self, offset: int) -> bool:
@@ -46,6 +47,7 @@ class OffsetTracker:
         """Note that nothing is owed for this offset any more. It must be open."""
         self._incomplete.remove(offset)
         self._finished.add(offset)
+        heappush(self._finished_order, offset)
         self._succeed(offset)
 
     def is_finished(self, offset: int) -> bool:
@@ -74,6 +76,6 @@ class OffsetTracker:
         while self._order and self._order[0] not in self._incomplete:
             heappop(self._order)
         lowest = self._order[0] if self._order else self._highest_succeeded + 1
-        if lowest > self._position:
-            self._position = lowest
-            self._finished = {offset for offset in self._finished if offset >= lowest}
+        self._position = max(self._position, lowest)
+        while self._finished_order and self._finished_order[0] < self._position:
+            self._finished.remove(heappop(self._finished_order))

@@ -14,9 +14,10 @@ _MASK = "***"
 _SHAPES = re.compile(
     r"""(?ix)
     (?P<keep>  \b(?:bearer|basic)\s+
-             | \b(?:api[-_ ]?key|x-api-key|access[-_]token|client[-_]secret|password|passwd)["']?\s*[:=]\s*["']?
+             | \b(?:api[-_ ]?key|x-api-key|access[-_]token|client[-_]secret|password|passwd)
+               \\*["']?\s*[:=]\s*\\*["']?      # backslashes: JSON quoted inside JSON
              | ://[^\s/:@"']*: (?=[^\s/@"']+@)
-    ) [^\s"'&,;@}]+
+    ) [^\s"'&,;@}\\]+
     | \b(?:sk|pk|rk|gsk|hf|xai|csk|fw)[-_][A-Za-z0-9*_-]{8,}
     """,
 )

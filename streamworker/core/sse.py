@@ -94,8 +94,10 @@ class EventStreamParser:
         if self.overflowed:
             return []
         rest = self._finish_tail(b"")
-        if rest.startswith(b"data") and rest.removeprefix(b"data").removeprefix(b":").strip(_BLANKS) == _DONE:
+        if rest.startswith(b"data:") and rest.removeprefix(b"data:").strip(_BLANKS) == _DONE:
             self._line(rest)
+        elif rest and not rest.startswith(b":"):  # cut off in a further line: a `[DONE]` before it was text
+            return []
         if self._pending.is_done_sentinel:
             self._dispatch()
         return self._hand_out()
@@ -119,10 +121,15 @@ class EventStreamParser:
         if tail:
             self._tail.append(tail)
             self._tail_size += len(tail)
-            self._check_size(self._tail_size)
+            # A byte order mark is no part of its line, and may be cut in two itself: what may be one gets its room.
+            may_be_marked = self._first_line and self._tail[0].startswith(_BOM[:1])
+            self._check_size(self._tail_size - (len(_BOM) if may_be_marked else 0))
 
     def _check_size(self, line: int) -> None:
-        self.overflowed = self._pending.size + line > self._max
+        if self._pending.size + line > self._max:
+            self.overflowed = True
+            self._tail.clear()
+            self._pending.reset()
 
     def _line(self, line: bytes) -> None:
         if not line:
@@ -170,8 +177,8 @@ class EventStreamParser:
     def _dispatch(self, next_type: str | None = None) -> None:
         pending = self._pending
         self.last_event_id = self._id
-        event_type = (pending.late_type or pending.type) or "message"
-        self._events.append(ServerSentEvent(event_type, pending.data, self._id, pending.retry))
+        event_type = pending.type if pending.late_type is None else pending.late_type
+        self._events.append(ServerSentEvent(event_type or "message", pending.data, self._id, pending.retry))
         pending.reset()
         pending.type = next_type or ""
 
@@ -235,7 +242,11 @@ class _Pending:
 
     def _is_balanced(self) -> bool:
         """Count brackets over the lines not seen yet; each line is scanned once."""
-        if self._hopeless or not self.lines[0].lstrip(_BLANKS).startswith(b"{"):
+        if (
+            not self._scanned and not self._hopeless
+        ):  # asked once: stripping may copy, at every line that is O(n²)
+            self._hopeless = not self.lines[0].lstrip(_BLANKS).startswith(b"{")
+        if self._hopeless:
             return False
         for line in self.lines[self._scanned :]:
             self._scan(line)

@@ -4,11 +4,12 @@ from streamworker.model.delta import ChunkDelta, Done, Fault, News
 from streamworker.model.ending import ErrorCode, JobError, Status, UsageSource
 from streamworker.model.event import Cause, DeltaEvent, Event, Observed, Source, Started, Timing, UsageEvent
 from streamworker.model.job import Job, OnBreak, Rejection
-from streamworker.model.record import Coordinates, Headers, Outgoing, Partition, Record
+from streamworker.model.record import CommitPoint, Coordinates, Headers, Outgoing, Partition, Record
 
 __all__ = [
     "Cause",
     "ChunkDelta",
+    "CommitPoint",
     "Coordinates",
     "DeltaEvent",
     "Done",

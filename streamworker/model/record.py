@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import msgspec
 
-__all__ = ["Coordinates", "Headers", "Outgoing", "Partition", "Record"]
+__all__ = ["CommitPoint", "Coordinates", "Headers", "Outgoing", "Partition", "Record"]
 
 Headers = tuple[tuple[str, bytes], ...]
 """Kafka record headers: names may repeat, values are bytes."""
@@ -36,6 +36,13 @@ class Coordinates(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.topic}-{self.partition}-{self.offset}"
+
+
+class CommitPoint(NamedTuple):
+    """What is committed for a partition: the next offset to read, and the offset map in the metadata."""
+
+    offset: int
+    metadata: str = ""
 
 
 class Record(msgspec.Struct, frozen=True):

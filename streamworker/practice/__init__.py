@@ -1,0 +1,17 @@
+"""A practice upstream: an OpenAI-compatible server whose model names choose what it does (see `script`)."""
+
+from streamworker.practice.calls import Call, Outcome
+from streamworker.practice.script import ScriptError
+from streamworker.practice.server import PracticeUpstream, serve
+from streamworker.practice.text import expected_text, expected_tool_calls, expected_usage
+
+__all__ = [
+    "Call",
+    "Outcome",
+    "PracticeUpstream",
+    "ScriptError",
+    "expected_text",
+    "expected_tool_calls",
+    "expected_usage",
+    "serve",
+]

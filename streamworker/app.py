@@ -1,0 +1,240 @@
+"""The composition root: settings in, a running worker out."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import structlog
+
+from streamworker.codec.event import EventWriter
+from streamworker.core.redaction import Redactor
+from streamworker.errors import KafkaRefused, KafkaUnavailable
+from streamworker.kafka.committers import CommittedOffsets, GroupCommitters, TransactionalCommitters
+from streamworker.kafka.consumer import GroupConsumer
+from streamworker.kafka.sink import KafkaSink
+from streamworker.kafka.topics import faults_of, open_admin
+from streamworker.telemetry import metrics as table
+from streamworker.telemetry.logging import configure_logging
+from streamworker.telemetry.loop_lag import LoopLag
+from streamworker.telemetry.metrics import Metrics
+from streamworker.telemetry.observer import Telemetry
+from streamworker.telemetry.probes import Probes
+from streamworker.upstream.client import HttpUpstream
+from streamworker.worker.execution import Tools, UpstreamSlot
+from streamworker.worker.intake import Intake
+from streamworker.worker.worker import Worker, WorkerLimits
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from streamworker.config import Settings
+    from streamworker.ports import Committers
+
+__all__ = ["App", "SystemClock", "run_until_signalled"]
+
+_CONNECT_BACKOFF_S = (0.5, 1, 2, 5)
+
+log = structlog.get_logger()
+
+
+class SystemClock:
+    """Real time."""
+
+    def now_ms(self) -> int:
+        """Milliseconds since the epoch."""
+        return time.time_ns() // 1_000_000
+
+    def monotonic(self) -> float:
+        """Seconds that never jump."""
+        return time.monotonic()
+
+
+class App:
+    """One worker process. `run` it inside a loop; `drain` it from a signal."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._clock = SystemClock()
+        self._metrics = Metrics()
+        self._telemetry = Telemetry(self._metrics, settings.upstreams)
+        self._worker: Worker | None = None
+
+    def configure_logging(self) -> None:
+        """Send log lines to standard output as the settings say, without the secrets that the settings name."""
+        telemetry = self._settings.telemetry
+        secrets = [upstream.api_key() or "" for upstream in self._settings.upstreams.values()]
+        redact = Redactor([*secrets, self._settings.kafka.password() or ""])
+        configure_logging(telemetry.log_format, telemetry.log_level, redact=redact)
+
+    async def run(self) -> None:
+        """Work until drained. Raises KafkaRefused where a person has to change something, ConfigurationError."""
+        async with AsyncExitStack() as stack:
+            await self._start_telemetry(stack)
+            worker = await self._start_worker(stack)
+            log.info(
+                "worker.started", delivery=self._settings.worker.delivery, topics=self._settings.topics.jobs
+            )
+            await worker.run()
+        log.info("worker.stopped")
+
+    @property
+    def is_working(self) -> bool:
+        """Whether there may be jobs to drain: before that, stopping is all there is to do."""
+        return self._worker is not None
+
+    def drain(self) -> None:
+        """Take no more jobs, let the open ones end, then stop."""
+        if self._worker is not None:
+            self._worker.drain()
+
+    async def _start_telemetry(self, stack: AsyncExitStack) -> None:
+        lag = LoopLag()
+        lag.start()
+        stack.callback(lag.stop)
+        self._metrics.track(table.LOOP_LAG, lambda: lag.lag_s)
+        settings = self._settings
+        probes = Probes(
+            host=settings.telemetry.http_host,
+            port=settings.telemetry.http_port,
+            registry=self._metrics.registry,
+            heartbeat_age=self._heartbeat_age,
+            readiness=self._readiness,
+            # A rebalance may keep the poll loop for as long as a session and one request last.
+            max_heartbeat_age_s=2 * settings.worker.session_timeout_s + settings.kafka.request_timeout_s,
+        )
+        await probes.start()
+        stack.push_async_callback(probes.stop)
+        log.info("probes.listening", host=probes.host, port=probes.port)
+
+    async def _start_worker(self, stack: AsyncExitStack) -> Worker:
+        settings = self._settings
+        topics = settings.topics
+        await self._patiently(self._check_topics)
+        sink = KafkaSink(settings.kafka, [topics.events, topics.dlq, *topics.allowed_reply_to])
+        await self._patiently(sink.start)
+        stack.push_async_callback(sink.stop)
+        self._metrics.track(table.UNACKNOWLEDGED, lambda: sink.unacknowledged_bytes)
+        consumer = GroupConsumer(settings)
+        stack.push_async_callback(consumer.stop)
+        committers = await self._start_committers(stack, consumer, sink)
+        worker = self._worker = self._compose(sink, consumer, committers, self._open_upstreams(stack))
+        await self._patiently(lambda: consumer.start(worker))
+        return worker
+
+    async def _start_committers(
+        self, stack: AsyncExitStack, consumer: GroupConsumer, sink: KafkaSink
+    ) -> Committers:
+        committed = CommittedOffsets(self._settings, consumer)
+        await self._patiently(committed.start)
+        stack.push_async_callback(committed.stop)
+        if self._settings.worker.delivery == "exactly_once":
+            return TransactionalCommitters(self._settings, committed, consumer)
+        committers = GroupCommitters(self._settings, committed, consumer, sink)
+        await committers.start()
+        stack.push_async_callback(committers.stop)
+        return committers
+
+    def _open_upstreams(self, stack: AsyncExitStack) -> dict[str, UpstreamSlot]:
+        slots = {}
+        for name, settings in self._settings.upstreams.items():
+            upstream = HttpUpstream(settings)
+            stack.push_async_callback(upstream.close)
+            slots[name] = UpstreamSlot(
+                name=name,
+                upstream=upstream,
+                first_delta_timeout_s=settings.first_delta_timeout_s,
+                idle_timeout_s=settings.idle_timeout_s,
+                include_usage=settings.include_usage,
+                scrub=upstream.scrub,
+            )
+        return slots
+
+    def _compose(
+        self, sink: KafkaSink, consumer: GroupConsumer, committers: Committers, slots: dict[str, UpstreamSlot]
+    ) -> Worker:
+        settings = self._settings
+        cloud_source = settings.events.source if settings.events.format == "cloudevents" else None
+        writer = EventWriter(cloud_source=cloud_source)
+        intake = Intake(
+            sink=sink,
+            writer=writer,
+            clock=self._clock,
+            served={name: upstream.models for name, upstream in settings.upstreams.items()},
+            events_topic=settings.topics.events,
+            allowed_reply_to=settings.topics.allowed_reply_to,
+            dlq_topic=settings.topics.dlq,
+            group=settings.worker.group_id,
+            max_job_bytes=settings.worker.max_job_bytes,
+            max_record_bytes=settings.kafka.max_record_bytes,
+        )
+        tools = Tools(
+            sink=sink,
+            writer=writer,
+            clock=self._clock,
+            observer=self._telemetry,
+            max_record_bytes=settings.kafka.max_record_bytes,
+            max_event_bytes=settings.worker.max_event_bytes,
+        )
+        limits = WorkerLimits(
+            max_in_flight=settings.worker.max_in_flight,
+            max_deliveries=settings.worker.max_deliveries,
+            drain_timeout_s=settings.worker.drain_timeout_s,
+        )
+        return Worker(
+            source=consumer,
+            committers=committers,
+            intake=intake,
+            tools=tools,
+            slots=slots,
+            limits=limits,
+            failure=sink.crashed,
+        )
+
+    async def _check_topics(self) -> None:
+        async with open_admin(self._settings) as admin:
+            if faults := faults_of(self._settings, await admin.describe()):
+                raise KafkaRefused("; ".join(faults))
+
+    async def _patiently(self, connect: Callable[[], Awaitable[None]]) -> None:
+        """Do it again until the broker is there."""
+        tries = 0
+        while True:
+            try:
+                return await connect()
+            except KafkaUnavailable as error:
+                wait_s = _CONNECT_BACKOFF_S[min(tries, len(_CONNECT_BACKOFF_S) - 1)]
+                log.warning("kafka.unavailable", reason=str(error), next_try_s=wait_s)
+            await asyncio.sleep(wait_s)
+            tries += 1
+
+    def _heartbeat_age(self) -> float:
+        return 0.0 if self._worker is None else self._clock.monotonic() - self._worker.last_poll
+
+    def _readiness(self) -> tuple[bool, dict[str, object]]:
+        return (False, {"connecting": True}) if self._worker is None else self._worker.readiness()
+
+
+async def run_until_signalled(app: App) -> int:
+    """Run a worker; SIGTERM and SIGINT drain it, a second one ends it at once. Return the exit code."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(app.run())
+    signals: list[signal.Signals] = []
+
+    def on_signal(number: signal.Signals) -> None:
+        signals.append(number)
+        at_once = len(signals) > 1 or not app.is_working
+        log.info("signal.received", signal=number.name, meaning="stop at once" if at_once else "drain")
+        task.cancel() if at_once else app.drain()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        await task
+    except asyncio.CancelledError:
+        # Nothing was begun, nothing was cut: an end before the start is a clean one.
+        return 0 if len(signals) == 1 else 1
+    return 0

@@ -1,0 +1,370 @@
+"""The settings (contract §6): a TOML file, overridden by environment variables `STREAMWORKER_<SECTION>__<NAME>`.
+
+Each setting is declared once, here, with its default and its help; `streamworker run --help` and the README's table
+come from these declarations. A configuration is a value: it is read once, whole, and every fault is told at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+
+from streamworker.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = [
+    "KafkaSettings",
+    "Settings",
+    "TopicSettings",
+    "UpstreamSettings",
+    "WorkerSettings",
+    "describe",
+    "load",
+]
+
+PREFIX = "STREAMWORKER_"
+_TOPIC = r"^[A-Za-z0-9._-]{1,249}$"
+
+
+def _comma_separated(value: Any) -> Any:
+    """Let an environment variable hold a list as `a,b`."""
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+Topic = Annotated[str, Field(pattern=_TOPIC)]
+TopicList = Annotated[tuple[Topic, ...], BeforeValidator(_comma_separated)]
+NameList = Annotated[tuple[str, ...], BeforeValidator(_comma_separated), Field(min_length=1)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class KafkaSettings(_Section):
+    """How to reach Kafka."""
+
+    bootstrap_servers: str = Field("localhost:9092", min_length=1, description="host:port, several by comma")
+    client_id: str = Field("streamworker", min_length=1, description="name in the broker's logs and quotas")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "PLAIN", description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
+    )
+    sasl_username: str | None = Field(None, description="user name for SASL")
+    sasl_password: SecretStr | None = Field(None, description="password for SASL; from the environment only")
+    sasl_password_file: Path | None = Field(None, description="file that holds the password for SASL")
+    ssl_cafile: Path | None = Field(None, description="certificate authorities, PEM; default: the system's")
+    ssl_certfile: Path | None = Field(None, description="client certificate for mutual TLS, PEM")
+    ssl_keyfile: Path | None = Field(None, description="key of the client certificate, PEM")
+    compression: Literal["none", "lz4", "snappy", "zstd", "gzip"] = Field(
+        "lz4", description="compression of what we write"
+    )
+    max_record_bytes: int = Field(
+        1_000_000,
+        ge=16_384,
+        le=1 << 30,
+        description="largest event record; the topics' max.message.bytes is above it",
+    )
+    max_unacknowledged_bytes: int = Field(
+        32 << 20, ge=1 << 20, description="events on the way to the broker; above it sockets are not read"
+    )
+    request_timeout_s: Seconds = Field(30, description="how long a broker may take to answer one request")
+
+    @model_validator(mode="after")
+    def _sasl_is_whole(self) -> KafkaSettings:
+        if self.security_protocol.startswith("SASL"):
+            if not self.sasl_username:
+                raise ValueError("security_protocol asks for SASL: set sasl_username")
+            if self.sasl_password is None and self.sasl_password_file is None:
+                raise ValueError(
+                    "security_protocol asks for SASL: set sasl_password_file, or the environment variable "
+                    f"{PREFIX}KAFKA__SASL_PASSWORD"
+                )
+        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
+            raise ValueError("ssl_certfile and ssl_keyfile go together: set both or none")
+        return self
+
+    def password(self) -> str | None:
+        """Return the SASL password, read from its file each time, so that it can be rotated."""
+        if self.sasl_password is not None:
+            return self.sasl_password.get_secret_value()
+        return self.sasl_password_file.read_text().strip() if self.sasl_password_file else None
+
+
+class TopicSettings(_Section):
+    """Names of the topics."""
+
+    jobs: Annotated[TopicList, Field(min_length=1)] = Field(("streamworker.jobs",), description="job topics")
+    events: Topic = Field("streamworker.events", description="events topic")
+    control: Topic = Field("streamworker.control", description="control topic")
+    dlq: Topic = Field("streamworker.dlq", description="dead-letter topic")
+    allowed_reply_to: TopicList = Field((), description="topics that a job may name in reply_to")
+
+    @model_validator(mode="after")
+    def _no_loops(self) -> TopicSettings:
+        ours = {self.events: "events", self.dlq: "dlq", self.control: "control"}
+        for topic in (*self.jobs, *self.allowed_reply_to):
+            if ours.get(topic) in {"dlq", "control"} or (topic in self.jobs and topic in ours):
+                raise ValueError(
+                    f"{topic} cannot be what the worker reads and the {ours[topic]} topic at once"
+                )
+        if overlap := set(self.jobs) & set(self.allowed_reply_to):
+            raise ValueError(f"a job topic cannot be answered to: {', '.join(sorted(overlap))}")
+        if len(ours) < 3:
+            raise ValueError("events, control and dlq must be three topics")
+        return self
+
+
+class WorkerSettings(_Section):
+    """How much at once, how long, how surely."""
+
+    group_id: str = Field("streamworker", min_length=1, description="consumer group")
+    group_instance_id: str | None = Field(
+        None,
+        min_length=1,
+        description="static membership: a name that is this process's alone and survives it",
+    )
+    delivery: Literal["exactly_once", "at_least_once"] = Field(
+        "exactly_once", description="see docs/delivery.md"
+    )
+    max_in_flight: int = Field(256, ge=1, le=100_000, description="streams open at once in this process")
+    ordering: Literal["none", "key"] = Field("none", description="key: jobs of one key run one after another")
+    drain_timeout_s: float = Field(
+        120, ge=0, le=86_400, description="how long open streams may go on at SIGTERM"
+    )
+    session_timeout_s: float = Field(45, ge=6, le=1800, description="how soon a dead worker's jobs move on")
+    max_deliveries: int = Field(
+        5, ge=1, le=1000, description="deliveries of a job before it is a dead letter"
+    )
+    max_job_bytes: int = Field(1 << 20, ge=1024, le=1 << 30, description="largest job record")
+    max_event_bytes: int = Field(
+        1 << 20, ge=1024, le=1 << 30, description="largest server-sent event of an upstream"
+    )
+    commit_interval_s: Seconds = Field(1, description="at_least_once: how often offsets are committed")
+
+
+class UpstreamSettings(_Section):
+    """One upstream."""
+
+    base_url: str = Field(pattern=r"^https?://[^\s/?#]+[^\s?#]*$", description="URL up to and with /v1")
+    api_key_env: str | None = Field(
+        None, min_length=1, description="environment variable that holds the API key"
+    )
+    api_key_file: Path | None = Field(None, description="file that holds the API key")
+    models: NameList = Field(("*",), description="models it serves: names, or patterns with * and ?")
+    connect_timeout_s: Seconds = Field(5, description="for TCP and TLS")
+    first_delta_timeout_s: Seconds = Field(60, description="from the call to the first delta")
+    idle_timeout_s: Seconds = Field(30, description="between deltas; comments and pings do not count")
+    max_tries: int = Field(4, ge=1, le=100, description="calls per job, all before the first delta")
+    include_usage: bool = Field(True, description="ask for a usage report (stream_options.include_usage)")
+
+    @model_validator(mode="after")
+    def _one_key(self) -> UpstreamSettings:
+        if self.api_key_env and self.api_key_file:
+            raise ValueError("set api_key_env or api_key_file, not both")
+        if "@" in self.base_url.partition("//")[2].partition("/")[0]:
+            raise ValueError("base_url must not hold a user or password: use api_key_env or api_key_file")
+        return self
+
+    def api_key(self, environ: Mapping[str, str] = os.environ) -> str | None:
+        """Return the key, read where it lies each time, so that it can be rotated; None if the upstream needs none.
+
+        Raises:
+            ConfigurationError: the variable is not set or the file cannot be read.
+        """
+        if self.api_key_env:
+            if key := environ.get(self.api_key_env, "").strip():
+                return key
+            raise ConfigurationError([f"api_key_env: the environment variable {self.api_key_env} is not set"])
+        if self.api_key_file:
+            try:
+                return self.api_key_file.read_text().strip()
+            except OSError as error:
+                raise ConfigurationError([f"api_key_file: {error.strerror}: {self.api_key_file}"]) from None
+        return None
+
+
+class EventSettings(_Section):
+    """The form of event records."""
+
+    format: Literal["json", "cloudevents"] = Field(
+        "json", description="cloudevents adds CloudEvents 1.0 headers"
+    )
+    source: str = Field("/streamworker", min_length=1, description="the ce_source of CloudEvents")
+
+
+class TelemetrySettings(_Section):
+    """Probes, metrics and logs."""
+
+    http_host: str = Field("0.0.0.0", min_length=1, description="address of /livez /readyz /metrics")  # noqa: S104
+    http_port: int = Field(
+        9464, ge=0, le=65535, description="port of /livez /readyz /metrics; 0 takes a free one"
+    )
+    log_format: Literal["json", "console"] = Field("json", description="json or console")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="debug, info, warning or error"
+    )
+
+
+class Settings(_Section):
+    """The whole configuration."""
+
+    kafka: KafkaSettings = KafkaSettings()
+    topics: TopicSettings = TopicSettings()
+    worker: WorkerSettings = WorkerSettings()
+    upstreams: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")], UpstreamSettings] = {
+        "default": UpstreamSettings(base_url="http://localhost:8000/v1", api_key_env=None)
+    }
+    events: EventSettings = EventSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+
+
+_SECRETS = {("kafka", "sasl_password"): "sasl_password_file"}
+
+
+def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings.
+
+    Raises:
+        ConfigurationError: with every fault of file and environment, each naming where it stands.
+    """
+    from_file, faults = _read_file(path)
+    faults += _misplaced_secrets(from_file)
+    from_environment, variables = _read_environment(environ)
+    try:
+        settings = Settings.model_validate(_merge(from_file, from_environment))
+    except ValidationError as error:
+        faults += [_fault(fault, variables) for fault in error.errors(include_url=False, include_input=False)]
+    else:
+        faults += _unreadable_keys(settings, environ)
+    if faults:
+        raise ConfigurationError(faults)
+    return settings
+
+
+def describe() -> Iterator[tuple[str, str, str]]:
+    """Go through every setting: its path, its default as text, and its help."""
+    for section, field in Settings.model_fields.items():
+        kind = UpstreamSettings if section == "upstreams" else field.annotation
+        assert isinstance(kind, type) and issubclass(kind, BaseModel)  # noqa: PT018
+        for name, setting in kind.model_fields.items():
+            path = f"upstreams.<name>.{name}" if section == "upstreams" else f"{section}.{name}"
+            yield (
+                path,
+                _default_text(setting.get_default(), required=setting.is_required()),
+                setting.description or "",
+            )
+
+
+def _default_text(default: Any, *, required: bool) -> str:
+    if required:
+        return "(required)"
+    if default is None:
+        return "-"
+    if isinstance(default, tuple):
+        return ",".join(default) or "-"
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def _read_file(path: Path | None) -> tuple[dict[str, Any], list[str]]:
+    if path is None:
+        return {}, []
+    try:
+        return tomllib.loads(path.read_text("utf-8")), []
+    except OSError as error:
+        return {}, [f"{path}: {error.strerror}"]
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return {}, [f"{path}: is not TOML: {error}"]
+
+
+def _misplaced_secrets(from_file: dict[str, Any]) -> list[str]:
+    faults = []
+    for (section, name), instead in _SECRETS.items():
+        if isinstance(values := from_file.get(section), dict) and values.pop(name, None) is not None:
+            variable = f"{PREFIX}{section}__{name}".upper()
+            faults.append(
+                f"{section}.{name}: a secret does not belong in this file; set {variable} or {instead}"
+            )
+    upstreams = from_file.get("upstreams")
+    for upstream, values in upstreams.items() if isinstance(upstreams, dict) else ():
+        if isinstance(values, dict) and values.pop("api_key", None) is not None:
+            path = f"upstreams.{upstream}.api_key"
+            faults.append(f"{path}: a secret does not belong in this file; name a variable in api_key_env")
+    return faults
+
+
+def _read_environment(environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Collect the variables into the file's shape, and note which variable gave which path.
+
+    Only names with a double underscore are settings: Kubernetes sets STREAMWORKER_SERVICE_HOST and the like for any
+    Service of that name.
+    """
+    values: dict[str, Any] = {}
+    variables: dict[str, str] = {}
+    for variable, value in sorted(environ.items()):
+        if variable.startswith(PREFIX) and "__" in variable:
+            path = variable.removeprefix(PREFIX).lower().split("__")
+            section = values
+            for name in path[:-1]:
+                inner = section.setdefault(name, {})
+                section = inner if isinstance(inner, dict) else section.setdefault(name + " ", {})
+            section[path[-1]] = value
+            variables[".".join(path)] = variable
+    return values, variables
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in over.items():
+        below = merged.get(name)
+        merged[name] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _fault(fault: Any, variables: Mapping[str, str]) -> str:
+    path = ".".join(str(part) for part in fault["loc"] if part != "[key]")
+    variable = next((name for at, name in variables.items() if at == path or at.startswith(path + ".")), None)
+    return f"{path} ({variable}): {_reason(fault)}" if variable else f"{path}: {_reason(fault)}"
+
+
+def _reason(fault: Any) -> str:
+    match fault["type"]:
+        case "extra_forbidden":
+            return "is not a setting; see `streamworker run --help` for all of them"
+        case "missing":
+            return "is required"
+        case "string_pattern_mismatch":
+            return f"does not look like one ({fault['ctx']['pattern']})"
+    message = re.sub(r"^Value error, ", "", fault["msg"])
+    return message[:1].lower() + message[1:]
+
+
+def _unreadable_keys(settings: Settings, environ: Mapping[str, str]) -> list[str]:
+    faults = []
+    for name, upstream in settings.upstreams.items():
+        try:
+            upstream.api_key(environ)
+        except ConfigurationError as error:
+            faults += [f"upstreams.{name}.{fault}" for fault in error.faults]
+    for field in ("sasl_password_file", "ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+        file = getattr(settings.kafka, field)
+        if file is not None and not os.access(file, os.R_OK):
+            faults.append(f"kafka.{field}: cannot be read: {file}")
+    return faults

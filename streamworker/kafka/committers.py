@@ -1,0 +1,285 @@
+"""How a partition's progress becomes durable: in transactions (exactly once), or by the group's commits (at least once).
+
+Exactly once, why a transactional producer *per job partition*: aiokafka sends `TxnOffsetCommit` v0, which carries no
+group generation, so a broker cannot fence a zombie by membership (KIP-447). It can by transactional id (KIP-98):
+whoever is assigned the partition next initialises the same id, and from then on the former owner is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError as ForeignKafkaError
+from aiokafka.structs import OffsetAndMetadata
+
+from streamworker.errors import Fenced, KafkaError, KafkaUnavailable, RecordTooLarge
+from streamworker.kafka.connection import client_arguments
+from streamworker.kafka.errors import foreign_errors_as_ours
+from streamworker.kafka.sink import producer_arguments
+from streamworker.model import CommitPoint, Partition
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streamworker.config import Settings
+    from streamworker.kafka.consumer import GroupConsumer
+    from streamworker.model import Outgoing
+    from streamworker.ports import Committer, Sink
+
+__all__ = ["CommittedOffsets", "GroupCommitters", "TransactionalCommitters"]
+
+TRANSACTION_TIMEOUT_S = 10.0
+"""How long a worker that dies inside a transaction can hold read_committed readers back."""
+
+CLOSE_TIMEOUT_S = 5.0
+_BACKOFF_S = 0.1
+
+log = structlog.get_logger()
+
+
+class CommittedOffsets:
+    """Reads what the group has committed, metadata included, which `consumer.committed()` leaves out."""
+
+    def __init__(self, settings: Settings, consumer: GroupConsumer) -> None:
+        self._settings = settings
+        self._consumer = consumer
+        self._admin: Any = None
+
+    async def start(self) -> None:
+        """Connect. Raises KafkaError."""
+        self._admin = AIOKafkaAdminClient(**client_arguments(self._settings.kafka))
+        with foreign_errors_as_ours(f"connecting to {self._settings.kafka.bootstrap_servers}"):
+            await self._admin.start()
+
+    async def stop(self) -> None:
+        """Let go."""
+        if self._admin is not None:
+            with suppress(ForeignKafkaError, TimeoutError):
+                await asyncio.wait_for(self._admin.close(), CLOSE_TIMEOUT_S)
+
+    async def read(self, partition: Partition) -> CommitPoint:
+        """Return what is committed for a partition; the log's beginning if nothing is. Raises KafkaError."""
+        topic_partition = TopicPartition(*partition)
+        with foreign_errors_as_ours(f"reading the committed offset of {partition}"):
+            offsets = await self._admin.list_consumer_group_offsets(
+                self._settings.worker.group_id, partitions=[topic_partition]
+            )
+        found = offsets.get(topic_partition)
+        if found is None or found.offset < 0:
+            return CommitPoint(await self._consumer.beginning(partition))
+        return CommitPoint(found.offset, found.metadata or "")
+
+
+class TransactionalCommitters:
+    """Exactly once: one transactional producer per assigned partition."""
+
+    def __init__(self, settings: Settings, committed: CommittedOffsets, consumer: GroupConsumer) -> None:
+        self._settings = settings
+        self._committed = committed
+        self._consumer = consumer
+
+    def committer(self, partition: Partition) -> Committer:
+        """Return a new committer, not opened."""
+        return _TransactionalCommitter(self._settings, self._committed, self._consumer, partition)
+
+
+class _TransactionalCommitter:
+    def __init__(
+        self, settings: Settings, committed: CommittedOffsets, consumer: GroupConsumer, partition: Partition
+    ) -> None:
+        self._settings = settings
+        self._committed = committed
+        self._consumer = consumer
+        self._partition = partition
+        self._id = f"{settings.worker.group_id}.{partition.topic}.{partition.partition}"
+        self._producer: Any = None
+        self._last: CommitPoint | None = None
+
+    async def open(self) -> CommitPoint:
+        """Fence, then read: an offset read before the fence may be older than the former owner's last commit."""
+        await self._fence()
+        self._last = await self._committed.read(self._partition)
+        return self._last
+
+    async def commit(self, records: Sequence[Outgoing], point: CommitPoint) -> None:
+        """Write all or nothing. Raises Fenced, RecordTooLarge; what may pass by itself is retried here."""
+        while True:
+            try:
+                await self._transaction(records, point)
+                break
+            except Fenced:
+                raise
+            except KafkaError as error:
+                log.warning("lane.transaction_failed", partition=str(self._partition), reason=str(error))
+                if await self._recover(point):
+                    break
+                if isinstance(error, RecordTooLarge):
+                    raise
+        self._last = point
+
+    async def close(self) -> None:
+        """Let go. Bounded in time; never raises."""
+        producer, self._producer = self._producer, None
+        await _close(producer)
+
+    async def _transaction(self, records: Sequence[Outgoing], point: CommitPoint) -> None:
+        producer = self._producer
+        if producer is None:
+            raise Fenced(f"{self._partition} was let go")
+        with foreign_errors_as_ours(f"committing {self._partition}"):
+            await _begin(producer)
+            try:
+                written = [await _send(producer, record) for record in records]
+                offsets = {TopicPartition(*self._partition): OffsetAndMetadata(*point)}
+                await producer.send_offsets_to_transaction(offsets, self._settings.worker.group_id)
+                await asyncio.gather(*written)
+                await producer.commit_transaction()
+            except ForeignKafkaError:
+                with suppress(ForeignKafkaError, AssertionError, TimeoutError):
+                    await asyncio.wait_for(producer.abort_transaction(), TRANSACTION_TIMEOUT_S)
+                raise
+
+    async def _recover(self, point: CommitPoint) -> bool:
+        """Get a new producer after a failure; True if the failed transaction turns out to be committed.
+
+        A failed batch leaves aiokafka's producer without its place in the sequence, so the producer is done for. A new
+        one fences whoever holds the id. Only a member of the group may do that, and only what we ourselves committed
+        last may lie in the log afterwards; else another worker was here in between and this one is the zombie.
+        """
+        await self.close()
+        while True:
+            await asyncio.sleep(_BACKOFF_S)
+            if not await self._consumer.confirm_membership():
+                raise Fenced(f"{self._partition}: no member of the group any more")
+            try:
+                await self._fence()
+                found = await self._committed.read(self._partition)
+            except KafkaError as error:
+                log.warning("lane.unavailable", partition=str(self._partition), reason=str(error))
+                continue
+            if found not in {self._last, point}:
+                raise Fenced(f"{self._partition}: another worker has committed")
+            return found == point
+
+    async def _fence(self) -> None:
+        producer = AIOKafkaProducer(
+            **producer_arguments(self._settings.kafka),
+            transactional_id=self._id,
+            transaction_timeout_ms=round(TRANSACTION_TIMEOUT_S * 1000),
+        )
+        try:
+            with foreign_errors_as_ours(f"taking over {self._partition} (transactional id {self._id})"):
+                await producer.start()  # InitProducerId: it also ends the former owner's open transaction
+        except BaseException:
+            await _close(producer)
+            raise
+        self._producer = producer
+
+
+async def _begin(producer: Any) -> None:
+    try:
+        await producer.begin_transaction()
+    except AssertionError as error:  # aiokafka guards its states with assert
+        raise ForeignKafkaError(f"the producer cannot begin a transaction: {error}") from error
+
+
+async def _send(producer: Any, record: Outgoing) -> Any:
+    return await producer.send(
+        record.to.topic,
+        record.value,
+        key=record.key,
+        partition=record.to.partition,
+        headers=list(record.headers),
+    )
+
+
+class GroupCommitters:
+    """At least once: events through the sink, offsets by the group's commits, on a timer and at the end."""
+
+    def __init__(
+        self, settings: Settings, committed: CommittedOffsets, consumer: GroupConsumer, sink: Sink
+    ) -> None:
+        self._interval_s = settings.worker.commit_interval_s
+        self._committed = committed
+        self._consumer = consumer
+        self._sink = sink
+        self._points: dict[Partition, CommitPoint] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to commit on the timer."""
+        self._task = asyncio.create_task(self._commit_regularly())
+
+    async def stop(self) -> None:
+        """Commit what is left."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        await self._commit()
+
+    def committer(self, partition: Partition) -> Committer:
+        """Return a new committer, not opened."""
+        return _GroupCommitter(self, partition)
+
+    async def read(self, partition: Partition) -> CommitPoint:
+        """Return what is committed for a partition."""
+        return await self._committed.read(partition)
+
+    async def write(self, partition: Partition, records: Sequence[Outgoing], point: CommitPoint) -> None:
+        """Publish the records and wait for them; then the point may be committed."""
+        receipt = self._sink.receipt()
+        for record in records:
+            self._sink.publish(record, receipt)
+        await receipt.settled()
+        self._points[partition] = point
+
+    def forget(self, partition: Partition) -> None:
+        """Never commit for what is not ours any more: its next owner may be further."""
+        self._points.pop(partition, None)
+
+    async def _commit_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval_s)
+            await self._commit()
+
+    async def _commit(self) -> None:
+        points, self._points = self._points, {}
+        if not points:
+            return
+        try:
+            committed = await self._consumer.commit(points)
+        except KafkaUnavailable as error:
+            log.warning("offsets.commit_failed", reason=str(error))
+            committed = False
+        if not committed:
+            self._points = {**points, **self._points}
+
+
+class _GroupCommitter:
+    def __init__(self, committers: GroupCommitters, partition: Partition) -> None:
+        self._committers = committers
+        self._partition = partition
+
+    async def open(self) -> CommitPoint:
+        """Read what is committed; nobody can be shut out without transactions."""
+        return await self._committers.read(self._partition)
+
+    async def commit(self, records: Sequence[Outgoing], point: CommitPoint) -> None:
+        """Publish; the offset follows on the timer. Raises RecordTooLarge."""
+        await self._committers.write(self._partition, records, point)
+
+    async def close(self) -> None:
+        """Forget what was not committed: the partition is another's."""
+        self._committers.forget(self._partition)
+
+
+async def _close(producer: Any) -> None:
+    if producer is not None:
+        with suppress(TimeoutError, ForeignKafkaError):
+            await asyncio.wait_for(producer.stop(), CLOSE_TIMEOUT_S)

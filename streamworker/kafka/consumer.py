@@ -1,0 +1,213 @@
+"""The consumer group, as a `Source`. Every trap of aiokafka's consumer that we know of is met here.
+
+* Rebalances are eager: each one makes a new assignment in which *kept* partitions rewind to their committed offset. So
+  the first thing that happens on assignment, before anything can await, is a seek to where we were.
+* `getmany` may wait for an assignment longer than its timeout; it runs in a task of its own and is never cancelled but
+  at the end, because a cancelled one leaks aiokafka's fetch count.
+* `getmany()` without partitions means all of them; asked for none, we poll a partition that does not exist, which keeps
+  errors of the coordinator coming and touches no record.
+* Commits carry the current generation, not the one of the fetch, so the worker never commits for what it let go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import CommitFailedError, IllegalStateError
+from aiokafka.errors import KafkaError as ForeignKafkaError
+from aiokafka.structs import OffsetAndMetadata
+
+from streamworker.errors import KafkaUnavailable
+from streamworker.kafka.assignor import new_sticky_assignor
+from streamworker.kafka.connection import client_arguments
+from streamworker.kafka.errors import explained, foreign_errors_as_ours
+from streamworker.model import Coordinates, Partition, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from streamworker.config import Settings
+    from streamworker.model import CommitPoint
+    from streamworker.ports import Assignments
+
+__all__ = ["GroupConsumer", "record_of"]
+
+POLL_S = 0.25
+"""How long one `receive` waits for records."""
+
+STOP_TIMEOUT_S = 10.0
+_NOTHING = TopicPartition("no-topic", 0)
+_NEVER_MS = 10**9
+
+log = structlog.get_logger()
+
+
+class GroupConsumer:
+    """One member of the consumer group."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._consumer: Any = None
+        self._assignments: Assignments | None = None
+        self._next: dict[Partition, int] = {}  # where we were in each partition that is ours
+
+    async def start(self, assignments: Assignments) -> None:
+        """Join the group. Raises KafkaError."""
+        self._assignments = assignments
+        await self._join()
+
+    async def receive(self, partitions: Collection[Partition], limit: int) -> list[Record]:
+        """Return records of these partitions, at most `limit`, waiting a moment for them.
+
+        A consumer whose coordination has died is replaced by a new one, which joins as a new member.
+        """
+        if self._is_dead:
+            await self._leave()
+            await self._join()
+        wanted = [TopicPartition(*partition) for partition in partitions] or [_NOTHING]
+        wait_ms = round(POLL_S * 1000) if partitions else 0
+        with foreign_errors_as_ours("reading jobs"):
+            fetched = await self._consumer.getmany(*wanted, timeout_ms=wait_ms, max_records=max(1, limit))
+        records = [record_of(record) for batch in fetched.values() for record in batch]
+        for record in records:
+            self._next[record.at.of] = record.at.offset + 1
+        return records
+
+    def seek(self, partition: Partition, offset: int) -> None:
+        """Read this partition from here on; nothing happens if it is not ours any more."""
+        self._next[partition] = offset
+        with suppress(IllegalStateError):
+            self._consumer.seek(TopicPartition(*partition), offset)
+
+    async def commit(self, points: Mapping[Partition, CommitPoint]) -> bool:
+        """Commit by generation; False if a rebalance is in the way. Raises KafkaError."""
+        offsets = {
+            TopicPartition(*partition): OffsetAndMetadata(*point) for partition, point in points.items()
+        }
+        try:
+            with foreign_errors_as_ours("committing offsets"):
+                await asyncio.wait_for(self._consumer.commit(offsets), self._settings.kafka.request_timeout_s)
+        except KafkaUnavailable as error:
+            if isinstance(error.__cause__, CommitFailedError | IllegalStateError):
+                return False
+            raise
+        return True
+
+    async def beginning(self, partition: Partition) -> int:
+        """Return the partition's first offset. Raises KafkaError."""
+        topic_partition = TopicPartition(*partition)
+        with foreign_errors_as_ours(f"asking where {partition} begins"):
+            offsets = await self._consumer.beginning_offsets([topic_partition])
+        return int(offsets[topic_partition])
+
+    @property
+    def owners_are_fenced(self) -> bool:
+        """Whether a former owner of a partition is refused by the broker, whatever it believes."""
+        return self._settings.worker.delivery == "exactly_once"
+
+    async def confirm_membership(self) -> bool:
+        """Ask the coordinator whether we still are a member."""
+        try:
+            return bool(await self._consumer._coordinator._do_heartbeat())  # noqa: SLF001 - no public way to ask
+        except (ForeignKafkaError, AttributeError):
+            return False
+
+    async def stop(self) -> None:
+        """Leave the group. Bounded in time."""
+        await self._leave()
+
+    async def _join(self) -> None:
+        session_ms = round(self._settings.worker.session_timeout_s * 1000)
+        assignor = new_sticky_assignor()
+        arguments = client_arguments(self._settings.kafka)
+        # A JoinGroup is answered when every member has come, so it may take as long as a rebalance.
+        arguments["request_timeout_ms"] = max(arguments["request_timeout_ms"], session_ms + 15_000)
+        consumer = AIOKafkaConsumer(
+            **arguments,
+            group_id=self._settings.worker.group_id,
+            group_instance_id=self._settings.worker.group_instance_id,
+            auto_offset_reset="earliest",
+            enable_auto_commit=False,
+            isolation_level="read_committed",
+            session_timeout_ms=session_ms,
+            heartbeat_interval_ms=min(3000, session_ms // 10),
+            rebalance_timeout_ms=session_ms,
+            max_poll_interval_ms=_NEVER_MS,  # jobs last longer than any interval; the probes watch the poll loop
+            partition_assignment_strategy=[assignor],
+        )
+        consumer.subscribe(list(self._settings.topics.jobs), listener=_Listener(self, consumer, assignor))
+        self._consumer = consumer
+        try:
+            with foreign_errors_as_ours(
+                f"joining the consumer group at {self._settings.kafka.bootstrap_servers}"
+            ):
+                await consumer.start()
+        except BaseException:
+            await self._leave()  # a consumer that failed to start leaves tasks behind
+            raise
+
+    async def _leave(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is None:
+            return
+        try:
+            await asyncio.wait_for(consumer.stop(), STOP_TIMEOUT_S)
+        except (TimeoutError, ForeignKafkaError) as error:
+            log.warning("consumer.stopped_uncleanly", reason=explained(error))
+
+    @property
+    def _is_dead(self) -> bool:
+        if self._consumer is None:
+            return True
+        task = getattr(self._consumer._coordinator, "_coordination_task", None)  # noqa: SLF001 - as above
+        return task is not None and task.done()
+
+    def _assigned(self, assigned: frozenset[Partition], *, is_continuous: bool) -> None:
+        self._next = {partition: offset for partition, offset in self._next.items() if partition in assigned}
+        assert self._assignments is not None
+        self._assignments.assigned(assigned, is_continuous=is_continuous)
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
+    """Hears of rebalances in the consumer's own task, in which nothing may be slow: no heartbeats are sent meanwhile."""
+
+    def __init__(self, owner: GroupConsumer, consumer: Any, assignor: Any) -> None:
+        self._owner = owner
+        self._consumer = consumer
+        self._assignor = assignor
+        self._member: str | None = None
+        self._generation = -1
+
+    def on_partitions_revoked(self, revoked: Any) -> None:
+        """Nothing: which partitions are gone is known at the next assignment; streams go on until then."""
+
+    def on_partitions_assigned(self, assigned: Any) -> None:
+        """Put kept partitions back to where we were, first of all; then tell."""
+        for partition, offset in self._owner._next.items():  # noqa: SLF001 - one object in two halves
+            topic_partition = TopicPartition(*partition)
+            if topic_partition in assigned:
+                self._consumer.seek(topic_partition, offset)
+        coordinator = self._consumer._coordinator  # noqa: SLF001 - generation and member id have no public name
+        generation, member = coordinator.generation, coordinator.member_id
+        self._assignor.on_generation_assignment(generation)
+        # A generation that passed without us may have had another owner, unless owners are fenced.
+        is_next = generation == self._generation + 1 or self._owner.owners_are_fenced
+        is_continuous = member == self._member and is_next
+        self._member, self._generation = member, generation
+        ours = frozenset(Partition(*topic_partition) for topic_partition in assigned)
+        self._owner._assigned(ours, is_continuous=is_continuous)  # noqa: SLF001
+
+
+def record_of(record: Any) -> Record:
+    """Return what aiokafka fetched as ours."""
+    return Record(
+        at=Coordinates(record.topic, record.partition, record.offset),
+        timestamp=record.timestamp,
+        key=record.key,
+        value=record.value,
+        headers=tuple(record.headers),
+    )

@@ -1,0 +1,98 @@
+"""Reading a topic as a log, without a group: for `tail`, `audit` and the demo."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from streamworker.errors import KafkaRefused
+from streamworker.kafka.connection import client_arguments
+from streamworker.kafka.consumer import record_of
+from streamworker.kafka.errors import foreign_errors_as_ours
+from streamworker.kafka.partitioner import partition_of
+from streamworker.model import Partition
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from streamworker.config import KafkaSettings
+    from streamworker.model import Record
+
+__all__ = ["LogReader", "open_log"]
+
+_POLL_MS = 500
+
+
+class LogReader:
+    """Reads partitions of one topic from their beginning, in order."""
+
+    def __init__(self, consumer: Any, topic: str, partitions: Sequence[int]) -> None:
+        self._consumer = consumer
+        self._topic = topic
+        self.partitions = tuple(partitions)
+
+    def partition_for(self, key: bytes) -> Partition:
+        """Return the partition that holds a key."""
+        return Partition(self._topic, partition_of(key, len(self.partitions)))
+
+    async def follow(
+        self, partitions: Sequence[Partition], *, from_end: bool = False
+    ) -> AsyncIterator[Record]:
+        """Go through the records of these partitions, from the beginning, and wait for more, for ever."""
+        await self._assign(partitions, from_end=from_end)
+        while True:
+            for record in await self._some():
+                yield record
+
+    async def snapshot(self, partitions: Sequence[Partition]) -> AsyncIterator[Record]:
+        """Go through the records that are there now, then stop."""
+        await self._assign(partitions, from_end=False)
+        assigned = [TopicPartition(*partition) for partition in partitions]
+        with foreign_errors_as_ours(f"asking where {self._topic} ends"):
+            ends = await self._consumer.end_offsets(assigned)
+        while any([await self._consumer.position(at) < end for at, end in ends.items()]):
+            for record in await self._some():
+                if record.at.offset < ends[TopicPartition(*record.at.of)]:
+                    yield record
+
+    async def _assign(self, partitions: Sequence[Partition], *, from_end: bool) -> None:
+        assigned = [TopicPartition(*partition) for partition in partitions]
+        self._consumer.assign(assigned)
+        with foreign_errors_as_ours(f"reading {self._topic}"):
+            await (self._consumer.seek_to_end if from_end else self._consumer.seek_to_beginning)(*assigned)
+
+    async def _some(self) -> list[Record]:
+        with foreign_errors_as_ours(f"reading {self._topic}"):
+            fetched = await self._consumer.getmany(timeout_ms=_POLL_MS, max_records=2000)
+        await asyncio.sleep(0)  # a long log must not keep everything else waiting
+        return [record_of(record) for batch in fetched.values() for record in batch]
+
+
+@asynccontextmanager
+async def open_log(
+    settings: KafkaSettings, topic: str, *, committed_only: bool = True
+) -> AsyncIterator[LogReader]:
+    """Connect a reader. `committed_only` reads as `read_committed` does. Raises KafkaError."""
+    consumer = AIOKafkaConsumer(
+        **client_arguments(settings),
+        group_id=None,
+        enable_auto_commit=False,
+        isolation_level="read_committed" if committed_only else "read_uncommitted",
+    )
+    try:
+        with foreign_errors_as_ours(f"connecting to {settings.bootstrap_servers}"):
+            await consumer.start()
+            # All topics are listed: asking for one by name would create it on a broker with auto-creation.
+            if topic not in await consumer.topics():
+                raise KafkaRefused(
+                    f"topic {topic} does not exist: create it with `streamworker topics create`"
+                )
+            consumer.assign([TopicPartition(topic, 0)])
+            await consumer._client.set_topics([topic])  # noqa: SLF001 - loads the metadata of an assigned topic
+            partitions = consumer.partitions_for_topic(topic) or {0}
+        yield LogReader(consumer, topic, sorted(partitions))
+    finally:
+        await consumer.stop()

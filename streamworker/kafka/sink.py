@@ -1,0 +1,298 @@
+"""Where deltas go: one idempotent producer per process, a queue and a pump per events partition.
+
+A pump has one batch on the way; what comes meanwhile makes the next one. So the first delta of a quiet partition leaves
+at once, and under load batches grow by themselves: no linger to tune, no future per record.
+
+A failed batch poisons aiokafka's producer for its partition: the sequence number has moved on without the broker
+(aiokafka #1017). The batch is still in our hands, so a new producer is made and the same records are sent again, in
+order; no job has to pay its upstream twice for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError as ForeignKafkaError
+from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
+
+from streamworker.core.admission import Marks
+from streamworker.errors import KafkaRefused, RecordTooLarge
+from streamworker.kafka.connection import client_arguments, compression_type
+from streamworker.kafka.errors import explained, foreign_errors_as_ours
+from streamworker.kafka.partitioner import partition_of
+from streamworker.model import Outgoing, Partition
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from streamworker.config import KafkaSettings
+    from streamworker.ports import Receipt
+
+__all__ = ["KafkaSink", "producer_arguments"]
+
+BATCH_BYTES = 256 << 10
+"""Payload of one batch. Large enough that 16 KB's queueing (aiokafka #528) is far, small enough for any topic."""
+
+STOP_TIMEOUT_S = 10.0
+_BACKOFF_S = 0.2
+_NO_LOCAL_LIMIT = 1 << 30  # the broker knows the topic's limit; ours is checked where the event is made
+
+log = structlog.get_logger()
+
+
+def producer_arguments(settings: KafkaSettings) -> dict[str, Any]:
+    """Return the arguments that all our producers share."""
+    return {
+        **client_arguments(settings),
+        "enable_idempotence": True,  # implies acks=all
+        "compression_type": compression_type(settings),
+        "max_batch_size": 2 * BATCH_BYTES,  # ours are counted without framing
+        "max_request_size": _NO_LOCAL_LIMIT,
+    }
+
+
+class SinkReceipt:
+    """One job's account with the sink."""
+
+    __slots__ = ("_waiter", "error", "pending")
+
+    def __init__(self) -> None:
+        self.pending = 0
+        self.error: RecordTooLarge | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def settled(self) -> None:
+        """Wait until every record is acknowledged. Raises RecordTooLarge if the broker refused one."""
+        if self.pending:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if self.error is not None:
+            raise self.error
+
+    def acknowledge(self) -> None:
+        """One record less on the way."""
+        self.pending -= 1
+        if not self.pending and self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+_Entry = tuple[Outgoing, SinkReceipt]
+
+
+class KafkaSink:
+    """The sink of the whole process."""
+
+    def __init__(self, settings: KafkaSettings, topics: Iterable[str]) -> None:
+        self._settings = settings
+        self._topics = tuple(topics)
+        self.crashed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._producer: Any = None
+        self._renewal = asyncio.Lock()
+        self._retired: set[asyncio.Task[None]] = set()
+        self._pumps: dict[Partition, _Pump] = {}
+        self._marks = Marks(settings.max_unacknowledged_bytes)
+        self._room = asyncio.Event()
+        self._room.set()
+
+    async def start(self) -> None:
+        """Connect, and learn how many partitions each topic has. Raises KafkaError."""
+        self._producer = await self._new_producer()
+        try:
+            for topic in self._topics:
+                with foreign_errors_as_ours(f"asking for the partitions of topic {topic}"):
+                    await self._producer.partitions_for(topic)
+        except BaseException:
+            await _stop(self._producer)
+            raise
+
+    async def stop(self) -> None:
+        """Wait a bounded while for what is on the way, then let go."""
+        pumps = [pump.idle() for pump in self._pumps.values()]
+        if pumps:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.gather(*pumps), STOP_TIMEOUT_S)
+        for pump in self._pumps.values():
+            await pump.stop()
+        await asyncio.gather(_stop(self._producer), *self._retired)
+
+    def receipt(self) -> SinkReceipt:
+        """Open an account for a job."""
+        return SinkReceipt()
+
+    def publish(self, record: Outgoing, receipt: Receipt) -> None:
+        """Take a record. Never waits."""
+        assert isinstance(receipt, SinkReceipt), "a receipt of another sink"
+        receipt.pending += 1
+        self._marks.add(record.size)
+        if self._marks.is_closed:
+            self._room.clear()
+        pump = self._pumps.get(record.to)
+        if pump is None:
+            pump = self._pumps[record.to] = _Pump(self, record.to)
+        pump.put((record, receipt))
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the broker keeps up."""
+        return not self._marks.is_closed
+
+    @property
+    def unacknowledged_bytes(self) -> int:
+        """Payload on the way to the broker."""
+        return self._marks.level
+
+    async def room(self) -> None:
+        """Wait until there is room."""
+        await self._room.wait()
+
+    def partition_for(self, topic: str, key: bytes) -> Partition:
+        """Choose the partition of a key. Raises KafkaRefused for a topic that is not known."""
+        partitions = self._producer.client.cluster.partitions_for_topic(topic)
+        if not partitions:
+            raise KafkaRefused(f"topic {topic} does not exist: create it with `streamworker topics create`")
+        return Partition(topic, partition_of(key, len(partitions)))
+
+    # For the pumps
+
+    @property
+    def producer(self) -> Any:
+        """The producer to use for the next batch."""
+        return self._producer
+
+    async def renew(self, poisoned: Any) -> None:
+        """Replace a producer that lost its place in a sequence. Others may go on with the old one until it is idle."""
+        async with self._renewal:
+            if self._producer is not poisoned:
+                return
+            await asyncio.sleep(_BACKOFF_S)
+            self._producer = await self._new_producer()
+            task = asyncio.create_task(_stop(poisoned))
+            self._retired.add(task)
+            task.add_done_callback(self._retired.discard)
+            log.warning("sink.producer_replaced")
+
+    def acknowledged(self, batch: list[_Entry]) -> None:
+        """Settle the accounts of a batch."""
+        self._marks.remove(sum(record.size for record, _ in batch))
+        for _, receipt in batch:
+            receipt.acknowledge()
+        if not self._marks.is_closed:
+            self._room.set()
+
+    def pump_ended(self, task: asyncio.Task[None]) -> None:
+        """Tell of a pump that died: a bug of ours, after which its partition would be silent for ever."""
+        if not task.cancelled() and (error := task.exception()) is not None and not self.crashed.done():
+            self.crashed.set_exception(error)
+
+    async def _new_producer(self) -> Any:
+        producer = AIOKafkaProducer(**producer_arguments(self._settings))
+        try:
+            with foreign_errors_as_ours(f"connecting a producer to {self._settings.bootstrap_servers}"):
+                await producer.start()
+        except BaseException:
+            await _stop(producer)
+            raise
+        return producer
+
+
+class _Pump:
+    """The queue of one partition and the task that empties it, batch after batch."""
+
+    def __init__(self, sink: KafkaSink, to: Partition) -> None:
+        self._sink = sink
+        self._to = to
+        self._queue: deque[_Entry] = deque()
+        self._filled = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._task = asyncio.create_task(self._run(), name=f"pump {to}")
+        self._task.add_done_callback(sink.pump_ended)
+
+    def put(self, entry: _Entry) -> None:
+        self._queue.append(entry)
+        self._filled.set()
+        self._empty.clear()
+
+    async def idle(self) -> None:
+        await self._empty.wait()
+
+    async def stop(self) -> None:
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+
+    async def _run(self) -> None:
+        while True:
+            await self._filled.wait()
+            while self._queue:
+                batch = self._next_batch()
+                await self._deliver(batch)
+                self._sink.acknowledged(batch)
+            self._filled.clear()
+            self._empty.set()
+
+    def _next_batch(self) -> list[_Entry]:
+        batch = [self._queue.popleft()]
+        size = batch[0][0].size
+        while self._queue and (size := size + self._queue[0][0].size) <= BATCH_BYTES:
+            batch.append(self._queue.popleft())
+        return batch
+
+    async def _deliver(self, batch: list[_Entry]) -> None:
+        """Send until the broker has it. Only a record that it will never take ends otherwise, and is told."""
+        while True:
+            producer = self._sink.producer
+            try:
+                await self._send(producer, batch)
+            except (MessageSizeTooLargeError, RecordListTooLargeError):
+                await self._replace(producer)
+                await self._deliver_in_parts(batch)
+            except ForeignKafkaError as error:
+                log.warning(
+                    "sink.batch_failed", to=str(self._to), records=len(batch), reason=explained(error)
+                )
+                await self._replace(producer)
+                continue
+            return
+
+    async def _send(self, producer: Any, batch: list[_Entry]) -> None:
+        builder = producer.create_batch()
+        for record, _ in batch:
+            fits = builder.append(
+                timestamp=None, key=record.key, value=record.value, headers=list(record.headers)
+            )
+            assert fits is not None, "a builder holds twice what we put into a batch"
+        acknowledged = await producer.send_batch(builder, self._to.topic, partition=self._to.partition)
+        await acknowledged
+
+    async def _deliver_in_parts(self, batch: list[_Entry]) -> None:
+        if len(batch) == 1:
+            record, receipt = batch[0]
+            receipt.error = RecordTooLarge(
+                f"the broker refused a record of {record.size} bytes for {self._to}"
+            )
+            log.error("sink.record_refused", to=str(self._to), bytes=record.size)
+            return
+        middle = len(batch) // 2
+        await self._deliver(batch[:middle])
+        await self._deliver(batch[middle:])
+
+    async def _replace(self, producer: Any) -> None:
+        while True:
+            try:
+                return await self._sink.renew(producer)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the records must not be lost
+                log.warning("sink.unavailable", reason=explained(error))
+                await asyncio.sleep(_BACKOFF_S)
+
+
+async def _stop(producer: Any) -> None:
+    """Stop a producer, bounded: an idempotent one never gives up on its batches by itself (aiokafka #1101)."""
+    if producer is not None:
+        with suppress(TimeoutError, ForeignKafkaError):
+            await asyncio.wait_for(producer.stop(), STOP_TIMEOUT_S)

@@ -1,0 +1,114 @@
+"""What was asked and what was sent: one record per chat-completions call, kept in a bounded log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Outcome = Literal["completed", "client_closed", "fault", "refused", "stopped"]
+"""How a call ended. `fault`: the script's; `refused`: a 4xx the script did not ask for; `stopped`: by stop()."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """One POST to /v1/chat/completions. Times are the event loop's, in seconds; None is "not yet".
+
+    `number` counts the upstream's calls from 1.     `headers`: names in lower case; `authorization` says "present", "matched"
+    or "wrong", never the secret. `body` is the parsed JSON, or None. `deltas_sent` counts all but role deltas.
+    `usage_sent` is the last one.
+    """
+
+    path: str
+    headers: dict[str, str]
+    started_at: float
+    content_limit: int
+    number: int = 0
+    model: str | None = None
+    body: Any = None
+    status: int | None = None
+    first_byte_at: float | None = None
+    ended_at: float | None = None
+    outcome: Outcome | None = None
+    deltas_sent: int = 0
+    usage_sent: dict[str, int] | None = None
+    _content: dict[int, list[str]] = field(default_factory=dict)
+
+    @property
+    def content_sent(self) -> list[str]:
+        """The content written so far, per choice (as `expected_text`), in all cut at `content_limit` characters."""
+        return [
+            "".join(self._content.get(choice, ())) for choice in range(max(self._content, default=-1) + 1)
+        ]
+
+    def sent(self, choice: int, text: str | None) -> None:
+        """Note one delta as written."""
+        self.deltas_sent += 1
+        if text is not None and self.content_limit > 0:
+            self._content.setdefault(choice, []).append(text[: self.content_limit])
+            self.content_limit -= len(text)
+
+    def summary(self) -> dict[str, Any]:
+        """The record without what was said, for people."""
+        names = (
+            "model",
+            "status",
+            "started_at",
+            "first_byte_at",
+            "ended_at",
+            "outcome",
+            "deltas_sent",
+            "usage_sent",
+        )
+        return {name: getattr(self, name) for name in names}
+
+
+class CallLog:
+    """The latest `maxlen` calls, and counts over all of them."""
+
+    def __init__(self, maxlen: int) -> None:
+        self.latest: deque[Call] = deque(maxlen=maxlen)
+        self.outcomes: Counter[str] = Counter()
+        self.total = 0
+        self.open = 0
+        self.max_open = 0
+        self._waits: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
+
+    def start(self, call: Call) -> None:
+        """Enter a call that begins."""
+        self.latest.append(call)
+        self.total += 1
+        call.number = self.total
+        self.open += 1
+        self.max_open = max(self.max_open, self.open)
+        self._wake()
+
+    def end(self, call: Call, outcome: Outcome, now: float) -> None:
+        """Close the record of a call."""
+        call.outcome, call.ended_at = outcome, now
+        self.outcomes[outcome] += 1
+        self.open -= 1
+        self._wake()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition; it is looked at whenever a call starts or ends."""
+        if not condition():
+            waiter = asyncio.get_running_loop().create_future()
+            self._waits.append((condition, waiter))
+            await waiter
+
+    def _wake(self) -> None:
+        for condition, waiter in self._waits:
+            if not waiter.done() and condition():
+                waiter.set_result(None)
+        self._waits = [wait for wait in self._waits if not wait[1].done()]
+
+    def summary(self, limit: int) -> dict[str, Any]:
+        """Counts, and the latest `limit` calls, newest last."""
+        recent = list(self.latest)[-limit:] if limit else []
+        counts = {"total": self.total, "open_streams": self.open, "max_open": self.max_open}
+        return counts | {"outcomes": dict(self.outcomes), "calls": [call.summary() for call in recent]}

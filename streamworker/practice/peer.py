@@ -1,0 +1,211 @@
+"""One client connection: h11 reads its requests, and nobody waits here longer than the client does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import h11
+import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+MAX_REQUEST_BYTES: Final = 64 * 1024 * 1024
+"""A prompt with images runs to tens of megabytes; beyond this nobody means it."""
+
+_READ_BYTES: Final = 64 * 1024
+_MAX_EARLY_BYTES: Final = 1024 * 1024  # read from a client that sends its next request during our answer
+
+
+class ClientGoneError(Exception):
+    """The client has gone: its end of file, or a reset."""
+
+
+class BadRequestError(Exception):
+    """Not HTTP as we speak it; the connection can only be closed after the answer."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Request(NamedTuple):
+    """A whole request; `headers` by lower-case name."""
+
+    method: str
+    target: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class Peer:
+    """Requests in, bytes out. `send*` and `pause` raise ClientGoneError as soon as the client has gone."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        # No buffer of our own above the socket's: what was drained is with the kernel, so that a scripted
+        # reset loses nothing that was counted as sent.
+        writer.transport.set_write_buffer_limits(high=0)
+        self._http = h11.Connection(h11.SERVER)
+        self._loop = asyncio.get_running_loop()
+        self._chunked = False
+        self._gone = False
+        self._pausing: asyncio.Future[None] | None = None
+        self.first_byte_at: float | None = None
+
+    async def next_request(self) -> Request | None:
+        """The next whole request, None at a clean end; raises BadRequestError."""
+        try:
+            return await self._request()
+        except h11.RemoteProtocolError as error:
+            raise BadRequestError(error.error_status_hint, str(error)) from error
+        except OSError:
+            return None
+
+    async def _request(self) -> Request | None:
+        head = await self._event()
+        if not isinstance(head, h11.Request):
+            return None
+        self.first_byte_at = None
+        body = bytearray()
+        while isinstance(part := await self._event(), h11.Data):
+            body += part.data
+            if len(body) > MAX_REQUEST_BYTES:
+                raise BadRequestError(413, f"the request is over {MAX_REQUEST_BYTES} bytes")
+        headers = {name.decode("ascii"): value.decode("latin-1") for name, value in head.headers}
+        return Request(head.method.decode("ascii"), head.target.decode("ascii"), headers, bytes(body))
+
+    async def _event(self) -> h11.Event | type[h11.PAUSED]:
+        while (event := self._http.next_event()) is h11.NEED_DATA:
+            if self._http.they_are_waiting_for_100_continue:
+                await self.send(self._framed(h11.InformationalResponse(status_code=100, headers=[])))
+            self._http.receive_data(await self._reader.read(_READ_BYTES))
+        return event  # type: ignore[return-value]  # NEED_DATA was taken out above
+
+    @contextlib.asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """While inside, the client's going is noticed even when nothing is being written."""
+        watch = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            watch.cancel()
+            await asyncio.wait({watch})
+
+    async def _watch(self) -> None:
+        early = 0
+        with contextlib.suppress(OSError):
+            while data := await self._reader.read(_READ_BYTES):
+                self._http.receive_data(data)
+                early += len(data)
+                if early > _MAX_EARLY_BYTES:
+                    return
+        self._gone = True
+        _release(self._pausing)
+
+    async def pause(self, seconds: float | None) -> None:
+        """Wait; None is for ever. Cheaper than a task: a stream pauses before every delta."""
+        if seconds is not None and seconds <= 0:
+            await asyncio.sleep(0)
+        elif not self._gone:
+            self._pausing = self._loop.create_future()
+            timer = seconds and self._loop.call_later(seconds, _release, self._pausing)
+            try:
+                await self._pausing
+            finally:
+                if timer:
+                    timer.cancel()
+        if self._gone:
+            raise ClientGoneError
+
+    async def send(self, data: bytes) -> None:
+        """Write, and wait until the socket has taken it."""
+        if self._gone:
+            raise ClientGoneError
+        if self.first_byte_at is None:
+            self.first_byte_at = self._loop.time()
+        self._writer.write(data)
+        try:
+            await self._writer.drain()
+        except OSError as error:
+            raise ClientGoneError from error
+
+    async def send_head(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
+        """Begin a body of unknown length: chunked, or until we close for a client of HTTP/1.0."""
+        self._chunked = (self._http.their_http_version or b"1.1") >= b"1.1"
+        await self.send(self._framed(_response(status, headers)))
+
+    async def send_close_head(self, head: bytes) -> None:
+        """Begin a body that ends when we close; h11 would have it chunked, so the head comes as bytes."""
+        self._chunked = False
+        await self.send(head)
+
+    async def send_body(self, data: bytes) -> None:
+        """Bytes of the body, as one chunk of HTTP where the body is chunked."""
+        await self.send(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    async def end_body(self) -> None:
+        """End the body as HTTP says; after it the connection may serve the next request."""
+        if self._http.our_state is h11.SEND_BODY:
+            await self.send(self._framed(h11.EndOfMessage()))
+
+    async def reply(
+        self, status: int, content_type: str, body: bytes, headers: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        """A whole response of known length."""
+        known = [("content-type", content_type), ("content-length", str(len(body))), *headers]
+        head = self._framed(_response(status, known))
+        await self.send(head + self._framed(h11.Data(data=body)) + self._framed(h11.EndOfMessage()))
+
+    async def reply_json(self, status: int, body: Any, headers: Iterable[tuple[str, str]] = ()) -> None:
+        """A whole response with a JSON body."""
+        await self.reply(status, "application/json", orjson.dumps(body), headers)
+
+    async def refuse(self, status: int, body: Any) -> None:
+        """Answer what could not be read as a request, where HTTP still allows an answer."""
+        if self._http.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            with contextlib.suppress(ClientGoneError):
+                await self.reply_json(status, body, [("connection", "close")])
+
+    def _framed(self, event: h11.Event) -> bytes:
+        return self._http.send(event) or b""
+
+    def reuse(self) -> bool:
+        """Make ready for the next request on this connection; False if it has to be closed."""
+        if self._gone or self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
+            return False
+        self._http.start_next_cycle()
+        return True
+
+    def reset(self) -> None:
+        """Close with RST."""
+        sock: socket.socket = self._writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._writer.transport.abort()
+
+    async def close(self) -> None:
+        """Close with FIN; what a vanished client never took is dropped rather than waited for."""
+        if self._writer.transport.get_write_buffer_size():
+            self._writer.transport.abort()
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+
+def _response(status: int, headers: Iterable[tuple[str, str]]) -> h11.Response:
+    try:
+        reason = HTTPStatus(status).phrase
+    except ValueError:  # 524, 529 and the like have no name in the standard
+        reason = ""
+    return h11.Response(status_code=status, headers=list(headers), reason=reason)
+
+
+def _release(pausing: asyncio.Future[None] | None) -> None:
+    if pausing is not None and not pausing.done():
+        pausing.set_result(None)

@@ -1,0 +1,78 @@
+"""What a client asks for: the few members of a chat-completions body that the practice upstream reads."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from streamworker.practice.wire import error_body
+
+_KINDS: Final = {401: "authentication_error", 429: "rate_limit_error"}
+_MAX_CHOICES: Final = 128
+
+
+class RefusedError(Exception):
+    """A request that gets an HTTP error; `body` is the error as OpenAI's clients read it."""
+
+    def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = error_body(message, error_kind(status), code, param)
+
+
+def error_kind(status: int) -> str:
+    """The `type` that goes with a status."""
+    return _KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
+
+
+class ChatRequest(NamedTuple):
+    """A chat-completions body; `choices` is its `n`."""
+
+    model: str
+    messages: list[Any]
+    stream: bool
+    choices: int
+    include_usage: bool
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
+    """The body as a JSON object; raises RefusedError."""
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise RefusedError(400, "The body is not JSON.", "invalid_json") from error
+    if not isinstance(parsed, dict):
+        raise RefusedError(400, "The body is not a JSON object.", "invalid_json")
+    return parsed
+
+
+def read(body: dict[str, Any]) -> ChatRequest:
+    """The members of a body; raises RefusedError that names the one at fault."""
+    options = _member(body, "stream_options", dict, {})
+    return ChatRequest(
+        model=_member(body, "model", str),
+        messages=_member(body, "messages", list),
+        stream=_member(body, "stream", bool, default=False),
+        choices=_choices(body),
+        include_usage=options.get("include_usage") is True,
+    )
+
+
+def _choices(body: dict[str, Any]) -> int:
+    wanted = body.get("n")
+    if wanted is None:
+        return 1
+    if type(wanted) is not int or not 1 <= wanted <= _MAX_CHOICES:
+        raise RefusedError(400, f"'n' must be a number from 1 to {_MAX_CHOICES}.", "invalid_value", "n")
+    return wanted
+
+
+def _member(body: dict[str, Any], name: str, kind: type, default: Any = None) -> Any:
+    """A member of the right type; where there is a default, absent and null are the same."""
+    value = body.get(name)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, kind):
+        raise RefusedError(400, f"{name!r} must be of type {kind.__name__}.", "invalid_type", name)
+    return value

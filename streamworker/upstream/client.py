@@ -1,0 +1,183 @@
+"""An upstream over HTTP/1.1: httpx as the client, aiohttp underneath (see docs/adr).
+
+One client per upstream and process. No limit on connections: how many streams are open is decided where jobs are
+taken in. No HTTP/2: closing one stream early would not tell the upstream to stop, and one stall would hold up all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import TYPE_CHECKING, NoReturn
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+from streamworker import __version__
+from streamworker.core.faults import fault_of_body, http_error, is_retriable
+from streamworker.core.redaction import Redactor
+from streamworker.errors import ConfigurationError, UpstreamError
+from streamworker.model import ErrorCode, JobError
+from streamworker.upstream.errors import Phase, foreign_errors_as_ours
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from streamworker.config import UpstreamSettings
+
+__all__ = ["HttpUpstream"]
+
+ERROR_BODY_BYTES = 64 << 10
+"""How much of an error's body is read; a terminal event carries 2 KiB of it."""
+
+ERROR_BODY_TIMEOUT_S = 5.0
+DRAIN_TIMEOUT_S = 0.1
+WRITE_TIMEOUT_S = 30.0
+KEEPALIVE_S = 15.0
+
+
+class HttpUpstream:
+    """One configured upstream. Make it inside the running loop."""
+
+    def __init__(self, settings: UpstreamSettings) -> None:
+        self._settings = settings
+        self._url = settings.base_url.rstrip("/") + "/chat/completions"
+        self._redact = Redactor()
+        # No cookie is kept: calls of different tenants share this client.
+        jar = CookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
+        self._client = httpx.AsyncClient(
+            transport=AiohttpTransport(client=_new_session),
+            cookies=httpx.Cookies(jar),
+            headers={"user-agent": f"streamworker/{__version__}"},
+            timeout=httpx.Timeout(
+                connect=settings.connect_timeout_s, read=None, write=WRITE_TIMEOUT_S, pool=None
+            ),
+            trust_env=False,
+            follow_redirects=False,
+        )
+
+    @asynccontextmanager
+    async def call(self, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[HttpAnswer]:
+        """Open a streaming completion; entering waits for the answer. Raises UpstreamError."""
+        with foreign_errors_as_ours(Phase.CALLING, self._settings.base_url):
+            request = self._client.build_request(
+                "POST", self._url, content=body, headers=self._headers(headers)
+            )
+            response = await self._client.send(request, stream=True)
+        try:
+            await self._refuse_unless_event_stream(response)
+            yield HttpAnswer(response, self._settings.base_url)
+        finally:
+            with suppress(httpx.HTTPError, aiohttp.ClientError, OSError):
+                await response.aclose()
+
+    async def models(self) -> list[str]:
+        """Ask which models the upstream offers, for `streamworker check`. Raises UpstreamError."""
+        url = self._settings.base_url.rstrip("/") + "/models"
+        with foreign_errors_as_ours(Phase.CALLING, self._settings.base_url):
+            response = await self._client.get(
+                url, headers=self._headers({}), timeout=self._settings.connect_timeout_s
+            )
+        if response.status_code != 200:
+            raise UpstreamError(http_error(response.status_code, response.content[:ERROR_BODY_BYTES]))
+        try:
+            return [str(model["id"]) for model in response.json()["data"]]
+        except (ValueError, KeyError, TypeError):
+            return []
+
+    def scrub(self, text: str) -> str:
+        """Take secrets out of a text; the key is looked up anew, because it may have been rotated."""
+        with suppress(UpstreamError):
+            text = text.replace(self._key() or "\0", "***")
+        return self._redact(text)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._client.aclose()
+
+    def _headers(self, headers: Mapping[str, str]) -> dict[str, str]:
+        own = {
+            "accept": "text/event-stream",
+            "accept-encoding": "identity",  # a compressor holds deltas back
+            "content-type": "application/json",
+        }
+        if key := self._key():
+            own["authorization"] = f"Bearer {key}"
+        return {**headers, **own}
+
+    def _key(self) -> str | None:
+        try:
+            return self._settings.api_key()
+        except ConfigurationError as error:  # it was there at the start: a rotation has gone wrong
+            raise UpstreamError(JobError(ErrorCode.AUTH, "; ".join(error.faults), retriable=True)) from error
+
+    async def _refuse_unless_event_stream(self, response: httpx.Response) -> None:
+        kind = response.headers.get("content-type", "")
+        if response.status_code == 200 and kind.partition(";")[0].strip().lower() == "text/event-stream":
+            return
+        _refuse(response.status_code, kind, await _capped_body(response))
+
+
+class HttpAnswer:
+    """The body of an event stream, as it comes."""
+
+    def __init__(self, response: httpx.Response, base_url: str) -> None:
+        self._base_url = base_url
+        # Raw, unless the upstream compresses although it was asked not to.
+        is_encoded = response.headers.get("content-encoding", "identity").lower() != "identity"
+        self._body = response.aiter_bytes() if is_encoded else response.aiter_raw()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Go through the body."""
+        return self
+
+    async def __anext__(self) -> bytes:
+        """Return what the socket gave. Raises UpstreamError when the connection breaks."""
+        try:
+            return await anext(self._body)
+        except (httpx.HTTPError, httpx.StreamError, aiohttp.ClientError, OSError):
+            with foreign_errors_as_ours(Phase.READING, self._base_url):
+                raise
+
+    async def drain(self) -> None:
+        """Read on for a moment after the end was seen, so that the connection can serve the next call."""
+        with suppress(TimeoutError, StopAsyncIteration, UpstreamError):
+            async with asyncio.timeout(DRAIN_TIMEOUT_S):
+                while True:
+                    await anext(self)
+
+
+def _new_session() -> aiohttp.ClientSession:
+    # aiohttp's connector stops at 100 connections unless told otherwise, and httpx's limits do not reach it.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+
+async def _capped_body(response: httpx.Response) -> bytes:
+    body = bytearray()
+    with suppress(TimeoutError, httpx.HTTPError, aiohttp.ClientError, OSError):
+        async with asyncio.timeout(ERROR_BODY_TIMEOUT_S):
+            async for data in response.aiter_bytes():
+                body += data
+                if len(body) >= ERROR_BODY_BYTES:
+                    break
+    return bytes(body[:ERROR_BODY_BYTES])
+
+
+def _refuse(status: int, kind: str, body: bytes) -> NoReturn:
+    """Say what an answer that is no event stream means."""
+    if status >= 400:
+        raise UpstreamError(http_error(status, body))
+    if status != 200:
+        message = f"the upstream answered {status} instead of 200; base_url has to be the final one, with /v1"
+        raise UpstreamError(JobError(ErrorCode.UPSTREAM_PROTOCOL, message, status))
+    fault = fault_of_body(body)
+    is_error = fault.message != fault.frame.strip()
+    told = kind or "no content type"
+    message = fault.message if is_error else f"the upstream answered with {told} instead of an event stream"
+    retriable = is_error and is_retriable(fault.status or 500, fault.kind)
+    raise UpstreamError(
+        JobError(ErrorCode.UPSTREAM_PROTOCOL, message, status, fault.frame or None, retriable)
+    )

@@ -1,0 +1,213 @@
+"""One job, from its `started` to its terminal event.
+
+The order that the reader's rules rest on: the upstream is called at once; deltas wait for `started` to be written;
+the terminal event waits for every delta to be acknowledged; the offset is committed with the terminal event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from math import inf
+from typing import TYPE_CHECKING, NamedTuple
+
+from streamworker.codec.job import request_body
+from streamworker.core.attempt import Attempt, State
+from streamworker.errors import RecordTooLarge, UpstreamError
+from streamworker.model import ErrorCode, JobError, Status
+from streamworker.ports import trace_headers
+from streamworker.worker.patience import Interruption, Patience
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from streamworker.codec.event import EventWriter
+    from streamworker.model import Cause, DeltaEvent, Event, Job, Outgoing, Partition, UsageEvent
+    from streamworker.ports import Answer, Clock, Observer, Sink, Upstream
+    from streamworker.worker.lane import Lane
+
+__all__ = ["Execution", "Tools", "UpstreamSlot"]
+
+
+class UpstreamSlot(NamedTuple):
+    """A configured upstream: how to call it, and how patient to be with it. Times in seconds."""
+
+    name: str
+    upstream: Upstream
+    first_delta_timeout_s: float
+    idle_timeout_s: float
+    include_usage: bool
+    scrub: Callable[[str], str]
+
+
+class Tools(NamedTuple):
+    """What all executions share. Limits in bytes: an event record we write, a server-sent event we read."""
+
+    sink: Sink
+    writer: EventWriter
+    clock: Clock
+    observer: Observer
+    max_record_bytes: int
+    max_event_bytes: int
+
+
+class Execution:
+    """One attempt at one job."""
+
+    def __init__(
+        self,
+        tools: Tools,
+        job: Job,
+        slot: UpstreamSlot,
+        lane: Lane,
+        *,
+        to: Partition,
+        cause: Cause,
+        attempt_id: str,
+    ) -> None:
+        self._tools = tools
+        self._job = job
+        self._slot = slot
+        self._lane = lane
+        self._to = to
+        self._key = job.job_id.encode()
+        self._receipt = tools.sink.receipt()
+        self._started: asyncio.Future[None] | None = None
+        self._patience: Patience | None = None
+        self._cancel_reason = ""
+        self.attempt = Attempt(
+            job,
+            attempt_id=attempt_id,
+            upstream=slot.name,
+            cause=cause,
+            now_ms=tools.clock.now_ms(),
+            max_event_bytes=tools.max_event_bytes,
+            scrub=slot.scrub,
+        )
+
+    async def run(self) -> UsageEvent:
+        """Run the job to its end; return its terminal event once that is durable.
+
+        A cancellation of the task leaves at once: the upstream's connection is closed, nothing more is written.
+        """
+        self._started = self._lane.start(self._record(self.attempt.started()))
+        self._tools.observer.job_started(self._job, self._slot.name)
+        await self._call()
+        await self._started
+        await self._settle()
+        event = self.attempt.terminal(self._tools.clock.now_ms())
+        await self._lane.finish(self._job.source.offset, [self._record(event)])
+        self._tools.observer.job_ended(event, self._job, self._slot.name)
+        return event
+
+    def cancel(self, reason: str) -> None:
+        """End the job because a control record asked for it; it gets its terminal event."""
+        self._cancel_reason = reason
+        if self._patience is not None:
+            self._patience.interrupt(Interruption.CANCEL)
+
+    async def _call(self) -> None:
+        left = inf if self._job.deadline is None else self._job.deadline - self._tools.clock.now_ms() / 1000
+        if left <= 0:
+            self.attempt.expire()
+            return
+        self._patience = Patience(
+            first_delta_s=self._slot.first_delta_timeout_s,
+            idle_s=self._slot.idle_timeout_s,
+            deadline=asyncio.get_running_loop().time() + left,
+        )
+        async with self._patience:
+            await self._try()
+        if self._patience.interruption is not None and not self.attempt.is_ended:
+            await self._end_interrupted(self._patience.interruption)
+
+    async def _try(self) -> None:
+        self.attempt.call()
+        body = request_body(self._job, include_usage=self._slot.include_usage)
+        try:
+            async with self._slot.upstream.call(body, trace_headers(self._job.trace)) as answer:
+                self.attempt.answer()
+                await self._read(answer)
+                if self.attempt.status is Status.COMPLETED:
+                    await answer.drain()
+        except UpstreamError as error:
+            await self._end_broken(error.error)
+
+    async def _read(self, answer: Answer) -> None:
+        async for data in answer:
+            await self._publish(self.attempt.receive(data, self._tools.clock.now_ms()))
+            if self.attempt.is_ended:
+                return
+        await self._publish(self.attempt.close(self._tools.clock.now_ms()))
+
+    async def _publish(self, events: Iterator[DeltaEvent]) -> None:
+        tools = self._tools
+        before = self.attempt.ledger.deltas
+        count = 0
+        for event in events:
+            record = self._record(event)
+            if record.size > tools.max_record_bytes:
+                self.attempt.fail(_too_large(record.size, tools.max_record_bytes))
+                continue  # the attempt has ended, and so have its events
+            if not (tools.sink.has_room and self._started is not None and self._started.done()):
+                await self._wait_for_room()
+            tools.sink.publish(record, self._receipt)
+            count += 1
+        if count:
+            tools.observer.deltas_published(count)
+        if self.attempt.ledger.deltas != before:
+            self._note_delta(is_first=before == 0)
+
+    def _note_delta(self, *, is_first: bool) -> None:
+        if self._patience is not None:
+            self._patience.delta_came()
+        if is_first and self.attempt.first_delta_ms is not None:
+            seconds = (self.attempt.first_delta_ms - self.attempt.opened_ms) / 1000
+            self._tools.observer.first_delta(self._slot.name, seconds)
+
+    async def _wait_for_room(self) -> None:
+        """Wait for our own side: `started` to be written, the broker to keep up. The socket is not read meanwhile."""
+        assert self._started is not None
+        left = self._patience.pause() if self._patience is not None else 0.0
+        await asyncio.shield(self._started)
+        await self._tools.sink.room()
+        if self._patience is not None:
+            self._patience.resume(left)
+
+    async def _end_broken(self, error: JobError) -> None:
+        if self.attempt.state in {State.LISTENING, State.STREAMING}:
+            await self._publish(self.attempt.close(self._tools.clock.now_ms(), broken=error))
+        elif not self.attempt.is_ended:
+            self.attempt.fail(error)
+
+    async def _end_interrupted(self, interruption: Interruption) -> None:
+        match interruption:
+            case Interruption.DEADLINE:
+                self.attempt.expire()
+            case Interruption.CANCEL:
+                self.attempt.cancel(self._cancel_reason)
+            case Interruption.FIRST_DELTA:
+                limit = self._slot.first_delta_timeout_s
+                await self._end_broken(
+                    _timeout(ErrorCode.TIMEOUT_FIRST_DELTA, f"no delta came within {limit:g} s")
+                )
+            case Interruption.IDLE:
+                limit = self._slot.idle_timeout_s
+                message = f"the event stream was silent for {limit:g} s after a delta"
+                await self._end_broken(_timeout(ErrorCode.TIMEOUT_IDLE, message))
+
+    async def _settle(self) -> None:
+        try:
+            await self._receipt.settled()
+        except RecordTooLarge as refusal:
+            self.attempt.refuse(JobError(ErrorCode.TOO_LARGE, str(refusal)))
+
+    def _record(self, event: Event) -> Outgoing:
+        return self._tools.writer.write(event, self._to, self._key, self._job.trace)
+
+
+def _timeout(code: ErrorCode, message: str) -> JobError:
+    return JobError(code, message, retriable=True)
+
+
+def _too_large(size: int, limit: int) -> JobError:
+    return JobError(ErrorCode.TOO_LARGE, f"a delta makes a record of {size} bytes, the limit is {limit}", 200)

@@ -1,0 +1,150 @@
+"""The commit lane of one assigned partition: what waits goes into one short commit, then what came meanwhile.
+
+A commit carries `started` events of jobs that begin, terminal events of jobs that ended, dead letters, and the
+partition's offset with its map. So a job is finished and committed in the same instant or not at all, and how often it
+was delivered is on record with its `started`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, NamedTuple
+
+import structlog
+
+from streamworker.core.offsetmap import Damaged, OffsetMap, decode_map
+from streamworker.core.progress import Progress
+from streamworker.errors import KafkaError, RecordTooLarge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from streamworker.model import Outgoing, Partition
+    from streamworker.ports import Committer
+
+__all__ = ["Lane"]
+
+MAX_COMMIT_RECORDS = 500
+"""Records of one commit. A transaction holds read_committed readers back, so it stays short."""
+
+log = structlog.get_logger()
+
+
+class _Entry(NamedTuple):
+    offset: int | None  # finished by this entry's records, and not before they are in a commit
+    records: Sequence[Outgoing]
+    fallback: Sequence[Outgoing]
+    done: asyncio.Future[None]
+
+    @property
+    def largest(self) -> int:
+        return max((record.size for record in self.records), default=0)
+
+
+class Lane:
+    """Open it, `run` it as a task, and hand it what is to be committed.
+
+    `lost` is called, once, when another worker turns out to own the partition.
+    """
+
+    def __init__(
+        self, partition: Partition, committer: Committer, *, stamp: str, lost: Callable[[str], None]
+    ) -> None:
+        self.partition = partition
+        self._committer = committer
+        self._stamp = stamp
+        self._lost = lost
+        self._progress: Progress | None = None
+        self._waiting: list[_Entry] = []
+        self._filled = asyncio.Event()
+
+    async def open(self) -> int:
+        """Take the partition over; return the offset to read from. Raises KafkaError."""
+        committed, metadata = await self._committer.open()
+        try:
+            offset_map = decode_map(committed, metadata)
+        except Damaged as fault:
+            log.warning("lane.offset_map_ignored", partition=str(self.partition), reason=str(fault))
+            offset_map = OffsetMap()
+        self._progress = Progress(committed, offset_map, stamp=self._stamp)
+        return committed
+
+    @property
+    def backlog(self) -> int:
+        """How much waits to be committed."""
+        return len(self._waiting)
+
+    @property
+    def progress(self) -> Progress:
+        """The partition's progress; there is one once the lane is open."""
+        assert self._progress is not None, "the lane is not open"
+        return self._progress
+
+    def start(self, record: Outgoing) -> asyncio.Future[None]:
+        """Write a `started` event; the future is done when every reader sees it before what is published later."""
+        return self._add(None, [record])
+
+    def finish(
+        self, offset: int, records: Sequence[Outgoing], *, fallback: Sequence[Outgoing] = ()
+    ) -> asyncio.Future[None]:
+        """Write what ends a job and commit its offset, in one.
+
+        `fallback` is what to write where the broker refuses `records` for their size.
+        """
+        return self._add(offset, records, fallback)
+
+    def touch(self) -> asyncio.Future[None]:
+        """Commit the progress as it is."""
+        return self._add(None, ())
+
+    async def run(self) -> None:
+        """Commit what waits, until cancelled or lost."""
+        while True:
+            await self._filled.wait()
+            entries, self._waiting = self._waiting[:MAX_COMMIT_RECORDS], self._waiting[MAX_COMMIT_RECORDS:]
+            if not self._waiting:
+                self._filled.clear()
+            try:
+                await self._commit(entries)
+            except KafkaError as error:
+                self._lost(str(error))
+                return
+            for entry in entries:
+                if not entry.done.done():
+                    entry.done.set_result(None)
+
+    async def close(self) -> None:
+        """Let go. What waits is not written; whoever waited for it was told to stop before."""
+        for entry in self._waiting:
+            entry.done.cancel()
+        self._waiting.clear()
+        await self._committer.close()
+
+    def _add(
+        self, offset: int | None, records: Sequence[Outgoing], fallback: Sequence[Outgoing] = ()
+    ) -> asyncio.Future[None]:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Entry(offset, records, fallback, done))
+        self._filled.set()
+        return done
+
+    async def _commit(self, entries: list[_Entry]) -> None:
+        for entry in entries:
+            if entry.offset is not None:
+                self.progress.finish(entry.offset)
+        while True:
+            records = [record for entry in entries for record in entry.records]
+            try:
+                return await self._committer.commit(records, self.progress.point())
+            except RecordTooLarge as refusal:
+                log.error("lane.record_refused", partition=str(self.partition), reason=str(refusal))  # noqa: TRY400 - no bug, no trace
+                _fall_back(entries, refusal)
+
+
+def _fall_back(entries: list[_Entry], refusal: RecordTooLarge) -> None:
+    """Replace the largest records that have something smaller to stand in for them."""
+    replaceable = [index for index, entry in enumerate(entries) if entry.fallback]
+    if not replaceable:
+        raise refusal
+    index = max(replaceable, key=lambda index: entries[index].largest)
+    entries[index] = entries[index]._replace(records=entries[index].fallback, fallback=())

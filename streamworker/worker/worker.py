@@ -1,0 +1,289 @@
+"""The worker: partitions come and go, records become jobs, and at the end everything drains.
+
+The poll loop never waits for a job: it asks for as many records as there is room for, from the partitions that have
+room, and goes on asking (for nothing, if need be) so that the group's errors are seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import uuid4
+
+import structlog
+
+from streamworker.errors import KafkaError
+from streamworker.worker.execution import Execution
+from streamworker.worker.intake import Accepted
+from streamworker.worker.lane import Lane
+from streamworker.worker.partition import Holding, PartitionWork
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Mapping
+    from streamworker.model import Partition, Record
+    from streamworker.ports import Committers, Observer, Source
+    from streamworker.worker.execution import Tools, UpstreamSlot
+    from streamworker.worker.intake import Intake, Refused
+
+__all__ = ["Worker", "WorkerLimits"]
+
+_IDLE_POLL_S = 0.25
+_RETRY_S = 1.0
+_CRASH_BACKOFF_S = 1.0
+
+log = structlog.get_logger()
+
+
+class WorkerLimits(NamedTuple):
+    """How much at once and how long, from the settings."""
+
+    max_in_flight: int
+    max_deliveries: int
+    drain_timeout_s: float
+
+
+class Worker:
+    """Owns the partitions that the group assigns to us."""
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        committers: Committers,
+        intake: Intake,
+        tools: Tools,
+        slots: Mapping[str, UpstreamSlot],
+        limits: WorkerLimits,
+        failure: asyncio.Future[None],
+    ) -> None:
+        """Assemble a worker. `failure` ends it when a part of the process is broken beyond repair."""
+        self._source = source
+        self._committers = committers
+        self._intake = intake
+        self._tools = tools
+        self._slots = slots
+        self._limits = limits
+        self._observer: Observer = tools.observer
+        self._stamp = uuid4().hex[:12]
+        self._works: dict[Partition, PartitionWork] = {}
+        self._in_flight = 0
+        self._room = asyncio.Event()
+        self._draining = asyncio.Event()
+        self._side_tasks: set[asyncio.Task[None]] = set()
+        self._failure = failure
+        self._joined = False
+        self.last_poll = tools.clock.monotonic()
+        """When the poll loop last turned, in seconds of the monotonic clock: the sign of life."""
+
+    # The life of the process
+
+    async def run(self) -> None:
+        """Work until `drain` is called, then until the last job has ended or the drain timeout has passed.
+
+        Cancelling this goes at once: nothing is finished, nothing is lost, the group is left.
+        """
+        poll = asyncio.create_task(self._poll(), name="poll")
+        draining = asyncio.create_task(self._draining.wait())
+        try:
+            watched: list[asyncio.Future[Any]] = [poll, draining, self._failure]
+            await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+            for ended in (poll, self._failure):
+                if ended.done():
+                    ended.result()  # only ever an exception
+            await self._wait_until_idle()
+            await self._hand_back()
+        finally:
+            draining.cancel()
+            poll.cancel()
+            await asyncio.wait([poll, draining])
+            await self._abandon_all()
+
+    def drain(self) -> None:
+        """Take no more jobs, let the open ones end, then stop."""
+        self._draining.set()
+        self._room.set()
+
+    def readiness(self) -> tuple[bool, dict[str, object]]:
+        """Return whether jobs are taken, and what there is to say about it."""
+        opening = [
+            str(partition) for partition, work in self._works.items() if work.holding is Holding.OPENING
+        ]
+        is_ready = self._joined and not opening and not self._draining.is_set()
+        return is_ready, {
+            "joined": self._joined,
+            "draining": self._draining.is_set(),
+            "partitions": len(self._works),
+            "partitions_opening": opening,
+            "jobs_open": self._in_flight,
+        }
+
+    # Assignments
+
+    def assigned(self, partitions: frozenset[Partition], *, is_continuous: bool) -> None:
+        """Keep what stays, let go at once of what left, take over what is new."""
+        self._joined = True
+        held = frozenset(self._works)
+        lost = held - partitions if is_continuous else held
+        for partition in lost:
+            self._spawn(self._let_go(self._works.pop(partition), "revoked"))
+        gained = partitions - frozenset(self._works)
+        for partition in gained:
+            self._take_over(partition)
+        self._observer.partitions_changed(len(self._works), len(gained), len(lost))
+
+    def _take_over(self, partition: Partition) -> None:
+        work: PartitionWork
+
+        def lost(reason: str) -> None:
+            self._spawn(self._reopen(work, reason))
+
+        lane = Lane(partition, self._committers.committer(partition), stamp=self._stamp, lost=lost)
+        work = self._works[partition] = PartitionWork(lane)
+        work.opening = self._spawn(self._open(work))
+
+    async def _open(self, work: PartitionWork) -> None:
+        offset = await work.open()
+        work.committing = self._spawn(work.lane.run())
+        self._source.seek(work.lane.partition, offset)
+        work.holding = Holding.OPEN
+        self._room.set()
+        log.info("partition.opened", partition=str(work.lane.partition), offset=offset)
+
+    async def _reopen(self, work: PartitionWork, reason: str) -> None:
+        """Another worker fenced us. If the group still says that the partition is ours, take it over anew."""
+        partition = work.lane.partition
+        log.warning("partition.fenced", partition=str(partition), reason=reason)
+        await self._let_go(work, "fenced")
+        while self._is_current(work):
+            await asyncio.sleep(_RETRY_S)
+            if await self._source.confirm_membership() and self._is_current(work):
+                self._take_over(partition)
+
+    async def _let_go(self, work: PartitionWork, reason: str) -> None:
+        for job in await work.let_go():
+            self._observer.job_abandoned(job, reason)
+        log.info("partition.let_go", partition=str(work.lane.partition), reason=reason)
+
+    def _is_current(self, work: PartitionWork) -> bool:
+        return self._works.get(work.lane.partition) is work
+
+    # Records
+
+    async def _poll(self) -> None:
+        while True:
+            room = 0 if self._draining.is_set() else self._limits.max_in_flight - self._in_flight
+            ready = {partition: work for partition, work in self._works.items() if room > 0 and work.has_room}
+            if not ready:
+                self._room.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._room.wait(), _IDLE_POLL_S)
+            try:
+                records = await self._source.receive(ready, room)
+            except KafkaError as error:
+                log.warning("kafka.unavailable", reason=str(error))
+                await asyncio.sleep(_RETRY_S)
+                continue
+            self.last_poll = self._tools.clock.monotonic()
+            for record in records:
+                # A partition may have gone, and even come back, while we waited; its records come again then.
+                work = ready[record.at.of]
+                if self._is_current(work) and work.holding is Holding.OPEN:
+                    self._take(work, record)
+
+    def _take(self, work: PartitionWork, record: Record) -> None:
+        offset = record.at.offset
+        deliveries = work.lane.progress.begin(offset)
+        if not deliveries:
+            self._observer.record_skipped(record.at.of)
+        elif record.value is None:
+            work.lane.finish(offset, ())
+            self._observer.tombstone_skipped(record.at.of)
+        else:
+            self._decide(work, record, deliveries)
+
+    def _decide(self, work: PartitionWork, record: Record, deliveries: int) -> None:
+        decision = self._intake.take(record, deliveries, self._limits.max_deliveries)
+        if isinstance(decision, Accepted):
+            self._in_flight += 1
+            work.run(decision.job, self._run(work, record, decision, deliveries), ended=self._job_ended)
+        else:
+            self._refuse(work, record, decision)
+
+    def _refuse(self, work: PartitionWork, record: Record, refused: Refused) -> None:
+        done = work.lane.finish(record.at.offset, refused.records, fallback=refused.fallback)
+
+        def tell(future: asyncio.Future[None]) -> None:
+            if not future.cancelled():
+                self._observer.job_rejected(refused.rejection, refused.code)
+
+        done.add_done_callback(tell)
+
+    async def _run(self, work: PartitionWork, record: Record, accepted: Accepted, deliveries: int) -> None:
+        """Run a job to its terminal event. A crash of ours is tried again, as a delivery: it may be the job's doing."""
+        while True:
+            cause = "new" if deliveries == 1 else "redelivered"
+            execution = Execution(
+                self._tools,
+                accepted.job,
+                self._slots[accepted.upstream],
+                work.lane,
+                to=accepted.to,
+                cause=cause,  # type: ignore[arg-type]
+                attempt_id=uuid4().hex,
+            )
+            try:
+                await execution.run()
+            except Exception:
+                log.exception("job.crashed", job_id=accepted.job.job_id)
+            else:
+                return
+            await asyncio.sleep(_CRASH_BACKOFF_S)
+            deliveries += 1
+            decision = self._intake.take(record, deliveries, self._limits.max_deliveries)
+            if not isinstance(decision, Accepted):
+                self._refuse(work, record, decision)
+                return
+
+    def _job_ended(self) -> None:
+        self._in_flight -= 1
+        self._room.set()
+
+    # The end
+
+    async def _wait_until_idle(self) -> None:
+        log.info("worker.draining", jobs_open=self._in_flight, timeout_s=self._limits.drain_timeout_s)
+        idle = [asyncio.create_task(work.idle()) for work in self._works.values()]
+        if idle:
+            _, late = await asyncio.wait(idle, timeout=self._limits.drain_timeout_s)
+            for task in late:
+                task.cancel()
+
+    async def _hand_back(self) -> None:
+        works = list(self._works.values())
+        self._works.clear()
+        for jobs in await asyncio.gather(*(work.hand_back() for work in works)):
+            for job in jobs:
+                self._observer.job_abandoned(job, "drain_timeout")
+
+    async def _abandon_all(self) -> None:
+        works = list(self._works.values())
+        self._works.clear()
+        await asyncio.gather(*(self._let_go(work, "stopped") for work in works))
+        for task in self._side_tasks:
+            task.cancel()
+        if self._side_tasks:
+            await asyncio.wait(self._side_tasks)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._side_tasks.add(task)
+        task.add_done_callback(self._side_task_ended)
+        return task
+
+    def _side_task_ended(self, task: asyncio.Task[None]) -> None:
+        self._side_tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not self._failure.done():
+            self._failure.set_exception(
+                error
+            )  # a bug of ours: better to stop, and be started anew, than to stall

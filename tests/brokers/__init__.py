@@ -1,0 +1,1 @@
+"""Brokers that the tests run against."""

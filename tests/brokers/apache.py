@@ -1,0 +1,194 @@
+"""A real Apache Kafka: fetched once with Maven, then one KRaft node per test session."""
+
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from streamworker.demo.child import Child, accepts, free_port
+from tests.brokers.requirement import need
+
+POM = Path(__file__).with_name("kafka-pom.xml")
+EXTERNAL = os.environ.get("STREAMWORKER_TEST_KAFKA")
+NEEDS = "Apache Kafka needs {}; or set STREAMWORKER_TEST_KAFKA=host:port"
+
+FETCH_S = 600
+START_S = 60
+STOP_S = 30
+
+PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller_port}
+controller.listener.names=CONTROLLER
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+log.dirs={data}
+auto.create.topics.enable=false
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+# After a kill the controller takes the broker back when its old session has ended: not 9 s.
+broker.session.timeout.ms=2500
+broker.heartbeat.interval.ms=500
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=8
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=8
+transaction.abort.timed.out.transaction.cleanup.interval.ms=200
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.num.partitions=1
+"""
+
+
+class ApacheKafka:
+    """One broker; blocking methods. What was stopped, killed or paused comes back on its port with its data."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self._directory: Path | None = None
+        self._child: Child | None = None
+        self._paused = False
+
+    @property
+    def bootstrap(self) -> str:
+        return EXTERNAL or f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """The first time on a free port with no data, after that where it was."""
+        if EXTERNAL:
+            return
+        if self._child is None:
+            self._child = self._prepared()
+        # The port answers before the node may take requests for topics: its own word counts.
+        self._child.start(lambda log: b"Kafka Server started" in log and accepts(self.port), START_S)
+
+    def _prepared(self) -> Child:
+        libraries = fetched()
+        self._directory = Path(tempfile.mkdtemp(prefix="streamworker-kafka-"))
+        self.port, controller_port = free_port(), free_port()
+        properties = self._directory / "server.properties"
+        data = self._directory / "data"
+        properties.write_text(
+            PROPERTIES.format(port=self.port, controller_port=controller_port, data=data), "ascii"
+        )
+        java = [
+            "java",
+            "-Xmx512m",
+            "-XX:+UseSerialGC",
+            "-Dorg.apache.logging.log4j.level=INFO",
+            "-cp",
+            f"{libraries}/*",
+        ]
+        format_ = [
+            *java,
+            "kafka.tools.StorageTool",
+            "format",
+            "--cluster-id",
+            "c3RyZWFtd29ya2VyLXRlcw",
+            "--config",
+        ]
+        formatted = subprocess.run(
+            [*format_, str(properties)], capture_output=True, text=True, timeout=START_S, check=False
+        )
+        assert formatted.returncode == 0, formatted.stdout + formatted.stderr
+        return Child(
+            [shutil.which("java") or "java", *java[1:], "kafka.Kafka", str(properties)],
+            self._directory / "log",
+        )
+
+    def stop(self) -> None:
+        """For good; nobody needs its data, so it is not asked to put them in order."""
+        if self._child is not None:
+            self._child.kill()
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+        self._child = self._directory = None
+
+    def kill(self) -> None:
+        """As a crash would."""
+        self._own().kill()
+        self._paused = False
+
+    def restart(self) -> None:
+        """Down in good order if it is up, and up again."""
+        self.resume()
+        self._own().terminate(STOP_S)
+        self.start()
+
+    def pause(self) -> None:
+        """Connections stay open and nothing answers."""
+        self._own().send_signal(signal.SIGSTOP)
+        self._paused = True
+
+    def resume(self) -> None:
+        self._own().send_signal(signal.SIGCONT)
+        self._paused = False
+
+    def heal(self) -> None:
+        """Undo what a test that failed half-way left behind."""
+        if self._child is None:
+            return
+        if self._paused:
+            self.resume()
+        if not self._child.running:
+            self.start()
+
+    def _own(self) -> Child:
+        if self._child is None:
+            need(
+                "STREAMWORKER_TEST_KAFKA names a broker that the tests must not stop"
+                if EXTERNAL
+                else "not started"
+            )
+        return self._child
+
+
+@cache
+def fetched() -> Path:
+    """The directory with the broker's jars, from the cache or from Maven; skips where it cannot be had."""
+    if shutil.which("java") is None:
+        need(NEEDS.format("a JDK (java) on the PATH"))
+    libraries = cached_libraries()
+    if not libraries.is_dir():
+        _fetch(libraries)
+    return libraries
+
+
+def cached_libraries() -> Path:
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    pom = POM.read_text("utf-8")
+    version = re.findall(r"<artifactId>kafka_.*?<version>([^<]+)<", pom, re.DOTALL)[0]
+    # A changed pom is another set of jars, even at the same version of Kafka.
+    return root / "streamworker-tests" / f"kafka-{version}-{hashlib.sha256(pom.encode()).hexdigest()[:8]}"
+
+
+def _fetch(libraries: Path) -> None:
+    if (maven := shutil.which("mvn")) is None:
+        need(NEEDS.format("Maven (mvn) on the PATH, once"))
+    libraries.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=libraries.parent) as fresh:
+        jars = Path(fresh) / "jars"
+        goal = ["dependency:copy-dependencies", f"-DoutputDirectory={jars}"]
+        try:
+            done = subprocess.run(
+                [maven, "-q", "-B", "-f", str(POM), *goal],
+                cwd=fresh,
+                capture_output=True,
+                text=True,
+                timeout=FETCH_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            need(NEEDS.format(f"its jars from Maven within {FETCH_S} s"))
+        if done.returncode or not jars.is_dir():
+            need(NEEDS.format(f"its jars, and Maven failed: {(done.stdout + done.stderr)[-2000:]}"))
+        # Whoever comes second finds the directory of the first: a half download never has the name.
+        if not libraries.is_dir():
+            jars.rename(libraries)

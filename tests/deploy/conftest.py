@@ -1,0 +1,44 @@
+import importlib
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+def tool(name: str) -> ModuleType:
+    """A module that brings a native tool. Where it cannot be loaded the test is skipped, unless everything is required."""
+    try:
+        return importlib.import_module(name)
+    except Exception as broken:  # noqa: BLE001  each has its own error for a library that is not made for this machine
+        reason = f"{name} cannot be loaded: {broken}"
+        if os.environ.get("STREAMWORKER_TEST_REQUIRE") == "all":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def helm() -> ModuleType:
+    """Helm itself, as a library."""
+    return tool("helm_python")
+
+
+@pytest.fixture(scope="session")
+def kubernetes() -> ModuleType:
+    """The schemas of every Kubernetes version."""
+    return tool("kubernetes_validate")
+
+
+@pytest.fixture(scope="session")
+def chart_values(root: Path) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load((root / "helm/streamworker/values.yaml").read_text())
+    return values

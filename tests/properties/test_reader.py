@@ -1,0 +1,176 @@
+"""The chunk reader: text comes out as it went in, whatever the provider wraps around it."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamworker.core.chat import ChunkReader
+from streamworker.core.sse import ServerSentEvent
+from streamworker.core.usage import Ledger
+from streamworker.model import ChunkDelta, Done, Fault
+from tests.properties.strategies import CHUNK_LIKE, JSON, escaped
+
+
+class Said(NamedTuple):
+    """A stream of chunks and what was put into it."""
+
+    chunks: list[dict[str, Any]]
+    texts: dict[int, str]
+    usages: list[Any]
+    extras: list[dict[str, Any]]
+
+
+_TEXT = st.text(
+    st.characters(codec="utf-8") | st.sampled_from('🐟🤔👩\u200d🚀\u2028\u0085"\\\n'), max_size=12
+)
+_NAME = st.sampled_from(["x_a", "x_b", "timings", "stop_reason", "provider", "x_groq_not"])
+_UNKNOWN = st.dictionaries(_NAME, JSON, max_size=2)
+_USAGE: st.SearchStrategy[Any] = (
+    st.none()
+    | st.just({})
+    | st.fixed_dictionaries({"completion_tokens": st.integers(1, 9), "cost": st.none()})
+)
+_HEAD = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": st.sampled_from(["", "c", "d"]),
+        "object": st.sampled_from(["", "chat.completion.chunk", "chat.completion.done"]),
+        "created": st.just(0),
+        "model": st.sampled_from(["", "m"]),
+        "system_fingerprint": st.none() | st.just("f"),
+        "obfuscation": st.just("xxxx"),
+        "error": st.sampled_from([None, {}, ""]),
+    },
+)
+_AROUND = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": st.sampled_from(["assistant", "", None]),
+        "reasoning": st.text(max_size=3),
+        "tool_calls": st.none(),
+    },
+)
+
+
+@st.composite
+def cut_texts(draw: st.DrawFn, choices: int) -> list[tuple[int, str]]:
+    """Cut each choice's text anywhere, between the halves of a character too, and shuffle the choices together."""
+    pieces: dict[int, list[str]] = {}
+    for choice in range(choices):
+        units = draw(_TEXT).encode("utf-16-le")
+        halves = [units[at : at + 2].decode("utf-16-le", "surrogatepass") for at in range(0, len(units), 2)]
+        cuts = sorted(draw(st.lists(st.integers(0, len(halves)), max_size=4)))
+        edges = [0, *cuts, len(halves)]
+        pieces[choice] = ["".join(halves[start:end]) for start, end in pairwise(edges)]
+    order = draw(st.permutations([choice for choice, parts in pieces.items() for _ in parts]))
+    return [(choice, pieces[choice].pop(0)) for choice in order]
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> Said:
+    """Draw one provider's habits and let it talk."""
+    choices = draw(st.integers(1, 3))
+    cuts = draw(cut_texts(choices))
+    usage_at = draw(st.sampled_from(["chunk", "choice", "x_groq"]))
+    has_index = choices > 1 or draw(st.booleans())
+    said = Said([], {}, [], [])
+    for choice, text in cuts:
+        said.texts[choice] = said.texts.get(choice, "") + text
+        in_chunk, in_choice, usage = draw(_UNKNOWN), draw(_UNKNOWN), draw(_USAGE)
+        if draw(st.booleans()):
+            in_choice = {name: value for name, value in in_choice.items() if name not in in_chunk}
+        if usage_at == "x_groq":
+            in_chunk = in_chunk | {"x_groq": {"usage": usage}}
+        body = draw(_AROUND) | {"content": text} if text else draw(_AROUND)
+        told = {"index": choice} if has_index else {}
+        told |= {"delta": body} | in_choice | ({"usage": usage} if usage_at == "choice" else {})
+        said.chunks.append(
+            draw(_HEAD) | {"choices": [told]} | in_chunk | ({"usage": usage} if usage_at == "chunk" else {})
+        )
+        said.usages.append(usage)
+        said.extras.append(in_chunk | in_choice)
+    said.chunks.append({"choices": [{"index": choice, "finish_reason": "stop"} for choice in range(choices)]})
+    return said
+
+
+def read_all(said: Said, ledger: Ledger) -> list[list[ChunkDelta]]:
+    reader = ChunkReader(ledger)
+    told = []
+    for chunk in said.chunks:
+        news = reader.read(ServerSentEvent("message", escaped(chunk)))
+        assert all(type(item) is ChunkDelta for item in news), news
+        told.append([item for item in news if isinstance(item, ChunkDelta)])
+    assert reader.is_finished
+    return told
+
+
+@given(streams())
+def test_reader_content_of_each_choice_adds_up_to_what_was_said(said: Said) -> None:
+    """Byte for byte, whatever is around it and wherever it is cut."""
+    heard: dict[int | None, str] = {}
+    for news in (news for told in read_all(said, Ledger()) for news in told):
+        heard[news.choice] = heard.get(news.choice, "") + (news.delta.get("content") or "")
+    heard.pop(None, None)
+    clean = {
+        choice: text.encode("utf-16", "surrogatepass").decode("utf-16") for choice, text in said.texts.items()
+    }
+
+    assert heard == clean
+
+
+@given(streams())
+def test_reader_unknown_members_all_end_up_in_extra(said: Said) -> None:
+    """No member of chunk or choice that we do not know is lost, and none is made up."""
+    for told, expected in zip(read_all(said, Ledger()), [*said.extras, {}], strict=True):
+        heard: dict[str, Any] = {}
+        for news in told:
+            heard |= news.extra or {}
+        assert heard == expected
+
+
+@given(streams())
+def test_reader_usage_is_the_last_report_and_never_a_sum(said: Said) -> None:
+    """Reports that say nothing erase nothing; where there was none there is none."""
+    ledger = Ledger()
+    read_all(said, ledger)
+    reports = [usage for usage in said.usages if usage]
+
+    assert ledger.settle(completed=True)[0] == (reports[-1] if reports else None)
+
+
+@given(streams())
+def test_reader_tells_the_chunks_own_members_whenever_they_change(said: Said) -> None:
+    """Putting the told ones together gives what every chunk said about itself."""
+    names = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
+    known: dict[str, Any] = {"never": "told"}
+    for told, chunk in zip(read_all(said, Ledger()), said.chunks, strict=True):
+        for news in told:
+            known = known if news.chunk is msgspec.UNSET else news.chunk
+        assert known == {name: chunk[name] for name in names if name in chunk}
+
+
+@given(st.lists(st.tuples(st.sampled_from(["message", "error", "x"]), CHUNK_LIKE), max_size=6))
+def test_reader_any_json_gives_news_and_never_raises(events: list[tuple[str, Any]]) -> None:
+    """Deltas, the end, or a fault; and all of it can be written as UTF-8."""
+    ledger = Ledger()
+    reader = ChunkReader(ledger)
+    for event_type, payload in events:
+        for news in reader.read(ServerSentEvent(event_type, escaped(payload))):
+            assert isinstance(news, (ChunkDelta, Done, Fault))
+            assert json.loads(msgspec.json.encode(news)) == msgspec.to_builtins(news)
+            if isinstance(news, ChunkDelta):
+                ledger.count_delta(news.delta)
+    assert msgspec.json.encode([ledger.observed, ledger.settle(completed=False), reader.finish_reasons])
+
+
+@given(st.binary(max_size=60), st.sampled_from(["message", "error"]))
+def test_reader_any_bytes_give_news_and_never_raise(payload: bytes, event_type: str) -> None:
+    """A payload that is no JSON is a fault, a sentinel, or nothing."""
+    for news in ChunkReader(Ledger()).read(ServerSentEvent(event_type, payload)):
+        assert isinstance(news, (ChunkDelta, Done, Fault))

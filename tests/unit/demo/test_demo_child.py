@@ -1,0 +1,109 @@
+"""A child comes up, goes down, and goes with us."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from streamworker.demo.child import Child, ChildError, accepts, free_port
+
+PYTHON = sys.executable
+SAYS_READY = [PYTHON, "-c", "import time; print('ready', flush=True); time.sleep(60)"]
+LIMIT_S = 10
+
+
+def ready(log: bytes) -> bool:
+    return b"ready" in log
+
+
+def gone(pid: int) -> bool:
+    """Ended; where nobody collects orphans it stays in the table as a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("ascii").rsplit(")", 1)[1].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not gone(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_child_starts_again_after_kill_and_reads_only_what_is_new_in_its_log(tmp_path: Path) -> None:
+    child = Child(SAYS_READY, tmp_path / "log")
+    for _ in range(2):
+        child.start(ready, LIMIT_S)
+        assert child.running
+        child.kill()
+        assert not child.running
+    assert (tmp_path / "log").read_bytes().split() == [b"ready", b"ready"]
+
+
+def test_child_that_ends_at_its_start_shows_its_log(tmp_path: Path) -> None:
+    child = Child([PYTHON, "-c", "raise SystemExit('no such option')"], tmp_path / "log")
+    with pytest.raises(ChildError, match="no such option"):
+        child.start(ready, LIMIT_S)
+
+
+def test_child_that_is_never_ready_is_ended(tmp_path: Path) -> None:
+    child = Child(SAYS_READY, tmp_path / "log")
+    with pytest.raises(ChildError, match="in time"):
+        child.start(lambda _: False, 0.05)
+    assert not child.running
+
+
+def test_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    deaf = (
+        "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+    )
+    child = Child([PYTHON, "-c", deaf], tmp_path / "log")
+    child.start(ready, LIMIT_S)
+    child.terminate(0.05)
+    assert not child.running
+
+
+def test_child_outlives_the_thread_that_started_it(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    answers = "import signal, time; signal.signal(10, lambda *_: print('here', flush=True)); print('ready', flush=True)"
+    child = Child([PYTHON, "-c", f"{answers}\nwhile True: time.sleep(60)"], log)
+    thread = threading.Thread(target=child.start, args=(ready, LIMIT_S))
+    thread.start()
+    thread.join()
+    deadline = time.monotonic() + LIMIT_S
+    while (Path("/proc/self/task") / str(thread.native_id)).exists():
+        assert time.monotonic() < deadline
+    # A death signal from that thread would be there first, and nothing would answer.
+    child.send_signal(signal.SIGUSR1)
+    while b"here" not in log.read_bytes():
+        assert child.running
+        assert time.monotonic() < deadline
+    child.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
+def test_child_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    parent = (
+        "import os, pathlib, sys\n"
+        "from streamworker.demo.child import Child\n"
+        "child = Child([sys.executable, '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'],"
+        " pathlib.Path(sys.argv[1]))\n"
+        "child.start(lambda log: log.endswith(b'\\n'), 10)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    log = tmp_path / "log"
+    killed = subprocess.run([PYTHON, "-c", parent, str(log)], check=False, timeout=LIMIT_S)
+    assert killed.returncode == -signal.SIGKILL
+    wait_until_gone(int(log.read_text("ascii")))
+
+
+def test_free_port_is_below_those_of_outgoing_connections_and_nobody_listens() -> None:
+    port = free_port()
+    assert 10_000 <= port < 32_768 or not os.path.exists("/proc/sys")  # noqa: PTH110
+    assert not accepts(port)

@@ -1,0 +1,316 @@
+"""What is told to the observer, in the log and in the metrics."""
+
+from typing import Any
+
+import pytest
+from prometheus_client import generate_latest
+from structlog.testing import capture_logs
+
+from streamworker import ports
+from streamworker.core.redaction import Redactor
+from streamworker.model import (
+    Coordinates,
+    ErrorCode,
+    Job,
+    JobError,
+    Observed,
+    Partition,
+    Rejection,
+    Status,
+    Timing,
+    UsageEvent,
+    UsageSource,
+)
+from streamworker.telemetry import Metrics, Telemetry, configure_logging
+from streamworker.telemetry.metrics import PREFIX, TABLE
+
+AT = Coordinates("streamworker.jobs", 3, 42)
+CANARY = "canary-4f1c9a"
+JOB = Job(job_id="j", source=AT, timestamp=0, model="m", request={})
+REJECTION = Rejection(job_id="j", source=AT, timestamp=0, faults=("request: is required",))
+OUT_OF_NOTHING: dict[str, Any] = {"usage": None, "usage_source": UsageSource.NONE}
+FAILED: dict[str, Any] = {
+    "status": Status.FAILED,
+    "error": JobError(ErrorCode.RATE_LIMITED, "slow down", 429, f"body {CANARY}", retriable=True),
+    "timing": Timing(queued=5, first_delta=None, total=100),
+    **OUT_OF_NOTHING,
+}
+
+
+def ended(**members: Any) -> UsageEvent:
+    usual: dict[str, Any] = {
+        "status": Status.COMPLETED,
+        "finish_reasons": {"0": "stop"},
+        "usage": {"prompt_tokens": 7, "completion_tokens": 11, "total_tokens": 18},
+        "usage_source": UsageSource.UPSTREAM,
+        "observed": Observed(3, 4, 20, 0, 999),
+        "error": None,
+        "timing": Timing(queued=2000, first_delta=300, total=1500),
+    }
+    return UsageEvent(
+        job_id="j", attempt="a", seq=4, ts=1, tries=1, metadata={"note": CANARY}, **{**usual, **members}
+    )
+
+
+class Watch:
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self.telemetry: ports.Observer = Telemetry(self.metrics, ["default", "second"])
+
+    def __getitem__(self, name: str) -> float | None:
+        """Return a sample, `name` or `name{label=value,...}`, without the prefix."""
+        name, _, labels = name.rstrip("}").partition("{")
+        pairs = dict(pair.split("=") for pair in labels.split(",")) if labels else {}
+        return self.metrics.registry.get_sample_value(PREFIX + name, pairs)
+
+
+@pytest.fixture
+def watch() -> Watch:
+    return Watch()
+
+
+def test_completed_job_is_one_line(watch: Watch) -> None:
+    with capture_logs() as lines:
+        watch.telemetry.job_started(JOB, "default")
+        watch.telemetry.first_delta("default", 0.3)
+        watch.telemetry.deltas_published(3)
+        watch.telemetry.job_ended(ended(), JOB, "default")
+
+    assert lines == [
+        {
+            "log_level": "info",
+            "event": "job.completed",
+            "job_id": "j",
+            "attempt": "a",
+            "upstream": "default",
+            "model": "m",
+            "status": "completed",
+            "error_code": None,
+            "error_message": None,
+            "http_status": None,
+            "deltas": 3,
+            "content_chars": 20,
+            "usage": {"prompt_tokens": 7, "completion_tokens": 11, "total_tokens": 18},
+            "usage_source": "upstream",
+            "queued_ms": 2000,
+            "first_delta_ms": 300,
+            "total_ms": 1500,
+            "tries": 1,
+            "topic": "streamworker.jobs",
+            "partition": 3,
+            "offset": 42,
+        }
+    ]
+
+
+def test_failed_job_is_a_warning_that_says_why(watch: Watch) -> None:
+    with capture_logs() as lines:
+        watch.telemetry.job_ended(ended(**FAILED), JOB, "default")
+
+    (line,) = lines
+    assert line["log_level"] == "warning"
+    assert line["event"] == "job.failed"
+    told = {
+        name: line[name] for name in ("error_code", "error_message", "http_status", "usage", "first_delta_ms")
+    }
+    assert told == {
+        "error_code": "rate_limited",
+        "error_message": "slow down",
+        "http_status": 429,
+        "usage": None,
+        "first_delta_ms": None,
+    }
+    assert watch["job_errors_total{code=rate_limited}"] == 1
+    assert watch["jobs_ended_total{upstream=default,status=failed}"] == 1
+
+
+@pytest.mark.parametrize("status", Status)
+def test_event_is_named_after_the_status(watch: Watch, status: Status) -> None:
+    with capture_logs() as lines:
+        watch.telemetry.job_ended(ended(status=status), JOB, "default")
+    level = "info" if status is Status.COMPLETED else "warning"
+    assert [(line["event"], line["log_level"]) for line in lines] == [(f"job.{status}", level)]
+
+
+def test_counts_and_times_of_a_job(watch: Watch) -> None:
+    watch.telemetry.job_started(JOB, "default")
+    assert watch["jobs_open"] == 1
+    watch.telemetry.first_delta("default", 0.3)
+    watch.telemetry.deltas_published(3)
+    watch.telemetry.deltas_published(2)
+    watch.telemetry.job_ended(ended(), JOB, "default")
+    assert watch["jobs_open"] == 0
+    assert watch["jobs_started_total{upstream=default}"] == 1
+    assert watch["jobs_ended_total{upstream=default,status=completed}"] == 1
+    assert watch["deltas_total"] == 5
+    assert watch["time_to_first_delta_seconds_sum{upstream=default}"] == 0.3
+    assert watch["job_duration_seconds_sum{upstream=default,status=completed}"] == 1.5
+    assert watch["queue_seconds_sum"] == 2.0
+    assert watch["tokens_total{upstream=default,kind=prompt,source=upstream}"] == 7
+    assert watch["tokens_total{upstream=default,kind=completion,source=upstream}"] == 11
+
+
+def test_known_series_exist_from_the_start(watch: Watch) -> None:
+    assert watch["jobs_started_total{upstream=second}"] == 0
+    assert watch["jobs_ended_total{upstream=second,status=interrupted}"] == 0
+    assert watch["job_errors_total{code=truncated}"] == 0
+
+
+def test_upstream_that_is_not_configured_is_no_label(watch: Watch) -> None:
+    watch.telemetry.job_started(JOB, "evil")
+    watch.telemetry.first_delta("evil", 1)
+    watch.telemetry.job_ended(ended(), JOB, "evil")
+    page = generate_latest(watch.metrics.registry).decode()
+    assert "evil" not in page
+    assert watch["jobs_started_total{upstream=other}"] == 1
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": -1, "completion_tokens": "5"},
+        {"prompt_tokens": True, "completion_tokens": None},
+        {"prompt_tokens": float("nan"), "completion_tokens": float("inf")},
+        {"prompt_tokens": 10**400, "completion_tokens": [1]},
+        {"prompt_tokens": {"a": CANARY}, CANARY: 1, "text": CANARY},
+        {},
+    ],
+)
+def test_usage_that_is_none_is_neither_counted_nor_logged(watch: Watch, usage: dict[str, Any]) -> None:
+    with capture_logs() as lines:
+        watch.telemetry.job_ended(ended(usage=usage), JOB, "default")
+    assert lines[0]["usage"] == {}
+    assert "tokens_total{" not in generate_latest(watch.metrics.registry).decode()
+
+
+def test_open_jobs_are_counted_once_each(watch: Watch) -> None:
+    """A job that restarts is told twice; one that never began may end."""
+    watch.telemetry.job_started(JOB, "default")
+    watch.telemetry.job_started(JOB, "default")
+    assert watch["jobs_open"] == 1
+    watch.telemetry.job_ended(ended(), JOB, "default")
+    watch.telemetry.job_ended(ended(), JOB, "default")
+    watch.telemetry.job_abandoned(JOB, "drain")
+    assert watch["jobs_open"] == 0
+
+
+def test_rejected_record(watch: Watch) -> None:
+    with capture_logs() as lines:
+        watch.telemetry.job_rejected(REJECTION, ErrorCode.INVALID_JOB)
+
+    assert lines == [
+        {
+            "log_level": "warning",
+            "event": "job.rejected",
+            "job_id": "j",
+            "error_code": "invalid_job",
+            "faults": ["request: is required"],
+            "fault_count": 1,
+            "topic": "streamworker.jobs",
+            "partition": 3,
+            "offset": 42,
+        }
+    ]
+    assert watch["dead_letters_total{code=invalid_job}"] == 1
+    assert watch["job_errors_total{code=invalid_job}"] == 1
+    assert watch["jobs_ended_total{upstream=none,status=rejected}"] == 1
+
+
+def test_many_long_faults_are_bounded(watch: Watch) -> None:
+    faults = tuple("x" * 5000 for _ in range(100))
+    rejection = Rejection(job_id="j", source=AT, timestamp=0, faults=faults)
+    with capture_logs() as lines:
+        watch.telemetry.job_rejected(rejection, ErrorCode.INVALID_JOB)
+    assert lines[0]["faults"] == ["x" * 300] * 8
+    assert lines[0]["fault_count"] == 100
+
+
+def test_abandoned_job(watch: Watch) -> None:
+    watch.telemetry.job_started(JOB, "default")
+    with capture_logs() as lines:
+        watch.telemetry.job_abandoned(JOB, "partition_lost")
+
+    assert lines == [
+        {
+            "log_level": "warning",
+            "event": "job.abandoned",
+            "job_id": "j",
+            "reason": "partition_lost",
+            "topic": "streamworker.jobs",
+            "partition": 3,
+            "offset": 42,
+        }
+    ]
+    assert watch["jobs_abandoned_total{reason=partition_lost}"] == 1
+    assert watch["jobs_open"] == 0
+
+
+@pytest.mark.parametrize(
+    ("reason", "label"),
+    [
+        ("the partition was revoked", "the partition was revoked"),
+        ("lost streamworker.jobs-3 to another worker", "other"),
+        ("word " * 100, "other"),
+        ("", "other"),
+    ],
+)
+def test_reason_is_a_label_if_it_is_a_few_words(watch: Watch, reason: str, label: str) -> None:
+    watch.telemetry.job_abandoned(JOB, reason)
+    assert watch[f"jobs_abandoned_total{{reason={label}}}"] == 1
+
+
+def test_rebalance_tombstone_and_skipped_record(watch: Watch) -> None:
+    with capture_logs() as lines:
+        watch.telemetry.partitions_changed(4, 3, 1)
+        watch.telemetry.tombstone_skipped(Partition("t", 0))
+        watch.telemetry.record_skipped(Partition("t", 0))
+
+    assert lines == [{"log_level": "info", "event": "partitions.changed", "owned": 4, "gained": 3, "lost": 1}]
+    assert watch["rebalances_total"] == 1
+    assert watch["partitions_owned"] == 4
+    assert watch["tombstones_total"] == 1
+    assert watch["records_skipped_total"] == 1
+
+
+def test_telemetry_has_the_methods_of_the_port() -> None:
+    names = [name for name in vars(ports.Observer) if not name.startswith("_")]
+    assert len(names) >= 9
+    for name in names:
+        port, ours = getattr(ports.Observer, name), getattr(Telemetry, name)
+        assert port.__annotations__ == ours.__annotations__
+        assert port.__doc__ == ours.__doc__
+
+
+def test_nothing_of_a_job_but_its_facts_is_ever_told(watch: Watch, stream: Any) -> None:
+    """Through the real renderer: no metadata, no upstream body, no secret; each line is complete."""
+    configure_logging("json", "debug", stream, redact=Redactor([CANARY]))
+    secret = JobError(ErrorCode.AUTH, f"wrong key {CANARY}", 401, CANARY)
+    watch.telemetry.job_started(JOB, "default")
+    watch.telemetry.deltas_published(1)
+    watch.telemetry.job_ended(ended(**{**FAILED, "error": secret}), JOB, "default")
+    watch.telemetry.job_ended(ended(usage={"note": CANARY}), JOB, CANARY)
+    watch.telemetry.job_abandoned(JOB, CANARY)
+    watch.telemetry.job_rejected(
+        Rejection(job_id=CANARY, source=AT, timestamp=0, faults=(CANARY,)), ErrorCode.INVALID_JOB
+    )
+    assert [line["event"] for line in stream.lines()] == [
+        "job.failed",
+        "job.completed",
+        "job.abandoned",
+        "job.rejected",
+    ]
+    assert CANARY not in stream.getvalue().decode()
+    assert stream.lines()[0]["error_message"] == "wrong key ***"
+    assert CANARY not in generate_latest(watch.metrics.registry).decode()
+
+
+def test_page_has_every_metric_of_the_table_after_a_busy_day(watch: Watch) -> None:
+    watch.telemetry.job_started(JOB, "default")
+    watch.telemetry.first_delta("default", 0.3)
+    watch.telemetry.job_ended(ended(), JOB, "default")
+    watch.telemetry.job_rejected(REJECTION, ErrorCode.INVALID_JOB)
+    watch.telemetry.job_abandoned(JOB, "drain")
+    page = generate_latest(watch.metrics.registry).decode()
+    for definition in TABLE:
+        suffix = "_count" if definition.kind == "histogram" else ""
+        assert f"\n{PREFIX}{definition.name}{suffix}" in page, definition.name
