@@ -295,9 +295,8 @@ class Attempt:
         )
 
     def _published(self, news: ChunkDelta, now_ms: int) -> None:
-        if (
-            news.choice is not None
-        ):  # None: unknown members of a chunk without choices are told, but are no delta
+        # Unknown members of a chunk without choices are told, but they are no delta.
+        if news.choice is not None:
             if self.state is not State.STREAMING:
                 self._move(Happening.DELTA)
                 self.first_delta_ms = now_ms

@@ -52,20 +52,35 @@ class TopicAdmin:
             name: await self._facts(name, listed[name]) if name in listed else None for name in self._names()
         }
 
-    async def create(self, *, partitions: int, replicas: int) -> list[str]:
-        """Create the topics that do not exist; return their names. Raises KafkaRefused."""
+    async def create(self, *, partitions: int, replicas: int | None = None) -> list[str]:
+        """Create the topics that do not exist; return their names. Raises KafkaRefused.
+
+        Without `replicas` there are three of each, or as many as there are brokers.
+        """
         missing = [name for name, facts in (await self.describe()).items() if facts is None]
-        new = [
-            NewTopic(name, partitions, replicas, topic_configs=self._configuration(name)) for name in missing
-        ]
-        if not new:
+        if not missing:
             return []
+        copies = replicas or min(3, await self._brokers())
+        new = [
+            NewTopic(name, partitions, copies, topic_configs=self._configuration(name)) for name in missing
+        ]
         with foreign_errors_as_ours("creating topics"):
             response = await self._admin.create_topics(new)
         refusals = [refusal for error in response.topic_errors if (refusal := _refusal(*error[:3]))]
         if refusals:
             raise KafkaRefused("creating topics: " + "; ".join(refusals))
         return missing
+
+    async def delete(self) -> None:
+        """Delete the topics that the settings name. For what was made for a while only, such as a demo's."""
+        with foreign_errors_as_ours("deleting topics"):
+            await self._admin.delete_topics(
+                [name for name, facts in (await self.describe()).items() if facts]
+            )
+
+    async def _brokers(self) -> int:
+        with foreign_errors_as_ours("asking for the brokers"):
+            return len((await self._admin.describe_cluster())["brokers"])
 
     def _names(self) -> list[str]:
         topics = self._settings.topics

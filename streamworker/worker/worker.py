@@ -21,6 +21,7 @@ from streamworker.worker.partition import Holding, PartitionWork
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
+
     from streamworker.model import Partition, Record
     from streamworker.ports import Committers, Observer, Source
     from streamworker.worker.execution import Tools, UpstreamSlot

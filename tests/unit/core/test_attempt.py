@@ -292,6 +292,13 @@ def test_close_of_a_broken_connection_is_an_error_only_if_something_is_missing(
     assert (attempt.status, attempt.error) == (status, error)
 
 
+def test_close_with_a_delta_and_the_sentinel_left_over_gives_both() -> None:
+    """The rest of a body may hold an object that only the sentinel's line ends."""
+    played = play(data(chunk({"content": "a"}), end=b"\n") + b"data: [DONE]")
+
+    assert (played.text(), played.end.status, played.end.seq) == ("a", Status.COMPLETED, 2)
+
+
 def test_close_with_an_error_and_the_sentinel_left_over_ends_once() -> None:
     """The rest of a body may hold two events; the first may be the end."""
     played = play(b'data: {"error":{"message":"m"}}\ndata: [DONE]')

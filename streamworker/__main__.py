@@ -1,0 +1,5 @@
+"""`python -m streamworker`."""
+
+from streamworker.cli import main
+
+main()

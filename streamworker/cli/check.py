@@ -1,0 +1,80 @@
+"""`streamworker check`: which of configuration, broker, topics, upstreams and keys is wrong, and what to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from streamworker.cli.shared import config_option, quietly, run_async, settings_of
+from streamworker.errors import KafkaError, UpstreamError
+from streamworker.kafka.topics import faults_of, open_admin
+from streamworker.model import ErrorCode
+from streamworker.upstream.client import HttpUpstream
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from streamworker.config import Settings, UpstreamSettings
+
+__all__ = ["check"]
+
+_ADVICE = {
+    ErrorCode.AUTH: "the key is missing or wrong: look at api_key_env or api_key_file",
+    ErrorCode.UPSTREAM_UNAVAILABLE: "is it running, and is base_url right?",
+    ErrorCode.TIMEOUT_CONNECT: "is it reachable from here? a proxy or firewall in between?",
+    ErrorCode.UPSTREAM_PROTOCOL: "base_url has to end where /chat/completions is appended, usually with /v1",
+}
+
+
+@click.command()
+@config_option
+@click.pass_context
+def check(context: click.Context, config: Path | None) -> int:
+    """Check configuration, broker, topics, upstreams and keys, and say what is wrong and what to do."""
+    settings = settings_of(context, config)
+    quietly()
+    click.echo("ok      configuration")
+    return 0 if run_async(_check(settings)) else 1
+
+
+async def _check(settings: Settings) -> bool:
+    results = [await _check_kafka(settings)]
+    for name, upstream in settings.upstreams.items():
+        results.append(await _check_upstream(name, upstream))
+    return all(results)
+
+
+async def _check_kafka(settings: Settings) -> bool:
+    where = settings.kafka.bootstrap_servers
+    try:
+        async with open_admin(settings) as admin:
+            faults = faults_of(settings, await admin.describe())
+    except KafkaError as error:
+        click.echo(f"wrong   broker {where}: {error}; is it running, and is kafka.bootstrap_servers right?")
+        return False
+    click.echo(f"ok      broker {where}")
+    for fault in faults:
+        click.echo(f"wrong   {fault}")
+    if not faults:
+        click.echo("ok      topics")
+    return not faults
+
+
+async def _check_upstream(name: str, settings: UpstreamSettings) -> bool:
+    upstream = HttpUpstream(settings)
+    what = f"upstream {name} ({settings.base_url})"
+    try:
+        models = await upstream.models()
+    except UpstreamError as failure:
+        error = failure.error
+        if error.http_status in {404, 405, 501}:  # it answers; not every one lists its models
+            click.echo(f"ok      {what}: reachable, does not list models")
+            return True
+        advice = _ADVICE.get(error.code, "see the message")
+        click.echo(f"wrong   {what}: {error.code}: {upstream.scrub(error.message)}; {advice}")
+        return False
+    finally:
+        await upstream.close()
+    click.echo(f"ok      {what}: {len(models)} models")
+    return True

@@ -1,0 +1,41 @@
+"""`streamworker demo`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import click
+
+from streamworker.cli.shared import run_async
+from streamworker.errors import StreamworkerError
+
+__all__ = ["demo"]
+
+
+@click.command()
+@click.option("-m", "--model", help="Model to ask, where the environment names a real upstream.")
+def demo(model: str | None) -> int:
+    """Run everything on this machine: embedded broker, practice upstream, worker, several jobs side by side.
+
+    With STREAMWORKER_KAFKA__BOOTSTRAP_SERVERS, or STREAMWORKER_UPSTREAMS__DEFAULT__BASE_URL and a key in
+    STREAMWORKER_UPSTREAMS__DEFAULT__API_KEY_ENV, it uses those instead.
+    """
+    try:
+        from streamworker.demo.play import play  # noqa: PLC0415 - needs the demo extra
+    except ModuleNotFoundError as error:
+        raise StreamworkerError(
+            f"the demo needs the demo extra ({error.name} is missing): pip install 'streamworker[demo]'"
+        ) from error
+
+    async def work() -> int:
+        task = asyncio.ensure_future(play(model=model))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            click.echo("stopped; nothing is left behind", err=True)
+            return 130
+
+    return run_async(work())

@@ -1,0 +1,158 @@
+"""`streamworker submit`."""
+
+from __future__ import annotations
+
+import sys
+from typing import IO, TYPE_CHECKING, Any
+from uuid import uuid4
+
+import click
+import orjson
+
+from streamworker.cli.shared import config_option, quietly, run_async, settings_of
+from streamworker.codec.job import read_job
+from streamworker.kafka.sink import KafkaSink
+from streamworker.model import Coordinates, Outgoing, Record, Rejection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from streamworker.config import Settings
+
+__all__ = ["submit", "submit_jobs"]
+
+
+@click.command()
+@config_option
+@click.argument("prompt", nargs=-1)
+@click.option("-m", "--model", help="Model to ask. Needed with a prompt.")
+@click.option(
+    "-f",
+    "--file",
+    type=click.File("rb"),
+    help="Read jobs from a file: one JSON object, or one per line. - is stdin.",
+)
+@click.option("--job-id", help="The job's id; default: a new one.")
+@click.option("--upstream", help="Name of a configured upstream.")
+@click.option("--deadline", help="RFC 3339 time.")
+@click.option("--reply-to", help="Topic for the events; one of topics.allowed_reply_to.")
+@click.option(
+    "--metadata", "-d", multiple=True, metavar="KEY=VALUE", help="Echoed in events; may be repeated."
+)
+@click.option("--key", help="Record key, such as a conversation id; default: the job's id.")
+@click.option("--topic", help="Job topic; default: the first of topics.jobs.")
+@click.pass_context
+def submit(
+    context: click.Context, /, config: Path | None, topic: str | None, key: str | None, **given: Any
+) -> None:
+    """Submit jobs and print their ids, one per line.
+
+    \b
+    streamworker submit -m gpt-4o-mini "Why is the sky blue?"
+    streamworker submit -f jobs.jsonl
+    echo '{"request": {...}}' | streamworker submit
+    """
+    settings = settings_of(context, config)
+    quietly()
+    jobs = list(_jobs(**given))
+    run_async(submit_jobs(settings, topic or settings.topics.jobs[0], jobs, key=key))
+    for job in jobs:
+        click.echo(job["job_id"])
+
+
+async def submit_jobs(
+    settings: Settings, topic: str, jobs: Sequence[dict[str, Any]], *, key: str | None = None
+) -> None:
+    """Write job records and wait until they are acknowledged. Raises KafkaError."""
+    sink = KafkaSink(settings.kafka, [topic])
+    await sink.start()
+    try:
+        receipt = sink.receipt()
+        for job in jobs:
+            record_key = (key or job["job_id"]).encode()
+            if not sink.has_room:
+                await sink.room()
+            sink.publish(
+                Outgoing(sink.partition_for(topic, record_key), record_key, orjson.dumps(job)), receipt
+            )
+        await receipt.settled()
+    finally:
+        await sink.stop()
+
+
+def _jobs(
+    *, prompt: Sequence[str], file: IO[bytes] | None, model: str | None, **given: Any
+) -> Iterable[dict[str, Any]]:
+    if prompt:
+        if file is not None:
+            raise click.UsageError("give a prompt or --file, not both")
+        if not model:
+            raise click.UsageError("a prompt needs --model")
+        messages = [{"role": "user", "content": " ".join(prompt)}]
+        yield _checked(_completed({"request": {"model": model, "messages": messages}}, **given), "the job")
+        return
+    source = file or sys.stdin.buffer
+    if source is sys.stdin.buffer and sys.stdin.isatty():
+        raise click.UsageError("give a prompt, or --file, or jobs on standard input")
+    objects = list(_read(source.read()))
+    if given["job_id"] and len(objects) > 1:
+        raise click.UsageError("--job-id is for a single job")
+    for number, job in enumerate(objects, 1):
+        yield _checked(_completed(job, **given), f"job {number}")
+
+
+def _read(data: bytes) -> Iterable[dict[str, Any]]:
+    try:
+        yield _object(orjson.loads(data), "the input")
+        return
+    except orjson.JSONDecodeError:
+        pass
+    for number, line in enumerate(data.splitlines(), 1):
+        if line.strip():
+            try:
+                job = orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                raise click.UsageError(f"line {number} is not JSON: {error.msg}") from None
+            yield _object(job, f"line {number}")
+
+
+def _object(job: Any, where: str) -> dict[str, Any]:
+    if not isinstance(job, dict):
+        raise click.UsageError(f"{where} is not a JSON object")
+    return job
+
+
+def _completed(
+    job: dict[str, Any],
+    *,
+    job_id: str | None,
+    upstream: str | None,
+    deadline: str | None,
+    reply_to: str | None,
+    metadata: Sequence[str],
+) -> dict[str, Any]:
+    """Add what the options say to a job; it gets an id in any case, so that there is one to print."""
+    options = {"upstream": upstream, "deadline": deadline, "reply_to": reply_to}
+    completed = {**job, **{name: value for name, value in options.items() if value is not None}}
+    completed["job_id"] = job_id or job.get("job_id") or str(uuid4())
+    if metadata:
+        pairs = dict(_pair(text) for text in metadata)
+        completed["metadata"] = {**(job.get("metadata") or {}), **pairs}
+    return completed
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise click.UsageError(f"--metadata takes KEY=VALUE, not {text!r}")
+    return name, value
+
+
+def _checked(job: dict[str, Any], what: str) -> dict[str, Any]:
+    """Refuse here what the worker would refuse later."""
+    record = Record(Coordinates("submit", 0, 0), 0, None, orjson.dumps(job))
+    read = read_job(record, max_bytes=1 << 30)
+    if isinstance(read, Rejection):
+        raise click.UsageError(f"{what} is not valid:\n" + "\n".join(f"  {fault}" for fault in read.faults))
+    return job

@@ -1,0 +1,71 @@
+"""`streamworker topics create|check`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from streamworker.cli.shared import config_option, quietly, run_async, settings_of
+from streamworker.kafka.topics import faults_of, open_admin
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from streamworker.config import Settings
+
+__all__ = ["topics"]
+
+
+@click.group()
+def topics() -> None:
+    """Create the topics that the settings name, or check them."""
+
+
+@topics.command()
+@config_option
+@click.option(
+    "--partitions", default=12, show_default=True, type=click.IntRange(1, 10_000), help="Per topic."
+)
+@click.option(
+    "--replicas", type=click.IntRange(1, 100), help="Copies of each; default: three, or one per broker."
+)
+@click.pass_context
+def create(context: click.Context, config: Path | None, partitions: int, replicas: int | None) -> None:
+    """Create the topics that do not exist. What exists is left as it is."""
+    settings = settings_of(context, config)
+    quietly()
+
+    async def work() -> None:
+        async with open_admin(settings) as admin:
+            created = await admin.create(partitions=partitions, replicas=replicas)
+            existing = [name for name in await admin.describe() if name not in created]
+        for name in created:
+            click.echo(f"created {name} with {partitions} partitions")
+        for name in existing:
+            click.echo(f"exists  {name}")
+
+    run_async(work())
+
+
+@topics.command("check")
+@config_option
+@click.pass_context
+def check_topics(context: click.Context, config: Path | None) -> int:
+    """Say what is wrong with the topics."""
+    settings = settings_of(context, config)
+    quietly()
+    faults = run_async(_look(settings))
+    for fault in faults:
+        click.echo(fault, err=True)
+    return 1 if faults else 0
+
+
+async def _look(settings: Settings) -> list[str]:
+    async with open_admin(settings) as admin:
+        found = await admin.describe()
+    for name, facts in found.items():
+        if facts is not None:
+            size = f", records up to {facts.max_message_bytes} bytes" if facts.max_message_bytes else ""
+            click.echo(f"ok      {name}: {facts.partitions} partitions, {facts.replicas} replicas{size}")
+    return faults_of(settings, found)

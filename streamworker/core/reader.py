@@ -1,0 +1,204 @@
+"""A reader that knows the rules (contract §3): which events of a topic are a job's valid ones.
+
+Feed it the events of one topic, each partition's in order. It follows the attempt that the latest `started` opened,
+hands its events on, and tells what else it saw. Nothing here is needed to write a reader of one's own:
+`docs/delivery.md` states the rules in a few lines.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from streamworker.model import Coordinates
+
+__all__ = ["Auditor", "Breach", "EventReader", "Notice", "Reading"]
+
+
+class Notice(Enum):
+    """What a reader may have to say about an event."""
+
+    VALID = "an event of the valid attempt"
+    SUPERSEDED = "a new attempt begins; what came of the former one is void"
+    STALE = "an event of an attempt that is not the valid one: ignored"
+    DUPLICATE = "an event that was there already: ignored"
+    GAP = "events are missing before this one"
+    UNOPENED = "an event of an attempt whose `started` was not seen"
+    AFTER_END = "an event after the job's terminal event"
+
+
+class Reading(NamedTuple):
+    """One thing to say about an event. `detail` is for people."""
+
+    notice: Notice
+    event: Mapping[str, Any]
+    detail: str = ""
+
+
+class EventReader:
+    """Reads any number of jobs at once.
+
+    Of jobs that ended, the newest `remembered` are kept, to recognise what should not come any more.
+    """
+
+    def __init__(self, *, remembered: int = 100_000) -> None:
+        self._open: dict[str, _Job] = {}
+        self._ended: OrderedDict[str, _Job] = OrderedDict()
+        self._remembered = remembered
+
+    @property
+    def open_jobs(self) -> Iterator[str]:
+        """Ids of jobs that have begun and not ended."""
+        return iter(self._open)
+
+    def has_ended(self, job_id: str) -> bool:
+        """Whether a job's valid attempt has its terminal event."""
+        return job_id in self._ended
+
+    def read(self, event: Mapping[str, Any]) -> list[Reading]:
+        """Take one event (an object with the contract's common members); return what there is to say about it."""
+        job_id = event["job_id"]
+        job = self._open.get(job_id) or self._ended.get(job_id)
+        if job is None:
+            job = self._open[job_id] = _Job()
+        readings = list(job.read(event))
+        if job.is_ended:
+            self._open.pop(job_id, None)
+            self._ended[job_id] = job
+            while len(self._ended) > self._remembered:
+                self._ended.popitem(last=False)
+        elif job_id in self._ended:
+            self._open[job_id] = self._ended.pop(job_id)
+        return readings
+
+
+class _Job:
+    __slots__ = ("attempt", "is_ended", "next_seq")
+
+    def __init__(self) -> None:
+        self.attempt: str | None = None
+        self.next_seq = 0
+        self.is_ended = False
+
+    def read(self, event: Mapping[str, Any]) -> Iterator[Reading]:
+        if event["type"] == "started":
+            yield from self._open(event)
+        elif self.attempt is None:
+            yield from self._unopened(event)
+        elif event["attempt"] != self.attempt:
+            yield Reading(Notice.STALE, event, f"attempt {event['attempt']}, the valid one is {self.attempt}")
+        else:
+            yield from self._in_order(event)
+
+    def _open(self, event: Mapping[str, Any]) -> Iterator[Reading]:
+        if event["attempt"] == self.attempt:
+            yield Reading(Notice.DUPLICATE, event)
+            return
+        if self.is_ended:
+            yield Reading(Notice.AFTER_END, event, "a new attempt at a job that has ended")
+        elif self.attempt is not None:
+            yield Reading(
+                Notice.SUPERSEDED, event, f"attempt {self.attempt} is void after {self.next_seq} events"
+            )
+        self.attempt, self.next_seq, self.is_ended = event["attempt"], 0, False
+        yield from self._in_order(event)
+
+    def _unopened(self, event: Mapping[str, Any]) -> Iterator[Reading]:
+        """A rejected job has a terminal event and nothing else; of any other the beginning was not seen."""
+        if event["type"] == "usage" and event["seq"] == 0:
+            self.attempt = event["attempt"]
+            yield from self._in_order(event)
+        else:
+            yield Reading(Notice.UNOPENED, event)
+
+    def _in_order(self, event: Mapping[str, Any]) -> Iterator[Reading]:
+        seq = event["seq"]
+        if seq < self.next_seq:
+            yield Reading(Notice.DUPLICATE, event, f"seq {seq} was there already")
+            return
+        if self.is_ended:
+            yield Reading(Notice.AFTER_END, event, f"seq {seq} after the terminal event")
+            return
+        if seq > self.next_seq:
+            yield Reading(Notice.GAP, event, f"seq {seq} where {self.next_seq} was due")
+        self.next_seq = seq + 1
+        self.is_ended = event["type"] == "usage"
+        yield Reading(Notice.VALID, event)
+
+
+class Breach(NamedTuple):
+    """A rule that an event record breaks."""
+
+    rule: str
+    at: Coordinates | None
+    job_id: str
+    detail: str
+
+    def __str__(self) -> str:
+        place = f"partition {self.at.partition} offset {self.at.offset}: " if self.at is not None else ""
+        return f"{place}{self.rule}: job {self.job_id}: {self.detail}"
+
+
+_BREACHES = {
+    Notice.GAP: "gap",
+    Notice.DUPLICATE: "repeated event",
+    Notice.UNOPENED: "no started",
+    Notice.AFTER_END: "after the terminal event",
+}
+
+
+class Auditor:
+    """Holds an events topic to the rules. Feed it every record, each partition's in order, then ask `finish`."""
+
+    def __init__(self) -> None:
+        self._reader = EventReader(remembered=1 << 62)
+        self._partition: dict[str, int] = {}
+        self.events = 0
+        self.stale = 0
+        self.superseded = 0
+        self.statuses: dict[str, int] = {}
+
+    def read(self, event: Mapping[str, Any], at: Coordinates, key: bytes | None) -> Iterator[Breach]:
+        """Take one event; give the rules that it breaks."""
+        self.events += 1
+        job_id = event["job_id"]
+        if key != job_id.encode():
+            yield Breach("key", at, job_id, "the record's key is not the job's id")
+        home = self._partition.setdefault(job_id, at.partition)
+        if home != at.partition:
+            yield Breach("partition", at, job_id, f"other events of the job are in partition {home}")
+        for reading in self._reader.read(event):
+            if rule := _BREACHES.get(reading.notice):
+                yield Breach(rule, at, job_id, reading.detail or reading.notice.value)
+            self._count(reading)
+
+    def unreadable(self, at: Coordinates, reason: str) -> Breach:
+        """Say that a record is no event."""
+        return Breach("unreadable", at, "?", reason)
+
+    def finish(self) -> Iterator[Breach]:
+        """Give the jobs that have begun and not ended. While workers run that is no breach."""
+        for job_id in self._reader.open_jobs:
+            yield Breach("not ended", None, job_id, "no terminal event")
+
+    @property
+    def jobs(self) -> int:
+        """How many jobs were seen."""
+        return len(self._partition)
+
+    def has_ended(self, job_id: str) -> bool:
+        """Whether a job's valid attempt has its terminal event."""
+        return self._reader.has_ended(job_id)
+
+    def _count(self, reading: Reading) -> None:
+        if reading.notice is Notice.STALE:
+            self.stale += 1
+        elif reading.notice is Notice.SUPERSEDED:
+            self.superseded += 1
+        elif reading.notice is Notice.VALID and reading.event["type"] == "usage":
+            status = str(reading.event.get("status"))
+            self.statuses[status] = self.statuses.get(status, 0) + 1

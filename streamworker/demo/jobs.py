@@ -1,0 +1,54 @@
+"""What the demo asks for: jobs of every kind, among them some that go wrong."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+__all__ = ["DemoJob", "practice_jobs", "real_jobs"]
+
+
+class DemoJob(NamedTuple):
+    """A job record's value, and a title for people. `value` is None where the record is no JSON at all."""
+
+    job_id: str
+    title: str
+    value: dict[str, Any] | None
+
+
+_PRACTICE = (
+    ("count", "counts to ten", "practice?deltas=40&pace_ms=60"),
+    ("long", "a longer answer", "practice?deltas=90&pace_ms=35"),
+    ("thinks", "reasons first", "practice?deltas=40&pace_ms=60&reasoning"),
+    (
+        "unblanked",
+        "no blank lines between events",
+        "practice?deltas=40&pace_ms=60&format=unblanked",
+    ),
+    ("breaks", "breaks after 15 deltas", "practice?deltas=40&pace_ms=60&break_after=15"),
+    ("limited", "is refused with 429", "practice?status=429&retry_after=2"),
+)
+
+
+def practice_jobs(run: str) -> list[DemoJob]:
+    """Return jobs for the practice upstream, which does what the model's name says."""
+    jobs = [_job(run, name, title, model, "Conta da 1 a 10.") for name, title, model in _PRACTICE]
+    return [*jobs, DemoJob(f"{run}-invalid", "is no valid job", {"job_id": f"{run}-invalid", "requst": {}})]
+
+
+_PROMPTS = (
+    ("sky", "Why is the sky blue? Three sentences."),
+    ("haiku", "Write a haiku about queues."),
+    ("count", "Conta da 1 a 10."),
+    ("tea", "How do I make good tea? Short."),
+)
+
+
+def real_jobs(run: str, model: str) -> list[DemoJob]:
+    """Return jobs for a real upstream."""
+    return [_job(run, name, prompt, model, prompt) for name, prompt in _PROMPTS]
+
+
+def _job(run: str, name: str, title: str, model: str, prompt: str) -> DemoJob:
+    job_id = f"{run}-{name}"
+    request = {"model": model, "messages": [{"role": "user", "content": prompt}]}
+    return DemoJob(job_id, title, {"job_id": job_id, "request": request, "metadata": {"demo": run}})

@@ -1,0 +1,107 @@
+"""The demo, from the first line to the summary."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import orjson
+from rich.console import Console
+from rich.live import Live
+
+from streamworker.codec.event import read_event
+from streamworker.core.reader import EventReader
+from streamworker.demo.jobs import DemoJob, practice_jobs, real_jobs
+from streamworker.demo.show import Picture
+from streamworker.demo.stage import Stage, set_up
+from streamworker.errors import StreamworkerError
+from streamworker.kafka.log import open_log
+from streamworker.kafka.sink import KafkaSink
+from streamworker.model import Outgoing, Partition
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["play"]
+
+TIMEOUT_S = 120.0
+
+
+async def play(*, model: str | None, console: Console | None = None) -> int:
+    """Run the demo; return the exit code. A cancellation at any moment leaves nothing behind."""
+    console = console or Console()
+    async with set_up(console.print) as stage:
+        jobs = practice_jobs(stage.run) if stage.practice else real_jobs(stage.run, _needed(model))
+        worker = asyncio.create_task(stage.app.run())
+        try:
+            return await _watched(stage, jobs, worker, console)
+        finally:
+            stage.app.drain()
+            worker.cancel()
+            await asyncio.wait([worker])
+
+
+async def _watched(
+    stage: Stage, jobs: Sequence[DemoJob], worker: asyncio.Task[None], console: Console
+) -> int:
+    """Show the jobs, unless the worker fails first."""
+    console.print(
+        f"worker     {stage.settings.worker.delivery}, {stage.settings.topics.jobs[0]} → {stage.settings.topics.events}"
+    )
+    show = asyncio.create_task(_show(stage, jobs, console))
+    try:
+        done, _ = await asyncio.wait([show, worker], timeout=TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            raise StreamworkerError(f"the demo did not end within {TIMEOUT_S:g} s")
+        if worker in done:
+            worker.result()
+            raise StreamworkerError("the worker ended before its jobs")
+        return show.result()
+    finally:
+        show.cancel()
+        await asyncio.wait([show])
+
+
+async def _show(stage: Stage, jobs: Sequence[DemoJob], console: Console) -> int:
+    await _submit(stage, jobs)
+    begun = time.monotonic()
+    picture = Picture(jobs)
+    with Live(picture.live(), console=console, refresh_per_second=20, transient=False) as live:
+        await _follow(stage, picture, live)
+    seconds = time.monotonic() - begun
+    console.print(picture.result())
+    console.print(f"{len(jobs)} jobs, {picture.deltas} deltas in {seconds:.1f} s; one terminal event each")
+    return 0
+
+
+async def _follow(stage: Stage, picture: Picture, live: Live) -> None:
+    reader = EventReader()
+    topic = stage.settings.topics.events
+    async with open_log(stage.settings.kafka, topic) as log:
+        async for record in log.follow([Partition(topic, number) for number in log.partitions]):
+            for reading in reader.read(read_event(record.value or b"{}")):
+                picture.take(reading)
+            live.update(picture.live())
+            if picture.is_finished:
+                return
+
+
+async def _submit(stage: Stage, jobs: Sequence[DemoJob]) -> None:
+    topic = stage.settings.topics.jobs[0]
+    sink = KafkaSink(stage.settings.kafka, [topic])
+    await sink.start()
+    try:
+        receipt = sink.receipt()
+        for job in jobs:
+            key = job.job_id.encode()
+            sink.publish(Outgoing(sink.partition_for(topic, key), key, orjson.dumps(job.value)), receipt)
+        await receipt.settled()
+    finally:
+        await sink.stop()
+
+
+def _needed(model: str | None) -> str:
+    if not model:
+        raise StreamworkerError("a real upstream needs the name of a model: streamworker demo --model NAME")
+    return model
