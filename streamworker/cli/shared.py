@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -35,8 +36,9 @@ def settings_of(context: click.Context, config: Path | None) -> Settings:
 
 
 def quietly() -> None:
-    """Send what libraries log to standard error, and only warnings: standard output is for data."""
+    """Send log lines to standard error, and only our own: standard output is for data, and our errors say it all."""
     configure_logging("console", "warning", sys.stderr.buffer)
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:

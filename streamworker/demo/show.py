@@ -52,12 +52,12 @@ class Picture:
 
     def result(self) -> RenderableType:
         """Return how each job ended."""
-        table = Table(
-            "job", "status", "deltas", "usage", "source", "first delta", "total", "why", expand=False
-        )
+        table = Table(box=None, pad_edge=False)
+        for name in ("job", "status", "deltas", "tokens", "counted by", "total", "why"):
+            table.add_column(name, no_wrap=True)
         for view in self._views.values():
             table.add_row(*view.row())
-        return Group(table)
+        return Group("", table)
 
 
 class _View:

@@ -59,6 +59,8 @@ def foreign_errors_as_ours(what: str) -> Iterator[None]:
 def explained(error: BaseException) -> str:
     """Return the exception in words, with what to do where we know it."""
     text = str(error) or type(error).__name__
+    if isinstance(error, errors.KafkaConnectionError) and "bootstrap" in text:
+        return "no broker answers there"
     advice = next((advice for kind, advice in _ADVICE.items() if isinstance(error, kind)), None)
     return f"{text} ({advice})" if advice else text
 

@@ -27,7 +27,7 @@ __all__ = ["FLOORS", "LogFormat", "configure_logging"]
 LogFormat = Literal["json", "console"]
 
 FLOORS = {
-    "aiokafka": logging.INFO,  # its debug log prints keys and values: prompts
+    "aiokafka": logging.WARNING,  # its debug log prints keys and values: prompts; its info log is chatter
     "asyncio": logging.INFO,
     "httpcore": logging.INFO,  # its debug log prints headers
     "httpx": logging.WARNING,  # says every request at info: one line per job is ours
