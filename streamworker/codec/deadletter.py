@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamworker.core.faults import cut
+from streamworker.core.faults import UPSTREAM_TEXT_LIMIT, cut
 from streamworker.model import ErrorCode, Headers, Outgoing, Partition, Record
 
 __all__ = ["PREFIX", "dead_letter"]
@@ -15,7 +15,7 @@ def dead_letter(record: Record, to: Partition, *, code: ErrorCode, message: str,
     topic, partition, offset = record.at
     told = {
         "code": code,
-        "message": cut(message),
+        "message": cut(message, UPSTREAM_TEXT_LIMIT),
         "topic": topic,
         "partition": partition,
         "offset": offset,

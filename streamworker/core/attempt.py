@@ -12,7 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from streamworker.core.chat import ChunkReader
-from streamworker.core.faults import cut, stream_error
+from streamworker.core.faults import UPSTREAM_TEXT_LIMIT, cut, stream_error
 from streamworker.core.redaction import Redactor
 from streamworker.core.sse import EventStreamParser, ServerSentEvent
 from streamworker.core.usage import Ledger
@@ -244,7 +244,9 @@ class Attempt:
 
     def cancel(self, reason: str) -> None:
         """A control record asked for the end."""
-        self._move(Happening.CANCEL, JobError(ErrorCode.CANCELLED, cut(reason) or "cancelled"))
+        self._move(
+            Happening.CANCEL, JobError(ErrorCode.CANCELLED, cut(reason, UPSTREAM_TEXT_LIMIT) or "cancelled")
+        )
 
     def expire(self) -> None:
         """The job's deadline passed."""
@@ -322,10 +324,9 @@ class Attempt:
     def _clean(self, error: JobError | None) -> JobError | None:
         if error is None:
             return None
-        upstream = None if error.upstream is None else cut(self._scrub(error.upstream))
-        return JobError(
-            error.code, cut(self._scrub(error.message)), error.http_status, upstream, error.retriable
-        )
+        message = cut(self._scrub(error.message), UPSTREAM_TEXT_LIMIT)
+        upstream = error.upstream and cut(self._scrub(error.upstream), UPSTREAM_TEXT_LIMIT)
+        return JobError(error.code, message, error.http_status, upstream, error.retriable)
 
     def _new_parser(self) -> EventStreamParser:
         return EventStreamParser(max_event_bytes=self._max_event_bytes, extra_fields=frozenset({b"error"}))

@@ -86,27 +86,29 @@ class ChunkReader:
     def _object(self, payload: dict[str, Any], event_type: str) -> list[News]:
         fault = fault_in(payload, event_type)
         if fault is not None and not payload.get("choices"):
-            self._book_usage(payload, ())
+            self._book_usage(payload, None)
             return [fault]
         if _CHUNK_MARKS.isdisjoint(payload):
             return []
-        try:
-            news = self._chunk_news(payload)
-        except _Malformed as malformed:
-            news = [_protocol_fault(str(malformed), encode(payload))]
+        news = self._chunk_news(payload)
         if fault is not None:
             news.append(fault)
         return news
 
     def _chunk_news(self, payload: dict[str, Any]) -> list[News]:
+        """Read a chunk. What comes before a malformed choice is kept."""
         self._ledger.chunks += 1
-        choices = payload.get("choices") or ()
-        if choices and type(choices) is not list:
-            raise _Malformed("a chunk whose choices are no array")
-        news: list[News] = [self._choice_news(choice) for choice in choices]
+        news: list[News] = []
+        malformed = None
+        choices = payload.get("choices") or []
+        try:
+            for choice in _array(choices):
+                news.append(self._choice_news(choice))  # noqa: PERF401 - those before a failure are kept
+        except _Malformed as error:
+            malformed = _protocol_fault(str(error), encode(payload))
         self._attach(payload, news)
         self._book_usage(payload, choices)
-        return news
+        return news if malformed is None else [*news, malformed]
 
     def _attach(self, payload: dict[str, Any], news: list[News]) -> None:
         """Put what belongs to the whole chunk on its first delta, or on an event of its own where there is none."""
@@ -155,7 +157,7 @@ class ChunkReader:
         reasons[index] = told
         return told
 
-    def _book_usage(self, payload: dict[str, Any], choices: list[Any] | tuple[()]) -> None:
+    def _book_usage(self, payload: dict[str, Any], choices: Any) -> None:
         usage = payload.get("usage")
         if not usage:
             usage = _elsewhere(payload, choices)
@@ -201,10 +203,17 @@ def _index(index: Any) -> int:
     return index if type(index) is int else 0
 
 
-def _elsewhere(payload: dict[str, Any], choices: list[Any] | tuple[()]) -> Any:
+def _array(choices: Any) -> list[Any]:
+    if type(choices) is not list:
+        raise _Malformed("a chunk whose choices are no array")
+    return choices
+
+
+def _elsewhere(payload: dict[str, Any], choices: Any) -> Any:
     """Look where some put usage: Groq under `x_groq`, Moonshot in the choice."""
     groq = payload.get("x_groq")
     if isinstance(groq, dict) and groq.get("usage"):
         return groq["usage"]
-    found = [choice["usage"] for choice in choices if isinstance(choice, dict) and choice.get("usage")]
+    listed = choices if isinstance(choices, list) else []
+    found = [choice["usage"] for choice in listed if isinstance(choice, dict) and choice.get("usage")]
     return found[-1] if found else None

@@ -23,6 +23,9 @@ __all__ = [
 UPSTREAM_TEXT_LIMIT = 2048
 """Bytes of an upstream's body or frame that a terminal event carries (contract §3)."""
 
+RAW_TEXT_LIMIT = 2 * UPSTREAM_TEXT_LIMIT
+"""Bytes that are kept until secrets are taken out: one that lay across the final cut would leave its beginning."""
+
 # What never succeeds by itself, whatever the status says: a 429 for an empty account is not a matter of waiting.
 _HOPELESS_KINDS = frozenset(
     {
@@ -97,7 +100,7 @@ def is_retriable(status: int, kind: str | None) -> bool:
     return status in _RETRIABLE_STATUSES or status >= 500 or status < 400
 
 
-def cut(text: str, limit: int = UPSTREAM_TEXT_LIMIT) -> str:
+def cut(text: str, limit: int = RAW_TEXT_LIMIT) -> str:
     """Shorten to at most `limit` bytes of UTF-8, never inside a character."""
     data = text.encode("utf-8", "replace")
     return text if len(data) <= limit else data[:limit].decode("utf-8", "ignore")

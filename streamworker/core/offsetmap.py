@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-__all__ = ["FULL", "LIMIT", "Damaged", "OffsetMap", "decode_map", "encode_map"]
+__all__ = ["FULL", "LIMIT", "MAX_OFFSETS", "Damaged", "OffsetMap", "decode_map", "encode_map"]
 
 LIMIT = 4096
 """Characters of a map: the broker's default `offset.metadata.max.bytes`."""
@@ -31,8 +31,11 @@ LIMIT = 4096
 FULL = LIMIT * 3 // 4
 """From here on a partition takes no new work until its map has shrunk; what is open may still end within the rest."""
 
+MAX_OFFSETS = 1 << 20
+"""Finished offsets that a map may hold: a damaged one must not make us build a huge set."""
+
 _VERSION = "sw1"
-_MAX_OFFSETS = 1 << 20  # a damaged map must not make us build a huge set
+_MAX_INFLATED = MAX_OFFSETS // 8
 
 
 class OffsetMap(NamedTuple):
@@ -81,14 +84,15 @@ def decode_map(committed: int, metadata: str) -> OffsetMap:
 
 
 def _candidates(finished: list[int]) -> Iterator[tuple[str, bytes]]:
+    """Give every form that can be read again: what is inflated is bounded."""
     if finished:
-        bitmap, runs = _bitmap(finished), _varints(_runs(finished))
-        yield from (
-            ("b", bitmap),
-            ("B", zlib.compress(bitmap, 9)),
-            ("r", runs),
-            ("R", zlib.compress(runs, 9)),
-        )
+        runs = _varints(_runs(finished))
+        yield "r", runs
+        if len(runs) <= _MAX_INFLATED:
+            yield "R", zlib.compress(runs, 9)
+        if finished[-1] < MAX_OFFSETS:
+            bitmap = _bitmap(finished)
+            yield from (("b", bitmap), ("B", zlib.compress(bitmap, 9)))
 
 
 def _read_finished(text: str) -> list[int]:
@@ -146,9 +150,9 @@ def _from_runs(data: bytes) -> list[int]:
     offsets: list[int] = []
     at = 0
     for index, length in enumerate(_from_varints(data)):
-        if length > _MAX_OFFSETS:
-            raise Damaged("the offset map has a run of impossible length")
         if index % 2:
+            if len(offsets) + length > MAX_OFFSETS:
+                raise Damaged("the offset map has a run of impossible length")
             offsets.extend(range(at, at + length))
         at += length
     return offsets
@@ -195,7 +199,7 @@ def _shorter(data: bytes) -> bytes:
 def _inflated(data: bytes) -> bytes:
     """Decompress, bounded: a map is small, whatever it was made of."""
     machine = zlib.decompressobj()
-    inflated = machine.decompress(data, _MAX_OFFSETS // 8)
+    inflated = machine.decompress(data, _MAX_INFLATED)
     if machine.unconsumed_tail or not machine.eof:
         raise Damaged("the offset map does not decompress")
     return inflated

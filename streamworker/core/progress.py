@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamworker.core.offsetmap import FULL, OffsetMap, encode_map
+from streamworker.core.offsetmap import FULL, LIMIT, MAX_OFFSETS, OffsetMap, encode_map
 from streamworker.core.offsets import OffsetTracker
 from streamworker.model import CommitPoint
 
@@ -18,6 +18,9 @@ class Progress:
         self._stamp = stamp
         self._commits = 0
         self._map_size = 0
+        self._beyond = 0
+        self.is_cut = False
+        """Whether the last point leaves out what we know, because the broker would have refused it."""
 
     def begin(self, offset: int) -> int:
         """Take a record in; return how often it has now been delivered, or 0 if there is nothing to do."""
@@ -29,10 +32,12 @@ class Progress:
     def finish(self, offset: int) -> None:
         """Nothing is owed for this record any more."""
         self._tracker.finish(offset)
-        del self._deliveries[offset]
+        self._deliveries.pop(offset, None)  # handed back before, where its end was waiting to be committed
 
     def hand_back(self, offset: int) -> None:
-        """Let an open record go in peace: its next owner's delivery is not counted against it."""
+        """Let a record go in peace: its next owner's delivery is not counted against it. A finished one needs none."""
+        if offset not in self._deliveries:
+            return
         count = self._deliveries[offset] - 1
         if count:
             self._deliveries[offset] = count
@@ -47,12 +52,12 @@ class Progress:
         self._deliveries = {
             offset: count for offset, count in self._deliveries.items() if offset >= committed
         }
-        offset_map = OffsetMap(
-            self._tracker.finished_beyond, self._deliveries, f"{self._stamp}.{self._commits}"
-        )
+        finished = self._tracker.finished_beyond
+        offset_map = OffsetMap(finished, self._deliveries, f"{self._stamp}.{self._commits}")
         metadata = encode_map(committed, offset_map)
-        self._map_size = len(metadata)
-        return CommitPoint(committed, metadata)
+        self._map_size, self._beyond = len(metadata), len(finished)
+        self.is_cut = self._map_size > LIMIT
+        return CommitPoint(committed, _cut(committed, offset_map) if self.is_cut else metadata)
 
     @property
     def map_size(self) -> int:
@@ -61,8 +66,12 @@ class Progress:
 
     @property
     def is_full(self) -> bool:
-        """Whether the map is so large that no new record may be taken in."""
-        return self._map_size >= FULL
+        """Whether the map is so large that no new record may be taken in.
+
+        With nothing open it is not: only the records before the finished ones can make it smaller.
+        """
+        is_large = self._map_size >= FULL or self._beyond >= MAX_OFFSETS // 2
+        return is_large and self._tracker.incomplete > 0
 
     @property
     def incomplete(self) -> int:
@@ -73,3 +82,13 @@ class Progress:
     def position(self) -> int:
         """The offset of the next commit."""
         return self._tracker.position
+
+
+def _cut(committed: int, offset_map: OffsetMap) -> str:
+    """Leave out what costs least: a refused commit would be refused for ever, and the partition stand still."""
+    counted_anew = encode_map(committed, offset_map._replace(deliveries={}))
+    return (
+        counted_anew
+        if len(counted_anew) <= LIMIT
+        else encode_map(committed, OffsetMap(stamp=offset_map.stamp))
+    )

@@ -86,13 +86,10 @@ async def open_log(
         with foreign_errors_as_ours(f"connecting to {settings.bootstrap_servers}"):
             await consumer.start()
             # All topics are listed: asking for one by name would create it on a broker with auto-creation.
-            if topic not in await consumer.topics():
-                raise KafkaRefused(
-                    f"topic {topic} does not exist: create it with `streamworker topics create`"
-                )
-            consumer.assign([TopicPartition(topic, 0)])
-            await consumer._client.set_topics([topic])  # noqa: SLF001 - loads the metadata of an assigned topic
-            partitions = consumer.partitions_for_topic(topic) or {0}
+            cluster = await consumer._client.fetch_all_metadata()  # noqa: SLF001 - as consumer.topics() does
+            partitions = cluster.partitions_for_topic(topic)
+            if not partitions:
+                raise KafkaRefused(f"topic {topic} does not exist: create it with `streamworker topics create`")
         yield LogReader(consumer, topic, sorted(partitions))
     finally:
         await consumer.stop()

@@ -408,6 +408,18 @@ def test_error_without_a_redactor_of_its_own_is_redacted_by_shape() -> None:
     assert attempt.error == JobError(ErrorCode.AUTH, "bad key ***", 401)
 
 
+@pytest.mark.parametrize(
+    ("ending", "source"), [(data(b"[DONE]"), UsageSource.UPSTREAM), (b"", UsageSource.UPSTREAM_PARTIAL)]
+)
+def test_usage_that_was_a_running_total_is_partial_only_if_the_stream_broke(
+    ending: bytes, source: UsageSource
+) -> None:
+    """The last total before a break says what was used so far, and is called that."""
+    end = play(data(chunk({"content": "a"}, usage={"completion_tokens": 1})) + ending).end
+
+    assert (end.usage, end.usage_source) == ({"completion_tokens": 1}, source)
+
+
 def test_finish_reasons_are_told_by_choice_in_order() -> None:
     """Choices that did not finish are left out."""
     payload: dict[str, Any] = {
@@ -430,3 +442,18 @@ def test_estimate_says_how_it_came_about() -> None:
 
     assert (end.usage, end.usage_source) == ({"completion_tokens": 2}, UsageSource.ESTIMATED)
     assert isinstance(end.estimate_method, str)
+
+
+def test_attempt_secret_across_the_cut_of_a_long_message_leaves_no_beginning() -> None:
+    """Secrets are taken out before the text is cut to its last length."""
+    secret = "s3cr3t-key-value-0123456789"
+    attempt = make_attempt(scrub=lambda text: text.replace(secret, "***"))
+    attempt.started()
+    attempt.call()
+    attempt.answer()
+    message = "x" * (2048 - 10) + secret
+    frame = b'data: {"error":{"message":"' + message.encode() + b'"}}\n\n'
+    assert list(attempt.receive(frame, 0)) == []
+
+    assert attempt.error is not None
+    assert "s3cr3t" not in attempt.error.message + (attempt.error.upstream or "")

@@ -29,9 +29,9 @@ def choice(**members: Any) -> dict[str, Any]:
 
 
 def fault(news: list[News]) -> Fault:
-    assert len(news) == 1
-    assert isinstance(news[0], Fault)
-    return news[0]
+    assert all(isinstance(one, ChunkDelta) for one in news[:-1])
+    assert isinstance(news[-1], Fault)
+    return news[-1]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from streamworker.core.faults import (
-    UPSTREAM_TEXT_LIMIT,
+    RAW_TEXT_LIMIT,
     cut,
     fault_in,
     fault_of_body,
@@ -223,5 +223,5 @@ def test_fault_of_long_frames_and_messages_is_cut() -> None:
     fault = fault_in({"error": {"message": "🐟" * 5000}}, "message")
 
     assert fault is not None
-    assert len(fault.message.encode()) == UPSTREAM_TEXT_LIMIT
-    assert UPSTREAM_TEXT_LIMIT - 4 < len(fault.frame.encode()) <= UPSTREAM_TEXT_LIMIT
+    assert len(fault.message.encode()) == RAW_TEXT_LIMIT
+    assert RAW_TEXT_LIMIT - 4 < len(fault.frame.encode()) <= RAW_TEXT_LIMIT

@@ -46,6 +46,7 @@ def parsed(stream: bytes, *, max_event_bytes: int = 1 << 20, extra: tuple[bytes,
         pytest.param(
             b"data: a\r\rdata: b\r\n\r\ndata: c\n\n", ["a", "b", "c"], id="CR, CRLF and LF end lines"
         ),
+        pytest.param(b"data: a\r\ndata: b\r\n\r\n", ["a\nb"], id="a CRLF is one line end"),
         pytest.param(b"data: a\r\n\rdata: b\n\r\n", ["a", "b"], id="line ends may be mixed"),
         pytest.param(b"data: a\n\rdata: b\n\n", ["a", "b"], id="LF CR is two line ends"),
         pytest.param(
@@ -207,6 +208,14 @@ def test_parser_unblanked_objects_are_one_event_each() -> None:
         ),
         pytest.param(b"data: {x}\ndata: {y}\ndata: {}\n\n", ["{x}\n{y}\n{}"], id="balanced is not JSON"),
         pytest.param(b"data: {}}\ndata: {\n\n", ["{}}\n{"], id="nor is balanced over lines"),
+        pytest.param(
+            b'data: {\ndata: "a":1}\ndata: {}\n\n', ['{\n"a":1}', "{}"], id="an object over lines ends too"
+        ),
+        pytest.param(
+            b'data: {"a":"}",\ndata: "b\\"{":[]\ndata: }\ndata: {}\n\n',
+            ['{"a":"}",\n"b\\"{":[]\n}', "{}"],
+            id="with brackets and quotes in its strings",
+        ),
         pytest.param(b"data: 1\ndata: 2\n\n", ["1\n2"], id="numbers are text"),
         pytest.param(b"data: []\ndata: []\n\n", ["[]\n[]"], id="arrays are text"),
         pytest.param(b"data: [DONE]\ndata: a\n\n", ["[DONE]\na"], id="the sentinel may not be posed by text"),
@@ -297,8 +306,9 @@ def test_parser_line_at_the_limit_is_fine_and_one_byte_more_is_not(line: bytes) 
     """Every kind of line is bounded, complete or not, comment or not."""
     room = 64 - len(line.rstrip(b"\n")) + 2
 
-    assert not parsed(line % (b"x" * room), max_event_bytes=64).overflowed
-    assert parsed(line % (b"x" * (room + 1)), max_event_bytes=64).overflowed
+    for before in (b"", b": comment\n\n"):
+        assert not parsed(before + line % (b"x" * room), max_event_bytes=64).overflowed
+        assert parsed(before + line % (b"x" * (room + 1)), max_event_bytes=64).overflowed
 
 
 def test_parser_many_small_lines_of_one_event_overflow_together() -> None:
@@ -307,7 +317,8 @@ def test_parser_many_small_lines_of_one_event_overflow_together() -> None:
 
     assert not parsed((lines + b"\n") * 5, max_event_bytes=64).overflowed
     assert parsed(lines + b"data: 123456789\n\n", max_event_bytes=50).overflowed
-    assert parsed(b"data\n" * 70, max_event_bytes=64).overflowed
+    assert not parsed(b"data\n" * 61, max_event_bytes=64).overflowed
+    assert parsed(b"data\n" * 62, max_event_bytes=64).overflowed
 
 
 def test_parser_byte_order_mark_does_not_count_towards_the_limit() -> None:
@@ -326,6 +337,16 @@ def test_parser_overflow_hands_out_what_came_before_and_nothing_after() -> None:
     assert parser.feed(b"\n\ndata: c\n\n") == []
     assert parser.close() == []
     assert parser.overflowed
+
+
+@pytest.mark.parametrize("rest", [b"x" * 99, b"x" * 99 + b"\n"])
+def test_parser_overflow_lets_go_of_what_was_read(rest: bytes) -> None:
+    """Nobody will ask for it any more."""
+    parser = EventStreamParser(max_event_bytes=16)
+    parser.feed(b"data: a\ndata: ")
+    parser.feed(rest)
+
+    assert (parser._tail, parser._pending.lines) == ([], [])
 
 
 def test_parser_extra_field_is_an_event_of_its_own() -> None:

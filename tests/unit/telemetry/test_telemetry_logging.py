@@ -209,7 +209,7 @@ def test_level_of_somebodys_own_is_rounded_down(stream: Any, level: int, name: s
     assert stream.only()["level"] == name
 
 
-def test_aiokafka_is_never_heard_below_info(stream: Any) -> None:
+def test_aiokafka_is_never_heard_below_warning(stream: Any) -> None:
     """Its debug log prints keys and values: prompts."""
     configure_logging("json", "debug", stream)
     logging.getLogger("aiokafka").debug("value %r", CANARY)
@@ -217,7 +217,8 @@ def test_aiokafka_is_never_heard_below_info(stream: Any) -> None:
     child.setLevel(logging.DEBUG)
     try:
         child.debug("value %r", CANARY)
-        child.info("sent")
+        child.info("chatter")
+        child.warning("sent")
     finally:
         child.setLevel(logging.NOTSET)
     assert stream.only()["message"] == "sent"

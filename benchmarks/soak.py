@@ -1,0 +1,116 @@
+"""Memory, tasks and connections over many short jobs: `python benchmarks/soak.py --jobs 10000`.
+
+The worker runs in this process; broker and practice upstream in others. After every tenth of the jobs it prints the
+resident memory, the tasks and the file descriptors of the process; at the end, with the worker stopped, what is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import orjson
+
+from streamworker.app import App
+from streamworker.config import Settings, load
+from streamworker.demo.broker import EmbeddedBroker
+from streamworker.demo.child import free_port
+from streamworker.kafka.sink import KafkaSink
+from streamworker.kafka.topics import open_admin
+from streamworker.model import Outgoing
+from streamworker.telemetry.logging import configure_logging
+
+MODEL = "practice?deltas=5"
+
+
+def settings_for(bootstrap: str, upstream: str) -> Settings:
+    """Return the worker's settings."""
+    return load(
+        None,
+        {
+            "STREAMWORKER_KAFKA__BOOTSTRAP_SERVERS": bootstrap,
+            "STREAMWORKER_UPSTREAMS__DEFAULT__BASE_URL": upstream,
+            "STREAMWORKER_TELEMETRY__HTTP_HOST": "127.0.0.1",
+            "STREAMWORKER_TELEMETRY__HTTP_PORT": "0",
+        },
+    )
+
+
+def state() -> tuple[float, int, int]:
+    """Return resident MiB, tasks, file descriptors."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))
+
+
+async def submit(settings: Settings, count: int) -> None:
+    """Write the job records."""
+    topic = settings.topics.jobs[0]
+    sink = KafkaSink(settings.kafka, [topic])
+    await sink.start()
+    receipt = sink.receipt()
+    request = {"model": MODEL, "messages": [{"role": "user", "content": "soak"}]}
+    for number in range(count):
+        key = f"soak-{number}".encode()
+        job = orjson.dumps({"job_id": key.decode(), "request": request})
+        sink.publish(Outgoing(sink.partition_for(topic, key), key, job), receipt)
+    await receipt.settled()
+    await sink.stop()
+
+
+def ended(app: App) -> int:
+    """Return how many jobs have their terminal event."""
+    metric = "streamworker_jobs_ended_total"
+    samples = [sample for family in app.metrics.registry.collect() for sample in family.samples if sample.name == metric]
+    return int(sum(sample.value for sample in samples))
+
+
+async def soak(bootstrap: str, upstream: str, jobs: int) -> None:
+    """Run the jobs and print what they leave."""
+    settings = settings_for(bootstrap, upstream)
+    async with open_admin(settings) as admin:
+        await admin.create(partitions=8)
+    await submit(settings, jobs)
+    print(f"before      {'%7.1f MiB  %4d tasks  %4d descriptors' % state()}")
+    app = App(settings)
+    worker = asyncio.create_task(app.run())
+    begun, cpu = time.monotonic(), time.process_time()
+    for tenth in range(1, 11):
+        while ended(app) < jobs * tenth // 10:
+            if worker.done():
+                worker.result()
+            await asyncio.sleep(0.05)
+        print(f"{jobs * tenth // 10:6d} jobs {'%7.1f MiB  %4d tasks  %4d descriptors' % state()}")
+    wall, cpu = time.monotonic() - begun, time.process_time() - cpu
+    app.drain()
+    await worker
+    await asyncio.sleep(0.1)  # transports close in the next turns of the loop
+    print(f"stopped     {'%7.1f MiB  %4d tasks  %4d descriptors' % state()}")
+    print(f"{jobs} jobs of 5 deltas in {wall:.1f} s: {jobs / wall:.0f} jobs/s, {cpu / jobs * 1e3:.2f} ms of CPU per job")
+
+
+def main() -> None:
+    """Parse arguments, start broker and upstream, run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=10_000)
+    parser.add_argument("--kafka", help="host:port of a broker; default: the embedded one")
+    arguments = parser.parse_args()
+    with Path(os.devnull).open("wb") as nowhere, EmbeddedBroker() as broker:
+        configure_logging("json", "error", nowhere)
+        port = free_port()
+        command = [sys.executable, "-m", "streamworker", "practice-upstream", "--port", str(port)]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as upstream:
+            try:
+                asyncio.run(soak(arguments.kafka or broker.bootstrap, f"http://127.0.0.1:{port}/v1", arguments.jobs))
+            finally:
+                upstream.terminate()
+
+
+if __name__ == "__main__":
+    main()
