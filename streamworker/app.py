@@ -59,9 +59,10 @@ class App:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._clock = SystemClock()
-        self._metrics = Metrics()
-        self._telemetry = Telemetry(self._metrics, settings.upstreams)
+        self.metrics = Metrics()
+        self._telemetry = Telemetry(self.metrics, settings.upstreams)
         self._worker: Worker | None = None
+        self._is_joined = False
 
     def configure_logging(self) -> None:
         """Send log lines to standard output as the settings say, without the secrets that the settings name."""
@@ -75,6 +76,7 @@ class App:
         async with AsyncExitStack() as stack:
             await self._start_telemetry(stack)
             worker = await self._start_worker(stack)
+            self._is_joined = True
             log.info(
                 "worker.started", delivery=self._settings.worker.delivery, topics=self._settings.topics.jobs
             )
@@ -84,7 +86,7 @@ class App:
     @property
     def is_working(self) -> bool:
         """Whether there may be jobs to drain: before that, stopping is all there is to do."""
-        return self._worker is not None
+        return self._is_joined
 
     def drain(self) -> None:
         """Take no more jobs, let the open ones end, then stop."""
@@ -95,12 +97,12 @@ class App:
         lag = LoopLag()
         lag.start()
         stack.callback(lag.stop)
-        self._metrics.track(table.LOOP_LAG, lambda: lag.lag_s)
+        self.metrics.track(table.LOOP_LAG, lambda: lag.lag_s)
         settings = self._settings
         probes = Probes(
             host=settings.telemetry.http_host,
             port=settings.telemetry.http_port,
-            registry=self._metrics.registry,
+            registry=self.metrics.registry,
             heartbeat_age=self._heartbeat_age,
             readiness=self._readiness,
             # A rebalance may keep the poll loop for as long as a session and one request last.
@@ -117,11 +119,12 @@ class App:
         sink = KafkaSink(settings.kafka, [topics.events, topics.dlq, *topics.allowed_reply_to])
         await self._patiently(sink.start)
         stack.push_async_callback(sink.stop)
-        self._metrics.track(table.UNACKNOWLEDGED, lambda: sink.unacknowledged_bytes)
+        self.metrics.track(table.UNACKNOWLEDGED, lambda: sink.unacknowledged_bytes)
         consumer = GroupConsumer(settings)
         stack.push_async_callback(consumer.stop)
         committers = await self._start_committers(stack, consumer, sink)
         worker = self._worker = self._compose(sink, consumer, committers, self._open_upstreams(stack))
+        stack.push_async_callback(worker.stop)
         await self._patiently(lambda: consumer.start(worker))
         return worker
 
@@ -183,6 +186,7 @@ class App:
             max_in_flight=settings.worker.max_in_flight,
             max_deliveries=settings.worker.max_deliveries,
             drain_timeout_s=settings.worker.drain_timeout_s,
+            session_timeout_s=settings.worker.session_timeout_s,
         )
         return Worker(
             source=consumer,

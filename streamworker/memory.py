@@ -118,7 +118,8 @@ class MemorySource:
         if partitions and not records:
             self._came.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._came.wait(), POLL_S)
+                async with asyncio.timeout(POLL_S):
+                    await self._came.wait()
             records = self._take(partitions, limit)
         await self.delivering.wait()
         return records

@@ -80,7 +80,7 @@ class Source(Protocol):
         ...
 
     async def confirm_membership(self) -> bool:
-        """Ask the group's coordinator whether we still are a member."""
+        """Ask the group's coordinator whether we still are a member. Raises KafkaError where it cannot tell now."""
         ...
 
     async def stop(self) -> None:
@@ -214,5 +214,5 @@ class Observer(Protocol):
 
 
 def trace_headers(trace: Headers) -> dict[str, str]:
-    """Return trace-context record headers as HTTP headers; values that are no ASCII are left out."""
-    return {name: value.decode() for name, value in trace if value.isascii()}
+    """Return trace-context record headers as HTTP headers; values that are no printable ASCII are left out."""
+    return {name: value.decode() for name, value in trace if value.isascii() and value.decode().isprintable()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -18,7 +18,7 @@ from aiokafka.errors import KafkaError as ForeignKafkaError
 from aiokafka.structs import OffsetAndMetadata
 
 from streamworker.errors import Fenced, KafkaError, KafkaUnavailable, RecordTooLarge
-from streamworker.kafka.connection import client_arguments
+from streamworker.kafka.connection import calm, client_arguments, close_producer
 from streamworker.kafka.errors import foreign_errors_as_ours
 from streamworker.kafka.sink import producer_arguments
 from streamworker.model import CommitPoint, Partition
@@ -36,7 +36,7 @@ __all__ = ["CommittedOffsets", "GroupCommitters", "TransactionalCommitters"]
 TRANSACTION_TIMEOUT_S = 10.0
 """How long a worker that dies inside a transaction can hold read_committed readers back."""
 
-CLOSE_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 2.0
 _BACKOFF_S = 0.1
 
 log = structlog.get_logger()
@@ -53,6 +53,7 @@ class CommittedOffsets:
     async def start(self) -> None:
         """Connect. Raises KafkaError."""
         self._admin = AIOKafkaAdminClient(**client_arguments(self._settings.kafka))
+        calm(self._admin._client)  # noqa: SLF001 - it has no public name
         with foreign_errors_as_ours(f"connecting to {self._settings.kafka.bootstrap_servers}"):
             await self._admin.start()
 
@@ -70,7 +71,13 @@ class CommittedOffsets:
                 self._settings.worker.group_id, partitions=[topic_partition]
             )
         found = offsets.get(topic_partition)
-        if found is None or found.offset < 0:
+        if found is None:
+            # What was asked for is answered, with -1 if nothing is committed. aiokafka does not look at the error of the
+            # whole answer (a coordinator that is still loading), and then this partition is simply not in it.
+            raise KafkaUnavailable(
+                f"the group's coordinator does not tell the committed offset of {partition}"
+            )
+        if found.offset < 0:
             return CommitPoint(await self._consumer.beginning(partition))
         return CommitPoint(found.offset, found.metadata or "")
 
@@ -101,9 +108,16 @@ class _TransactionalCommitter:
         self._last: CommitPoint | None = None
 
     async def open(self) -> CommitPoint:
-        """Fence, then read: an offset read before the fence may be older than the former owner's last commit."""
+        """Fence, then read: an offset read before the fence may be older than the former owner's last commit.
+
+        Asked for our membership before and after: who sleeps in here past its session must not shut out the new owner
+        when it wakes, and if it did, must not begin anything.
+        """
+        await self._confirm_membership()
+        await self.close()  # an earlier try may have come as far as the fence
         await self._fence()
         self._last = await self._committed.read(self._partition)
+        await self._confirm_membership()
         return self._last
 
     async def commit(self, records: Sequence[Outgoing], point: CommitPoint) -> None:
@@ -112,9 +126,9 @@ class _TransactionalCommitter:
             try:
                 await self._transaction(records, point)
                 break
-            except Fenced:
-                raise
-            except KafkaError as error:
+            except (
+                KafkaError
+            ) as error:  # even Fenced: a broker that was away too long ends our transaction itself
                 log.warning("lane.transaction_failed", partition=str(self._partition), reason=str(error))
                 if await self._recover(point):
                     break
@@ -125,24 +139,24 @@ class _TransactionalCommitter:
     async def close(self) -> None:
         """Let go. Bounded in time; never raises."""
         producer, self._producer = self._producer, None
-        await _close(producer)
+        await close_producer(producer, CLOSE_TIMEOUT_S)
 
     async def _transaction(self, records: Sequence[Outgoing], point: CommitPoint) -> None:
         producer = self._producer
-        if producer is None:
-            raise Fenced(f"{self._partition} was let go")
+        assert producer is not None, "the committer is not open"
+        written: list[asyncio.Future[Any]] = []
         with foreign_errors_as_ours(f"committing {self._partition}"):
-            await _begin(producer)
             try:
-                written = [await _send(producer, record) for record in records]
+                await _begin(producer)
+                for record in records:
+                    written.append(await _send(producer, record))  # noqa: PERF401 - those before a failure count too
                 offsets = {TopicPartition(*self._partition): OffsetAndMetadata(*point)}
                 await producer.send_offsets_to_transaction(offsets, self._settings.worker.group_id)
                 await asyncio.gather(*written)
                 await producer.commit_transaction()
-            except ForeignKafkaError:
-                with suppress(ForeignKafkaError, AssertionError, TimeoutError):
-                    await asyncio.wait_for(producer.abort_transaction(), TRANSACTION_TIMEOUT_S)
-                raise
+            finally:  # after a failure nobody else asks them; the next producer's InitProducerId aborts what is open
+                for future in written:
+                    future.add_done_callback(_forget)
 
     async def _recover(self, point: CommitPoint) -> bool:
         """Get a new producer after a failure; True if the failed transaction turns out to be committed.
@@ -151,12 +165,12 @@ class _TransactionalCommitter:
         one fences whoever holds the id. Only a member of the group may do that, and only what we ourselves committed
         last may lie in the log afterwards; else another worker was here in between and this one is the zombie.
         """
-        await self.close()
         while True:
+            await self.close()
             await asyncio.sleep(_BACKOFF_S)
-            if not await self._consumer.confirm_membership():
-                raise Fenced(f"{self._partition}: no member of the group any more")
             try:
+                if not await self._consumer.confirm_membership():
+                    break
                 await self._fence()
                 found = await self._committed.read(self._partition)
             except KafkaError as error:
@@ -165,6 +179,11 @@ class _TransactionalCommitter:
             if found not in {self._last, point}:
                 raise Fenced(f"{self._partition}: another worker has committed")
             return found == point
+        raise Fenced(f"{self._partition}: no member of the group any more")
+
+    async def _confirm_membership(self) -> None:
+        if not await self._consumer.confirm_membership():
+            raise KafkaUnavailable("no member of the group now")
 
     async def _fence(self) -> None:
         producer = AIOKafkaProducer(
@@ -172,11 +191,12 @@ class _TransactionalCommitter:
             transactional_id=self._id,
             transaction_timeout_ms=round(TRANSACTION_TIMEOUT_S * 1000),
         )
+        calm(producer.client)
         try:
             with foreign_errors_as_ours(f"taking over {self._partition} (transactional id {self._id})"):
                 await producer.start()  # InitProducerId: it also ends the former owner's open transaction
         except BaseException:
-            await _close(producer)
+            await close_producer(producer, CLOSE_TIMEOUT_S)
             raise
         self._producer = producer
 
@@ -186,6 +206,11 @@ async def _begin(producer: Any) -> None:
         await producer.begin_transaction()
     except AssertionError as error:  # aiokafka guards its states with assert
         raise ForeignKafkaError(f"the producer cannot begin a transaction: {error}") from error
+
+
+def _forget(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
 
 
 async def _send(producer: Any, record: Outgoing) -> Any:
@@ -208,63 +233,89 @@ class GroupCommitters:
         self._committed = committed
         self._consumer = consumer
         self._sink = sink
-        self._points: dict[Partition, CommitPoint] = {}
+        self._points: dict[Partition, _Owed] = {}
+        self._committing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin to commit on the timer."""
+        """Begin to commit on the timer, and whenever partitions may be lost."""
         self._task = asyncio.create_task(self._commit_regularly())
+        self._consumer.before_rebalance = self._commit_soon
 
     async def stop(self) -> None:
         """Commit what is left."""
+        self._consumer.before_rebalance = None
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-        await self._commit()
+        await self._commit_soon()
 
     def committer(self, partition: Partition) -> Committer:
         """Return a new committer, not opened."""
-        return _GroupCommitter(self, partition)
+        return _GroupCommitter(self, partition, self._consumer)
 
     async def read(self, partition: Partition) -> CommitPoint:
         """Return what is committed for a partition."""
         return await self._committed.read(partition)
 
-    async def write(self, partition: Partition, records: Sequence[Outgoing], point: CommitPoint) -> None:
+    async def write(
+        self, partition: Partition, tenure: object, records: Sequence[Outgoing], point: CommitPoint
+    ) -> None:
         """Publish the records and wait for them; then the point may be committed."""
         receipt = self._sink.receipt()
         for record in records:
             self._sink.publish(record, receipt)
         await receipt.settled()
-        self._points[partition] = point
-
-    def forget(self, partition: Partition) -> None:
-        """Never commit for what is not ours any more: its next owner may be further."""
-        self._points.pop(partition, None)
+        self._points[partition] = _Owed(tenure, point)
 
     async def _commit_regularly(self) -> None:
         while True:
             await asyncio.sleep(self._interval_s)
             await self._commit()
 
+    async def _commit_soon(self) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._commit(), CLOSE_TIMEOUT_S)
+
     async def _commit(self) -> None:
-        points, self._points = self._points, {}
-        if not points:
-            return
-        try:
-            committed = await self._consumer.commit(points)
-        except KafkaUnavailable as error:
-            log.warning("offsets.commit_failed", reason=str(error))
-            committed = False
-        if not committed:
-            self._points = {**points, **self._points}
+        """Commit what is owed. Never for what is not ours any more, or was not in between: another may be further."""
+        async with self._committing:
+            self._points = {
+                partition: owed
+                for partition, owed in self._points.items()
+                if owed.tenure is self._consumer.tenure(partition)
+            }
+            owed = dict(self._points)
+            if not owed:
+                return
+            try:
+                is_committed = await self._consumer.commit(
+                    {partition: point for partition, (_, point) in owed.items()}
+                )
+            except KafkaError as error:
+                log.warning("offsets.commit_failed", reason=str(error))
+                return
+            if is_committed:
+                self._points = {
+                    partition: later
+                    for partition, later in self._points.items()
+                    if later is not owed.get(partition)
+                }
+
+
+class _Owed(NamedTuple):
+    """What may be committed, and the tenure in which it came about."""
+
+    tenure: object
+    point: CommitPoint
 
 
 class _GroupCommitter:
-    def __init__(self, committers: GroupCommitters, partition: Partition) -> None:
+    def __init__(self, committers: GroupCommitters, partition: Partition, consumer: GroupConsumer) -> None:
         self._committers = committers
         self._partition = partition
+        self._tenure = consumer.tenure(partition)
 
     async def open(self) -> CommitPoint:
         """Read what is committed; nobody can be shut out without transactions."""
@@ -272,14 +323,7 @@ class _GroupCommitter:
 
     async def commit(self, records: Sequence[Outgoing], point: CommitPoint) -> None:
         """Publish; the offset follows on the timer. Raises RecordTooLarge."""
-        await self._committers.write(self._partition, records, point)
+        await self._committers.write(self._partition, self._tenure, records, point)
 
     async def close(self) -> None:
-        """Forget what was not committed: the partition is another's."""
-        self._committers.forget(self._partition)
-
-
-async def _close(producer: Any) -> None:
-    if producer is not None:
-        with suppress(TimeoutError, ForeignKafkaError):
-            await asyncio.wait_for(producer.stop(), CLOSE_TIMEOUT_S)
+        """Nothing: what is owed is committed as long as the partition is ours, and no longer."""

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import ssl
+import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from aiokafka.errors import KafkaError as ForeignKafkaError
+from aiokafka.errors import ProducerClosed
 from aiokafka.helpers import create_ssl_context
 
 if TYPE_CHECKING:
+    import ssl
+
     from streamworker.config import KafkaSettings
 
-__all__ = ["client_arguments", "compression_type"]
+__all__ = ["calm", "client_arguments", "close_producer", "compression_type"]
+
+_CALM_S = 0.25
 
 
 def client_arguments(settings: KafkaSettings) -> dict[str, Any]:
@@ -35,6 +42,44 @@ def client_arguments(settings: KafkaSettings) -> dict[str, Any]:
 def compression_type(settings: KafkaSettings) -> str | None:
     """Return aiokafka's name for the configured compression."""
     return None if settings.compression == "none" else settings.compression
+
+
+def calm(client: Any) -> None:
+    """Have an aiokafka client wait a little after it failed to get metadata.
+
+    Left alone, one that waits for a partition's leader asks again at once: a broker that refuses connections costs a
+    processor and thousands of log lines a second.
+    """
+    update = client._metadata_update  # noqa: SLF001 - its one place where it asks
+
+    async def update_calmly(cluster: Any, topics: Any) -> bool:
+        if await update(cluster, topics):
+            return True
+        await asyncio.sleep(_CALM_S)
+        return False
+
+    client._metadata_update = update_calmly  # noqa: SLF001
+
+
+async def close_producer(producer: Any, patience_s: float) -> None:
+    """Stop a producer: in peace if that is done in time, else by force. Never raises.
+
+    `stop` waits for every batch, and an idempotent producer never gives up on one (aiokafka #1101). Left alone, its
+    sender would go on for ever, and write when the broker is back what nobody waits for any more.
+    """
+    if producer is None:
+        return
+    stopping = asyncio.create_task(producer.stop())
+    try:
+        await asyncio.wait([stopping], timeout=patience_s)
+    finally:
+        if not stopping.done():
+            producer._message_accumulator.fail_all(ProducerClosed())  # noqa: SLF001 - no public way to give up
+            if (sender := producer._sender.sender_task) is not None:  # noqa: SLF001 - as above
+                sender.cancel()
+            await producer.client.close()
+    with suppress(ForeignKafkaError, OSError, asyncio.CancelledError):
+        await stopping
 
 
 def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext:

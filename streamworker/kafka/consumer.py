@@ -23,12 +23,12 @@ from aiokafka.structs import OffsetAndMetadata
 
 from streamworker.errors import KafkaUnavailable
 from streamworker.kafka.assignor import new_sticky_assignor
-from streamworker.kafka.connection import client_arguments
+from streamworker.kafka.connection import calm, client_arguments
 from streamworker.kafka.errors import explained, foreign_errors_as_ours
 from streamworker.model import Coordinates, Partition, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Mapping
 
     from streamworker.config import Settings
     from streamworker.model import CommitPoint
@@ -39,7 +39,7 @@ __all__ = ["GroupConsumer", "record_of"]
 POLL_S = 0.25
 """How long one `receive` waits for records."""
 
-STOP_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 3.0
 _NOTHING = TopicPartition("no-topic", 0)
 _NEVER_MS = 10**9
 
@@ -54,6 +54,10 @@ class GroupConsumer:
         self._consumer: Any = None
         self._assignments: Assignments | None = None
         self._next: dict[Partition, int] = {}  # where we were in each partition that is ours
+        self._tenures: dict[Partition, object] = {}
+        self._membership: tuple[str, int] | None = None  # member id and generation of the last assignment
+        self.before_rebalance: Callable[[], Awaitable[None]] | None = None
+        """Awaited while the generation that is about to end can still commit. Must be bounded in time."""
 
     async def start(self, assignments: Assignments) -> None:
         """Join the group. Raises KafkaError."""
@@ -80,8 +84,8 @@ class GroupConsumer:
     def seek(self, partition: Partition, offset: int) -> None:
         """Read this partition from here on; nothing happens if it is not ours any more."""
         self._next[partition] = offset
-        with suppress(IllegalStateError):
-            self._consumer.seek(TopicPartition(*partition), offset)
+        with suppress(IllegalStateError, KafkaUnavailable):
+            self._client.seek(TopicPartition(*partition), offset)
 
     async def commit(self, points: Mapping[Partition, CommitPoint]) -> bool:
         """Commit by generation; False if a rebalance is in the way. Raises KafkaError."""
@@ -90,7 +94,7 @@ class GroupConsumer:
         }
         try:
             with foreign_errors_as_ours("committing offsets"):
-                await asyncio.wait_for(self._consumer.commit(offsets), self._settings.kafka.request_timeout_s)
+                await asyncio.wait_for(self._client.commit(offsets), self._settings.kafka.request_timeout_s)
         except KafkaUnavailable as error:
             if isinstance(error.__cause__, CommitFailedError | IllegalStateError):
                 return False
@@ -101,8 +105,12 @@ class GroupConsumer:
         """Return the partition's first offset. Raises KafkaError."""
         topic_partition = TopicPartition(*partition)
         with foreign_errors_as_ours(f"asking where {partition} begins"):
-            offsets = await self._consumer.beginning_offsets([topic_partition])
+            offsets = await self._client.beginning_offsets([topic_partition])
         return int(offsets[topic_partition])
+
+    def tenure(self, partition: Partition) -> object:
+        """Return a token for the time in which the partition was ours without a break; None if it is not ours."""
+        return self._tenures.get(partition)
 
     @property
     def owners_are_fenced(self) -> bool:
@@ -110,11 +118,20 @@ class GroupConsumer:
         return self._settings.worker.delivery == "exactly_once"
 
     async def confirm_membership(self) -> bool:
-        """Ask the coordinator whether we still are a member."""
-        try:
-            return bool(await self._consumer._coordinator._do_heartbeat())  # noqa: SLF001 - no public way to ask
-        except (ForeignKafkaError, AttributeError):
+        """Ask the coordinator whether we still are the member that got our partitions.
+
+        Raises KafkaError where there is no answer now: a broker that is away, or a rebalance on its way, is no reason
+        to stop what runs.
+        """
+        coordinator, membership = self._client._coordinator, self._membership  # noqa: SLF001 - no public way to ask
+        with foreign_errors_as_ours("asking the group's coordinator for our membership"):
+            is_answered = await coordinator._do_heartbeat()  # noqa: SLF001 - it forgets our id if the group did
+        if membership is None or coordinator.member_id != membership[0]:
             return False
+        is_settled = coordinator.generation == membership[1] and not coordinator._rejoin_needed_fut.done()  # noqa: SLF001
+        if not (is_answered and is_settled):
+            raise KafkaUnavailable("the group's coordinator is away, or the group is rebalancing")
+        return True
 
     async def stop(self) -> None:
         """Leave the group. Bounded in time."""
@@ -139,6 +156,7 @@ class GroupConsumer:
             max_poll_interval_ms=_NEVER_MS,  # jobs last longer than any interval; the probes watch the poll loop
             partition_assignment_strategy=[assignor],
         )
+        calm(consumer._client)  # noqa: SLF001 - it has no public name
         consumer.subscribe(list(self._settings.topics.jobs), listener=_Listener(self, consumer, assignor))
         self._consumer = consumer
         try:
@@ -158,6 +176,13 @@ class GroupConsumer:
             await asyncio.wait_for(consumer.stop(), STOP_TIMEOUT_S)
         except (TimeoutError, ForeignKafkaError) as error:
             log.warning("consumer.stopped_uncleanly", reason=explained(error))
+            await consumer._client.close()  # noqa: SLF001 - `stop` did not come that far
+
+    @property
+    def _client(self) -> Any:
+        if self._consumer is None:
+            raise KafkaUnavailable("the group was left and is not joined again yet")
+        return self._consumer
 
     @property
     def _is_dead(self) -> bool:
@@ -168,6 +193,8 @@ class GroupConsumer:
 
     def _assigned(self, assigned: frozenset[Partition], *, is_continuous: bool) -> None:
         self._next = {partition: offset for partition, offset in self._next.items() if partition in assigned}
+        kept = self._tenures if is_continuous else {}
+        self._tenures = {partition: kept.get(partition) or object() for partition in assigned}
         assert self._assignments is not None
         self._assignments.assigned(assigned, is_continuous=is_continuous)
 
@@ -179,11 +206,12 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is
         self._owner = owner
         self._consumer = consumer
         self._assignor = assignor
-        self._member: str | None = None
-        self._generation = -1
+        owner._membership = None  # noqa: SLF001 - one object in two halves
 
-    def on_partitions_revoked(self, revoked: Any) -> None:
-        """Nothing: which partitions are gone is known at the next assignment; streams go on until then."""
+    async def on_partitions_revoked(self, revoked: Any) -> None:
+        """Commit. Which partitions are gone is known at the next assignment; streams go on until then."""
+        if revoked and self._owner.before_rebalance is not None:
+            await self._owner.before_rebalance()
 
     def on_partitions_assigned(self, assigned: Any) -> None:
         """Put kept partitions back to where we were, first of all; then tell."""
@@ -195,9 +223,10 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is
         generation, member = coordinator.generation, coordinator.member_id
         self._assignor.on_generation_assignment(generation)
         # A generation that passed without us may have had another owner, unless owners are fenced.
-        is_next = generation == self._generation + 1 or self._owner.owners_are_fenced
-        is_continuous = member == self._member and is_next
-        self._member, self._generation = member, generation
+        before = self._owner._membership  # noqa: SLF001
+        is_next = before is not None and (generation == before[1] + 1 or self._owner.owners_are_fenced)
+        is_continuous = before is not None and member == before[0] and is_next
+        self._owner._membership = (member, generation)  # noqa: SLF001
         ours = frozenset(Partition(*topic_partition) for topic_partition in assigned)
         self._owner._assigned(ours, is_continuous=is_continuous)  # noqa: SLF001
 

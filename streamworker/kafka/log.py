@@ -89,7 +89,9 @@ async def open_log(
             cluster = await consumer._client.fetch_all_metadata()  # noqa: SLF001 - as consumer.topics() does
             partitions = cluster.partitions_for_topic(topic)
             if not partitions:
-                raise KafkaRefused(f"topic {topic} does not exist: create it with `streamworker topics create`")
+                raise KafkaRefused(
+                    f"topic {topic} does not exist: create it with `streamworker topics create`"
+                )
         yield LogReader(consumer, topic, sorted(partitions))
     finally:
         await consumer.stop()

@@ -22,7 +22,7 @@ from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
 from streamworker.core.admission import Marks
 from streamworker.errors import KafkaRefused, RecordTooLarge
-from streamworker.kafka.connection import client_arguments, compression_type
+from streamworker.kafka.connection import calm, client_arguments, close_producer, compression_type
 from streamworker.kafka.errors import explained, foreign_errors_as_ours
 from streamworker.kafka.partitioner import partition_of
 from streamworker.model import Outgoing, Partition
@@ -38,7 +38,9 @@ __all__ = ["KafkaSink", "producer_arguments"]
 BATCH_BYTES = 256 << 10
 """Payload of one batch. Large enough that 16 KB's queueing (aiokafka #528) is far, small enough for any topic."""
 
-STOP_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = (
+    2.0  # after a drain there is nothing on the way; else only deltas of attempts that nobody will follow
+)
 _BACKOFF_S = 0.2
 _NO_LOCAL_LIMIT = 1 << 30  # the broker knows the topic's limit; ours is checked where the event is made
 
@@ -92,6 +94,7 @@ class KafkaSink:
         self._topics = tuple(topics)
         self.crashed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._producer: Any = None
+        self._partitions: dict[str, int] = {}  # how many each topic had when we last knew
         self._renewal = asyncio.Lock()
         self._retired: set[asyncio.Task[None]] = set()
         self._pumps: dict[Partition, _Pump] = {}
@@ -102,13 +105,6 @@ class KafkaSink:
     async def start(self) -> None:
         """Connect, and learn how many partitions each topic has. Raises KafkaError."""
         self._producer = await self._new_producer()
-        try:
-            for topic in self._topics:
-                with foreign_errors_as_ours(f"asking for the partitions of topic {topic}"):
-                    await self._producer.partitions_for(topic)
-        except BaseException:
-            await _stop(self._producer)
-            raise
 
     async def stop(self) -> None:
         """Wait a bounded while for what is on the way, then let go."""
@@ -118,7 +114,11 @@ class KafkaSink:
                 await asyncio.wait_for(asyncio.gather(*pumps), STOP_TIMEOUT_S)
         for pump in self._pumps.values():
             await pump.stop()
-        await asyncio.gather(_stop(self._producer), *self._retired)
+        for task in self._retired:
+            task.cancel()
+        await asyncio.gather(
+            close_producer(self._producer, STOP_TIMEOUT_S), *self._retired, return_exceptions=True
+        )
 
     def receipt(self) -> SinkReceipt:
         """Open an account for a job."""
@@ -152,10 +152,13 @@ class KafkaSink:
 
     def partition_for(self, topic: str, key: bytes) -> Partition:
         """Choose the partition of a key. Raises KafkaRefused for a topic that is not known."""
-        partitions = self._producer.client.cluster.partitions_for_topic(topic)
-        if not partitions:
+        if found := self._producer.client.cluster.partitions_for_topic(topic):
+            self._partitions[topic] = len(
+                found
+            )  # kept, because a broker that just came up may not know its topics yet
+        if topic not in self._partitions:
             raise KafkaRefused(f"topic {topic} does not exist: create it with `streamworker topics create`")
-        return Partition(topic, partition_of(key, len(partitions)))
+        return Partition(topic, partition_of(key, self._partitions[topic]))
 
     # For the pumps
 
@@ -171,7 +174,7 @@ class KafkaSink:
                 return
             await asyncio.sleep(_BACKOFF_S)
             self._producer = await self._new_producer()
-            task = asyncio.create_task(_stop(poisoned))
+            task = asyncio.create_task(self._retire(poisoned))
             self._retired.add(task)
             task.add_done_callback(self._retired.discard)
             log.warning("sink.producer_replaced")
@@ -191,13 +194,24 @@ class KafkaSink:
 
     async def _new_producer(self) -> Any:
         producer = AIOKafkaProducer(**producer_arguments(self._settings))
+        calm(producer.client)
         try:
             with foreign_errors_as_ours(f"connecting a producer to {self._settings.bootstrap_servers}"):
                 await producer.start()
+            for topic in self._topics:
+                with foreign_errors_as_ours(f"asking for the partitions of topic {topic}"):
+                    self._partitions[topic] = len(await producer.partitions_for(topic))
         except BaseException:
-            await _stop(producer)
+            await close_producer(producer, STOP_TIMEOUT_S)
             raise
         return producer
+
+    async def _retire(self, poisoned: Any) -> None:
+        """Close a producer when the batches of its other partitions are through, however long that takes."""
+        try:
+            await poisoned.flush()
+        finally:
+            await close_producer(poisoned, STOP_TIMEOUT_S)
 
 
 class _Pump:
@@ -289,10 +303,3 @@ class _Pump:
             except Exception as error:  # noqa: BLE001 - whatever it is, the records must not be lost
                 log.warning("sink.unavailable", reason=explained(error))
                 await asyncio.sleep(_BACKOFF_S)
-
-
-async def _stop(producer: Any) -> None:
-    """Stop a producer, bounded: an idempotent one never gives up on its batches by itself (aiokafka #1101)."""
-    if producer is not None:
-        with suppress(TimeoutError, ForeignKafkaError):
-            await asyncio.wait_for(producer.stop(), STOP_TIMEOUT_S)

@@ -59,6 +59,10 @@ def configure_logging(
     _route_libraries(number)
 
 
+_QUIET_S = 10.0
+_MAX_SAID = 1000
+
+
 def _level(name: str) -> int:
     number = logging.getLevelNamesMapping().get(name.upper())
     if number is None:
@@ -101,15 +105,46 @@ class _Bridge(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self._log: FilteringBoundLogger = structlog.get_logger()
+        self._said: dict[tuple[str, int, str], _Said] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         # Some code sets the level of a logger below the pinned one's; the floor holds here, too.
         if record.levelno < FLOORS.get(record.name.partition(".")[0], logging.NOTSET):
             return
-        fields: dict[str, Any] = {"logger": record.name, "message": _message(record)}
+        message = _message(record)
+        repeats = self._repeats(record, message)
+        if repeats is None:
+            return
+        fields: dict[str, Any] = {"logger": record.name, "message": message}
+        if repeats:
+            fields["repeats"] = repeats
         if record.exc_info:
             fields["exc_info"] = record.exc_info
         self._log.log(_nearest(record.levelno), "library.logged", **fields)
+
+    def _repeats(self, record: logging.LogRecord, message: str) -> int | None:
+        """Return how often this was kept back since it was last said; None to keep it back again.
+
+        A broker that is away makes its clients repeat themselves many times a second.
+        """
+        said = self._said.get(key := (record.name, record.levelno, message))
+        if said is not None and record.created < said.until:
+            said.repeats += 1
+            return None
+        if len(self._said) >= _MAX_SAID:
+            self._said.clear()
+        self._said[key] = _Said(record.created + _QUIET_S)
+        return said.repeats if said is not None else 0
+
+
+class _Said:
+    """A line that a library said: not again before `until`, in seconds since the epoch."""
+
+    __slots__ = ("repeats", "until")
+
+    def __init__(self, until: float) -> None:
+        self.until = until
+        self.repeats = 0
 
 
 def _message(record: logging.LogRecord) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import aiohttp
 import httpx
-from httpx_aiohttp import AiohttpTransport
+from httpx_aiohttp.transport import AiohttpResponseStream, AiohttpTransport
 
 from streamworker import __version__
 from streamworker.core.faults import fault_of_body, http_error, is_retriable
@@ -48,7 +48,7 @@ class HttpUpstream:
         # No cookie is kept: calls of different tenants share this client.
         jar = CookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
         self._client = httpx.AsyncClient(
-            transport=AiohttpTransport(client=_new_session),
+            transport=_Transport(client=_new_session),
             cookies=httpx.Cookies(jar),
             headers={"user-agent": f"streamworker/{__version__}"},
             timeout=httpx.Timeout(
@@ -147,6 +147,27 @@ class HttpAnswer:
             async with asyncio.timeout(DRAIN_TIMEOUT_S):
                 while True:
                     await anext(self)
+
+
+class _Transport(AiohttpTransport):
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response: httpx.Response = await super().handle_async_request(request)
+        assert isinstance(response.stream, AiohttpResponseStream)
+        response.stream = _WholeStream(response.stream._aiohttp_response)  # noqa: SLF001 - no public name
+        return response
+
+
+class _WholeStream(AiohttpResponseStream):
+    """A body of which nothing is lost when it breaks: aiohttp tells of the break before it gives what came before."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for data in super().__aiter__():
+                yield data
+        except httpx.HTTPError:
+            if rest := self._aiohttp_response.content._read_nowait(-1):  # noqa: SLF001 - the public one raises
+                yield rest
+            raise
 
 
 def _new_session() -> aiohttp.ClientSession:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from streamworker.codec.job import request_body
 from streamworker.core.attempt import Attempt, State
 from streamworker.errors import RecordTooLarge, UpstreamError
-from streamworker.model import ErrorCode, JobError, Status
+from streamworker.model import ErrorCode, JobError, Status, UsageSource
 from streamworker.ports import trace_headers
 from streamworker.worker.patience import Interruption, Patience
 
@@ -94,8 +94,8 @@ class Execution:
         await self._call()
         await self._started
         await self._settle()
-        event = self.attempt.terminal(self._tools.clock.now_ms())
-        await self._lane.finish(self._job.source.offset, [self._record(event)])
+        event, record = self._terminal()
+        await self._lane.finish(self._job.source.offset, [record])
         self._tools.observer.job_ended(event, self._job, self._slot.name)
         return event
 
@@ -146,7 +146,7 @@ class Execution:
         for event in events:
             record = self._record(event)
             if record.size > tools.max_record_bytes:
-                self.attempt.fail(_too_large(record.size, tools.max_record_bytes))
+                self.attempt.fail(_too_large("a delta", record.size, tools.max_record_bytes))
                 continue  # the attempt has ended, and so have its events
             if not (tools.sink.has_room and self._started is not None and self._started.done()):
                 await self._wait_for_room()
@@ -201,6 +201,23 @@ class Execution:
         except RecordTooLarge as refusal:
             self.attempt.refuse(JobError(ErrorCode.TOO_LARGE, str(refusal)))
 
+    def _terminal(self) -> tuple[UsageEvent, Outgoing]:
+        """Return the terminal event and its record; what the upstream made too large for one is left out.
+
+        The broker would refuse it every time, and each time the lane would take the partition's other jobs with it.
+        """
+        now_ms = self._tools.clock.now_ms()
+        event = self.attempt.terminal(now_ms)
+        record = self._record(event)
+        if record.size <= self._tools.max_record_bytes:
+            return event, record
+        self.attempt.refuse(_too_large("the terminal event", record.size, self._tools.max_record_bytes))
+        event = self.attempt.terminal(now_ms)
+        event.finish_reasons = {}
+        if event.usage_source is not UsageSource.ESTIMATED:
+            event.usage, event.usage_source = None, UsageSource.NONE
+        return event, self._record(event)
+
     def _record(self, event: Event) -> Outgoing:
         return self._tools.writer.write(event, self._to, self._key, self._job.trace)
 
@@ -209,5 +226,5 @@ def _timeout(code: ErrorCode, message: str) -> JobError:
     return JobError(code, message, retriable=True)
 
 
-def _too_large(size: int, limit: int) -> JobError:
-    return JobError(ErrorCode.TOO_LARGE, f"a delta makes a record of {size} bytes, the limit is {limit}", 200)
+def _too_large(what: str, size: int, limit: int) -> JobError:
+    return JobError(ErrorCode.TOO_LARGE, f"{what} makes a record of {size} bytes, the limit is {limit}", 200)

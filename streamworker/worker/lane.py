@@ -134,8 +134,11 @@ class Lane:
                 self.progress.finish(entry.offset)
         while True:
             records = [record for entry in entries for record in entry.records]
+            point = self.progress.point()
+            if self.progress.is_cut:
+                log.error("lane.offset_map_cut", partition=str(self.partition), size=self.progress.map_size)
             try:
-                return await self._committer.commit(records, self.progress.point())
+                return await self._committer.commit(records, point)
             except RecordTooLarge as refusal:
                 log.error("lane.record_refused", partition=str(self.partition), reason=str(refusal))  # noqa: TRY400 - no bug, no trace
                 _fall_back(entries, refusal)

@@ -42,6 +42,7 @@ class PartitionWork:
         self.opening: asyncio.Task[None] | None = None
         self.committing: asyncio.Task[None] | None = None
         self._jobs: dict[int, tuple[Job, asyncio.Task[None]]] = {}
+        self._is_stopping = False
 
     async def open(self) -> int:
         """Take the partition over, as long as it takes; return the offset to read from."""
@@ -111,10 +112,13 @@ class PartitionWork:
         return jobs
 
     async def _stop_jobs(self) -> list[Job]:
-        jobs = self.open_jobs
+        """Cancel what is open; once, for a second cancellation would leak what the first one closes."""
         tasks = [task for _, task in self._jobs.values()]
-        for task in tasks:  # once each: a second cancellation would leak what the first one closes
-            task.cancel()
+        jobs = [] if self._is_stopping else self.open_jobs
+        if not self._is_stopping:
+            self._is_stopping = True
+            for task in tasks:
+                task.cancel()
         if tasks:
             await asyncio.wait(tasks)
         return jobs

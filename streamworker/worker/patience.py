@@ -71,6 +71,10 @@ class Patience:
         """Wait for the next one."""
         self._due_means = Interruption.IDLE
         self._due = self._loop.time() + self._idle_s
+        if (
+            self._timer is None or self._due < self._timer.when()
+        ):  # it waits for the first delta, longer than idle
+            self._arm()
 
     def pause(self) -> float:
         """Stop the clock, for we ourselves are in the way; return what `resume` wants back: the time left."""
@@ -92,7 +96,7 @@ class Patience:
     def _arm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        when = min(self._due, self._deadline)
+        when = min(self._due, self._deadline) if self._task is not None else inf
         self._timer = None if when == inf else self._loop.call_at(when, self._look)
 
     def _look(self) -> None:

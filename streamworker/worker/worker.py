@@ -42,6 +42,7 @@ class WorkerLimits(NamedTuple):
     max_in_flight: int
     max_deliveries: int
     drain_timeout_s: float
+    session_timeout_s: float = 45
 
 
 class Worker:
@@ -72,6 +73,8 @@ class Worker:
         self._room = asyncio.Event()
         self._draining = asyncio.Event()
         self._side_tasks: set[asyncio.Task[None]] = set()
+        self._releasing: set[asyncio.Task[None]] = set()
+        self._is_stopping = False
         self._failure = failure
         self._joined = False
         self.last_poll = tools.clock.monotonic()
@@ -98,7 +101,7 @@ class Worker:
             draining.cancel()
             poll.cancel()
             await asyncio.wait([poll, draining])
-            await self._abandon_all()
+            await self.stop()
 
     def drain(self) -> None:
         """Take no more jobs, let the open ones end, then stop."""
@@ -123,11 +126,13 @@ class Worker:
 
     def assigned(self, partitions: frozenset[Partition], *, is_continuous: bool) -> None:
         """Keep what stays, let go at once of what left, take over what is new."""
+        if self._is_stopping:  # taking over anew would shut out our own last commits
+            return
         self._joined = True
         held = frozenset(self._works)
         lost = held - partitions if is_continuous else held
         for partition in lost:
-            self._spawn(self._let_go(self._works.pop(partition), "revoked"))
+            self._release(self._works.pop(partition), "revoked")
         gained = partitions - frozenset(self._works)
         for partition in gained:
             self._take_over(partition)
@@ -155,16 +160,30 @@ class Worker:
         """Another worker fenced us. If the group still says that the partition is ours, take it over anew."""
         partition = work.lane.partition
         log.warning("partition.fenced", partition=str(partition), reason=reason)
-        await self._let_go(work, "fenced")
+        await asyncio.wait([self._release(work, "fenced")])
         while self._is_current(work):
             await asyncio.sleep(_RETRY_S)
-            if await self._source.confirm_membership() and self._is_current(work):
+            if await self._is_member() and self._is_current(work):
                 self._take_over(partition)
+
+    def _release(self, work: PartitionWork, reason: str) -> asyncio.Task[None]:
+        """Let go in a task that is never cancelled: a lane that is not closed would hold its transaction."""
+        task = self._spawn(self._let_go(work, reason))
+        self._releasing.add(task)
+        task.add_done_callback(self._releasing.discard)
+        return task
 
     async def _let_go(self, work: PartitionWork, reason: str) -> None:
         for job in await work.let_go():
             self._observer.job_abandoned(job, reason)
         log.info("partition.let_go", partition=str(work.lane.partition), reason=reason)
+
+    async def _is_member(self) -> bool:
+        """Whether the group says so, here and now. Who slept past its session holds records that are another's."""
+        try:
+            return await self._source.confirm_membership()
+        except KafkaError:
+            return False
 
     def _is_current(self, work: PartitionWork) -> bool:
         return self._works.get(work.lane.partition) is work
@@ -177,20 +196,39 @@ class Worker:
             ready = {partition: work for partition, work in self._works.items() if room > 0 and work.has_room}
             if not ready:
                 self._room.clear()
+                # Not wait_for: before Python 3.12 it swallows a cancellation that comes with the event.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._room.wait(), _IDLE_POLL_S)
+                    async with asyncio.timeout(_IDLE_POLL_S):
+                        await self._room.wait()
             try:
                 records = await self._source.receive(ready, room)
             except KafkaError as error:
                 log.warning("kafka.unavailable", reason=str(error))
                 await asyncio.sleep(_RETRY_S)
                 continue
-            self.last_poll = self._tools.clock.monotonic()
+            slept_s = self._tools.clock.monotonic() - self.last_poll
+            self.last_poll += slept_s
+            if self._draining.is_set():  # what came while we were asked to stop is the next owner's
+                continue
+            if slept_s > self._limits.session_timeout_s / 2 and not await self._is_member():
+                self._read_again({record.at.of for record in records})
+                continue
+            missed = set()
             for record in records:
                 # A partition may have gone, and even come back, while we waited; its records come again then.
                 work = ready[record.at.of]
                 if self._is_current(work) and work.holding is Holding.OPEN:
                     self._take(work, record)
+                else:
+                    missed.add(record.at.of)
+            self._read_again(missed)
+
+    def _read_again(self, missed: set[Partition]) -> None:
+        """Go back where a partition has come back so soon that its new assignment's records were passed over too."""
+        for partition in missed:
+            work = self._works.get(partition)
+            if work is not None and work.holding is Holding.OPEN:
+                self._source.seek(partition, work.lane.progress.position)
 
     def _take(self, work: PartitionWork, record: Record) -> None:
         offset = record.at.offset
@@ -261,17 +299,20 @@ class Worker:
                 task.cancel()
 
     async def _hand_back(self) -> None:
+        self._is_stopping = True
         works = list(self._works.values())
         self._works.clear()
         for jobs in await asyncio.gather(*(work.hand_back() for work in works)):
             for job in jobs:
                 self._observer.job_abandoned(job, "drain_timeout")
 
-    async def _abandon_all(self) -> None:
+    async def stop(self) -> None:
+        """Let go of everything at once. Also for a worker that joined and was never run."""
+        self._is_stopping = True
         works = list(self._works.values())
         self._works.clear()
         await asyncio.gather(*(self._let_go(work, "stopped") for work in works))
-        for task in self._side_tasks:
+        for task in self._side_tasks - self._releasing:
             task.cancel()
         if self._side_tasks:
             await asyncio.wait(self._side_tasks)

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import msgspec
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamworker.core.chat import ChunkReader
@@ -110,6 +110,7 @@ def read_all(said: Said, ledger: Ledger) -> list[list[ChunkDelta]]:
     return told
 
 
+@settings(max_examples=100)  # its examples are large
 @given(streams())
 def test_reader_content_of_each_choice_adds_up_to_what_was_said(said: Said) -> None:
     """Byte for byte, whatever is around it and wherever it is cut."""
@@ -124,6 +125,7 @@ def test_reader_content_of_each_choice_adds_up_to_what_was_said(said: Said) -> N
     assert heard == clean
 
 
+@settings(max_examples=100)  # its examples are large
 @given(streams())
 def test_reader_unknown_members_all_end_up_in_extra(said: Said) -> None:
     """No member of chunk or choice that we do not know is lost, and none is made up."""
@@ -134,6 +136,7 @@ def test_reader_unknown_members_all_end_up_in_extra(said: Said) -> None:
         assert heard == expected
 
 
+@settings(max_examples=100)  # its examples are large
 @given(streams())
 def test_reader_usage_is_the_last_report_and_never_a_sum(said: Said) -> None:
     """Reports that say nothing erase nothing; where there was none there is none."""
@@ -144,6 +147,7 @@ def test_reader_usage_is_the_last_report_and_never_a_sum(said: Said) -> None:
     assert ledger.settle(completed=True)[0] == (reports[-1] if reports else None)
 
 
+@settings(max_examples=100)  # its examples are large
 @given(streams())
 def test_reader_tells_the_chunks_own_members_whenever_they_change(said: Said) -> None:
     """Putting the told ones together gives what every chunk said about itself."""

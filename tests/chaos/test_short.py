@@ -1,0 +1,32 @@
+"""One short seed in every run of the tests; `make chaos` plays many long ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.chaos.plan import FULL, SHORT, draw
+from tests.chaos.run import play
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from streamworker.practice import PracticeUpstream
+    from tests.brokers.apache import ApacheKafka
+
+SEED = 5
+
+
+async def test_workers_that_are_killed_stopped_and_moved_break_no_promise(
+    apache_kafka: ApacheKafka, practice: PracticeUpstream, topics: Callable[[str], str], tmp_path: Path
+) -> None:
+    """Every job ends once, in order, whole; nothing finished is paid again; no commit runs ahead."""
+    outcome = await play(draw(SEED, SHORT), apache_kafka, practice, topics, tmp_path)
+
+    assert outcome.breaches == []
+
+
+def test_plan_of_a_seed_is_the_same_each_time() -> None:
+    """A seed that failed can be played again."""
+    assert draw(3, FULL) == draw(3, FULL)
+    assert draw(3, FULL) != draw(4, FULL)

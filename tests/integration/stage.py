@@ -1,0 +1,469 @@
+"""One test's own world: topics, a group, a reader of its events, and workers inside or outside of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, Self
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError
+from aiokafka.structs import OffsetAndMetadata
+
+from streamworker.app import App
+from streamworker.config import Settings, load
+from tests.integration.checker import Breach, EventRecord, JobRecord, breaches, events_of, unfinished_below
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from streamworker.practice import Call, PracticeUpstream
+    from tests.conftest import Broker
+
+__all__ = ["InProcess", "Process", "Stage", "eventually"]
+
+LIMIT_S = 30.0
+STOP_S = 25.0
+
+
+async def eventually(
+    condition: Callable[[], Any], limit_s: float = LIMIT_S, what: Callable[[], object] = lambda: ""
+) -> None:
+    """Wait for a condition that nobody announces. `what` is asked only when it never came."""
+    try:
+        async with asyncio.timeout(limit_s):
+            while not condition():  # noqa: ASYNC110 - what is looked at belongs to others
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"did not come true in {limit_s} s: {what()}") from None
+
+
+class Stage:
+    """Use it as an async context manager. `variables` are settings as environment variables, without the prefix."""
+
+    def __init__(
+        self, broker: Broker, practice: PracticeUpstream, name: Callable[[str], str], directory: Path
+    ) -> None:
+        self.broker = broker
+        self.practice = practice
+        self.jobs_topic, self.events_topic = name("jobs"), name("events")
+        self.dlq_topic, self.control_topic = name("dlq"), name("control")
+        self.group = name("group")
+        self.jobs: list[JobRecord] = []
+        self.records: list[EventRecord] = []
+        self.processes: list[Process] = []
+        self._workers: list[InProcess] = []
+        self.variables = {
+            "KAFKA__BOOTSTRAP_SERVERS": broker.bootstrap,
+            "KAFKA__REQUEST_TIMEOUT_S": "10",
+            "TOPICS__JOBS": self.jobs_topic,
+            "TOPICS__EVENTS": self.events_topic,
+            "TOPICS__DLQ": self.dlq_topic,
+            "TOPICS__CONTROL": self.control_topic,
+            "WORKER__GROUP_ID": self.group,
+            "WORKER__SESSION_TIMEOUT_S": "6",
+            "WORKER__DRAIN_TIMEOUT_S": "20",
+            "UPSTREAMS__DEFAULT__BASE_URL": practice.base_url,
+            "TELEMETRY__HTTP_PORT": "0",
+            "TELEMETRY__HTTP_HOST": "127.0.0.1",
+        }
+        self._directory = directory
+        self._stack = contextlib.AsyncExitStack()
+        self._changed = asyncio.Condition()
+        self._reading: asyncio.Task[None] | None = None
+        self._read_topics: list[str] = []
+        self._producer: Any = None
+        self._admin: Any = None
+
+    # The world
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for process in self.processes:
+            await process.end()
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait([self._reading])
+        await self._stack.aclose()
+
+    async def open(
+        self,
+        *,
+        partitions: int = 1,
+        events_partitions: int = 2,
+        reply_topics: Sequence[str] = (),
+        topic_settings: Mapping[str, str] | None = None,
+    ) -> None:
+        """Create the topics, and begin to read the events."""
+        self._admin = await self._started(AIOKafkaAdminClient(bootstrap_servers=self.broker.bootstrap))
+        wanted = [(self.jobs_topic, partitions), (self.dlq_topic, 1), (self.control_topic, 1)]
+        wanted += [(topic, events_partitions) for topic in (self.events_topic, *reply_topics)]
+        limits = {self.dlq_topic: {"max.message.bytes": "2000000"}}
+        new = [
+            NewTopic(topic, count, 1, topic_configs={**limits.get(topic, {}), **(topic_settings or {})})
+            for topic, count in wanted
+        ]
+        answer = await self._admin.create_topics(new)
+        assert {error[1] for error in answer.topic_errors} == {0}, answer.topic_errors
+        if reply_topics:
+            self.variables["TOPICS__ALLOWED_REPLY_TO"] = ",".join(reply_topics)
+        self._producer = await self._started(
+            AIOKafkaProducer(
+                bootstrap_servers=self.broker.bootstrap,
+                enable_idempotence=True,
+                max_request_size=8 << 20,
+                linger_ms=2,
+            )
+        )
+        self._read_topics = [self.events_topic, *reply_topics]
+        self._reading = asyncio.create_task(self._read(events_partitions))
+
+    async def _started(self, client: Any) -> Any:
+        self._stack.push_async_callback(
+            client.close if isinstance(client, AIOKafkaAdminClient) else client.stop
+        )
+        await client.start()
+        return client
+
+    async def _read(self, partitions: int) -> None:
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.broker.bootstrap,
+            isolation_level="read_committed",
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=100,
+            enable_auto_commit=False,
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(consumer.stop)
+            await consumer.start()
+            consumer.assign(
+                [TopicPartition(topic, number) for topic in self._read_topics for number in range(partitions)]
+            )
+            while True:
+                try:
+                    fetched = await consumer.getmany(timeout_ms=200, max_records=5000)
+                except KafkaError:
+                    continue
+                for batch in fetched.values():
+                    self.records += [_event(record) for record in batch]
+                if fetched or self._broken_workers():
+                    async with self._changed:
+                        self._changed.notify_all()
+
+    # Jobs in
+
+    def message(self, job_id: str) -> list[dict[str, str]]:
+        """The prompt: it names the job, so that the upstream's call log can be held against the jobs."""
+        return [{"role": "user", "content": f"prompt of {job_id}"}]
+
+    async def submit(
+        self,
+        job_id: str,
+        model: str = "practice",
+        *,
+        partition: int = 0,
+        headers: Sequence[tuple[str, bytes]] = (),
+        **members: Any,
+    ) -> JobRecord:
+        """Write one job."""
+        [job] = await self.submit_many([(job_id, model, partition)], headers=headers, **members)
+        return job
+
+    async def submit_many(
+        self,
+        jobs: Iterable[tuple[str, str, int]],
+        headers: Sequence[tuple[str, bytes]] = (),
+        **members: Any,
+    ) -> list[JobRecord]:
+        """Write jobs, given as id, model, partition; all at once."""
+        sent = []
+        for job_id, model, partition in jobs:
+            messages = self.message(job_id)
+            value = {"job_id": job_id, "request": {"model": model, "messages": messages}, **members}
+            future = await self._producer.send(
+                self.jobs_topic,
+                json.dumps(value).encode(),
+                key=job_id.encode(),
+                partition=partition,
+                headers=list(headers),
+            )
+            sent.append((future, job_id, model, messages))
+        written = [
+            JobRecord(self.jobs_topic, (at := await future).partition, at.offset, job_id, model, messages)
+            for future, job_id, model, messages in sent
+        ]
+        self.jobs += written
+        return written
+
+    async def submit_bytes(
+        self,
+        value: bytes | None,
+        *,
+        partition: int = 0,
+        key: bytes | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> Any:
+        """Write a record as it is; return its coordinates."""
+        return await self._producer.send_and_wait(
+            self.jobs_topic, value, key=key, partition=partition, headers=list(headers)
+        )
+
+    # Workers
+
+    def settings(self, **over: object) -> Settings:
+        """Settings of a worker; `over` as in `worker__max_in_flight=5`."""
+        return load(None, self._environment(over))
+
+    def worker(self, **over: object) -> InProcess:
+        """A worker inside this process and loop; an async context manager that drains it."""
+        worker = InProcess(App(self.settings(**over)))
+        self._workers.append(worker)
+        return worker
+
+    async def process(self, **over: object) -> Process:
+        """A worker process, started; it is killed at the end of the test if it still runs."""
+        log = self._directory / f"worker-{len(self.processes)}.log"
+        environment = {**os.environ, **self._environment(over)}
+        with log.open("wb") as output:
+            child = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", "from streamworker.cli import main; main()", "run"),
+                env=environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        process = Process(child, log)
+        self.processes.append(process)
+        return process
+
+    def _environment(self, over: Mapping[str, object]) -> dict[str, str]:
+        names = self.variables | {name.upper(): str(value) for name, value in over.items()}
+        return {f"STREAMWORKER_{name}": value for name, value in names.items()}
+
+    # Events out
+
+    async def until(self, condition: Callable[[], Any], limit_s: float = LIMIT_S) -> None:
+        """Wait for a condition on what was read."""
+        try:
+            async with asyncio.timeout(limit_s), self._changed:
+                await self._changed.wait_for(lambda: bool(condition()) or self._broken_workers())
+        except TimeoutError:
+            raise AssertionError(f"not in {limit_s} s; {self._state()}") from None
+        assert condition(), f"a worker died: {self._broken_workers()}; {self._state()}"
+
+    def _broken_workers(self) -> list[BaseException]:
+        tasks = [worker.task for worker in self._workers if worker.task and worker.task.done()]
+        return [error for task in tasks if not task.cancelled() and (error := task.exception())]
+
+    async def ended(self, *job_ids: str, limit_s: float = LIMIT_S) -> list[dict[str, Any]]:
+        """Wait for the terminal events of these jobs, of all if none is named; return them in that order."""
+        wanted = job_ids or tuple(job.job_id for job in self.jobs)
+        await self.until(lambda: self.terminals().keys() >= set(wanted), limit_s)
+        terminals = self.terminals()
+        return [terminals[job_id] for job_id in wanted]
+
+    def terminals(self) -> dict[str, dict[str, Any]]:
+        """Terminal events by job."""
+        return {
+            record.event["job_id"]: record.event for record in self.records if record.event["type"] == "usage"
+        }
+
+    def events(self, job_id: str) -> list[dict[str, Any]]:
+        """Events of the valid attempt of a job."""
+        return events_of(job_id, self.records)
+
+    def all_events(self, job_id: str) -> list[dict[str, Any]]:
+        """Events of all attempts of a job."""
+        return [record.event for record in self.records if record.event["job_id"] == job_id]
+
+    def deltas(self, job_id: str) -> int:
+        """How many deltas of a job can be read by now."""
+        return sum(event["type"] == "delta" for event in self.all_events(job_id))
+
+    def calls(self, job_id: str) -> list[Call]:
+        """The upstream's calls for a job."""
+        messages = self.message(job_id)
+        return [call for call in self.practice.calls if call.body and call.body["messages"] == messages]
+
+    def breaches(self) -> list[Breach]:
+        """What a reader could complain of."""
+        return breaches(self.jobs, self.records)
+
+    async def committed(self) -> dict[int, OffsetAndMetadata]:
+        """What the group has committed, by partition of the jobs topic."""
+        offsets = await self._admin.list_consumer_group_offsets(self.group)
+        return {at.partition: point for at, point in offsets.items() if at.topic == self.jobs_topic}
+
+    async def commit_breaches(self) -> list[Breach]:
+        """Jobs that the commits pass and that have not ended. A commit may be seen just before its events."""
+        committed = await self.committed()
+
+        def found() -> list[Breach]:
+            return [
+                breach
+                for partition, point in committed.items()
+                for breach in unfinished_below(
+                    point.offset, self.jobs_topic, partition, self.jobs, self.records
+                )
+            ]
+
+        with contextlib.suppress(AssertionError):
+            await self.until(lambda: not found(), limit_s=2)
+        return found()
+
+    async def dead_letters(self, count: int) -> list[Any]:
+        """Wait for so many dead letters."""
+        consumer = AIOKafkaConsumer(
+            self.dlq_topic,
+            bootstrap_servers=self.broker.bootstrap,
+            isolation_level="read_committed",
+            auto_offset_reset="earliest",
+            enable_auto_commit=False,
+        )
+        letters: list[Any] = []
+        await consumer.start()
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                while len(letters) < count:
+                    fetched = await consumer.getmany(timeout_ms=200)
+                    letters += [record for batch in fetched.values() for record in batch]
+        finally:
+            await consumer.stop()
+        return letters
+
+    async def set_topic(self, topic: str, **settings: str) -> None:
+        """Change a topic's settings, live."""
+        from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+        names = {name.replace("_", "."): value for name, value in settings.items()}
+        await self._admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, names)])
+
+    async def commit_as_stranger(self, partition: int, offset: int, metadata: str) -> None:
+        """Commit for the group while it has no members, as a broken program or an operator would."""
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.broker.bootstrap, group_id=self.group, enable_auto_commit=False
+        )
+        await consumer.start()
+        try:
+            at = TopicPartition(self.jobs_topic, partition)
+            consumer.assign([at])
+            async with asyncio.timeout(LIMIT_S):
+                await consumer.commit({at: OffsetAndMetadata(offset, metadata)})
+        finally:
+            await consumer.stop()
+
+    def _state(self) -> str:
+        ended = self.terminals()
+        open_ = {job.job_id: len(self.all_events(job.job_id)) for job in self.jobs if job.job_id not in ended}
+        logs = "".join(f"\n--- {process.name}\n{process.tail()}" for process in self.processes)
+        return f"{len(ended)} of {len(self.jobs)} jobs ended, open with so many events: {open_}{logs}"
+
+
+class InProcess:
+    """A worker in this loop."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self.task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self.task = asyncio.create_task(self.app.run())
+        return self
+
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self.abandon()
+        await self.drained()
+
+    def abandon(self) -> None:
+        """Stop at once."""
+        assert self.task is not None
+        self.task.cancel()
+
+    async def drained(self) -> None:
+        """Drain and wait for the end."""
+        assert self.task is not None
+        self.app.drain()
+        done, _ = await asyncio.wait([self.task], timeout=STOP_S)
+        assert done, "the worker did not stop"
+        if not self.task.cancelled():
+            self.task.result()
+
+
+class Process:
+    """A worker process."""
+
+    def __init__(self, child: asyncio.subprocess.Process, log: Path) -> None:
+        self._child = child
+        self._log = log
+        self.name = log.stem
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self._child.returncode is None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self._child.send_signal(number)
+
+    async def kill(self) -> None:
+        """As a crash would."""
+        self.signal(signal.SIGKILL)
+        await self._child.wait()
+
+    async def exit_code(self, limit_s: float = STOP_S) -> int:
+        """Wait for its end."""
+        try:
+            return await asyncio.wait_for(self._child.wait(), limit_s)
+        except TimeoutError:
+            raise AssertionError(f"{self.name} does not end; its log:\n{self.tail()}") from None
+
+    async def end(self) -> None:
+        """End it, whatever it does."""
+        if self.is_running:
+            await self.kill()
+
+    def lines(self, event: str) -> list[dict[str, Any]]:
+        """Its log lines of one kind."""
+        return [line for line in self.log() if line.get("event") == event]
+
+    def log(self) -> list[dict[str, Any]]:
+        """Its log."""
+        found = []
+        for line in self._log.read_bytes().splitlines():
+            with contextlib.suppress(ValueError):
+                if isinstance(parsed := json.loads(line), dict):
+                    found.append(parsed)
+        return found
+
+    async def logged(self, event: str, count: int = 1, limit_s: float = LIMIT_S) -> list[dict[str, Any]]:
+        """Wait for log lines of one kind."""
+        await eventually(lambda: len(self.lines(event)) >= count, limit_s, lambda: f"{event}:\n{self.tail()}")
+        return self.lines(event)
+
+    def tail(self) -> str:
+        """The end of its log."""
+        return self._log.read_text(errors="replace")[-3000:]
+
+
+def _event(record: Any) -> EventRecord:
+    return EventRecord(
+        record.topic, record.partition, record.offset, record.key, record.headers, json.loads(record.value)
+    )
+
+
+@contextlib.asynccontextmanager
+async def opened(stage: Stage, **arguments: Any) -> AsyncIterator[Stage]:
+    """A stage with its topics."""
+    async with stage:
+        await stage.open(**arguments)
+        yield stage

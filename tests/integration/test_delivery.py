@@ -1,0 +1,303 @@
+"""What exactly_once promises, held against Apache Kafka: crashes, rebalances, zombies, broken producers."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import structlog
+from aiokafka import TopicPartition
+
+from streamworker.kafka.sink import KafkaSink
+from tests.integration.stage import Stage, eventually
+
+if TYPE_CHECKING:
+    from tests.brokers.apache import ApacheKafka
+
+SESSION_S = 6
+AS_ONE = {"worker__group_instance_id": "one"}
+"""Static membership: whoever comes under the name of a dead worker need not wait for the end of its session."""
+
+
+@pytest.fixture
+def sinks(monkeypatch: pytest.MonkeyPatch) -> list[KafkaSink]:
+    """The sinks of the workers in this process, as they are made."""
+    made: list[KafkaSink] = []
+
+    class Seen(KafkaSink):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr("streamworker.app.KafkaSink", Seen)
+    return made
+
+
+def _slow(deltas: int, pace_ms: int = 20) -> str:
+    return f"practice?deltas={deltas}&pace_ms={pace_ms}"
+
+
+async def test_finished_job_is_not_run_again_after_a_crash_while_an_older_one_still_streams(
+    apache: Stage,
+) -> None:
+    """Contract §3.8: finished offsets beyond the committed one are known to the next worker."""
+    await apache.open()
+    first = await apache.process(**AS_ONE)
+    await apache.submit("older", _slow(200))
+    await apache.submit_many([(f"job-{number}", "practice?deltas=3", 0) for number in range(30)])
+    young = [f"job-{number}" for number in range(30)]
+    await apache.ended(*young)
+    await first.kill()
+    committed = (await apache.committed())[0]
+    await apache.process(**AS_ONE)
+    await apache.ended()
+
+    assert committed.offset == 0
+    assert apache.breaches() == []
+    assert {len(apache.calls(job_id)) for job_id in young} == {1}
+    assert len(apache.calls("older")) == 2
+    assert apache.events("older")[0]["cause"] == "redelivered"
+
+
+async def test_second_worker_restarts_only_the_streams_of_partitions_that_moved(apache: Stage) -> None:
+    """Contract §3.9: eighty streams over eight partitions, half of them do not notice the rebalance."""
+    await apache.open(partitions=8)
+    jobs = [(f"job-{number}", _slow(130, 40), number % 8) for number in range(80)]
+    await apache.process()
+    await apache.submit_many(jobs)
+    await apache.until(lambda: all(apache.deltas(job_id) for job_id, *_ in jobs))
+    second = await apache.process()
+    opened = await second.logged("partition.opened", 4)
+    moved = {int(line["partition"].rpartition("-")[2]) for line in opened}
+    stays = [job_id for job_id, _, partition in jobs if partition not in moved]
+    goes = [job_id for job_id, _, partition in jobs if partition in moved]
+    taken_over_at = asyncio.get_running_loop().time()
+    await eventually(lambda: all(apache.calls(job_id)[0].ended_at for job_id in goes), 1)
+    closed_at = max(apache.calls(job_id)[0].ended_at or 0 for job_id in goes)
+    await apache.ended()
+
+    assert len(moved) == 4
+    assert apache.breaches() == []
+    assert {len(apache.calls(job_id)) for job_id in stays} == {1}
+    assert {apache.calls(job_id)[0].outcome for job_id in stays} == {"completed"}
+    assert {len(apache.calls(job_id)) for job_id in goes} == {2}
+    assert {apache.calls(job_id)[0].outcome for job_id in goes} == {"client_closed"}
+    assert closed_at - taken_over_at < 1
+    assert await apache.commit_breaches() == []
+
+
+async def test_zombie_that_wakes_ends_no_job_twice_and_supersedes_no_attempt(apache: Stage) -> None:
+    """A worker stopped past its session wakes with streams open and jobs queued; it can harm nobody and works on."""
+    await apache.open(partitions=2)
+    over = {"worker__session_timeout_s": SESSION_S, "worker__max_in_flight": 10}
+    zombie = await apache.process(**over)
+    jobs = [(f"job-{number}", _slow(150, 30), number % 2) for number in range(24)]
+    await apache.submit_many(jobs)
+    await apache.until(lambda: sum(apache.deltas(job_id) > 3 for job_id, *_ in jobs) == 10)
+    zombie.signal(signal.SIGSTOP)
+    owner = await apache.process(**over)
+    await owner.logged("partition.opened", 2)
+    theirs = {event["attempt"] for job_id, *_ in jobs for event in apache.all_events(job_id)}
+    await apache.until(
+        lambda: (
+            sum(
+                any(
+                    event["type"] == "delta" and event["attempt"] not in theirs
+                    for event in apache.all_events(job_id)
+                )
+                for job_id, *_ in jobs
+            )
+            >= 10
+        )
+    )
+    started_before = {
+        record.event["attempt"] for record in apache.records if record.event["type"] == "started"
+    }
+    zombie.signal(signal.SIGCONT)
+    await zombie.logged("partition.let_go", 2)
+    await apache.ended(limit_s=45)
+    late = [job_id for job_id, *_ in jobs if len(apache.calls(job_id)) > 2]
+    # The zombie is a member again: what comes now is shared, and each does its part.
+    await zombie.logged("partition.opened", 3)
+    more = [(f"more-{number}", "practice?deltas=2", number % 2) for number in range(10)]
+    await apache.submit_many(more)
+    await apache.ended()
+
+    assert apache.breaches() == []
+    assert await apache.commit_breaches() == []
+    for job_id, *_ in jobs:
+        starts = [event["attempt"] for event in apache.all_events(job_id) if event["type"] == "started"]
+        known = [attempt in theirs for attempt in starts]
+        assert known == sorted(known, reverse=True), f"{job_id}: the zombie's `started` after the owner's"
+        assert {event["attempt"] for event in apache.all_events(job_id)} <= set(starts)
+    assert started_before
+    assert len(late) <= 12  # those that move back to the zombie are restarted once
+
+
+@pytest.mark.parametrize("down", ["restart", "kill"])
+async def test_broker_restart_in_the_middle_loses_and_repeats_nothing(
+    apache_kafka: ApacheKafka, apache: Stage, down: str
+) -> None:
+    """In good order or by a crash: no job is run twice for it."""
+    await apache.open(partitions=4)
+    jobs = [
+        (f"job-{number}", f"practice?deltas={40 + number}&pace_ms=25", number % 4) for number in range(60)
+    ]
+    await apache.process(worker__session_timeout_s=20, worker__max_in_flight=30)
+    await apache.submit_many(jobs)
+    await apache.until(lambda: len(apache.terminals()) >= 5)
+    if down == "kill":
+        await asyncio.to_thread(apache_kafka.kill)
+    await asyncio.to_thread(apache_kafka.restart)
+    await apache.ended()
+
+    assert apache.breaches() == []
+    assert await apache.commit_breaches() == []
+    assert {len(apache.calls(job_id)) for job_id, *_ in jobs} == {1}
+
+
+async def test_transaction_that_the_broker_gave_up_restarts_no_stream(
+    apache_kafka: ApacheKafka, apache: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker away for longer than a transaction may last ends it by itself; we still own the partition."""
+    monkeypatch.setattr("streamworker.kafka.committers.TRANSACTION_TIMEOUT_S", 0.5)
+    await apache.open()
+    jobs = [(f"job-{number}", f"practice?deltas={30 + 3 * number}&pace_ms=20", 0) for number in range(40)]
+    async with apache.worker(worker__session_timeout_s=20):
+        await apache.submit_many(jobs)
+        for count in (5, 15, 25):
+            await apache.until(lambda count=count: len(apache.terminals()) >= count)  # type: ignore[misc]
+            await asyncio.to_thread(apache_kafka.pause)
+            await asyncio.sleep(1)
+            await asyncio.to_thread(apache_kafka.resume)
+        await apache.ended()
+    assert apache.breaches() == []
+    assert {len(apache.calls(job_id)) for job_id, *_ in jobs} == {1}
+
+
+async def test_producer_that_lost_its_place_is_replaced_without_losing_or_repeating_events(
+    apache: Stage, sinks: list[KafkaSink]
+) -> None:
+    """aiokafka #1017: a batch out of sequence spoils its producer for good; another one sends the same events."""
+    await apache.open(events_partitions=2)
+    jobs = [(f"job-{number}", _slow(120, 10), 0) for number in range(20)]
+    async with apache.worker():
+        await apache.submit_many(jobs)
+        await apache.until(lambda: all(apache.deltas(job_id) > 10 for job_id, *_ in jobs))
+        spoilt = sinks[0].producer
+        for number in range(2):
+            spoilt._txn_manager.increment_sequence_number(TopicPartition(apache.events_topic, number), 7)
+        await eventually(lambda: sinks[0].producer is not spoilt)
+        await apache.submit("after", "practice?deltas=3")
+        await apache.ended()
+    assert apache.breaches() == []
+    assert {end["status"] for end in apache.terminals().values()} == {"completed"}
+    assert {len(apache.calls(job_id)) for job_id, *_ in jobs} == {1}
+
+
+@pytest.mark.parametrize("limit", ["1500", "150"])
+async def test_topic_that_takes_less_than_before_gets_what_it_takes(
+    apache: Stage, sinks: list[KafkaSink], limit: str
+) -> None:
+    """A batch that is refused for its size is sent in parts; a job of which a delta was refused says `too_large`."""
+    await apache.open(events_partitions=1)
+    jobs = [(f"job-{number}", _slow(100, 10), 0) for number in range(40)]
+    with structlog.testing.capture_logs() as lines:
+        async with apache.worker():
+            await apache.submit_many(jobs)
+            await apache.until(lambda: all(apache.deltas(job_id) > 10 for job_id, *_ in jobs))
+            first = sinks[0].producer
+            await apache.set_topic(apache.events_topic, max_message_bytes=limit)
+            await eventually(lambda: sinks[0].producer is not first)
+            if limit == "150":
+                await eventually(lambda: [line for line in lines if line["event"] == "sink.record_refused"])
+            await apache.set_topic(apache.events_topic, max_message_bytes="1048588")
+            await apache.ended()
+    refused = {job_id for job_id, end in apache.terminals().items() if end["error"]}
+
+    assert {apache.terminals()[job_id]["error"]["code"] for job_id in refused} <= {"too_large"}
+    assert {breach.job_id for breach in apache.breaches()} <= refused
+    assert bool(refused) == (limit == "150")
+    assert {len(apache.calls(job_id)) for job_id, *_ in jobs} == {1}
+
+
+async def test_job_that_kills_its_worker_each_time_becomes_a_dead_letter(apache: Stage) -> None:
+    """max_deliveries: begun three times, never ended; then a dead letter and a terminal event, and the next one runs."""
+    await apache.open()
+    await apache.submit("killer", "practice?deltas=2&first_delta_ms=60000")
+    for _ in range(3):
+        worker = await apache.process(worker__max_deliveries=3, **AS_ONE)
+        count = len(apache.all_events("killer"))
+        await apache.until(lambda count=count: len(apache.all_events("killer")) > count)  # type: ignore[misc]
+        await worker.kill()
+    await apache.submit("after", "practice?deltas=2")
+    await apache.process(worker__max_deliveries=3, **AS_ONE)
+    end, after = await apache.ended("killer", "after")
+    [letter] = await apache.dead_letters(1)
+
+    assert apache.breaches() == []
+    assert (end["status"], end["error"]["code"]) == ("failed", "max_deliveries")
+    assert after["status"] == "completed"
+    assert len(apache.calls("killer")) == 3
+    assert letter.key == b"killer"
+    assert dict(letter.headers)["__streamworker.errors.code"] == b"max_deliveries"
+
+
+@pytest.mark.parametrize("metadata", ["sw1:x:b!!!:", "sw9:some:later:form", "somebody else's note"])
+async def test_commit_metadata_that_is_no_map_is_ignored_with_a_warning(apache: Stage, metadata: str) -> None:
+    """Damaged or unknown metadata costs repeated work at most, never a stuck partition."""
+    await apache.open()
+    await apache.submit_many([(f"job-{number}", "practice?deltas=2", 0) for number in range(4)])
+    await apache.commit_as_stranger(0, 1, metadata)
+    worker = await apache.process()
+    ends = await apache.ended("job-1", "job-2", "job-3")
+    [warning] = await worker.logged("lane.offset_map_ignored")
+
+    assert warning["level"] == "warning"
+    assert {end["status"] for end in ends} == {"completed"}
+    assert apache.all_events("job-0") == []
+
+
+async def test_drain_that_takes_too_long_hands_over_what_is_left_uncounted(apache: Stage) -> None:
+    """At the drain timeout open jobs are let go without a terminal event; it was not their fault."""
+    await apache.open()
+    over = {"worker__drain_timeout_s": 0.3, "worker__max_deliveries": 1}
+    await apache.submit("long", _slow(150, 20))
+    await apache.submit_many([(f"job-{number}", "practice?deltas=2", 0) for number in range(3)])
+    for _ in range(2):
+        async with apache.worker(**over):
+            count = len(apache.events("long"))
+            await apache.until(lambda count=count: len(apache.all_events("long")) > count + 3)  # type: ignore[misc]
+            await apache.ended("job-0", "job-1", "job-2")
+        assert "long" not in apache.terminals()
+    await apache.process(worker__max_deliveries=1)
+    [end] = await apache.ended("long")
+
+    assert apache.breaches() == []
+    assert end["status"] == "completed"
+    assert len(apache.calls("long")) == 3
+    assert [event["cause"] for event in apache.all_events("long") if event["type"] == "started"] == [
+        "new"
+    ] * 3
+    assert len(apache.practice.calls) == 6
+
+
+async def test_drain_ends_jobs_whose_terminal_event_waits_for_the_broker(
+    apache_kafka: ApacheKafka, apache: Stage
+) -> None:
+    """The drain timeout may fall into a commit: what it commits is not counted as open, and nothing breaks."""
+    await apache.open()
+    async with apache.worker(worker__drain_timeout_s=0.5) as worker:
+        await apache.submit("quick", _slow(20, 20))
+        await apache.until(lambda: apache.deltas("quick") > 5)
+        await asyncio.to_thread(apache_kafka.pause)
+        await eventually(lambda: apache.practice.open_streams == 0)
+        stopping = asyncio.create_task(worker.drained())
+        await asyncio.sleep(1)
+        await asyncio.to_thread(apache_kafka.resume)
+        await stopping
+    async with apache.worker():
+        await apache.ended("quick")
+    assert apache.breaches() == []

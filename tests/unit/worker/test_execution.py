@@ -1,0 +1,515 @@
+"""One job from its `started` to its terminal event, against an upstream, a sink and a broker in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from streamworker.errors import RecordTooLarge, UpstreamError
+from streamworker.memory import (
+    MemoryClock,
+    MemoryCommitters,
+    MemoryObserver,
+    MemorySink,
+    MemoryUpstream,
+    Script,
+    Step,
+)
+from streamworker.model import Coordinates, ErrorCode, JobError, Partition
+from streamworker.worker.execution import Execution
+from streamworker.worker.lane import Lane
+from tests.streams import NOW, chunk, data, make_job
+from tests.turnable import quiet, until
+from tests.unit.worker.bench import (
+    DONE,
+    FINISH,
+    JOBS,
+    events,
+    make_slot,
+    make_tools,
+    read,
+    said,
+    summary,
+    word,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from collections.abc import Iterable
+
+TO = Partition("events", 2)
+PING = b": ping\n\n"
+
+
+class Bench:
+    """One job on its lane; `written` is what the lane wrote, `sink.records` what was published."""
+
+    def __init__(self) -> None:
+        self.broker = MemoryCommitters()
+        self.sink = MemorySink()
+        self.clock = MemoryClock(NOW)
+        self.observer = MemoryObserver()
+        self.lane = Lane(JOBS, self.broker.committer(JOBS), stamp="me", lost=lambda _: None)
+        self.committing: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[Any] | None = None
+        self.upstream = MemoryUpstream([])
+
+    async def open(self) -> None:
+        await self.lane.open()
+        self.lane.progress.begin(7)
+        self.committing = asyncio.create_task(self.lane.run())
+
+    async def close(self) -> None:
+        tasks = [task for task in (self.committing, self.task) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.lane.close()
+
+    def execution(
+        self, script: Script | Iterable[Step], *, slot: Any = None, tools: Any = None, **members: Any
+    ) -> Execution:
+        self.upstream = MemoryUpstream(script)
+        return Execution(
+            make_tools(self.sink, self.clock, self.observer, **(tools or {})),
+            make_job(source=Coordinates("jobs", 0, 7), **members),
+            make_slot(self.upstream, **(slot or {})),
+            self.lane,
+            to=TO,
+            cause="new",
+            attempt_id="a-1",
+        )
+
+    def begin(self, script: Script | Iterable[Step], **options: Any) -> Execution:
+        """Run a job in the background."""
+        execution = self.execution(script, **options)
+        self.task = asyncio.create_task(execution.run())
+        return execution
+
+    async def end(self) -> dict[str, Any]:
+        """Wait for the job; return its terminal event, as it was written."""
+        assert self.task is not None
+        async with asyncio.timeout(10_000):
+            await self.task
+        terminal = read(self.broker.records()[-1])
+        assert terminal["type"] == "usage"
+        return terminal
+
+    async def play(self, script: Script | Iterable[Step], **options: Any) -> dict[str, Any]:
+        self.begin(script, **options)
+        return await self.end()
+
+    @property
+    def text(self) -> str:
+        return "".join(event["delta"].get("content", "") for event in events(self.sink.records))
+
+    @property
+    def written(self) -> list[str]:
+        return [event["type"] for event in events(self.broker.records())]
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    await bench.open()
+    yield bench
+    await bench.close()
+
+
+def outcome(terminal: dict[str, Any]) -> tuple[str, str | None]:
+    """Status and error code."""
+    return terminal["status"], terminal["error"] and terminal["error"]["code"]
+
+
+async def test_execution_stream_that_goes_well_completes(bench: Bench) -> None:
+    """`started`, deltas and terminal are numbered without a gap, in one partition, under the job's key."""
+    terminal = await bench.play(said("one ", "two"))
+
+    started, usage = events(bench.broker.records())
+    deltas = events(bench.sink.records)
+    assert bench.text == "one two"
+    assert [event["seq"] for event in (started, *deltas, usage)] == [0, 1, 2, 3, 4]
+    assert {event["attempt"] for event in (started, *deltas, usage)} == {"a-1"}
+    assert outcome(terminal) == ("completed", None)
+    everything = bench.sink.records + bench.broker.records()
+    assert {(record.to, record.key) for record in everything} == {(TO, b"job-1")}
+    assert bench.upstream.calls[0].is_drained
+    assert bench.upstream.open_calls == 0
+
+
+async def test_execution_calls_the_upstream_with_the_job_and_its_trace(bench: Bench) -> None:
+    """The request goes on with streaming turned on; only the trace's headers are passed along."""
+    await bench.play(said("a"), trace=(("traceparent", b"00-1-2-01"), ("tracestate", b"\xff")))
+
+    (call,) = bench.upstream.calls
+    assert json.loads(call.body) == {"model": "m", "stream": True, "stream_options": {"include_usage": True}}
+    assert call.headers == {"traceparent": "00-1-2-01"}
+
+
+@pytest.mark.parametrize("value", [b"00-1\r\nx-injected: 1", b"00-1\0", b"\x7f"])
+async def test_execution_trace_that_is_no_header_is_not_passed_on(bench: Bench, value: bytes) -> None:
+    """A record's header can neither add a header to the call nor make it impossible."""
+    await bench.play(said("a"), trace=(("traceparent", value),))
+
+    assert bench.upstream.calls[0].headers == {}
+
+
+async def test_execution_upstream_is_called_before_started_is_written(bench: Bench) -> None:
+    """The upstream's first delta and the commit take their time side by side."""
+    bench.broker.committing.clear()
+    bench.begin(said("one"))
+    await quiet()
+
+    assert bench.upstream.open_calls == 1
+    assert bench.broker.records() == []
+
+
+async def test_execution_deltas_wait_for_started(bench: Bench) -> None:
+    """A reader never sees a delta of an attempt it was not told of; meanwhile nothing more is read."""
+    bench.broker.committing.clear()
+    bench.begin(said("one ", "two ", "three"))
+    await asyncio.sleep(1000)
+    assert bench.sink.records == []
+    assert bench.upstream.calls[0].reads == 1
+    bench.broker.committing.set()
+    terminal = await bench.end()
+
+    assert bench.text == "one two three"
+    assert outcome(terminal) == ("completed", None)
+
+
+async def test_execution_terminal_waits_for_all_acknowledgements(bench: Bench) -> None:
+    """The terminal event says that everything before it is there; the offset goes with it, not before."""
+    bench.sink.acknowledges = False
+    bench.begin(said("one ", "two"))
+    await asyncio.sleep(1000)
+    assert len(bench.sink.records) == 3
+    assert bench.written == ["started"]
+    assert bench.broker.points[JOBS].offset == 0
+    bench.sink.acknowledge()
+    await bench.end()
+
+    assert bench.written == ["started", "usage"]
+    assert bench.broker.points[JOBS].offset == 8
+
+
+async def test_execution_connection_is_free_while_acknowledgements_are_awaited(bench: Bench) -> None:
+    """A slow broker holds no upstream connection once the stream has ended."""
+    bench.sink.acknowledges = False
+    bench.begin(said("one"))
+    await quiet()
+
+    assert bench.upstream.open_calls == 0
+
+
+async def test_execution_returns_once_the_terminal_is_durable(bench: Bench) -> None:
+    """`job_ended` is told of what a reader can see."""
+    bench.begin([word("one"), gate := asyncio.Event(), FINISH, DONE])
+    await until(lambda: bench.written == ["started"])
+    bench.broker.committing.clear()
+    gate.set()
+    await asyncio.sleep(100)
+    assert bench.observer.all("job_ended") == []
+    bench.broker.committing.set()
+    await bench.end()
+
+    assert len(bench.observer.all("job_ended")) == 1
+
+
+async def test_execution_without_room_in_the_sink_does_not_read_the_socket(bench: Bench) -> None:
+    """Backpressure reaches the upstream; its silence meanwhile is ours, and no timeout counts it."""
+    bench.begin(said(*"abcdefgh"), slot={"idle_timeout_s": 5, "first_delta_timeout_s": 5})
+    bench.sink.keeping_up.clear()
+    await asyncio.sleep(3600)
+    assert bench.upstream.calls[0].reads == 1
+    assert bench.sink.records == []
+    bench.sink.keeping_up.set()
+    terminal = await bench.end()
+
+    assert bench.text == "abcdefgh"
+    assert outcome(terminal) == ("completed", None)
+
+
+async def test_execution_many_deltas_in_one_read_stop_where_the_room_ends(bench: Bench) -> None:
+    """Room is asked for before every delta, not once per read."""
+    bench.begin([word("a") + word("b") + word("c"), FINISH + DONE])
+    publish = bench.sink.publish
+
+    def publish_one(*arguments: Any) -> None:
+        publish(*arguments)
+        bench.sink.keeping_up.clear()
+
+    bench.sink.publish = publish_one  # type: ignore[method-assign,assignment]
+    await asyncio.sleep(60)
+    assert bench.text == "a"
+    bench.sink.keeping_up.set()
+    await asyncio.sleep(60)
+    assert bench.text == "ab"
+
+
+async def test_execution_cancelled_while_there_is_no_room_ends_cancelled(bench: Bench) -> None:
+    """A control record gets through where deltas do not; the delta that found no room never had a seq."""
+    execution = bench.begin([word("a"), asyncio.Event()])
+    bench.sink.keeping_up.clear()
+    await asyncio.sleep(60)
+    execution.cancel("enough")
+    terminal = await bench.end()
+
+    assert outcome(terminal) == ("cancelled", "cancelled")
+    assert bench.upstream.open_calls == 0
+    assert terminal["seq"] == 1 + len(bench.sink.records)
+
+
+async def test_execution_without_first_delta_fails_in_time(bench: Bench) -> None:
+    """The timeout runs from the call, whatever the upstream does but speak."""
+    began = asyncio.get_running_loop().time()
+    terminal = await bench.play(Script([20.0, PING, 20.0, PING, asyncio.Event()], before=[15.0]))
+
+    assert outcome(terminal) == ("failed", "timeout_first_delta")
+    assert terminal["error"]["retriable"]
+    assert round(asyncio.get_running_loop().time() - began) == 60
+    assert bench.upstream.open_calls == 0
+
+
+async def test_execution_without_answer_fails_at_the_first_delta_timeout(bench: Bench) -> None:
+    """An upstream that accepts the call and says nothing is no different."""
+    terminal = await bench.play(Script([], before=[asyncio.Event()]))
+
+    assert outcome(terminal) == ("failed", "timeout_first_delta")
+    assert terminal["tries"] == 1
+
+
+async def test_execution_silent_after_a_delta_is_interrupted(bench: Bench) -> None:
+    """What was said counts; the usage is an estimate then."""
+    terminal = await bench.play([word("one"), asyncio.Event()])
+
+    assert outcome(terminal) == ("interrupted", "timeout_idle")
+    assert terminal["usage_source"] == "estimated"
+    assert bench.text == "one"
+    assert bench.upstream.open_calls == 0
+
+
+async def test_execution_pings_do_not_count_as_life(bench: Bench) -> None:
+    """Comments keep a connection open, not a generation alive."""
+    pings: list[Step] = [word("one"), *[step for _ in range(1000) for step in (10.0, PING)]]
+    began = asyncio.get_running_loop().time()
+    terminal = await bench.play(pings)
+
+    assert outcome(terminal) == ("interrupted", "timeout_idle")
+    assert round(asyncio.get_running_loop().time() - began) == 30
+
+
+async def test_execution_slow_but_steady_stream_completes(bench: Bench) -> None:
+    """Each delta begins the idle timeout anew, so that an hour's stream is fine."""
+    script: list[Step] = []
+    for _ in range(150):
+        script += [29.0, word("x")]
+    terminal = await bench.play([*script, FINISH, DONE])
+
+    assert outcome(terminal) == ("completed", None)
+    assert bench.text == "x" * 150
+
+
+async def test_execution_past_its_deadline_expires_without_a_call(bench: Bench) -> None:
+    """Nothing is generated that nobody waits for."""
+    terminal = await bench.play(said("one"), deadline=NOW / 1000 - 1)
+
+    assert outcome(terminal) == ("expired", "deadline")
+    assert terminal["tries"] == 0
+    assert bench.upstream.calls == []
+    assert bench.written == ["started", "usage"]
+
+
+async def test_execution_reaching_its_deadline_expires_in_the_stream(bench: Bench) -> None:
+    """However lively it is."""
+    began = asyncio.get_running_loop().time()
+    steady: list[Step] = [step for _ in range(1000) for step in (word("x"), 0.9)]
+    terminal = await bench.play(steady, deadline=NOW / 1000 + 5)
+
+    assert outcome(terminal) == ("expired", "deadline")
+    assert round(asyncio.get_running_loop().time() - began) == 5
+    assert bench.text == "x" * 6
+    assert terminal["seq"] == 7
+    assert bench.upstream.open_calls == 0
+
+
+@pytest.mark.parametrize("script", [Script([], before=[asyncio.Event()]), [asyncio.Event()]])
+async def test_execution_cancelled_before_a_delta_ends_cancelled(bench: Bench, script: Any) -> None:
+    """Whether the upstream has answered or not."""
+    execution = bench.begin(script)
+    await quiet()
+    execution.cancel("the user has gone")
+    terminal = await bench.end()
+
+    assert outcome(terminal) == ("cancelled", "cancelled")
+    assert terminal["error"]["message"] == "the user has gone"
+    assert (terminal["usage"], terminal["usage_source"]) == (None, "none")
+    assert bench.upstream.open_calls == 0
+
+
+async def test_execution_cancelled_in_the_stream_keeps_what_was_said(bench: Bench) -> None:
+    """The terminal event follows the last delta."""
+    execution = bench.begin([word("one"), asyncio.Event()])
+    await until(lambda: bench.text == "one")
+    execution.cancel("")
+    terminal = await bench.end()
+
+    assert outcome(terminal) == ("cancelled", "cancelled")
+    assert terminal["error"]["message"] == "cancelled"
+    assert terminal["seq"] == 2
+
+
+async def test_execution_cancelled_after_the_stream_ended_still_completes(bench: Bench) -> None:
+    """The end was there first."""
+    bench.sink.acknowledges = False
+    execution = bench.begin(said("one"))
+    await quiet()
+    execution.cancel("too late")
+    bench.sink.acknowledge()
+
+    assert outcome(await bench.end()) == ("completed", None)
+
+
+async def test_execution_refused_by_the_upstream_fails_with_its_words(bench: Bench) -> None:
+    """Secrets in them are left out."""
+    error = JobError(ErrorCode.AUTH, "wrong key sk-secret", 401, '{"key":"sk-secret"}')
+    terminal = await bench.play(Script([], before=[UpstreamError(error)]))
+
+    assert outcome(terminal) == ("failed", "auth")
+    assert terminal["error"]["message"] == "wrong key ***"
+    assert terminal["error"]["upstream"] == '{"key":"***"}'
+    assert terminal["seq"] == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"), [([], ("failed", "truncated")), ([word("one")], ("interrupted", "truncated"))]
+)
+async def test_execution_broken_in_the_stream_ends_by_what_was_had(
+    bench: Bench, before: list[bytes], expected: tuple[str, str]
+) -> None:
+    """Without a delta the job failed, with one it was interrupted."""
+    error = JobError(ErrorCode.TRUNCATED, "reset", 200, retriable=True)
+
+    assert outcome(await bench.play([*before, UpstreamError(error)])) == expected
+
+
+async def test_execution_broken_after_the_finish_reason_is_complete(bench: Bench) -> None:
+    """Nothing is missing, however the connection ended."""
+    error = JobError(ErrorCode.TRUNCATED, "reset", 200, retriable=True)
+
+    assert outcome(await bench.play([word("one"), FINISH, UpstreamError(error)])) == ("completed", None)
+
+
+async def test_execution_body_that_ends_without_done_is_truncated(bench: Bench) -> None:
+    """A clean end of the body is not the protocol's end."""
+    assert outcome(await bench.play([word("one")])) == ("interrupted", "truncated")
+
+
+async def test_execution_answer_that_is_not_complete_is_not_drained(bench: Bench) -> None:
+    """A stream that went wrong is closed at once: the upstream is to stop."""
+    frame = data({"error": {"message": "no"}})
+    terminal = await bench.play([word("one") + frame, asyncio.Event()])
+
+    assert outcome(terminal) == ("interrupted", "upstream_error")
+    assert not bench.upstream.calls[0].is_drained
+    assert bench.upstream.open_calls == 0
+
+
+async def test_execution_delta_over_the_record_limit_ends_the_job_before_it(bench: Bench) -> None:
+    """It is as if the delta had never been: the terminal event has its seq, and the upstream is told to stop."""
+    script: list[Step] = [word("one ") + word("x" * 20_000) + word("never"), asyncio.Event()]
+    terminal = await bench.play(script, tools={"max_record_bytes": 16_384})
+
+    assert outcome(terminal) == ("interrupted", "too_large")
+    assert bench.text == "one "
+    assert terminal["seq"] == 2
+    assert terminal["observed"]["deltas"] == 1
+    assert bench.upstream.open_calls == 0
+
+
+async def test_execution_first_delta_over_the_record_limit_fails(bench: Bench) -> None:
+    """No delta was ever had."""
+    terminal = await bench.play([word("x" * 20_000)], tools={"max_record_bytes": 16_384})
+
+    assert outcome(terminal) == ("failed", "too_large")
+    assert terminal["seq"] == 1
+
+
+async def test_execution_delta_that_the_broker_refuses_interrupts_the_job(bench: Bench) -> None:
+    """Readers miss it, so the job is not complete; its seq stays taken."""
+    bench.sink.acknowledges = False
+    bench.begin(said("one ", "two"))
+    await quiet()
+    bench.sink.acknowledge(RecordTooLarge("the topic takes less"))
+    terminal = await bench.end()
+
+    assert outcome(terminal) == ("interrupted", "too_large")
+    assert terminal["seq"] == 4
+
+
+async def test_execution_report_over_the_record_limit_is_left_out(bench: Bench) -> None:
+    """An upstream cannot make a terminal event that no broker takes; the partition's other jobs would pay for it."""
+    bench.broker.max_record_bytes = 16_384
+    report = data(chunk({}, "stop", usage={"completion_tokens": 1, "note": "x" * 20_000}))
+    terminal = await bench.play([word("one"), report, DONE], tools={"max_record_bytes": 16_384})
+
+    assert outcome(terminal) == ("interrupted", "too_large")
+    assert (terminal["usage"], terminal["usage_source"]) == (None, "none")
+    assert terminal["seq"] == 3
+
+
+async def test_execution_server_event_over_the_limit_is_a_protocol_error(bench: Bench) -> None:
+    """Memory is bounded whatever the upstream sends."""
+    terminal = await bench.play(
+        [word("one"), b"data: " + b"x" * 3000, asyncio.Event()], tools={"max_event_bytes": 2048}
+    )
+
+    assert outcome(terminal) == ("interrupted", "upstream_protocol")
+    assert bench.upstream.open_calls == 0
+
+
+@pytest.mark.parametrize("script", [Script([], before=[asyncio.Event()]), [word("one"), asyncio.Event()]])
+async def test_execution_task_cancelled_closes_the_call_and_writes_nothing_more(
+    bench: Bench, script: Any
+) -> None:
+    """The next owner begins the job anew; no terminal event comes from here."""
+    bench.begin(script)
+    await quiet()
+    assert bench.task is not None
+    bench.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await bench.task
+    published = len(bench.sink.records)
+    await asyncio.sleep(1000)
+
+    assert bench.upstream.open_calls == 0
+    assert bench.written == ["started"]
+    assert len(bench.sink.records) == published
+    assert bench.observer.all("job_ended") == []
+
+
+async def test_execution_tells_the_observer_what_happened(bench: Bench) -> None:
+    """Started, the first delta once, every delta, and the end."""
+    bench.begin([word("a"), gate := asyncio.Event(), word("b") + word("c"), FINISH + DONE])
+    await until(lambda: bench.text == "a")
+    bench.clock.turn(2)
+    gate.set()
+    await bench.end()
+
+    assert [name for name, _ in bench.observer.told] == [
+        "job_started",
+        "deltas_published",
+        "first_delta",
+        "deltas_published",
+        "deltas_published",
+        "job_ended",
+    ]
+    assert bench.observer.all("first_delta") == [("default", 0.0)]
+    assert bench.observer.all("deltas_published") == [(1,), (2,), (1,)]
+    event, job, upstream = bench.observer.all("job_ended")[0]
+    assert read(bench.broker.records()[-1])["timing"] == {"queued": 40, "first_delta": 0, "total": 2000}
+    assert (job.job_id, upstream, event.job_id) == ("job-1", "default", "job-1")  # type: ignore[attr-defined]
+    assert summary(bench.broker.records()) == ["started job-1", "usage job-1"]

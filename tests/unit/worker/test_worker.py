@@ -1,0 +1,790 @@
+"""The whole worker over the ports in memory: partitions come and go, records become jobs, everything drains."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from streamworker.core.offsetmap import FULL, OffsetMap, decode_map, encode_map
+from streamworker.errors import KafkaUnavailable
+from streamworker.memory import (
+    MemoryClock,
+    MemoryCommitters,
+    MemoryObserver,
+    MemorySink,
+    MemorySource,
+    MemoryUpstream,
+    Script,
+    Step,
+)
+from streamworker.model import CommitPoint
+from streamworker.worker.worker import Worker, WorkerLimits
+from tests.turnable import quiet, run, until
+from tests.unit.worker.bench import (
+    JOBS,
+    OTHER,
+    events,
+    job,
+    make_intake,
+    make_slot,
+    make_tools,
+    read,
+    said,
+    summary,
+    word,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from streamworker.model import Partition
+
+FOREVER = asyncio.Event  # a step that never comes
+
+
+class Bench:
+    """A worker, and the world around it."""
+
+    def __init__(self, *scripts: Script | Iterable[Step], **limits: Any) -> None:
+        self.source = MemorySource()
+        self.broker = MemoryCommitters()
+        self.sink = MemorySink()
+        self.observer = MemoryObserver()
+        self.upstream = MemoryUpstream(*(scripts or [said("a")]))
+        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.worker = self.new_worker(**limits)
+        self.task: asyncio.Task[None] | None = None
+
+    def new_worker(self, **limits: Any) -> Worker:
+        clock = MemoryClock()
+        tools = make_tools(self.sink, clock, self.observer)
+        given: dict[str, Any] = {"max_in_flight": 10, "max_deliveries": 3, "drain_timeout_s": 100}
+        return Worker(
+            source=self.source,
+            committers=self.broker,
+            intake=make_intake(self.sink, clock),
+            tools=tools,
+            slots={"default": make_slot(self.upstream)},
+            limits=WorkerLimits(**(given | limits)),
+            failure=self.failure,
+        )
+
+    async def start(self, *partitions: Partition) -> None:
+        await self.source.start(self.worker)
+        self.task = asyncio.create_task(self.worker.run())
+        if partitions:
+            self.source.assign(*partitions)
+            await self.opened(*partitions)
+
+    async def opened(self, *partitions: Partition) -> None:
+        await until(lambda: self.worker.readiness()[0] and self.source.positions.keys() >= {*partitions})
+
+    async def stop(self) -> None:
+        """Go at once, as a second signal does."""
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.gather(self.task, return_exceptions=True)
+        self.failure.cancel()
+
+    async def drained(self) -> None:
+        assert self.task is not None
+        self.worker.drain()
+        await self.task
+
+    async def ended(self, count: int) -> None:
+        """Wait for so many terminal events."""
+        await until(lambda: self.types()["usage"] >= count)
+
+    def types(self) -> Counter[str]:
+        return Counter(line.split()[0] for line in summary(self.broker.records()))
+
+    def ends(self) -> dict[str, str]:
+        """Return the status of every job that has ended; one terminal event each."""
+        ends = [event for event in self.written() if event["type"] == "usage"]
+        assert len({event["job_id"] for event in ends}) == len(ends)
+        return {event["job_id"]: event["status"] for event in ends}
+
+    def written(self) -> list[dict[str, Any]]:
+        return events(record for record in self.broker.records() if record.to.topic != "dlq")
+
+    def deliveries(self, partition: Partition = JOBS) -> dict[int, int]:
+        return dict(decode_map(*self.broker.points[partition]).deliveries)
+
+
+@pytest.fixture
+async def benches() -> AsyncIterator[list[Bench]]:
+    """Benches that are stopped in the end."""
+    made: list[Bench] = []
+    yield made
+    for bench in made:
+        await bench.stop()
+
+
+@pytest.fixture
+def make(benches: list[Bench]) -> Any:
+    def make(*scripts: Any, **limits: Any) -> Bench:
+        benches.append(Bench(*scripts, **limits))
+        return benches[-1]
+
+    return make
+
+
+async def test_worker_runs_jobs_of_its_partitions_to_their_ends(make: Any) -> None:
+    """Every job has one `started` and one terminal event, and the offsets follow."""
+    bench: Bench = make()
+    for number in range(3):
+        bench.source.put(JOBS, job(f"j{number}"))
+        bench.source.put(OTHER, job(f"o{number}"))
+    await bench.start(JOBS, OTHER)
+    await bench.ended(6)
+
+    assert set(bench.ends().values()) == {"completed"}
+    assert len(bench.ends()) == 6
+    assert bench.types() == {"started": 6, "usage": 6}
+    assert [bench.broker.points[at].offset for at in (JOBS, OTHER)] == [3, 3]
+
+
+async def test_worker_begins_where_the_partition_is_committed(make: Any) -> None:
+    """A partition that left and came back is read on from its commit, not from where it once was."""
+    bench: Bench = make()
+    for number in range(4):
+        bench.source.put(JOBS, job(f"j{number}"))
+    await bench.start(JOBS)
+    await bench.ended(4)
+    bench.source.put(JOBS, job("j4"))
+    bench.source.assign()
+    bench.source.assign(JOBS)
+    await bench.ended(5)
+
+    assert bench.upstream.calls[4].is_drained
+    assert len(bench.upstream.calls) == 5
+
+
+async def test_worker_before_a_partition_is_open_reads_nothing_of_it(make: Any) -> None:
+    """Nor is the worker ready."""
+    bench: Bench = make()
+    bench.source.put(JOBS, job("j"))
+    bench.broker.opening.clear()
+    await bench.start()
+    bench.source.assign(JOBS)
+    await asyncio.sleep(100)
+    ready, details = bench.worker.readiness()
+    assert not ready
+    assert details["partitions_opening"] == ["jobs-0"]
+    assert all(asked == frozenset() for asked, _ in bench.source.asked)
+    bench.broker.opening.set()
+    await bench.ended(1)
+
+    assert bench.worker.readiness()[0]
+
+
+async def test_worker_max_in_flight_is_respected(make: Any) -> None:
+    """Streams open at once, over all partitions; the next one begins when one ends."""
+    gate = asyncio.Event()
+    bench: Bench = make([gate, *said("a")], max_in_flight=3)
+    for number in range(8):
+        bench.source.put(JOBS, job(f"j{number}"))
+        bench.source.put(OTHER, job(f"o{number}"))
+    await bench.start(JOBS, OTHER)
+    await asyncio.sleep(50)
+    assert bench.upstream.open_calls == 3
+    assert len(bench.upstream.calls) == 3
+    gate.set()
+    await bench.ended(16)
+
+    assert all(limit <= 3 for _, limit in bench.source.asked)
+
+
+async def test_worker_at_its_limit_goes_on_polling(make: Any) -> None:
+    """Errors of the group have to be seen, and the sign of life goes on, however long the jobs are."""
+    bench: Bench = make([FOREVER()], max_in_flight=1)
+    bench.source.put(JOBS, job("j"))
+    await bench.start(JOBS)
+    await until(lambda: bench.upstream.open_calls == 1)
+    before = len(bench.source.asked)
+    await asyncio.sleep(10)
+
+    asked = bench.source.asked[before:]
+    assert len(asked) >= 30
+    assert all(partitions == frozenset() for partitions, _ in asked)
+
+
+async def test_worker_broker_that_cannot_be_reached_is_asked_again(make: Any) -> None:
+    """Reading goes on when it is back."""
+    bench: Bench = make()
+    await bench.start(JOBS)
+    bench.source.errors.extend([KafkaUnavailable("gone")] * 3)
+    with capture_logs() as logs:
+        await until(lambda: not bench.source.errors)
+        bench.source.put(JOBS, job("j"))
+        await bench.ended(1)
+
+    assert [entry["event"] for entry in logs].count("kafka.unavailable") == 3
+
+
+async def test_worker_tombstone_is_skipped_and_its_offset_committed(make: Any) -> None:
+    """A record without a value is no job and no fault."""
+    bench: Bench = make()
+    bench.source.put(JOBS, None)
+    bench.source.put(JOBS, job("j"))
+    await bench.start(JOBS)
+    await until(lambda: bench.broker.points.get(JOBS, (0,))[0] == 2)
+
+    assert bench.ends() == {"j": "completed"}
+    assert bench.observer.all("tombstone_skipped") == [(JOBS,)]
+
+
+async def test_worker_rejected_record_gets_letter_and_lone_terminal(make: Any) -> None:
+    """A record that is no job holds nobody up."""
+    bench: Bench = make()
+    bench.source.put(JOBS, b"nonsense")
+    bench.source.put(JOBS, job("j"))
+    await bench.start(JOBS)
+    await bench.ended(2)
+
+    assert bench.ends() == {"jobs-0-0": "rejected", "j": "completed"}
+    assert bench.types() == {"letter": 1, "started": 1, "usage": 2}
+    (letter,) = [record for record in bench.broker.records() if record.to.topic == "dlq"]
+    assert letter.value == b"nonsense"
+    terminal = next(event for event in bench.written() if event["job_id"] == "jobs-0-0")
+    assert terminal["seq"] == 0
+    assert len(bench.observer.all("job_rejected")) == 1
+
+
+async def test_worker_rejected_record_is_committed_with_its_letter(make: Any) -> None:
+    """Its offset is in no commit before."""
+    bench: Bench = make()
+    bench.broker.committing.clear()
+    bench.source.put(JOBS, b"nonsense")
+    await bench.start(JOBS)
+    await until(lambda: bench.broker.under_way)
+    assert bench.observer.all("job_rejected") == []
+    bench.broker.committing.set()
+    await bench.ended(1)
+
+    assert [(len(commit.records), commit.point.offset) for commit in bench.broker.commits] == [(2, 1)]
+
+
+async def test_worker_job_with_reply_to_is_answered_there(make: Any) -> None:
+    """All of its events are in that topic, and in one partition."""
+    bench: Bench = make(said("a", "b"))
+    bench.source.put(JOBS, job("j", reply_to="replies"))
+    await bench.start(JOBS)
+    await bench.ended(1)
+
+    targets = {record.to for record in bench.sink.records + bench.broker.records()}
+    assert targets == {bench.sink.partition_for("replies", b"j")}
+
+
+async def test_worker_partition_kept_through_a_rebalance_keeps_its_stream(make: Any) -> None:
+    """Keeping a partition cancels nothing; its records come again and are known."""
+    gate = asyncio.Event()
+    bench: Bench = make([word("a"), gate, *said("b")])
+    bench.source.put(JOBS, job("j"))
+    await bench.start(JOBS)
+    await until(lambda: bench.sink.records)
+    bench.source.assign(JOBS, OTHER)
+    await bench.opened(JOBS, OTHER)
+    bench.source.seek(JOBS, 0)
+    await until(lambda: bench.observer.all("record_skipped"))
+    gate.set()
+    await bench.ended(1)
+
+    assert len(bench.upstream.calls) == 1
+    assert bench.ends() == {"j": "completed"}
+    assert bench.broker.opened == [JOBS, OTHER]
+    assert bench.observer.all("partitions_changed") == [(1, 1, 0), (2, 1, 0)]
+
+
+async def test_worker_partition_lost_cancels_its_calls_at_once_and_writes_nothing_more(make: Any) -> None:
+    """The next owner runs the jobs; those of other partitions go on."""
+    gate = asyncio.Event()
+    bench: Bench = make([word("a"), gate, *said("b")])
+    bench.source.put(JOBS, job("lost"))
+    bench.source.put(OTHER, job("kept"))
+    await bench.start(JOBS, OTHER)
+    await until(lambda: len(bench.sink.records) == 2)
+    bench.source.assign(OTHER)
+    await quiet()
+    assert bench.upstream.open_calls == 1
+    written = len(bench.broker.records(JOBS))
+    gate.set()
+    await bench.ended(1)
+    await asyncio.sleep(100)
+
+    assert bench.ends() == {"kept": "completed"}
+    assert len(bench.broker.records(JOBS)) == written
+    assert Counter(read(record)["job_id"] for record in bench.sink.records) == {"lost": 1, "kept": 3}
+    assert [(job.job_id, why) for job, why in bench.observer.all("job_abandoned")] == [("lost", "revoked")]  # type: ignore[attr-defined]
+    assert bench.broker.closed == [JOBS]
+    assert bench.observer.all("partitions_changed")[-1] == (1, 0, 1)
+
+
+async def test_worker_partition_lost_while_being_opened_cancels_the_opening(make: Any) -> None:
+    """It would shut out the next owner."""
+    bench: Bench = make()
+    bench.broker.opening.clear()
+    await bench.start()
+    bench.source.assign(JOBS)
+    await quiet()
+    bench.source.assign()
+    await quiet()
+    bench.broker.opening.set()
+    await asyncio.sleep(10)
+
+    assert bench.source.positions == {}
+    assert bench.broker.closed == [JOBS]
+    assert bench.worker.readiness()[1]["partitions"] == 0
+
+
+async def test_worker_out_of_the_group_in_between_reopens_everything(make: Any) -> None:
+    """Another worker may have owned, and given back, what we think ours."""
+    bench: Bench = make([word("a"), FOREVER()], said("b"))
+    bench.source.put(JOBS, job("j"))
+    await bench.start(JOBS, OTHER)
+    await until(lambda: bench.sink.records)
+    bench.source.assign(JOBS, OTHER, is_continuous=False)
+    await bench.ended(1)
+
+    assert Counter(bench.broker.opened) == {JOBS: 2, OTHER: 2}
+    assert Counter(bench.broker.closed) == {JOBS: 1, OTHER: 1}
+    assert bench.ends() == {"j": "completed"}
+    causes = [event["cause"] for event in bench.written() if event["type"] == "started"]
+    assert causes == ["new", "redelivered"]
+    assert bench.upstream.open_calls == 0
+
+
+async def test_worker_records_of_a_partition_that_left_and_came_back_meanwhile_are_ignored(
+    make: Any,
+) -> None:
+    """They were fetched for an assignment that is over; they come again in the new one."""
+    bench: Bench = make()
+    await bench.start(JOBS)
+    bench.source.delivering.clear()
+    bench.source.put(JOBS, job("j"))
+    await until(lambda: bench.source.positions.get(JOBS) == 1)
+    bench.source.assign()
+    bench.source.assign(JOBS)
+    await until(lambda: bench.source.positions.get(JOBS) == 0)
+    calls = len(bench.upstream.calls)
+    bench.source.delivering.set()
+    await bench.ended(1)
+    await asyncio.sleep(100)
+
+    assert calls == 0
+    assert len(bench.upstream.calls) == 1
+    assert bench.ends() == {"j": "completed"}
+    assert [event["cause"] for event in bench.written() if event["type"] == "started"] == ["new"]
+
+
+async def test_worker_records_of_a_new_assignment_in_an_old_receive_are_read_again(make: Any) -> None:
+    """They are passed over like the stale ones, but nobody else would bring them again."""
+    bench: Bench = make()
+    await bench.start(JOBS)
+    await asyncio.sleep(1)
+    bench.source.delivering.clear()
+    bench.source.put(JOBS, job("j0"))
+    await until(lambda: bench.source.positions.get(JOBS) == 1)
+    bench.source.assign()
+    bench.source.assign(JOBS)
+    await bench.opened(JOBS)
+    bench.source.seek(JOBS, 1)  # as if that receive had taken it from the new assignment
+    bench.source.delivering.set()
+    bench.source.put(JOBS, job("j1"))
+    await bench.ended(2)
+
+    assert bench.ends() == {"j0": "completed", "j1": "completed"}
+    assert bench.broker.points[JOBS].offset == 2
+
+
+async def test_worker_records_of_a_partition_that_left_meanwhile_are_ignored(make: Any) -> None:
+    """They are another's."""
+    bench: Bench = make()
+    await bench.start(JOBS)
+    bench.source.delivering.clear()
+    bench.source.put(JOBS, job("j"))
+    await until(lambda: bench.source.positions.get(JOBS) == 1)
+    bench.source.assign()
+    bench.source.delivering.set()
+    await asyncio.sleep(100)
+
+    assert bench.upstream.calls == []
+    assert bench.broker.commits == []
+
+
+async def test_worker_fenced_drops_the_partition_and_takes_it_over_anew(make: Any) -> None:
+    """If the group still says that it is ours: then the other one is the zombie."""
+    bench: Bench = make([word("a"), FOREVER()], said("b"))
+    bench.source.put(JOBS, job("j"))
+    await bench.start(JOBS)
+    await until(lambda: bench.sink.records)
+    bench.broker.seize(JOBS)
+    bench.source.put(JOBS, None)
+    await bench.ended(1)
+
+    assert bench.ends() == {"j": "completed"}
+    assert [event["cause"] for event in bench.written() if event["type"] == "started"] == [
+        "new",
+        "redelivered",
+    ]
+    assert [why for _, why in bench.observer.all("job_abandoned")] == ["fenced"]
+    assert bench.broker.opened == [JOBS, JOBS]
+    assert bench.upstream.open_calls == 0
+
+
+async def test_worker_fenced_without_membership_waits_for_it(make: Any) -> None:
+    """Taking a partition over without being its owner would make two workers shut each other out for ever."""
+    bench: Bench = make()
+    await bench.start(JOBS)
+    bench.source.is_member = False
+    bench.broker.seize(JOBS)
+    bench.source.put(JOBS, None)
+    await asyncio.sleep(100)
+    assert bench.broker.opened == [JOBS]
+    bench.source.is_member = True
+    await until(lambda: bench.broker.opened == [JOBS, JOBS])
+    await bench.opened(JOBS)
+
+    assert bench.worker.readiness()[0]
+
+
+async def test_worker_fenced_and_then_revoked_does_not_take_the_partition_back(make: Any) -> None:
+    """The rebalance that explains the fence came late."""
+    bench: Bench = make()
+    await bench.start(JOBS)
+    bench.source.is_member = False
+    bench.broker.seize(JOBS)
+    bench.source.put(JOBS, None)
+    await asyncio.sleep(5)
+    bench.source.assign()
+    bench.source.is_member = True
+    await asyncio.sleep(100)
+
+    assert bench.broker.opened == [JOBS]
+    assert bench.worker.readiness()[1]["partitions"] == 0
+
+
+async def test_worker_crash_in_a_job_is_tried_again_as_a_delivery_then_given_up(make: Any) -> None:
+    """A bug of ours may be the job's doing: it ends as a dead letter, and the worker lives on."""
+    bench: Bench = make([ValueError("a bug")])
+    bench.source.put(JOBS, job("j"))
+    with capture_logs() as logs:
+        await bench.start(JOBS)
+        await bench.ended(1)
+
+    assert len(bench.upstream.calls) == 3
+    assert bench.types() == {"started": 4, "letter": 1, "usage": 1}
+    assert bench.ends() == {"j": "failed"}
+    terminal = bench.written()[-1]
+    assert (terminal["error"]["code"], terminal["seq"]) == ("max_deliveries", 1)
+    assert terminal["attempt"] == bench.written()[-2]["attempt"]
+    assert [entry["event"] for entry in logs].count("job.crashed") == 3
+    assert bench.broker.points[JOBS].offset == 1
+    assert bench.upstream.open_calls == 0
+
+
+async def test_worker_crash_that_passes_ends_well(make: Any) -> None:
+    """The second attempt is the one that readers follow."""
+    bench: Bench = make([word("lost"), ValueError("a bug")], said("a"))
+    bench.source.put(JOBS, job("j"))
+    await bench.start(JOBS)
+    await bench.ended(1)
+
+    started = [event for event in bench.written() if event["type"] == "started"]
+    assert [event["cause"] for event in started] == ["new", "redelivered"]
+    assert bench.ends() == {"j": "completed"}
+    assert bench.written()[-1]["attempt"] == started[-1]["attempt"]
+
+
+async def test_worker_job_that_kills_worker_after_worker_becomes_a_dead_letter(make: Any) -> None:
+    """Deliveries are on record before the job runs, so they are counted over the workers' deaths."""
+    bench: Bench = make([word("a"), FOREVER()])
+    bench.source.put(JOBS, job("j"))
+    for delivery in (1, 2, 3):
+        await bench.start(JOBS)
+        await until(lambda: JOBS in bench.broker.points and bench.upstream.open_calls)
+        assert (len(bench.upstream.calls), bench.deliveries()) == (delivery, {0: delivery})
+        await bench.stop()
+        bench.source.positions.clear()
+        bench.failure = asyncio.get_running_loop().create_future()
+        bench.worker = bench.new_worker()
+    await bench.start(JOBS)
+    await bench.ended(1)
+
+    assert len(bench.upstream.calls) == 3
+    assert bench.ends() == {"j": "failed"}
+    assert bench.types()["letter"] == 1
+
+
+async def test_worker_restarted_runs_no_finished_job_again(make: Any) -> None:
+    """Also where an earlier job of the partition is still open: the map knows."""
+    bench: Bench = make([FOREVER()], said("a"))
+    for number in range(5):
+        bench.source.put(JOBS, job(f"j{number}"))
+    await bench.start(JOBS)
+    await bench.ended(4)
+    assert bench.broker.points[JOBS].offset == 0
+    await bench.stop()
+    bench.failure = asyncio.get_running_loop().create_future()
+    bench.worker = bench.new_worker()
+    await bench.start(JOBS)
+    await bench.ended(5)
+
+    assert bench.broker.points[JOBS].offset == 5
+    assert set(bench.ends()) == {f"j{number}" for number in range(5)}
+    assert len(bench.observer.all("record_skipped")) == 4
+
+
+async def test_worker_drained_lets_open_jobs_end_and_takes_no_more(make: Any) -> None:
+    """SIGTERM cuts no stream that ends in time."""
+    bench: Bench = make([word("a"), 25.0, *said("b")])
+    bench.source.put(JOBS, job("j"))
+    await bench.start(JOBS)
+    await until(lambda: bench.sink.records)
+    bench.worker.drain()
+    bench.source.put(JOBS, job("late"))
+    assert not bench.worker.readiness()[0]
+    await bench.drained()
+
+    assert bench.ends() == {"j": "completed"}
+    assert bench.broker.points[JOBS].offset == 1
+    assert bench.observer.all("job_abandoned") == []
+    assert bench.broker.closed == [JOBS]
+
+
+async def test_worker_drained_goes_on_polling(make: Any) -> None:
+    """A member that stops polling is thrown out, and its jobs move while it still runs them."""
+    bench: Bench = make([word("a"), 25.0, *said("b")])
+    bench.source.put(JOBS, job("j"))
+    await bench.start(JOBS)
+    await until(lambda: bench.sink.records)
+    before = len(bench.source.asked)
+    await bench.drained()
+
+    assert len(bench.source.asked) - before >= 90
+
+
+async def test_worker_drain_timeout_hands_back_what_is_left_with_its_count_undone(make: Any) -> None:
+    """A job that was cut by our end is delivered to its next owner as if for the first time."""
+    bench: Bench = make(said("a"), [word("a"), FOREVER()], drain_timeout_s=20)
+    bench.source.put(JOBS, job("done"))
+    bench.source.put(JOBS, job("open"))
+    await bench.start(JOBS)
+    await bench.ended(1)
+    await until(lambda: bench.upstream.open_calls == 1)
+    began = asyncio.get_running_loop().time()
+    await bench.drained()
+
+    assert round(asyncio.get_running_loop().time() - began) == 20
+    assert bench.ends() == {"done": "completed"}
+    assert bench.deliveries() == {}
+    assert bench.broker.points[JOBS].offset == 1
+    assert [(job.job_id, why) for job, why in bench.observer.all("job_abandoned")] == [  # type: ignore[attr-defined]
+        ("open", "drain_timeout")
+    ]
+    assert bench.upstream.open_calls == 0
+
+
+async def test_worker_drained_writes_what_waits_in_its_lanes(make: Any) -> None:
+    """Tombstones and dead letters are no open jobs, and are not left behind."""
+    bench: Bench = make()
+    await bench.start(JOBS)
+    bench.broker.committing.clear()
+    bench.source.put(JOBS, None)
+    bench.source.put(JOBS, b"nonsense")
+    await until(lambda: bench.broker.under_way)
+    bench.worker.drain()
+    await quiet()
+    bench.broker.committing.set()
+    await bench.drained()
+
+    assert bench.broker.points[JOBS].offset == 2
+    assert bench.types() == {"letter": 1, "usage": 1}
+
+
+async def test_worker_rebalance_while_handing_back_takes_nothing_over(make: Any) -> None:
+    """It would shut out its own last commits."""
+    bench: Bench = make([word("a"), FOREVER()], drain_timeout_s=1)
+    bench.source.put(JOBS, job("j"))
+    await bench.start(JOBS)
+    await until(lambda: bench.sink.records)
+    bench.worker.drain()
+    bench.broker.committing.clear()
+    await until(lambda: bench.broker.under_way)
+    bench.source.assign(JOBS, OTHER)
+    await quiet()
+    bench.broker.committing.set()
+    await bench.drained()
+
+    assert bench.broker.opened == [JOBS]
+    assert bench.deliveries() == {}
+
+
+async def test_worker_cancelled_goes_at_once_and_leaves_no_task(make: Any) -> None:
+    """A second signal: nothing is finished, nothing is lost."""
+    bench: Bench = make([word("a"), FOREVER()])
+    before = asyncio.all_tasks()
+    bench.source.put(JOBS, job("j"))
+    await bench.start(JOBS, OTHER)
+    await until(lambda: bench.sink.records)
+    assert bench.task is not None
+    bench.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await bench.task
+
+    assert bench.ends() == {}
+    assert bench.deliveries() == {0: 1}
+    assert asyncio.all_tasks() == before
+    assert sorted(bench.broker.closed) == [JOBS, OTHER]
+    assert [why for _, why in bench.observer.all("job_abandoned")] == ["stopped"]
+
+
+async def test_worker_cancelled_while_letting_a_partition_go_still_closes_it(make: Any) -> None:
+    """A lane that stays open would hold its transaction, and its connection."""
+    bench: Bench = make([word("a"), FOREVER()])
+    bench.source.put(JOBS, job("j"))
+    await bench.start(JOBS)
+    await until(lambda: bench.sink.records)
+    bench.source.assign()
+    await asyncio.sleep(0)
+    await bench.stop()
+
+    assert bench.broker.closed == [JOBS]
+    assert [why for _, why in bench.observer.all("job_abandoned")] == ["revoked"]
+
+
+async def test_worker_whose_sink_is_broken_ends_with_its_error(make: Any) -> None:
+    """Better to be started anew than to stall."""
+    bench: Bench = make([word("a"), FOREVER()])
+    bench.source.put(JOBS, job("j"))
+    await bench.start(JOBS)
+    await until(lambda: bench.sink.records)
+    bench.failure.set_exception(RuntimeError("the sink is broken"))
+    assert bench.task is not None
+
+    with pytest.raises(RuntimeError, match="the sink is broken"):
+        await bench.task
+    assert bench.upstream.open_calls == 0
+    assert bench.ends() == {}
+
+
+async def test_worker_with_a_bug_in_a_lane_ends_with_it(make: Any) -> None:
+    """A lane that died silently would stall its partition."""
+    bench: Bench = make()
+    await bench.start(JOBS)
+    bench.broker.commit_errors.append(ZeroDivisionError("a bug"))  # type: ignore[arg-type]
+    bench.source.put(JOBS, None)
+    assert bench.task is not None
+
+    with pytest.raises(ZeroDivisionError):
+        await bench.task
+
+
+async def test_worker_full_map_with_nothing_open_goes_on(make: Any) -> None:
+    """Only the records before the finished ones can make the map smaller, so they must be taken in."""
+    bench: Bench = make(max_in_flight=1)
+    bench.broker.points[JOBS] = _point(0, [offset * offset + 1 for offset in range(1, 2200)])
+    bench.source.put(JOBS, job("j0"), offset=0)
+    bench.source.put(JOBS, job("j1"), offset=1)
+    await bench.start(JOBS)
+    await bench.ended(2)
+
+    assert bench.ends() == {"j0": "completed", "j1": "completed"}
+
+
+def _point(committed: int, finished: list[int]) -> CommitPoint:
+    metadata = encode_map(committed, OffsetMap(frozenset(finished)))
+    while len(metadata) > FULL + 200:
+        finished = finished[:-10]
+        metadata = encode_map(committed, OffsetMap(frozenset(finished)))
+    assert len(metadata) >= FULL
+    return CommitPoint(committed, metadata)
+
+
+class Chance:
+    """A worker through rebalances, fences, crashes and restarts, and what every reader may rely on in the end."""
+
+    async def play(self, moves: list[tuple[str, int]]) -> None:
+        self.bench = Bench([word("a"), 3.0, *said("b")], max_in_flight=4, max_deliveries=1000)
+        self.count = 0
+        await self.bench.start(JOBS, OTHER)
+        for move, number in moves:
+            await getattr(self, move)(number)
+        self.bench.broker.committing.set()
+        self.bench.sink.keeping_up.set()
+        self.bench.source.is_member = True
+        self.bench.source.assign(JOBS, OTHER)
+        await until(lambda: len(self.bench.ends()) == self.count, within_s=1000, every_s=1)
+        await self.bench.drained()
+        self.check()
+
+    async def put(self, number: int) -> None:
+        partition = (JOBS, OTHER)[number % 2]
+        self.bench.source.put(partition, job(f"j{self.count}") if number % 5 else b"nonsense")
+        self.count += 1
+
+    async def rest(self, number: int) -> None:
+        await asyncio.sleep(number / 7)
+
+    async def assign(self, number: int) -> None:
+        owned = [partition for bit, partition in ((1, JOBS), (2, OTHER)) if number & bit]
+        self.bench.source.assign(*owned, is_continuous=number % 3 > 0)
+
+    async def seize(self, number: int) -> None:
+        self.bench.broker.seize((JOBS, OTHER)[number % 2])
+
+    async def gate(self, number: int) -> None:
+        gate = (self.bench.broker.committing, self.bench.sink.keeping_up)[number % 2]
+        if gate.is_set():
+            gate.clear()
+        else:
+            gate.set()
+
+    async def member(self, number: int) -> None:
+        self.bench.source.is_member = number % 2 == 0
+
+    async def restart(self, number: int) -> None:
+        await self.bench.stop()
+        self.bench.failure = asyncio.get_running_loop().create_future()
+        self.bench.worker = self.bench.new_worker(max_in_flight=4, max_deliveries=1000)
+        await self.bench.start()
+        self.bench.source.assign(JOBS, OTHER, is_continuous=False)
+
+    def check(self) -> None:
+        """Rules 2, 3, 4 of the contract, and that everything is committed."""
+        assert len(self.bench.ends()) == self.count  # one terminal event each: `ends` holds that
+        deltas = events(self.bench.sink.records)
+        for end in self.bench.written():
+            if end["type"] == "usage" and end["status"] != "rejected":
+                starts = [
+                    event["attempt"]
+                    for event in self.bench.written()
+                    if event["type"] == "started" and event["job_id"] == end["job_id"]
+                ]
+                assert starts[-1] == end["attempt"]
+                seqs = [event["seq"] for event in deltas if event["attempt"] == end["attempt"]]
+                assert seqs == list(range(1, end["seq"]))
+        for partition in (JOBS, OTHER):
+            end_of_log = len(self.bench.source.logs[partition])
+            assert self.bench.broker.points.get(partition, (0,))[0] == end_of_log
+
+
+MOVES = st.tuples(
+    st.sampled_from(
+        ["put", "put", "put", "rest", "rest", "rest", "assign", "seize", "gate", "member", "restart"]
+    ),
+    st.integers(0, 20),
+)
+
+
+@settings(max_examples=100)
+@given(moves=st.lists(MOVES, min_size=5, max_size=50))
+def test_worker_by_chance_ends_every_job_once(moves: list[tuple[str, int]]) -> None:
+    """Whatever comes in between: one terminal event per job, of its latest attempt, with every delta before it."""
+    run(Chance().play(moves))
