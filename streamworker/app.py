@@ -186,6 +186,7 @@ class App:
             max_in_flight=settings.worker.max_in_flight,
             max_deliveries=settings.worker.max_deliveries,
             drain_timeout_s=settings.worker.drain_timeout_s,
+            in_key_order=settings.worker.ordering == "key",
             session_timeout_s=settings.worker.session_timeout_s,
         )
         return Worker(

@@ -187,18 +187,26 @@ class UpstreamSettings(_Section):
         """Return the key, read where it lies each time, so that it can be rotated; None if the upstream needs none.
 
         Raises:
-            ConfigurationError: the variable is not set or the file cannot be read.
+            ConfigurationError: the variable is not set, the file cannot be read, or what they hold is no key.
         """
         if self.api_key_env:
             if key := environ.get(self.api_key_env, "").strip():
-                return key
+                return _sendable(key, f"api_key_env: the environment variable {self.api_key_env}")
             raise ConfigurationError([f"api_key_env: the environment variable {self.api_key_env} is not set"])
         if self.api_key_file:
             try:
-                return self.api_key_file.read_text().strip()
+                key = self.api_key_file.read_bytes().decode("ascii", "replace").strip()
             except OSError as error:
                 raise ConfigurationError([f"api_key_file: {error.strerror}: {self.api_key_file}"]) from None
+            return _sendable(key, f"api_key_file: the file {self.api_key_file}")
         return None
+
+
+def _sendable(key: str, where: str) -> str:
+    """Refuse what cannot stand in a header, without repeating it."""
+    if key and key.isascii() and key.isprintable():
+        return key
+    raise ConfigurationError([f"{where} does not hold a key: it has to be one line of ASCII"])
 
 
 class EventSettings(_Section):

@@ -32,6 +32,13 @@ class KeyOrder(Generic[Item]):
         self.waiting += 1
         return False
 
+    def clear(self) -> list[Item]:
+        """Let nobody go any more; return those who waited."""
+        rest = [item for queue in self._queues.values() for item in queue]
+        self._queues = {key: deque() for key in self._queues}  # those under way still leave
+        self.waiting = 0
+        return rest
+
     def leave(self, key: bytes) -> Item | None:
         """The key's item that went has ended; return the one that may go now, None if none waits."""
         queue = self._queues[key]

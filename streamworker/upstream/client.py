@@ -49,7 +49,7 @@ class HttpUpstream:
         jar = CookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
         self._client = httpx.AsyncClient(
             transport=_Transport(client=_new_session),
-            cookies=httpx.Cookies(jar),
+            cookies=jar,  # as it is: an httpx.Cookies would be copied, without the policy
             headers={"user-agent": f"streamworker/{__version__}"},
             timeout=httpx.Timeout(
                 connect=settings.connect_timeout_s, read=None, write=WRITE_TIMEOUT_S, pool=None

@@ -40,7 +40,7 @@ def foreign_errors_as_ours(phase: Phase, base_url: str) -> Iterator[None]:
 
 
 def _calling(error: Exception, base_url: str) -> JobError:
-    cause = error.__cause__ or error
+    cause = _cause(error)
     if isinstance(cause, aiohttp.ConnectionTimeoutError):
         return JobError(ErrorCode.TIMEOUT_CONNECT, f"no connection to {base_url} in time", retriable=True)
     if isinstance(cause, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
@@ -57,11 +57,16 @@ def _calling(error: Exception, base_url: str) -> JobError:
 
 
 def _reading(error: Exception, _: str) -> JobError:
-    cause = error.__cause__ or error
+    cause = _cause(error)
     if isinstance(error, httpx.DecodingError):
         return JobError(ErrorCode.UPSTREAM_PROTOCOL, f"the body does not decompress: {_text(cause)}", 200)
     message = f"the connection broke inside the event stream: {_text(cause)}"
     return JobError(ErrorCode.TRUNCATED, message, 200, retriable=True)
+
+
+def _cause(error: Exception) -> BaseException:
+    """Return what aiohttp raised; its own cause is deeper than we name things."""
+    return error if isinstance(error, aiohttp.ClientError) else error.__cause__ or error
 
 
 def _text(error: BaseException) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 
+from streamworker.core.ordering import KeyOrder
 from streamworker.errors import KafkaError
 from streamworker.worker.lane import MAX_COMMIT_RECORDS
 
@@ -30,7 +31,13 @@ class Holding(Enum):
 
     OPENING = "ours, being taken over"
     OPEN = "ours, its records are read"
+    DRAINING = "ours, its open jobs end, nothing new begins"
     GONE = "another's; nothing of it may be written"
+
+
+class _Waiting(NamedTuple):
+    job: Job
+    begin: Callable[[], None]
 
 
 class PartitionWork:
@@ -43,6 +50,7 @@ class PartitionWork:
         self.committing: asyncio.Task[None] | None = None
         self._jobs: dict[int, tuple[Job, asyncio.Task[None]]] = {}
         self._is_stopping = False
+        self._order: KeyOrder[_Waiting] = KeyOrder()
 
     async def open(self) -> int:
         """Take the partition over, as long as it takes; return the offset to read from."""
@@ -82,6 +90,32 @@ class PartitionWork:
 
         task.add_done_callback(forget)
 
+    def in_order(self, key: bytes, job: Job, begin: Callable[[], None]) -> None:
+        """Begin a job when those of its key that came before have ended; `key_left` has to be told of each end."""
+        if self._order.enter(key, _Waiting(job, begin)):
+            begin()
+
+    def key_left(self, key: bytes) -> None:
+        """A job of this key has ended: let the next one begin."""
+        waiting = self._order.leave(key)
+        if waiting is not None and self.holding is Holding.OPEN:
+            waiting.begin()
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait for one of their key."""
+        return self._order.waiting
+
+    def drain(self) -> list[Job]:
+        """Begin nothing new; return the jobs that waited. They are handed back with the partition."""
+        if self.holding is not Holding.OPEN:
+            return []
+        self.holding = Holding.DRAINING
+        jobs = [waiting.job for waiting in self._order.clear()]
+        for job in jobs:
+            self.lane.progress.hand_back(job.source.offset)
+        return jobs
+
     async def idle(self) -> None:
         """Wait until no job is open."""
         while self._jobs:
@@ -102,14 +136,15 @@ class PartitionWork:
 
     async def hand_back(self) -> list[Job]:
         """Stop the jobs that are open and put on record that it was not their fault; then let go."""
-        was_open, self.holding = self.holding is Holding.OPEN, Holding.GONE
+        waited = self.drain()
+        was_open, self.holding = self.holding is Holding.DRAINING, Holding.GONE
         jobs = await self._stop_jobs()
         if was_open:
             for job in jobs:
                 self.lane.progress.hand_back(job.source.offset)
             await asyncio.wait([self.lane.touch()], timeout=_LAST_COMMIT_S)
         await self.let_go()
-        return jobs
+        return [*jobs, *waited]
 
     async def _stop_jobs(self) -> list[Job]:
         """Cancel what is open; once, for a second cancellation would leak what the first one closes."""

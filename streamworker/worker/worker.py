@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
@@ -43,6 +44,12 @@ class WorkerLimits(NamedTuple):
     max_deliveries: int
     drain_timeout_s: float
     session_timeout_s: float = 45
+    in_key_order: bool = False
+
+    @property
+    def max_waiting(self) -> int:
+        """Jobs that may wait for one of their key: some, so that a busy key does not hold up the others behind it."""
+        return 4 * self.max_in_flight if self.in_key_order else 0
 
 
 class Worker:
@@ -192,7 +199,7 @@ class Worker:
 
     async def _poll(self) -> None:
         while True:
-            room = 0 if self._draining.is_set() else self._limits.max_in_flight - self._in_flight
+            room = 0 if self._draining.is_set() else self._free()
             ready = {partition: work for partition, work in self._works.items() if room > 0 and work.has_room}
             if not ready:
                 self._room.clear()
@@ -223,6 +230,13 @@ class Worker:
                     missed.add(record.at.of)
             self._read_again(missed)
 
+    def _free(self) -> int:
+        """Return how many records may be taken in."""
+        free = self._limits.max_in_flight - self._in_flight
+        if not self._limits.in_key_order:
+            return free
+        return min(free, self._limits.max_waiting - sum(work.waiting for work in self._works.values()))
+
     def _read_again(self, missed: set[Partition]) -> None:
         """Go back where a partition has come back so soon that its new assignment's records were passed over too."""
         for partition in missed:
@@ -243,11 +257,30 @@ class Worker:
 
     def _decide(self, work: PartitionWork, record: Record, deliveries: int) -> None:
         decision = self._intake.take(record, deliveries, self._limits.max_deliveries)
-        if isinstance(decision, Accepted):
-            self._in_flight += 1
-            work.run(decision.job, self._run(work, record, decision, deliveries), ended=self._job_ended)
-        else:
+        if not isinstance(decision, Accepted):
             self._refuse(work, record, decision)
+        elif self._limits.in_key_order and record.key is not None:
+            begin = partial(self._begin, work, record, decision, deliveries, key=record.key)
+            work.in_order(record.key, decision.job, begin)
+        else:
+            self._begin(work, record, decision, deliveries)
+
+    def _begin(
+        self,
+        work: PartitionWork,
+        record: Record,
+        accepted: Accepted,
+        deliveries: int,
+        key: bytes | None = None,
+    ) -> None:
+        def ended() -> None:
+            self._in_flight -= 1
+            self._room.set()
+            if key is not None:
+                work.key_left(key)
+
+        self._in_flight += 1
+        work.run(accepted.job, self._run(work, record, accepted, deliveries), ended=ended)
 
     def _refuse(self, work: PartitionWork, record: Record, refused: Refused) -> None:
         done = work.lane.finish(record.at.offset, refused.records, fallback=refused.fallback)
@@ -284,14 +317,13 @@ class Worker:
                 self._refuse(work, record, decision)
                 return
 
-    def _job_ended(self) -> None:
-        self._in_flight -= 1
-        self._room.set()
-
     # The end
 
     async def _wait_until_idle(self) -> None:
         log.info("worker.draining", jobs_open=self._in_flight, timeout_s=self._limits.drain_timeout_s)
+        for work in self._works.values():
+            for job in work.drain():
+                self._observer.job_abandoned(job, "drain")
         idle = [asyncio.create_task(work.idle()) for work in self._works.values()]
         if idle:
             _, late = await asyncio.wait(idle, timeout=self._limits.drain_timeout_s)

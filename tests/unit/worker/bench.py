@@ -12,9 +12,9 @@ from streamworker.worker.intake import Intake
 from tests.streams import chunk, data
 
 if TYPE_CHECKING:
-    from streamworker.memory import MemoryClock, MemoryObserver, MemorySink
     from collections.abc import Iterable
 
+    from streamworker.memory import MemoryClock, MemoryObserver, MemorySink
     from streamworker.model import Outgoing
     from streamworker.ports import Upstream
 

@@ -37,8 +37,7 @@ from tests.unit.worker.bench import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from collections.abc import Iterable
+    from collections.abc import AsyncIterator, Iterable
 
 TO = Partition("events", 2)
 PING = b": ping\n\n"

@@ -18,8 +18,7 @@ from streamworker.worker.lane import MAX_COMMIT_RECORDS, Lane
 from tests.turnable import quiet, run
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
 JOBS = Partition("jobs", 0)
 EVENTS = Partition("events", 1)

@@ -19,8 +19,7 @@ from tests.turnable import quiet
 from tests.unit.worker.bench import JOBS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from collections.abc import Coroutine
+    from collections.abc import AsyncIterator, Coroutine
 
 RECORD = Outgoing(Partition("events", 0), b"k", b"v")
 

@@ -57,18 +57,18 @@ class Bench:
         self.sink = MemorySink()
         self.observer = MemoryObserver()
         self.upstream = MemoryUpstream(*(scripts or [said("a")]))
+        self.clock = MemoryClock()
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.worker = self.new_worker(**limits)
         self.task: asyncio.Task[None] | None = None
 
     def new_worker(self, **limits: Any) -> Worker:
-        clock = MemoryClock()
-        tools = make_tools(self.sink, clock, self.observer)
+        tools = make_tools(self.sink, self.clock, self.observer)
         given: dict[str, Any] = {"max_in_flight": 10, "max_deliveries": 3, "drain_timeout_s": 100}
         return Worker(
             source=self.source,
             committers=self.broker,
-            intake=make_intake(self.sink, clock),
+            intake=make_intake(self.sink, self.clock),
             tools=tools,
             slots={"default": make_slot(self.upstream)},
             limits=WorkerLimits(**(given | limits)),
@@ -416,6 +416,59 @@ async def test_worker_records_of_a_partition_that_left_meanwhile_are_ignored(mak
 
     assert bench.upstream.calls == []
     assert bench.broker.commits == []
+
+
+async def put_to_sleep(bench: Bench) -> None:
+    """Stop the process for ten minutes while it holds a record."""
+    await bench.start(JOBS)
+    bench.source.delivering.clear()
+    bench.source.put(JOBS, job("j"))
+    await until(lambda: bench.source.positions.get(JOBS) == 1)
+    bench.clock.turn(600)
+
+
+async def test_worker_that_slept_past_its_session_asks_before_it_takes_records(make: Any) -> None:
+    """The records that it holds may be another's by now; they come again if the partition does."""
+    bench: Bench = make()
+    await put_to_sleep(bench)
+
+    async def confirm_membership() -> bool:
+        bench.source.assign(is_continuous=False)
+        return False
+
+    bench.source.confirm_membership = confirm_membership  # type: ignore[method-assign]
+    bench.source.delivering.set()
+    await asyncio.sleep(100)
+    assert bench.upstream.calls == []
+    bench.source.assign(JOBS)
+    await bench.ended(1)
+
+    assert len(bench.upstream.calls) == 1
+
+
+async def test_worker_that_slept_and_still_is_a_member_takes_what_it_holds(make: Any) -> None:
+    """Static members are waited for."""
+    bench: Bench = make()
+    await put_to_sleep(bench)
+    bench.source.delivering.set()
+    await bench.ended(1)
+
+    assert bench.observer.all("record_skipped") == []
+
+
+async def test_worker_records_that_come_while_draining_are_the_next_owners(make: Any) -> None:
+    """They were asked for before the end was known."""
+    bench: Bench = make()
+    await bench.start(JOBS)
+    bench.source.delivering.clear()
+    bench.source.put(JOBS, job("j"))
+    await until(lambda: bench.source.positions.get(JOBS) == 1)
+    bench.worker.drain()
+    bench.source.delivering.set()
+    await bench.drained()
+
+    assert bench.upstream.calls == []
+    assert bench.broker.points[JOBS].offset == 0
 
 
 async def test_worker_fenced_drops_the_partition_and_takes_it_over_anew(make: Any) -> None:

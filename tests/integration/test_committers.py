@@ -1,0 +1,159 @@
+"""How one partition changes hands: who is refused, what the next owner reads, and what is only a broker's hiccup."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from streamworker.errors import Fenced, KafkaUnavailable
+from streamworker.kafka.committers import CommittedOffsets, TransactionalCommitters
+from streamworker.kafka.consumer import GroupConsumer
+from streamworker.model import CommitPoint, Outgoing, Partition
+from tests.integration.stage import Stage, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from streamworker.ports import Committer
+
+
+class Member(NamedTuple):
+    """A member of the group that holds the only partition, as far as it knows."""
+
+    consumer: GroupConsumer
+    committed: CommittedOffsets
+    committer: Committer
+
+
+class Heard:
+    """Takes note of assignments."""
+
+    def __init__(self) -> None:
+        self.partitions: frozenset[Partition] | None = None
+
+    def assigned(self, partitions: frozenset[Partition], *, is_continuous: bool) -> None:
+        self.partitions = partitions
+
+
+@asynccontextmanager
+async def member(stage: Stage) -> AsyncIterator[Member]:
+    settings = stage.settings()
+    heard, consumer = Heard(), GroupConsumer(settings)
+    committed = CommittedOffsets(settings, consumer)
+    await committed.start()
+    committer = TransactionalCommitters(settings, committed, consumer).committer(
+        Partition(stage.jobs_topic, 0)
+    )
+    try:
+        await consumer.start(heard)
+        await eventually(lambda: heard.partitions is not None)
+        yield Member(consumer, committed, committer)
+    finally:
+        await committer.close()
+        await consumer.stop()
+        await committed.stop()
+
+
+def note(stage: Stage, text: str) -> Outgoing:
+    value = b'{"job_id":"%b","type":"delta"}' % text.encode()
+    return Outgoing(Partition(stage.events_topic, 0), b"key", value)
+
+
+def told(stage: Stage) -> list[str]:
+    return [record.event["job_id"] for record in stage.records]
+
+
+@asynccontextmanager
+async def two_owners(stage: Stage) -> AsyncIterator[tuple[Member, Committer]]:
+    """A member, and a second committer for its partition that counts as its next owner."""
+    async with member(stage) as first:
+        settings = stage.settings()
+        second = TransactionalCommitters(settings, first.committed, first.consumer).committer(
+            Partition(stage.jobs_topic, 0)
+        )
+        try:
+            yield first, second
+        finally:
+            await second.close()
+
+
+async def test_new_owner_reads_what_the_former_one_committed_up_to_the_fence(
+    apache: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fence, then read: an offset read before the fence could be older than the last commit."""
+    await apache.open()
+    async with two_owners(apache) as (first, second):
+        await first.committer.open()
+        fence = type(second)._fence  # type: ignore[attr-defined]
+
+        async def fence_at_the_last_moment(self: Any) -> None:
+            await first.committer.commit([note(apache, "last")], CommitPoint(7, "sw1:a.1::"))
+            await fence(self)
+
+        monkeypatch.setattr(second, "_fence", fence_at_the_last_moment.__get__(second))
+        assert await second.open() == CommitPoint(7, "sw1:a.1::")
+
+
+async def test_former_owner_is_refused_once_the_new_one_has_committed(apache: Stage) -> None:
+    """Neither `started` nor `usage` nor an offset of a zombie gets into the log."""
+    await apache.open()
+    async with two_owners(apache) as (first, second):
+        await first.committer.open()
+        await first.committer.commit([note(apache, "first")], CommitPoint(1, "sw1:a.1::"))
+        await second.open()
+        await second.commit([note(apache, "second")], CommitPoint(2, "sw1:b.1::"))
+        with pytest.raises(Fenced):
+            await first.committer.commit([note(apache, "zombie")], CommitPoint(9, "sw1:a.2::"))
+        await second.close()
+        assert await second.open() == CommitPoint(2, "sw1:b.1::")
+        await second.commit([note(apache, "third")], CommitPoint(3, "sw1:b.2::"))
+        await apache.until(lambda: "third" in told(apache))
+    assert told(apache) == ["first", "second", "third"]
+
+
+async def test_owner_whose_transaction_the_broker_ended_is_still_the_owner(apache: Stage) -> None:
+    """ProducerFenced alone does not say that another worker came: membership and the log do."""
+    await apache.open()
+    async with member(apache) as only:
+        await only.committer.open()
+        await only.committer.commit([note(apache, "first")], CommitPoint(1, "sw1:a.1::"))
+        async with AIOKafkaProducer(
+            bootstrap_servers=apache.broker.bootstrap,
+            transactional_id=f"{apache.group}.{apache.jobs_topic}.0",
+        ):
+            await only.committer.commit([note(apache, "second")], CommitPoint(2, "sw1:a.2::"))
+        await apache.until(lambda: "second" in told(apache))
+    assert told(apache) == ["first", "second"]
+
+
+async def test_worker_that_slept_through_its_session_does_not_fence_when_it_wakes(apache: Stage) -> None:
+    """Whoever is no member any more takes nothing over."""
+    await apache.open()
+    async with member(apache) as owner:
+        await owner.committer.open()
+        async with member(apache) as sleeper:
+            sleeper.consumer._membership = ("an id that the group has forgotten", 1)
+            with pytest.raises(KafkaUnavailable):
+                await sleeper.committer.open()
+        await owner.committer.commit([note(apache, "undisturbed")], CommitPoint(1, "sw1:a.1::"))
+        await apache.until(lambda: told(apache) == ["undisturbed"])
+
+
+async def test_coordinator_that_does_not_tell_an_offset_is_not_taken_for_none_committed(
+    apache: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coordinator that is loading answers with an error and without the partition; aiokafka does not look at it."""
+    await apache.open()
+    at = Partition(apache.jobs_topic, 0)
+    async with member(apache) as only:
+        assert await only.committed.read(at) == CommitPoint(0)
+
+        async def loading(*_: object, **__: object) -> dict[Any, Any]:
+            return {}
+
+        monkeypatch.setattr(only.committed._admin, "list_consumer_group_offsets", loading)
+        with pytest.raises(KafkaUnavailable):
+            await only.committed.read(at)

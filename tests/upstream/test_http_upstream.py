@@ -1,0 +1,819 @@
+"""The upstream over HTTP, against the practice upstream and against sockets that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import socket
+import ssl
+import subprocess
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from streamworker.config import UpstreamSettings
+from streamworker.errors import UpstreamError
+from streamworker.model import ErrorCode, JobError
+from streamworker.upstream.client import ERROR_BODY_BYTES, HttpUpstream
+from tests.upstream.raw import EVENT_STREAM, Peer, chunked, response, serving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from streamworker.practice import PracticeUpstream
+
+EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
+DONE = b"data: [DONE]\n\n"
+STREAM = chunked(EVENT, DONE)
+
+
+def body(model: str = "practice", **members: Any) -> bytes:
+    messages = [{"role": "user", "content": "hi"}]
+    return json.dumps({"model": model, "messages": messages, "stream": True, **members}).encode()
+
+
+@asynccontextmanager
+async def client(base_url: str, **members: Any) -> AsyncIterator[HttpUpstream]:
+    """A client that closes everything in the end, within a limit of time."""
+    async with asyncio.timeout(20):
+        upstream = HttpUpstream(UpstreamSettings(base_url=base_url, **members))
+        try:
+            yield upstream
+        finally:
+            await upstream.close()
+
+
+async def read(upstream: HttpUpstream, data: bytes = b"{}") -> bytes:
+    """One call, its whole body."""
+    async with upstream.call(data, {}) as answer:
+        return b"".join([piece async for piece in answer])
+
+
+async def refusal(base_url: str, data: bytes = b"{}", **members: Any) -> JobError:
+    """The error that a call ends with before its body."""
+    async with client(base_url, **members) as upstream:
+        with pytest.raises(UpstreamError) as caught:
+            async with upstream.call(data, {}):
+                pytest.fail("the call was answered")
+    return caught.value.error
+
+
+async def break_of(answer: bytes | Callable[[Peer], Any]) -> tuple[bytes, JobError]:
+    """What was read of a body before it broke, and the error."""
+    pieces = []
+    async with serving(answer) as server, client(server.base_url) as upstream:
+        with pytest.raises(UpstreamError) as caught:
+            async with upstream.call(b"{}", {}) as opened:
+                async for piece in opened:
+                    pieces.append(piece)  # noqa: PERF401 - what came before the break is kept
+    return b"".join(pieces), caught.value.error
+
+
+def connections() -> int:
+    """Open sockets of this process."""
+    count = 0
+    for number in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            count += str(number.readlink()).startswith("socket:")
+    return count
+
+
+async def back_to(before: int) -> None:
+    """Wait until no more sockets are open than before."""
+    async with asyncio.timeout(5):
+        while connections() > before:  # noqa: ASYNC110 - the kernel tells nobody
+            await asyncio.sleep(0.01)
+
+
+# A call that goes well
+
+
+async def test_http_upstream_hands_out_the_body_byte_for_byte(practice: PracticeUpstream) -> None:
+    """Every byte in order, to the end of the stream."""
+    async with client(practice.base_url) as upstream:
+        text = await read(upstream, body("practice?deltas=5"))
+
+    assert text.endswith(DONE)
+    assert text.count(b'"content":') == 5
+
+
+async def test_http_upstream_hands_out_deltas_as_they_come(practice: PracticeUpstream) -> None:
+    """Nothing on the way waits for more."""
+    model = body("practice?deltas=3&stall_after=1")
+    text = b""
+    async with client(practice.base_url) as upstream, upstream.call(model, {}) as answer:
+        async for piece in answer:
+            text += piece
+            if b'"content":' in text:
+                break
+
+    assert text.count(b'"content":') == 1
+
+
+async def test_http_upstream_asks_as_it_should(practice: PracticeUpstream) -> None:
+    """An event stream, uncompressed, as JSON, by name; other headers are passed along but cannot overrule ours."""
+    given = {"traceparent": "00-1", "accept": "text/html"}
+    async with client(practice.base_url) as upstream, upstream.call(body(), given) as answer:
+        assert [piece async for piece in answer]
+
+    (call,) = practice.calls
+    headers = call.headers
+    assert call.path == "/v1/chat/completions"
+    assert headers["accept"] == "text/event-stream"
+    assert headers["accept-encoding"] == "identity"
+    assert headers["content-type"] == "application/json"
+    assert headers["traceparent"] == "00-1"
+    assert headers["user-agent"].startswith("streamworker/")
+    assert "authorization" not in headers
+
+
+async def test_http_upstream_with_a_slash_behind_its_url_finds_the_same_path(
+    practice: PracticeUpstream,
+) -> None:
+    """People write both."""
+    async with client(practice.base_url + "/") as upstream:
+        await read(upstream, body())
+
+    assert practice.calls[0].path == "/v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/event-stream; charset=utf-8", "Text/Event-Stream", "text/event-stream ;x=y"]
+)
+async def test_http_upstream_takes_any_spelling_of_an_event_stream(kind: str) -> None:
+    """Parameters are allowed, in any case."""
+    answer = chunked(EVENT, headers=f"content-type: {kind}\r\n".encode())
+    async with serving(answer) as server, client(server.base_url) as upstream:
+        assert await read(upstream) == EVENT
+
+
+async def test_http_upstream_that_compresses_unasked_is_unpacked() -> None:
+    """Some gateways do, whatever was asked for."""
+    answer = chunked(gzip.compress(EVENT + DONE), headers=EVENT_STREAM + b"content-encoding: gzip\r\n")
+    async with serving(answer) as server, client(server.base_url) as upstream:
+        assert await read(upstream) == EVENT + DONE
+
+
+async def test_http_upstream_body_without_length_ends_with_the_connection() -> None:
+    """A clean end is no error here; whether the stream was whole is for its reader to say."""
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.1 200 OK\r\n" + EVENT_STREAM + b"connection: close\r\n\r\n" + EVENT)
+
+    async with serving(serve) as server, client(server.base_url) as upstream:
+        assert await read(upstream) == EVENT
+
+
+# Answers that are no event stream (wire facts §9)
+
+STATUSES = [
+    (400, ErrorCode.UPSTREAM_REJECTED, False),
+    (401, ErrorCode.AUTH, False),
+    (402, ErrorCode.UPSTREAM_REJECTED, False),
+    (403, ErrorCode.AUTH, False),
+    (404, ErrorCode.UPSTREAM_REJECTED, False),
+    (408, ErrorCode.UPSTREAM_REJECTED, True),
+    (409, ErrorCode.UPSTREAM_REJECTED, True),
+    (413, ErrorCode.UPSTREAM_REJECTED, False),
+    (422, ErrorCode.UPSTREAM_REJECTED, False),
+    (429, ErrorCode.RATE_LIMITED, True),
+    (500, ErrorCode.UPSTREAM_UNAVAILABLE, True),
+    (502, ErrorCode.UPSTREAM_UNAVAILABLE, True),
+    (503, ErrorCode.UPSTREAM_UNAVAILABLE, True),
+    (504, ErrorCode.UPSTREAM_UNAVAILABLE, True),
+    (524, ErrorCode.UPSTREAM_UNAVAILABLE, True),
+    (529, ErrorCode.UPSTREAM_UNAVAILABLE, True),
+]
+
+
+@pytest.mark.parametrize(("status", "code", "retriable"), STATUSES)
+async def test_http_upstream_status_says_what_it_means(status: int, code: ErrorCode, retriable: bool) -> None:
+    """With the upstream's own words, its body, and whether to try again."""
+    text = b'{"error":{"message":"in its own words","type":null,"code":null}}'
+    async with serving(response(status, text)) as server:
+        error = await refusal(server.base_url)
+
+    assert (error.code, error.http_status, error.retriable) == (code, status, retriable)
+    assert (error.message, error.upstream) == ("in its own words", text.decode())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b'{"error":{"message":"m","code":"x"}}', "m"),
+        (b'{"error":"Unauthorized"}', "Unauthorized"),
+        (b'{"object":"error","message":"m","code":400}', "m"),
+        (b'{"detail":"Not Found"}', "Not Found"),
+        (b'{"message":"m","id":"1"}', "m"),
+        (b'{"error":"m","error_type":"generation"}', "m"),
+        (b'[{"error":{"message":"m","status":"X"}}]', "m"),
+        (b"<html><h1>502 Bad Gateway</h1></html>", "<html><h1>502 Bad Gateway</h1></html>"),
+        (b"", "the upstream answered 500 with an empty body"),
+        (b"\xff\xfe", "��"),
+        (b'data: {"error":{"message":"m"}}\n\n', 'data: {"error":{"message":"m"}}'),
+    ],
+)
+async def test_http_upstream_error_body_is_read_in_any_shape(text: bytes, message: str) -> None:
+    """JSON of many dialects, HTML, nothing, and what is no text at all."""
+    async with serving(response(500, text)) as server:
+        error = await refusal(server.base_url)
+
+    assert error.message == message
+    assert error.code is ErrorCode.UPSTREAM_UNAVAILABLE
+
+
+async def test_http_upstream_empty_account_is_not_worth_another_try() -> None:
+    """A 429 that waiting does not help."""
+    text = b'{"error":{"message":"no credit","type":"insufficient_quota","code":"insufficient_quota"}}'
+    async with serving(response(429, text)) as server:
+        error = await refusal(server.base_url)
+
+    assert (error.code, error.retriable) == (ErrorCode.RATE_LIMITED, False)
+
+
+async def test_http_upstream_error_with_an_event_stream_body_is_an_error() -> None:
+    """Some proxies answer a 429 so."""
+    text = b'data: {"error":{"message":"slow down"}}\n\n'
+    async with serving(response(429, text, EVENT_STREAM)) as server:
+        error = await refusal(server.base_url)
+
+    assert error.code is ErrorCode.RATE_LIMITED
+    assert "slow down" in error.message
+
+
+async def test_http_upstream_huge_error_body_is_read_in_part() -> None:
+    """Memory and time are bounded: an endless body is left."""
+    said = 0
+
+    async def serve(peer: Peer) -> None:
+        nonlocal said
+        await peer.request()
+        await peer.say(b"HTTP/1.1 500 X\r\ncontent-length: 999999999999\r\n\r\n")
+        while True:
+            await peer.say(b"x" * 65536)
+            said += 65536
+
+    async with serving(serve) as server:
+        error = await refusal(server.base_url)
+
+    assert error.code is ErrorCode.UPSTREAM_UNAVAILABLE
+    assert 2048 <= len(error.upstream or "") <= 4096
+    assert said < 200 * ERROR_BODY_BYTES
+
+
+async def test_http_upstream_error_body_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The status has said enough."""
+    monkeypatch.setattr("streamworker.upstream.client.ERROR_BODY_TIMEOUT_S", 0.1)
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.1 503 X\r\ncontent-length: 100\r\n\r\nbusy")
+        await peer.gone()
+
+    async with serving(serve) as server:
+        error = await refusal(server.base_url)
+
+    assert (error.code, error.message) == (ErrorCode.UPSTREAM_UNAVAILABLE, "busy")
+
+
+async def test_http_upstream_error_body_that_breaks_is_read_as_far_as_it_goes() -> None:
+    """So is one whose connection is cut."""
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.1 503 X\r\ncontent-length: 100\r\n\r\nbusy")
+
+    async with serving(serve) as server:
+        error = await refusal(server.base_url)
+
+    assert (error.code, error.http_status) == (ErrorCode.UPSTREAM_UNAVAILABLE, 503)
+
+
+async def test_http_upstream_error_body_that_does_not_unpack_still_has_its_status() -> None:
+    """Garbage in a body changes nothing of the answer's meaning."""
+    headers = b"content-type: application/json\r\ncontent-encoding: gzip\r\n"
+    async with serving(response(429, b"not gzip", headers)) as server:
+        error = await refusal(server.base_url)
+
+    assert (error.code, error.http_status) == (ErrorCode.RATE_LIMITED, 429)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "told", "retriable"),
+    [
+        (b"application/json", b'{"choices":[]}', "answered with application/json instead", False),
+        (b"text/html", b"<html></html>", "answered with text/html instead", False),
+        (b"application/json", b'{"error":"Unexpected endpoint"}', "Unexpected endpoint", True),
+        (b"application/json", b'{"code":"invalid_api_key","error":"no"}', "no", False),
+        (b"application/json", b"", "answered with application/json instead", False),
+    ],
+)
+async def test_http_upstream_200_that_is_no_event_stream_is_refused(
+    kind: bytes, text: bytes, told: str, retriable: bool
+) -> None:
+    """A server that ignored `stream`, a page, or an error that calls itself a success."""
+    async with serving(response(200, text, b"content-type: " + kind + b"\r\n")) as server:
+        error = await refusal(server.base_url)
+
+    assert (error.code, error.http_status) == (ErrorCode.UPSTREAM_PROTOCOL, 200)
+    assert told in error.message
+    assert error.retriable is retriable
+
+
+async def test_http_upstream_200_without_content_type_is_refused() -> None:
+    """And says so."""
+    async with serving(response(200, b"data: x", b"")) as server:
+        assert "no content type" in (await refusal(server.base_url)).message
+
+
+@pytest.mark.parametrize("model", ["practice?json200", "practice?html200", "practice?status=503"])
+async def test_http_upstream_practice_that_answers_otherwise_is_refused(
+    practice: PracticeUpstream, model: str
+) -> None:
+    """The practice upstream's own ways, told by the call log as answered in full."""
+    error = await refusal(practice.base_url, body(model))
+
+    assert error.http_status == practice.calls[0].status
+    assert error.code in {ErrorCode.UPSTREAM_PROTOCOL, ErrorCode.UPSTREAM_UNAVAILABLE}
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_http_upstream_redirect_is_not_followed(status: int) -> None:
+    """A prompt and its key go where the configuration says, and nowhere else."""
+    async with serving(STREAM) as elsewhere:
+        location = f"location: {elsewhere.base_url}/chat/completions\r\n".encode()
+        async with serving(response(status, b"", location)) as server:
+            error = await refusal(server.base_url)
+
+    assert (error.code, error.http_status) == (ErrorCode.UPSTREAM_PROTOCOL, status)
+    assert elsewhere.connections == 0
+
+
+@pytest.mark.parametrize("status", [201, 204, 206])
+async def test_http_upstream_other_success_is_refused(status: int) -> None:
+    """Only 200 carries a stream."""
+    answer = b"HTTP/1.1 %d X\r\n" % status + EVENT_STREAM + b"content-length: 0\r\n\r\n"
+    async with serving(answer) as server:
+        assert (await refusal(server.base_url)).code is ErrorCode.UPSTREAM_PROTOCOL
+
+
+# No answer at all
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+async def test_http_upstream_that_refuses_connections_is_unavailable() -> None:
+    """Nobody listens; somebody may later."""
+    error = await refusal(f"http://127.0.0.1:{free_port()}/v1")
+
+    assert (error.code, error.retriable, error.http_status) == (ErrorCode.UPSTREAM_UNAVAILABLE, True, None)
+    assert "cannot connect" in error.message
+
+
+async def test_http_upstream_whose_name_is_unknown_is_unavailable() -> None:
+    """`.invalid` never resolves."""
+    error = await refusal("http://nowhere.invalid/v1")
+
+    assert (error.code, error.retriable) == (ErrorCode.UPSTREAM_UNAVAILABLE, True)
+
+
+async def test_http_upstream_that_does_not_accept_in_time_is_timed_out() -> None:
+    """A backlog that is full lets connections hang."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        port = listener.getsockname()[1]
+        fillers = [socket.socket() for _ in range(4)]
+        try:
+            for filler in fillers:
+                filler.setblocking(False)
+                filler.connect_ex(("127.0.0.1", port))
+            error = await refusal(f"http://127.0.0.1:{port}/v1", connect_timeout_s=0.2)
+        finally:
+            for filler in fillers:
+                filler.close()
+
+    assert (error.code, error.retriable) == (ErrorCode.TIMEOUT_CONNECT, True)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+    """A certificate that nobody has signed but itself."""
+    where = tmp_path_factory.mktemp("tls")
+    subject = ["-subj", "/CN=localhost", "-keyout", str(where / "key.pem"), "-out", str(where / "cert.pem")]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *subject]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(where / "cert.pem", where / "key.pem")
+    return context
+
+
+async def test_http_upstream_with_an_untrusted_certificate_is_refused(certificate: ssl.SSLContext) -> None:
+    """No prompt is sent, and trying again does not help."""
+    async with serving(STREAM, tls=certificate) as server:
+        error = await refusal(server.base_url)
+
+    assert (error.code, error.retriable) == (ErrorCode.UPSTREAM_UNAVAILABLE, False)
+    assert "no TLS connection" in error.message
+    assert server.requests == []
+
+
+async def test_http_upstream_that_speaks_no_tls_is_refused() -> None:
+    """`https` where `http` was meant."""
+
+    async def serve(peer: Peer) -> None:
+        await peer.say(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    async with serving(serve) as server:
+        error = await refusal(server.base_url.replace("http:", "https:"))
+
+    assert error.code is ErrorCode.UPSTREAM_UNAVAILABLE
+
+
+async def test_http_upstream_that_closes_before_the_answer_is_unavailable() -> None:
+    """It may have begun to generate: the word is not `connect`."""
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+
+    async with serving(serve) as server:
+        error = await refusal(server.base_url)
+
+    assert (error.code, error.retriable) == (ErrorCode.UPSTREAM_UNAVAILABLE, True)
+    assert "before it answered" in error.message
+
+
+async def test_http_upstream_that_resets_before_the_answer_is_unavailable() -> None:
+    """As above, less politely."""
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        peer.reset()
+
+    async with serving(serve) as server:
+        error = await refusal(server.base_url)
+
+    assert (error.code, error.retriable) == (ErrorCode.UPSTREAM_UNAVAILABLE, True)
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"SSH-2.0-OpenSSH\r\n", b"\x00\x01\x02\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n"]
+)
+async def test_http_upstream_that_speaks_no_http_is_a_protocol_error(garbage: bytes) -> None:
+    """The port is somebody else's."""
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(garbage)
+        await peer.gone()
+
+    async with serving(serve) as server:
+        error = await refusal(server.base_url)
+
+    assert error.code is ErrorCode.UPSTREAM_PROTOCOL
+
+
+@pytest.mark.parametrize("endless", [b"x-more: y\r\n", b"x" * 1000])
+async def test_http_upstream_with_endless_headers_is_a_protocol_error(endless: bytes) -> None:
+    """Memory is bounded before the body, too."""
+    said = 0
+
+    async def serve(peer: Peer) -> None:
+        nonlocal said
+        await peer.request()
+        await peer.say(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            await peer.say(endless * 60)
+            said += len(endless) * 60
+
+    async with serving(serve) as server:
+        error = await refusal(server.base_url)
+
+    assert error.code is ErrorCode.UPSTREAM_PROTOCOL
+    assert said < 100 << 20
+
+
+# Bodies that break
+
+
+@pytest.mark.parametrize(
+    "model", ["practice?break_after=3", "practice?close_after=3", "practice?cut_utf8_after=3"]
+)
+async def test_http_upstream_that_breaks_in_the_body_loses_nothing_before_it(
+    practice: PracticeUpstream, model: str
+) -> None:
+    """Reset or closed without the body's end: what came is handed out, then the break is told."""
+    pieces: list[bytes] = []
+    async with client(practice.base_url) as upstream:
+        with pytest.raises(UpstreamError) as caught:
+            async with upstream.call(body(model), {}) as answer:
+                async for piece in answer:
+                    pieces.append(piece)  # noqa: PERF401 - what came before the break is kept
+
+    error = caught.value.error
+    assert b"".join(pieces).count(b'"content":') >= 3
+    assert (error.code, error.http_status, error.retriable) == (ErrorCode.TRUNCATED, 200, True)
+
+
+async def test_http_upstream_cut_inside_of_an_http_chunk_is_truncated() -> None:
+    """The half is handed out: the parser knows what to do with it."""
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(chunked(EVENT, ends=False) + b"ff\r\ndata: half")
+
+    text, error = await break_of(serve)
+
+    assert text == EVENT + b"data: half"
+    assert error.code is ErrorCode.TRUNCATED
+
+
+async def test_http_upstream_body_shorter_than_its_length_is_truncated() -> None:
+    """A known length that is not reached."""
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.1 200 OK\r\n" + EVENT_STREAM + b"content-length: 9999\r\n\r\n" + EVENT)
+
+    text, error = await break_of(serve)
+
+    assert text == EVENT
+    assert error.code is ErrorCode.TRUNCATED
+
+
+async def test_http_upstream_with_broken_http_chunks_is_an_error() -> None:
+    """A length that is no number."""
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(chunked(EVENT, ends=False) + b"zz\r\nnonsense\r\n")
+        await peer.gone()
+
+    text, error = await break_of(serve)
+
+    assert text in {EVENT, b""}
+    assert error.code in {ErrorCode.TRUNCATED, ErrorCode.UPSTREAM_PROTOCOL}
+    assert "closed the connection" not in error.message
+
+
+async def test_http_upstream_body_that_does_not_unpack_is_a_protocol_error() -> None:
+    """It says gzip and is not."""
+    _, error = await break_of(chunked(EVENT, headers=EVENT_STREAM + b"content-encoding: gzip\r\n"))
+
+    assert error.code in {ErrorCode.UPSTREAM_PROTOCOL, ErrorCode.TRUNCATED}
+    assert error.http_status == 200
+
+
+# Leaving, draining, cancelling
+
+
+async def test_http_upstream_left_early_closes_the_connection(practice: PracticeUpstream) -> None:
+    """So that the upstream stops generating, within a second."""
+    async with client(practice.base_url) as upstream:
+        async with upstream.call(body("practice?deltas=100000&pace_ms=5"), {}) as answer:
+            async for _ in answer:
+                break
+        async with asyncio.timeout(1):
+            await practice.until(lambda: practice.open_streams == 0)
+
+    assert practice.calls[0].outcome == "client_closed"
+    assert practice.calls[0].deltas_sent < 1000
+
+
+async def test_http_upstream_drained_lets_the_next_call_use_the_connection() -> None:
+    """A connection saved is a handshake saved."""
+    async with serving(STREAM) as server, client(server.base_url) as upstream:
+        for _ in range(5):
+            async with upstream.call(b"{}", {}) as answer:
+                text = b""
+                async for piece in answer:
+                    text += piece
+                    if DONE in text:
+                        break
+                await answer.drain()
+
+    assert len(server.requests) == 5
+    assert server.connections == 1
+
+
+async def test_http_upstream_drained_waits_only_a_moment_for_the_end() -> None:
+    """An upstream that says `[DONE]` and keeps the body open is not waited for."""
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(chunked(DONE, ends=False))
+        await peer.gone()
+
+    loop = asyncio.get_running_loop()
+    async with (
+        serving(serve) as server,
+        client(server.base_url) as upstream,
+        upstream.call(b"{}", {}) as answer,
+    ):
+        assert await anext(answer) == DONE
+        began = loop.time()
+        await answer.drain()
+
+    assert loop.time() - began < 1
+
+
+@pytest.mark.parametrize("left", ["cancelled", "in the block"])
+async def test_http_upstream_left_while_the_upstream_is_silent_closes_the_connection(
+    practice: PracticeUpstream, left: str
+) -> None:
+    """There is no next write of theirs at which they would notice by themselves."""
+    async with client(practice.base_url) as upstream:
+
+        async def stream() -> None:
+            async with upstream.call(body("practice?stall_after=1"), {}) as answer:
+                async for piece in answer:
+                    if left == "in the block" and b"content" in piece:
+                        return
+
+        task = asyncio.create_task(stream())
+        await practice.until(lambda: practice.open_streams == 1)
+        if left == "cancelled":
+            while not practice.calls[0].deltas_sent:  # noqa: ASYNC110 - the log wakes nobody for a delta
+                await asyncio.sleep(0.005)
+            task.cancel()
+        await asyncio.wait([task])
+        async with asyncio.timeout(1):
+            await practice.until(lambda: practice.open_streams == 0)
+
+    assert practice.calls[0].outcome == "client_closed"
+
+
+PHASES = {
+    "connecting": "",
+    "waiting for the answer": "practice?slow_headers_ms=60000",
+    "waiting for the first delta": "practice?first_delta_ms=60000",
+    "reading": "practice?deltas=100000&pace_ms=2",
+    "reading without a pause": "practice?deltas=1000000",
+    "waiting between deltas": "practice?stall_after=2",
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("moments", [0, 1, 3, 10])
+async def test_http_upstream_cancelled_in_any_phase_leaks_no_connection(
+    practice: PracticeUpstream, phase: str, moments: int
+) -> None:
+    """Twenty at once, at different moments of the loop: every socket is closed, and the client still works."""
+    model = PHASES[phase] or "practice"
+
+    async def stream(upstream: HttpUpstream) -> None:
+        async with upstream.call(body(model), {}) as answer:
+            async for _ in answer:
+                pass
+
+    async with client(practice.base_url) as upstream:
+        before = connections()
+        tasks = [asyncio.create_task(stream(upstream)) for _ in range(20)]
+        if PHASES[phase]:
+            await practice.until(lambda: practice.open_streams == 20)
+        for _ in range(moments):
+            await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(result, asyncio.CancelledError) for result in results)
+        await practice.until(lambda: practice.open_streams == 0)
+        assert (await read(upstream, body())).endswith(DONE)
+
+    await back_to(before)
+
+
+async def test_http_upstream_refused_again_and_again_leaks_no_connection(practice: PracticeUpstream) -> None:
+    """Errors close or reuse their connections."""
+    before = connections()
+    async with client(practice.base_url) as upstream:
+        for _ in range(50):
+            with pytest.raises(UpstreamError):
+                await read(upstream, body("practice?status=500"))
+        assert connections() <= before + 4
+
+    await back_to(before)
+
+
+async def test_http_upstream_three_hundred_streams_run_at_once() -> None:
+    """There is no silent cap: how much runs is decided where jobs are taken in."""
+    there, all_there = [], asyncio.Event()
+
+    async def hold(peer: Peer) -> None:
+        there.append(await peer.request())
+        if len(there) == 300:
+            all_there.set()
+        await all_there.wait()
+        await peer.say(STREAM)
+        await peer.gone()
+
+    async with serving(hold) as server, client(server.base_url) as upstream:
+        bodies = await asyncio.gather(*(read(upstream) for _ in range(300)))
+
+    assert set(bodies) == {EVENT + DONE}
+
+
+# Secrets
+
+
+async def test_http_upstream_keeps_no_cookies() -> None:
+    """Calls of different tenants share the client."""
+    cookie = b"set-cookie: session=1; Path=/\r\n"
+    answer = chunked(EVENT, headers=EVENT_STREAM + cookie)
+    async with serving(answer) as server, client(server.base_url) as upstream:
+        for _ in range(3):
+            await read(upstream)
+
+    assert len(server.requests) == 3
+    assert not any("cookie" in headers for headers in server.requests)
+
+
+async def test_http_upstream_key_is_read_anew_for_each_call(tmp_path: Path) -> None:
+    """A key can be rotated without a restart."""
+    file = tmp_path / "key"
+    async with serving(STREAM) as server, client(server.base_url, api_key_file=file) as upstream:
+        for key in ("first-key", "second-key\n"):
+            file.write_text(key)
+            await read(upstream)
+
+    keys = [headers["authorization"] for headers in server.requests]
+    assert keys == ["bearer first-key", "bearer second-key"]
+
+
+async def test_http_upstream_key_from_the_environment_is_sent(
+    practice: PracticeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The variable is named by the configuration."""
+    monkeypatch.setenv("OUR_KEY", " sk-from-the-environment ")
+    async with client(practice.base_url, api_key_env="OUR_KEY") as upstream:
+        await read(upstream, body())
+
+    assert practice.calls[0].headers["authorization"] == "present"
+
+
+async def test_http_upstream_without_its_key_is_an_auth_error_and_sends_nothing(
+    practice: PracticeUpstream, tmp_path: Path
+) -> None:
+    """A rotation that went wrong may be put right."""
+    error = await refusal(practice.base_url, api_key_file=tmp_path / "gone")
+
+    assert (error.code, error.retriable) == (ErrorCode.AUTH, True)
+    assert "api_key_file" in error.message
+    assert len(practice.calls) == 0
+
+
+@pytest.mark.parametrize("key", [b"", b"sk-\xd0\xba", b"two\nlines", b"\xff\xfe"])
+async def test_http_upstream_with_a_key_that_is_none_is_an_auth_error(
+    practice: PracticeUpstream, tmp_path: Path, key: bytes
+) -> None:
+    """What cannot stand in a header is not sent, is no crash of ours, and is not repeated."""
+    file = tmp_path / "key"
+    file.write_bytes(key)
+    error = await refusal(practice.base_url, api_key_file=file)
+
+    assert (error.code, error.retriable) == (ErrorCode.AUTH, True)
+    assert "two" not in error.message
+    assert len(practice.calls) == 0
+
+
+async def test_http_upstream_scrub_takes_the_key_of_the_moment_out(tmp_path: Path) -> None:
+    """And whatever looks like a secret."""
+    file = tmp_path / "key"
+    file.write_text("plain-word-1")
+    async with client("http://127.0.0.1:1/v1", api_key_file=file) as upstream:
+        assert upstream.scrub("key plain-word-1, plain-word-2") == "key ***, plain-word-2"
+        file.write_text("plain-word-2")
+        assert upstream.scrub("key plain-word-1, plain-word-2") == "key plain-word-1, ***"
+        file.unlink()
+        assert upstream.scrub("Bearer abcdef sk-abcdefghijkl") == "Bearer *** ***"
+
+
+# Which models there are
+
+
+async def test_http_upstream_lists_its_models(practice: PracticeUpstream) -> None:
+    """For `streamworker check`."""
+    async with client(practice.base_url) as upstream:
+        assert "practice" in await upstream.models()
+
+
+@pytest.mark.parametrize("text", [b"nonsense", b"[]", b'{"data":5}', b'{"data":[{}]}', b"null"])
+async def test_http_upstream_models_in_another_shape_are_none(text: bytes) -> None:
+    """Not every upstream has such a list."""
+    async with serving(response(200, text)) as server, client(server.base_url) as upstream:
+        assert await upstream.models() == []
+
+
+async def test_http_upstream_models_refused_raises() -> None:
+    """A wrong key is found by `check`, not by the first job."""
+    async with serving(response(401, b'{"error":"no"}')) as server, client(server.base_url) as upstream:
+        with pytest.raises(UpstreamError, match="no"):
+            await upstream.models()
