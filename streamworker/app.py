@@ -153,6 +153,8 @@ class App:
                 idle_timeout_s=settings.idle_timeout_s,
                 include_usage=settings.include_usage,
                 scrub=upstream.scrub,
+                max_tries=settings.max_tries,
+                max_restarts=settings.max_restarts,
             )
         return slots
 

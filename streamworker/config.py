@@ -172,7 +172,10 @@ class UpstreamSettings(_Section):
     connect_timeout_s: Seconds = Field(5, description="for TCP and TLS")
     first_delta_timeout_s: Seconds = Field(60, description="from the call to the first delta")
     idle_timeout_s: Seconds = Field(30, description="between deltas; comments and pings do not count")
-    max_tries: int = Field(4, ge=1, le=100, description="calls per job, all before the first delta")
+    max_tries: int = Field(4, ge=1, le=100, description="calls per attempt, all before the first delta")
+    max_restarts: int = Field(
+        2, ge=0, le=100, description="new attempts after a break, for jobs with on_break = restart"
+    )
     include_usage: bool = Field(True, description="ask for a usage report (stream_options.include_usage)")
 
     @model_validator(mode="after")

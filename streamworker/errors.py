@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from streamworker.model import JobError
+    from streamworker.model import Advice, JobError
 
 __all__ = [
     "ConfigurationError",
@@ -72,10 +72,14 @@ class Fenced(KafkaError):
 
 
 class UpstreamError(StreamworkerError):
-    """A try ended before or beside its event stream. `error` is what the terminal event will say."""
+    """A try failed, before or inside its event stream. `error` is what the terminal event will say.
 
-    def __init__(self, error: JobError) -> None:
+    `advice` is what the answer's headers say about another try, where there was an answer.
+    """
+
+    def __init__(self, error: JobError, advice: Advice | None = None) -> None:
         self.error = error
+        self.advice = advice
         super().__init__(f"{error.code}: {error.message}")
 
 

@@ -20,7 +20,7 @@ from streamworker.model import CommitPoint, Coordinates, Partition, Record
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 
-    from streamworker.model import ErrorCode, Headers, Job, Outgoing, Rejection, UsageEvent
+    from streamworker.model import ErrorCode, Headers, Job, JobError, Outgoing, Rejection, UsageEvent
     from streamworker.ports import Assignments, Receipt
 
 __all__ = [
@@ -401,6 +401,10 @@ class MemoryObserver:
     def deltas_published(self, count: int) -> None:
         """Keep it."""
         self.told.append(("deltas_published", (count,)))
+
+    def try_failed(self, job: Job, upstream: str, error: JobError, next_try_s: float) -> None:
+        """Keep it."""
+        self.told.append(("try_failed", (job, upstream, error, next_try_s)))
 
     def job_ended(self, event: UsageEvent, job: Job, upstream: str) -> None:
         """Keep it."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         ErrorCode,
         Headers,
         Job,
+        JobError,
         Outgoing,
         Partition,
         Record,
@@ -186,6 +187,10 @@ class Observer(Protocol):
 
     def deltas_published(self, count: int) -> None:
         """So many delta events were handed to the sink."""
+        ...
+
+    def try_failed(self, job: Job, upstream: str, error: JobError, next_try_s: float) -> None:
+        """A try failed before its first delta; the next one follows after so many seconds."""
         ...
 
     def job_ended(self, event: UsageEvent, job: Job, upstream: str) -> None:

@@ -103,11 +103,16 @@ def _jobs(
 
 
 def _read(data: bytes) -> Iterable[dict[str, Any]]:
+    """Read one JSON object, or one per line."""
     try:
-        yield _object(orjson.loads(data), "the input")
-        return
+        whole = orjson.loads(data)
     except orjson.JSONDecodeError:
-        pass
+        yield from _read_lines(data)
+    else:
+        yield _object(whole, "the input")
+
+
+def _read_lines(data: bytes) -> Iterable[dict[str, Any]]:
     for number, line in enumerate(data.splitlines(), 1):
         if line.strip():
             try:

@@ -57,7 +57,7 @@ class Happening(Enum):
     DELTA = "a choice delta came"
     DONE = "the stream ended as the protocol says"
     BREAK = "the try failed, for any reason"
-    RETRY = "the try failed and another one may follow"
+    RETRY = "the try failed and another one follows"
     CANCEL = "a control record asked for the end"
     EXPIRE = "the job's deadline passed"
     REFUSE = "the broker refused a delta that was published"
@@ -127,12 +127,18 @@ class Attempt:
         now_ms: int,
         max_event_bytes: int = 1 << 20,
         scrub: Callable[[str], str] | None = None,
+        tries: int = 0,
+        may_retry: Callable[[JobError], bool] = lambda _: False,
     ) -> None:
+        """Open an attempt after so many `tries` of earlier ones.
+
+        `may_retry` is asked when a try fails before its first delta; if it says yes, `call` follows.
+        """
         self.job = job
         self.id = attempt_id
         self.state = State.WAITING
         self.ledger = Ledger()
-        self.tries = 0
+        self.tries = tries
         self.error: JobError | None = None
         self.status: Status | None = None
         self.first_delta_ms: int | None = None
@@ -142,6 +148,7 @@ class Attempt:
         self._seq = 0
         self._max_event_bytes = max_event_bytes
         self._scrub = scrub or Redactor()
+        self._may_retry = may_retry
         self._reader = ChunkReader(self.ledger)
         self._parser = self._new_parser()
 
@@ -151,6 +158,11 @@ class Attempt:
     def is_ended(self) -> bool:
         """Whether the terminal event is all that is left."""
         return self.state is State.ENDED
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether bytes of an event stream may come."""
+        return self.state in {State.LISTENING, State.STREAMING}
 
     def started(self) -> Started:
         """Return the attempt's first event."""
@@ -198,6 +210,7 @@ class Attempt:
         """A try begins."""
         self._move(Happening.CALL)
         self.tries += 1
+        self.ledger.begin_try()
 
     def answer(self) -> None:
         """The upstream answered with an event stream; bytes follow."""
@@ -214,7 +227,7 @@ class Attempt:
         self.ledger.bytes += len(data)
         for event in self._parser.feed(data):
             yield from self._read(event, now_ms)
-            if self.is_ended:
+            if not self.is_listening:
                 return
         if self._parser.overflowed:
             self._break(_protocol(f"the upstream sent an event of more than {self._max_event_bytes} bytes"))
@@ -227,7 +240,7 @@ class Attempt:
         """
         for event in self._parser.close():
             yield from self._read(event, now_ms)
-            if self.is_ended:
+            if not self.is_listening:
                 return
         if self._reader.is_finished:
             self._move(Happening.DONE)
@@ -236,10 +249,10 @@ class Attempt:
 
     def fail(self, error: JobError) -> None:
         """The try failed outside of what the stream said: a status, a broken connection, a timeout."""
-        self._move(Happening.BREAK, error)
+        self._break(error)
 
     def retry(self) -> None:
-        """The try failed and another one follows."""
+        """The try failed before its first delta, and another one follows."""
         self._move(Happening.RETRY)
 
     def cancel(self, reason: str) -> None:
@@ -271,8 +284,9 @@ class Attempt:
     def _read(self, event: ServerSentEvent, now_ms: int) -> Iterator[DeltaEvent]:
         for news in self._reader.read(event):
             if type(news) is ChunkDelta:
+                state = self.state
                 yield self._numbered(news, now_ms)
-                if self.is_ended:
+                if self.state is not state:  # it could not be published
                     return
                 self._published(news, now_ms)
             elif type(news) is Done:
@@ -306,7 +320,10 @@ class Attempt:
         self._seq += 1
 
     def _break(self, error: JobError) -> None:
-        self._move(Happening.BREAK, error)
+        if Happening.RETRY in LIFE[self.state] and self._may_retry(error):
+            self.retry()
+        else:
+            self._move(Happening.BREAK, error)
 
     def _truncated(self) -> JobError:
         unfinished = sum(reason is None for reason in self._reader.finish_reasons.values())

@@ -8,26 +8,21 @@ from __future__ import annotations
 
 import math
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from streamworker.model import Advice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from streamworker.model import JobError
 
-__all__ = ["MAX_ADVISED_S", "Advice", "backoff_s", "next_try_s", "read_advice"]
+__all__ = ["MAX_ADVISED_S", "backoff_s", "next_try_s", "read_advice"]
 
 BASE_S = 0.5
 MAX_BACKOFF_S = 8.0
 MAX_ADVISED_S = 120.0
 """Longest delay that an upstream may ask for; beyond it the try is the last one. openai-python's number."""
-
-
-class Advice(NamedTuple):
-    """What an answer's headers say about another try: whether, and after how many seconds."""
-
-    should_retry: bool | None = None
-    after_s: float | None = None
 
 
 def read_advice(headers: Mapping[str, str], now_s: float) -> Advice:

@@ -44,6 +44,11 @@ class Ledger:
         self._report: dict[str, Any] | None = None
         self._final = False
 
+    def begin_try(self) -> None:
+        """A new call begins: what an earlier one reported is not its usage."""
+        self._report = None
+        self._final = False
+
     def report(self, usage: dict[str, Any], *, final: bool) -> None:
         """Note what the upstream reports. `final`: nothing was still being generated when it did."""
         self._report = usage

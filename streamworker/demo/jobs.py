@@ -25,7 +25,8 @@ _PRACTICE = (
         "practice?deltas=40&pace_ms=60&format=unblanked",
     ),
     ("breaks", "breaks after 15 deltas", "practice?deltas=40&pace_ms=60&break_after=15"),
-    ("limited", "is refused with 429", "practice?status=429&retry_after=2"),
+    ("retried", "two 503s, then all is well", "practice?deltas=30&pace_ms=40&status=503&times=2"),
+    ("refused", "is refused with 400", "practice?status=400"),
 )
 
 

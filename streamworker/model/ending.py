@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
-__all__ = ["ErrorCode", "JobError", "Status", "UsageSource"]
+__all__ = ["Advice", "ErrorCode", "JobError", "Status", "UsageSource"]
 
 
 class Status(StrEnum):
@@ -48,6 +48,13 @@ class UsageSource(StrEnum):
     UPSTREAM_PARTIAL = "upstream_partial"
     ESTIMATED = "estimated"
     NONE = "none"
+
+
+class Advice(msgspec.Struct, frozen=True):
+    """What an answer's headers say about another try: whether, and after how many seconds."""
+
+    should_retry: bool | None = None
+    after_s: float | None = None
 
 
 class JobError(msgspec.Struct, frozen=True):

@@ -55,6 +55,9 @@ TOKENS = Definition(
     "Tokens in terminal events, by who counted them.",
     ("upstream", "kind", "source"),
 )
+RETRIES = Definition(
+    "counter", "retries_total", "Tries that failed and were followed by another.", ("upstream", "code")
+)
 DEAD_LETTERS = Definition(
     "counter", "dead_letters_total", "Records written to the dead-letter topic.", ("code",)
 )
@@ -95,6 +98,7 @@ TABLE = (
     JOB_ERRORS,
     DELTAS,
     TOKENS,
+    RETRIES,
     DEAD_LETTERS,
     TOMBSTONES,
     RECORDS_SKIPPED,

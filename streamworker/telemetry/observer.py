@@ -58,6 +58,18 @@ class Telemetry:
         """So many delta events were handed to the sink."""
         self._metrics.add(table.DELTAS, count)
 
+    def try_failed(self, job: Job, upstream: str, error: JobError, next_try_s: float) -> None:
+        """A try failed before its first delta; the next one follows after so many seconds."""
+        self._metrics.add(table.RETRIES, 1, self._label(upstream), error.code.value)
+        self._log.info(
+            "try.failed",
+            job_id=job.job_id,
+            upstream=upstream,
+            error_code=error.code.value,
+            http_status=error.http_status,
+            next_try_s=round(next_try_s, 3),
+        )
+
     def job_ended(self, event: UsageEvent, job: Job, upstream: str) -> None:
         """A terminal event is durable."""
         self._close(job.source)

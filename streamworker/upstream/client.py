@@ -7,9 +7,10 @@ taken in. No HTTP/2: closing one stream early would not tell the upstream to sto
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import asynccontextmanager, suppress
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import aiohttp
 import httpx
@@ -18,6 +19,7 @@ from httpx_aiohttp.transport import AiohttpResponseStream, AiohttpTransport
 from streamworker import __version__
 from streamworker.core.faults import fault_of_body, http_error, is_retriable
 from streamworker.core.redaction import Redactor
+from streamworker.core.retry import read_advice
 from streamworker.errors import ConfigurationError, UpstreamError
 from streamworker.model import ErrorCode, JobError
 from streamworker.upstream.errors import Phase, foreign_errors_as_ours
@@ -117,7 +119,8 @@ class HttpUpstream:
         kind = response.headers.get("content-type", "")
         if response.status_code == 200 and kind.partition(";")[0].strip().lower() == "text/event-stream":
             return
-        _refuse(response.status_code, kind, await _capped_body(response))
+        error = _refusal(response.status_code, kind, await _capped_body(response))
+        raise UpstreamError(error, read_advice(response.headers, time.time()))
 
 
 class HttpAnswer:
@@ -187,18 +190,16 @@ async def _capped_body(response: httpx.Response) -> bytes:
     return bytes(body[:ERROR_BODY_BYTES])
 
 
-def _refuse(status: int, kind: str, body: bytes) -> NoReturn:
+def _refusal(status: int, kind: str, body: bytes) -> JobError:
     """Say what an answer that is no event stream means."""
     if status >= 400:
-        raise UpstreamError(http_error(status, body))
+        return http_error(status, body)
     if status != 200:
         message = f"the upstream answered {status} instead of 200; base_url has to be the final one, with /v1"
-        raise UpstreamError(JobError(ErrorCode.UPSTREAM_PROTOCOL, message, status))
+        return JobError(ErrorCode.UPSTREAM_PROTOCOL, message, status)
     fault = fault_of_body(body)
     is_error = fault.message != fault.frame.strip()
     told = kind or "no content type"
     message = fault.message if is_error else f"the upstream answered with {told} instead of an event stream"
     retriable = is_error and is_retriable(fault.status or 500, fault.kind)
-    raise UpstreamError(
-        JobError(ErrorCode.UPSTREAM_PROTOCOL, message, status, fault.frame or None, retriable)
-    )
+    return JobError(ErrorCode.UPSTREAM_PROTOCOL, message, status, fault.frame or None, retriable)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from math import inf
+from random import random
 from typing import TYPE_CHECKING, NamedTuple
 
 from streamworker.codec.job import request_body
 from streamworker.core.attempt import Attempt, State
+from streamworker.core.retry import next_try_s
 from streamworker.errors import RecordTooLarge, UpstreamError
-from streamworker.model import ErrorCode, JobError, Status, UsageSource
+from streamworker.model import Advice, ErrorCode, JobError, Status, UsageSource
 from streamworker.ports import trace_headers
 from streamworker.worker.patience import Interruption, Patience
 
@@ -37,6 +39,8 @@ class UpstreamSlot(NamedTuple):
     idle_timeout_s: float
     include_usage: bool
     scrub: Callable[[str], str]
+    max_tries: int = 1
+    max_restarts: int = 0
 
 
 class Tools(NamedTuple):
@@ -63,7 +67,10 @@ class Execution:
         to: Partition,
         cause: Cause,
         attempt_id: str,
+        tries: int = 0,
+        restarts: int = 0,
     ) -> None:
+        """Prepare an attempt, after so many `tries` and `restarts` of the same delivery."""
         self._tools = tools
         self._job = job
         self._slot = slot
@@ -74,6 +81,10 @@ class Execution:
         self._started: asyncio.Future[None] | None = None
         self._patience: Patience | None = None
         self._cancel_reason = ""
+        self._restarts = restarts
+        self._tries_before = tries
+        self._advice = Advice()
+        self._next_try_s = 0.0
         self.attempt = Attempt(
             job,
             attempt_id=attempt_id,
@@ -82,18 +93,23 @@ class Execution:
             now_ms=tools.clock.now_ms(),
             max_event_bytes=tools.max_event_bytes,
             scrub=slot.scrub,
+            tries=tries,
+            may_retry=self._may_retry,
         )
 
-    async def run(self) -> UsageEvent:
+    async def run(self) -> UsageEvent | None:
         """Run the job to its end; return its terminal event once that is durable.
 
-        A cancellation of the task leaves at once: the upstream's connection is closed, nothing more is written.
+        None: the stream broke, and the job asked for a restart in that case. A cancellation of the task leaves at once:
+        the upstream's connection is closed, nothing more is written.
         """
         self._started = self._lane.start(self._record(self.attempt.started()))
         self._tools.observer.job_started(self._job, self._slot.name)
         await self._call()
         await self._started
         await self._settle()
+        if self._is_to_restart():
+            return None
         event, record = self._terminal()
         await self._lane.finish(self._job.source.offset, [record])
         self._tools.observer.job_ended(event, self._job, self._slot.name)
@@ -106,22 +122,53 @@ class Execution:
             self._patience.interrupt(Interruption.CANCEL)
 
     async def _call(self) -> None:
-        left = inf if self._job.deadline is None else self._job.deadline - self._tools.clock.now_ms() / 1000
-        if left <= 0:
-            self.attempt.expire()
-            return
-        self._patience = Patience(
-            first_delta_s=self._slot.first_delta_timeout_s,
-            idle_s=self._slot.idle_timeout_s,
-            deadline=asyncio.get_running_loop().time() + left,
+        """Call the upstream, and again as long as tries fail before the first delta and another one is due."""
+        while not self.attempt.is_ended:
+            left = self._left_s()
+            if left <= 0:
+                self.attempt.expire()
+                return
+            self._patience = Patience(
+                first_delta_s=self._next_try_s + self._slot.first_delta_timeout_s,
+                idle_s=self._slot.idle_timeout_s,
+                deadline=asyncio.get_running_loop().time() + left,
+            )
+            async with self._patience:
+                await asyncio.sleep(self._next_try_s)
+                await self._try()
+            if self._patience.interruption is not None and not self.attempt.is_ended:
+                await self._end_interrupted(self._patience.interruption)
+
+    def _left_s(self) -> float:
+        return inf if self._job.deadline is None else self._job.deadline - self._tools.clock.now_ms() / 1000
+
+    def _may_retry(self, error: JobError) -> bool:
+        """Decide, when a try has failed before its first delta; note how long to wait."""
+        delay_s = next_try_s(
+            error,
+            self._advice,
+            tries=self.attempt.tries - self._tries_before,
+            max_tries=self._slot.max_tries,
+            random=random(),  # noqa: S311 - jitter
+            left_s=self._left_s(),
         )
-        async with self._patience:
-            await self._try()
-        if self._patience.interruption is not None and not self.attempt.is_ended:
-            await self._end_interrupted(self._patience.interruption)
+        if delay_s is None:
+            return False
+        self._next_try_s = delay_s
+        self._tools.observer.try_failed(self._job, self._slot.name, error, delay_s)
+        return True
+
+    def _is_to_restart(self) -> bool:
+        """Whether the stream broke after its first delta, and the job prefers a new attempt to half an answer."""
+        attempt = self.attempt
+        is_broken = (
+            attempt.status is Status.INTERRUPTED and attempt.error is not None and attempt.error.retriable
+        )
+        return is_broken and self._job.on_break == "restart" and self._restarts < self._slot.max_restarts
 
     async def _try(self) -> None:
         self.attempt.call()
+        self._advice = Advice()
         body = request_body(self._job, include_usage=self._slot.include_usage)
         try:
             async with self._slot.upstream.call(body, trace_headers(self._job.trace)) as answer:
@@ -130,12 +177,13 @@ class Execution:
                 if self.attempt.status is Status.COMPLETED:
                     await answer.drain()
         except UpstreamError as error:
+            self._advice = error.advice or self._advice
             await self._end_broken(error.error)
 
     async def _read(self, answer: Answer) -> None:
         async for data in answer:
             await self._publish(self.attempt.receive(data, self._tools.clock.now_ms()))
-            if self.attempt.is_ended:
+            if not self.attempt.is_listening:
                 return
         await self._publish(self.attempt.close(self._tools.clock.now_ms()))
 
@@ -174,9 +222,9 @@ class Execution:
             self._patience.resume(left)
 
     async def _end_broken(self, error: JobError) -> None:
-        if self.attempt.state in {State.LISTENING, State.STREAMING}:
+        if self.attempt.is_listening:
             await self._publish(self.attempt.close(self._tools.clock.now_ms(), broken=error))
-        elif not self.attempt.is_ended:
+        elif not self.attempt.is_ended and self.attempt.state is not State.WAITING:
             self.attempt.fail(error)
 
     async def _end_interrupted(self, interruption: Interruption) -> None:

@@ -23,7 +23,7 @@ from streamworker.worker.partition import Holding, PartitionWork
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
 
-    from streamworker.model import Partition, Record
+    from streamworker.model import Cause, Partition, Record
     from streamworker.ports import Committers, Observer, Source
     from streamworker.worker.execution import Tools, UpstreamSlot
     from streamworker.worker.intake import Intake, Refused
@@ -293,25 +293,30 @@ class Worker:
 
     async def _run(self, work: PartitionWork, record: Record, accepted: Accepted, deliveries: int) -> None:
         """Run a job to its terminal event. A crash of ours is tried again, as a delivery: it may be the job's doing."""
+        tries = restarts = 0
+        cause: Cause = "new" if deliveries == 1 else "redelivered"
         while True:
-            cause = "new" if deliveries == 1 else "redelivered"
             execution = Execution(
                 self._tools,
                 accepted.job,
                 self._slots[accepted.upstream],
                 work.lane,
                 to=accepted.to,
-                cause=cause,  # type: ignore[arg-type]
+                cause=cause,
                 attempt_id=uuid4().hex,
+                tries=tries,
+                restarts=restarts,
             )
             try:
-                await execution.run()
+                if await execution.run() is not None:
+                    return
             except Exception:
                 log.exception("job.crashed", job_id=accepted.job.job_id)
             else:
-                return
+                cause, tries, restarts = "restart", execution.attempt.tries, restarts + 1
+                continue
             await asyncio.sleep(_CRASH_BACKOFF_S)
-            deliveries += 1
+            cause, deliveries = "redelivered", deliveries + 1
             decision = self._intake.take(record, deliveries, self._limits.max_deliveries)
             if not isinstance(decision, Accepted):
                 self._refuse(work, record, decision)

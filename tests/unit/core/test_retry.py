@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamworker.core.retry import MAX_ADVISED_S, Advice, backoff_s, next_try_s, read_advice
-from streamworker.model import ErrorCode, JobError
+from streamworker.core.retry import MAX_ADVISED_S, backoff_s, next_try_s, read_advice
+from streamworker.model import Advice, ErrorCode, JobError
 
 NOW = 1_700_000_000.0
 RETRIABLE = JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "busy", 503, retriable=True)

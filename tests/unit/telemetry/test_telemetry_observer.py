@@ -307,6 +307,7 @@ def test_nothing_of_a_job_but_its_facts_is_ever_told(watch: Watch, stream: Any) 
 def test_page_has_every_metric_of_the_table_after_a_busy_day(watch: Watch) -> None:
     watch.telemetry.job_started(JOB, "default")
     watch.telemetry.first_delta("default", 0.3)
+    watch.telemetry.try_failed(JOB, "default", JobError(ErrorCode.RATE_LIMITED, "slow down", 429), 0.5)
     watch.telemetry.job_ended(ended(), JOB, "default")
     watch.telemetry.job_rejected(REJECTION, ErrorCode.INVALID_JOB)
     watch.telemetry.job_abandoned(JOB, "drain")

@@ -1,0 +1,481 @@
+"""The settings: what they are without any, where they come from, and how their faults are told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from streamworker.config import Settings, UpstreamSettings, WorkerSettings, describe, load
+from streamworker.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+UPSTREAM = {"STREAMWORKER_UPSTREAMS__DEFAULT__BASE_URL": "http://up/v1"}
+SECRET = "hunter2-hunter2"
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Any:
+    """Write a TOML file; return its path."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "streamworker.toml"
+        path.write_text(text, "utf-8")
+        return path
+
+    return write
+
+
+def faults(path: Path | None = None, environ: dict[str, str] | None = None) -> tuple[str, ...]:
+    with pytest.raises(ConfigurationError) as caught:
+        load(path, environ or {})
+    return caught.value.faults
+
+
+# Defaults
+
+
+def test_config_defaults_are_the_contracts() -> None:
+    """Contract §6, and what stands beside it, value by value."""
+    assert load(None, {}).model_dump() == {
+        "kafka": {
+            "bootstrap_servers": "localhost:9092",
+            "client_id": "streamworker",
+            "security_protocol": "PLAINTEXT",
+            "sasl_mechanism": "PLAIN",
+            "sasl_username": None,
+            "sasl_password": None,
+            "sasl_password_file": None,
+            "ssl_cafile": None,
+            "ssl_certfile": None,
+            "ssl_keyfile": None,
+            "compression": "lz4",
+            "max_record_bytes": 1_000_000,
+            "max_unacknowledged_bytes": 33_554_432,
+            "request_timeout_s": 30,
+        },
+        "topics": {
+            "jobs": ("streamworker.jobs",),
+            "events": "streamworker.events",
+            "control": "streamworker.control",
+            "dlq": "streamworker.dlq",
+            "allowed_reply_to": (),
+        },
+        "worker": {
+            "group_id": "streamworker",
+            "group_instance_id": None,
+            "delivery": "exactly_once",
+            "max_in_flight": 256,
+            "ordering": "none",
+            "drain_timeout_s": 120,
+            "session_timeout_s": 45,
+            "max_deliveries": 5,
+            "max_job_bytes": 1_048_576,
+            "max_event_bytes": 1_048_576,
+            "commit_interval_s": 1,
+        },
+        "upstreams": {
+            "default": {
+                "base_url": "http://localhost:8000/v1",
+                "api_key_env": None,
+                "api_key_file": None,
+                "models": ("*",),
+                "connect_timeout_s": 5,
+                "first_delta_timeout_s": 60,
+                "idle_timeout_s": 30,
+                "max_tries": 4,
+                "max_restarts": 2,
+                "include_usage": True,
+            }
+        },
+        "events": {"format": "json", "source": "/streamworker"},
+        "telemetry": {
+            "http_host": "0.0.0.0",
+            "http_port": 9464,
+            "log_format": "json",
+            "log_level": "info",
+        },
+    }
+
+
+def test_config_describe_covers_every_setting_once_with_its_default_and_help() -> None:
+    """`run --help` and the README's table are made of it."""
+    rows = list(describe())
+    dumped = load(None, {}).model_dump()
+    dumped["upstreams"] = {"<name>": dumped["upstreams"]["default"]}
+    expected = [
+        f"{section}.{name}" if section != "upstreams" else f"upstreams.<name>.{inner}"
+        for section, values in dumped.items()
+        for name, value in values.items()
+        for inner in (value if section == "upstreams" else [""])
+    ]
+    told = {path: default for path, default, _ in rows}
+
+    assert [path for path, _, _ in rows] == expected
+    assert all(len(text) > 5 for _, _, text in rows)
+    assert told["upstreams.<name>.base_url"] == "(required)"
+    assert told["upstreams.<name>.include_usage"] == "true"
+    assert told["kafka.sasl_password"] == "-"
+    assert told["topics.jobs"] == "streamworker.jobs"
+    assert told["topics.allowed_reply_to"] == "-"
+    assert told["worker.max_in_flight"] == "256"
+
+
+def test_config_is_a_value_that_nobody_changes() -> None:
+    """It is read once, whole."""
+    with pytest.raises(ValidationError):
+        load(None, {}).worker.max_in_flight = 1  # type: ignore[misc]
+
+
+# Where they come from
+
+
+def test_config_file_sets_what_it_names_and_no_more(toml: Any) -> None:
+    """The rest keeps its default."""
+    path = toml(
+        """
+        [worker]
+        max_in_flight = 7
+        [upstreams.one]
+        base_url = "http://one/v1"
+        models = ["gpt-*", "o?"]
+        """
+    )
+    settings = load(path, {})
+
+    assert settings.worker == WorkerSettings(max_in_flight=7)
+    assert settings.upstreams == {"one": UpstreamSettings(base_url="http://one/v1", models=("gpt-*", "o?"))}
+    assert settings.topics == Settings().topics
+
+
+def test_config_environment_overrides_the_file_member_by_member(toml: Any) -> None:
+    """What the environment does not name stays as the file has it, inside of an upstream as well."""
+    path = toml(
+        """
+        [worker]
+        max_in_flight = 7
+        group_id = "g"
+        [upstreams.one]
+        base_url = "http://one/v1"
+        idle_timeout_s = 3
+        """
+    )
+    settings = load(
+        path,
+        {
+            "STREAMWORKER_WORKER__MAX_IN_FLIGHT": "8",
+            "STREAMWORKER_UPSTREAMS__ONE__BASE_URL": "https://other/v1",
+            "STREAMWORKER_UPSTREAMS__TWO__BASE_URL": "http://two/v1",
+        },
+    )
+
+    assert (settings.worker.max_in_flight, settings.worker.group_id) == (8, "g")
+    assert settings.upstreams["one"].base_url == "https://other/v1"
+    assert settings.upstreams["one"].idle_timeout_s == 3
+    assert list(settings.upstreams) == ["one", "two"]
+
+
+def test_config_environment_alone_is_enough() -> None:
+    """A container needs no file; numbers, booleans and lists are read from text."""
+    settings = load(
+        None,
+        {
+            "STREAMWORKER_KAFKA__BOOTSTRAP_SERVERS": "a:1,b:2",
+            "STREAMWORKER_TOPICS__JOBS": "one, two,",
+            "STREAMWORKER_TOPICS__ALLOWED_REPLY_TO": "r1,r2",
+            "STREAMWORKER_WORKER__DRAIN_TIMEOUT_S": "0.5",
+            "STREAMWORKER_UPSTREAMS__MY-LLM__BASE_URL": "http://x/v1",
+            "STREAMWORKER_UPSTREAMS__MY-LLM__MODELS": "a, b*",
+            "STREAMWORKER_UPSTREAMS__MY-LLM__INCLUDE_USAGE": "false",
+            "STREAMWORKER_TELEMETRY__HTTP_PORT": "0",
+        },
+    )
+
+    assert settings.kafka.bootstrap_servers == "a:1,b:2"
+    assert settings.topics.jobs == ("one", "two")
+    assert settings.topics.allowed_reply_to == ("r1", "r2")
+    assert settings.worker.drain_timeout_s == 0.5
+    assert settings.upstreams["my-llm"].models == ("a", "b*")
+    assert settings.upstreams["my-llm"].include_usage is False
+    assert settings.telemetry.http_port == 0
+
+
+def test_config_upstream_with_underscores_has_its_variables(toml: Any) -> None:
+    """One underscore is part of a name, two are a step down."""
+    settings = load(None, {"STREAMWORKER_UPSTREAMS__MY_LLM__BASE_URL": "http://x/v1"})
+
+    assert list(settings.upstreams) == ["my_llm"]
+
+
+def test_config_variables_of_kubernetes_are_no_settings() -> None:
+    """A Service named streamworker sets such for every pod."""
+    environ = {
+        "STREAMWORKER_SERVICE_HOST": "10.0.0.1",
+        "STREAMWORKER_SERVICE_PORT": "9464",
+        "STREAMWORKER_PORT": "tcp://10.0.0.1:9464",
+        "STREAMWORKER_PORT_9464_TCP_ADDR": "10.0.0.1",
+        "STREAMWORKER_TEST_KAFKA": "x",
+        "OTHER_WORKER__GROUP_ID": "x",
+    }
+
+    assert load(None, environ) == load(None, {})
+
+
+# Faults
+
+
+def test_config_tells_every_fault_at_once_with_path_and_variable(toml: Any) -> None:
+    """One round of mending, not ten."""
+    path = toml(
+        """
+        nonsense = 1
+        [worker]
+        max_in_flight = 0
+        ordering = "keys"
+        max_inflight = 3
+        [topics]
+        events = "not a topic"
+        [upstreams.one]
+        models = []
+        """
+    )
+    told = faults(
+        path,
+        {
+            "STREAMWORKER_WORKER__MAX_DELIVERIES": "many",
+            "STREAMWORKER_KAFKA__SECURITY_PROTOCOL": "TLS",
+            "STREAMWORKER_WROKER__GROUP_ID": "x",
+        },
+    )
+    text = "\n".join(told)
+
+    assert len(told) == 10
+    for start in (
+        "nonsense: is not a setting",
+        "wroker (STREAMWORKER_WROKER__GROUP_ID): is not a setting",
+        "worker.max_in_flight: ",
+        "worker.ordering: ",
+        "worker.max_inflight: is not a setting",
+        "worker.max_deliveries (STREAMWORKER_WORKER__MAX_DELIVERIES): ",
+        "topics.events: does not look like one",
+        "kafka.security_protocol (STREAMWORKER_KAFKA__SECURITY_PROTOCOL): ",
+        "upstreams.one.base_url: is required",
+        "upstreams.one.models: ",
+    ):
+        assert start in text
+    assert str(ConfigurationError(told)).count("\n") == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[worker", "is not TOML"),
+        ("a = '\ud83d'", "is not TOML"),
+        ("worker = 5", "worker: "),
+        ("upstreams = 5", "upstreams: "),
+        ("[upstreams]\none = 5", "upstreams.one: "),
+        (
+            "[upstreams.'not a name']\nbase_url = 'http://x/v1'",
+            "upstreams.not a name: does not look like one",
+        ),
+        ("[upstreams.one]\nbase_url = 'ftp://x/v1'", "upstreams.one.base_url: does not look like one"),
+        ("[upstreams.one]\nbase_url = 'http://x/v1?key=1'", "upstreams.one.base_url: does not look like one"),
+        ("[upstreams.one]\nbase_url = 'http://x/v1'\nidle_timeout_s = 0", "upstreams.one.idle_timeout_s: "),
+        ("[upstreams.one]\nbase_url = 'http://x/v1'\nidle_timeout_s = nan", "upstreams.one.idle_timeout_s: "),
+        ("[upstreams.one]\nbase_url = 'http://x/v1'\nidle_timeout_s = inf", "upstreams.one.idle_timeout_s: "),
+        (
+            "[upstreams.one]\nbase_url = 'http://x/v1'\napi_key_env = 'A'\napi_key_file = 'b'",
+            "upstreams.one: set api_key_env or api_key_file, not both",
+        ),
+        ("[topics]\njobs = []", "topics.jobs: "),
+        ("[topics]\njobs = ['a']\nevents = 'a'", "topics: a cannot be"),
+        ("[topics]\njobs = ['streamworker.dlq']", "topics: streamworker.dlq cannot be"),
+        ("[topics]\nallowed_reply_to = ['streamworker.control']", "topics: streamworker.control cannot be"),
+        ("[topics]\nallowed_reply_to = ['streamworker.jobs']", "topics: a job topic cannot be answered to"),
+        ("[topics]\nevents = 'x'\ncontrol = 'x'", "topics: events, control and dlq must be three topics"),
+        (
+            "[kafka]\nsecurity_protocol = 'SASL_SSL'",
+            "kafka: security_protocol asks for SASL: set sasl_username",
+        ),
+        (
+            "[kafka]\nsecurity_protocol = 'SASL_SSL'\nsasl_username = 'u'",
+            "kafka: security_protocol asks for SASL: set sasl_password_file",
+        ),
+        ("[kafka]\nssl_certfile = 'x'", "kafka: ssl_certfile and ssl_keyfile go together"),
+        ("[kafka]\nssl_cafile = '/nowhere/ca.pem'", "kafka.ssl_cafile: cannot be read: /nowhere/ca.pem"),
+        ("[kafka]\nmax_record_bytes = 100", "kafka.max_record_bytes: "),
+        ("[worker]\nsession_timeout_s = 1", "worker.session_timeout_s: "),
+        ("[telemetry]\nhttp_port = 65536", "telemetry.http_port: "),
+    ],
+)
+def test_config_fault_names_its_place(toml: Any, tmp_path: Path, text: str, told: str) -> None:
+    """And says what would be right."""
+    path = tmp_path / "streamworker.toml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+
+    (fault,) = faults(path)
+    assert told in fault
+    assert fault.startswith((told, str(path)))
+
+
+def test_config_file_that_is_not_there_is_a_fault(tmp_path: Path) -> None:
+    """Whoever names a file means it."""
+    (fault,) = faults(tmp_path / "gone.toml")
+
+    assert fault == f"{tmp_path / 'gone.toml'}: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"STREAMWORKER_WORKER__GROUP_ID__MORE": "x"},
+        {"STREAMWORKER_WORKER__GROUP_ID": "x", "STREAMWORKER_WORKER__GROUP_ID__MORE": "x"},
+        {"STREAMWORKER_WORKER__": "x"},
+        {"STREAMWORKER___": "x"},
+        {"STREAMWORKER_UPSTREAMS__": "x"},
+        {"STREAMWORKER_UPSTREAMS__ONE": "x"},
+    ],
+)
+def test_config_variable_in_the_wrong_place_is_a_fault(environ: dict[str, str]) -> None:
+    """A misspelt variable must not be ignored, and crashes nothing."""
+    assert faults(None, environ)
+
+
+# Secrets
+
+
+def test_config_secret_in_the_file_is_refused_without_repeating_it(toml: Any) -> None:
+    """Files are copied and committed."""
+    told = faults(
+        toml(
+            f"""
+            [kafka]
+            sasl_password = "{SECRET}"
+            [upstreams.one]
+            base_url = "http://x/v1"
+            api_key = "{SECRET}"
+            """
+        )
+    )
+
+    assert told == (
+        (
+            "kafka.sasl_password: a secret does not belong in this file; set STREAMWORKER_KAFKA__SASL_PASSWORD or "
+            "sasl_password_file"
+        ),
+        "upstreams.one.api_key: a secret does not belong in this file; name a variable in api_key_env",
+    )
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"STREAMWORKER_UPSTREAMS__ONE__BASE_URL": f"http://user:{SECRET}@x/v1"},
+        {"STREAMWORKER_UPSTREAMS__ONE__BASE_URL": f"http://x/v1?key={SECRET}"},
+        {"STREAMWORKER_UPSTREAMS__ONE__API_KEY": SECRET},
+        {"STREAMWORKER_KAFKA__SASL_PASSWORD__X": SECRET},
+        {"STREAMWORKER_KAFKA__SECURITY_PROTOCOL": SECRET},
+        {"STREAMWORKER_WORKER__MAX_IN_FLIGHT": SECRET},
+        {"STREAMWORKER_KAFKA__SASL_PASSWORD": SECRET, "STREAMWORKER_KAFKA__SECURITY_PROTOCOL": "SASL_SSL"},
+    ],
+)
+def test_config_fault_never_repeats_a_value(environ: dict[str, str]) -> None:
+    """A value in the wrong place may be a secret."""
+    assert SECRET not in "\n".join(faults(None, environ))
+
+
+def test_config_password_from_the_environment_is_never_shown() -> None:
+    """Neither by repr nor by str nor in a dump."""
+    settings = load(
+        None,
+        {
+            "STREAMWORKER_KAFKA__SASL_PASSWORD": SECRET,
+            "STREAMWORKER_KAFKA__SASL_USERNAME": "u",
+            "STREAMWORKER_KAFKA__SECURITY_PROTOCOL": "SASL_SSL",
+        },
+    )
+
+    assert settings.kafka.password() == SECRET
+    assert isinstance(settings.kafka.sasl_password, SecretStr)
+    assert SECRET not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+
+
+def test_config_password_file_is_read_each_time(tmp_path: Path) -> None:
+    """So that it can be rotated; the environment's password comes first."""
+    file = tmp_path / "password"
+    file.write_text("one\n")
+    environ = {
+        "STREAMWORKER_KAFKA__SASL_PASSWORD_FILE": str(file),
+        "STREAMWORKER_KAFKA__SASL_USERNAME": "u",
+        "STREAMWORKER_KAFKA__SECURITY_PROTOCOL": "SASL_SSL",
+    }
+    kafka = load(None, environ).kafka
+    assert kafka.password() == "one"
+    file.write_text("two\n")
+    assert kafka.password() == "two"
+
+    assert load(None, environ | {"STREAMWORKER_KAFKA__SASL_PASSWORD": "three"}).kafka.password() == "three"
+    assert load(None, {}).kafka.password() is None
+
+
+def test_config_password_file_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
+    """At the start, not at the first connection."""
+    (fault,) = faults(None, {"STREAMWORKER_KAFKA__SASL_PASSWORD_FILE": str(tmp_path / "gone")})
+
+    assert fault == f"kafka.sasl_password_file: cannot be read: {tmp_path / 'gone'}"
+
+
+def test_config_key_that_is_missing_is_a_fault_at_the_start(tmp_path: Path) -> None:
+    """For each upstream, with its name."""
+    told = faults(
+        None,
+        {
+            "STREAMWORKER_UPSTREAMS__ONE__BASE_URL": "http://x/v1",
+            "STREAMWORKER_UPSTREAMS__ONE__API_KEY_ENV": "OUR_KEY",
+            "STREAMWORKER_UPSTREAMS__TWO__BASE_URL": "http://x/v1",
+            "STREAMWORKER_UPSTREAMS__TWO__API_KEY_FILE": str(tmp_path / "gone"),
+        },
+    )
+
+    assert told == (
+        "upstreams.one.api_key_env: the environment variable OUR_KEY is not set",
+        f"upstreams.two.api_key_file: No such file or directory: {tmp_path / 'gone'}",
+    )
+
+
+def test_config_key_is_found_where_it_lies(tmp_path: Path) -> None:
+    """In a variable, in a file, or nowhere, where none is needed."""
+    file = tmp_path / "key"
+    file.write_text(" from-file\n")
+
+    assert UpstreamSettings(base_url="http://x", api_key_env="K").api_key({"K": " from-env "}) == "from-env"
+    assert UpstreamSettings(base_url="http://x", api_key_file=file).api_key({}) == "from-file"
+    assert UpstreamSettings(base_url="http://x").api_key({}) is None
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "sk-\N{CYRILLIC SMALL LETTER KA}", "nul\0"])
+def test_config_key_that_cannot_stand_in_a_header_is_a_fault(key: str, tmp_path: Path) -> None:
+    """Without repeating it: it may hold the key all the same."""
+    file = tmp_path / "key"
+    file.write_text(key)
+    for upstream in (
+        UpstreamSettings(base_url="http://x", api_key_env="K"),
+        UpstreamSettings(base_url="http://x", api_key_file=file),
+    ):
+        with pytest.raises(ConfigurationError, match="does not hold a key") as caught:
+            upstream.api_key({"K": key})
+        assert key not in str(caught.value)
+
+
+def test_config_empty_key_is_a_fault(tmp_path: Path) -> None:
+    """An empty variable is an unset one; an empty file is half a rotation."""
+    file = tmp_path / "key"
+    file.write_text("\n")
+
+    with pytest.raises(ConfigurationError, match="K is not set"):
+        UpstreamSettings(base_url="http://x", api_key_env="K").api_key({"K": "  "})
+    with pytest.raises(ConfigurationError, match="does not hold a key"):
+        UpstreamSettings(base_url="http://x", api_key_file=file).api_key({})

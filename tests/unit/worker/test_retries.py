@@ -1,0 +1,194 @@
+"""Tries that fail before the first delta, and attempts that break after it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from streamworker.errors import UpstreamError
+from streamworker.memory import (
+    MemoryClock,
+    MemoryCommitters,
+    MemoryObserver,
+    MemorySink,
+    MemoryUpstream,
+    Script,
+)
+from streamworker.model import Advice, Coordinates, ErrorCode, JobError, Partition
+from streamworker.worker.execution import Execution
+from streamworker.worker.lane import Lane
+from tests.streams import NOW, data, make_job
+from tests.unit.worker.bench import JOBS, events, make_slot, make_tools, said, word
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from streamworker.memory import Step
+    from streamworker.model import UsageEvent
+
+BUSY = JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "busy", 503, retriable=True)
+NO_MONEY = JobError(ErrorCode.RATE_LIMITED, "insufficient quota", 429, retriable=False)
+ERROR_FRAME = data(b'{"error":{"message":"overloaded","code":503}}')
+
+
+def refused(error: JobError, advice: Advice | None = None) -> Script:
+    """A call that is answered with an error."""
+    return Script([], before=[UpstreamError(error, advice)])
+
+
+class Run:
+    """One execution against an upstream in memory, call by call."""
+
+    def __init__(self, *scripts: Script | Iterable[Step], max_tries: int = 3, **options: Any) -> None:
+        self.upstream = MemoryUpstream(*scripts)
+        self.broker = MemoryCommitters()
+        self.sink = MemorySink()
+        self.observer = MemoryObserver()
+        self.began = 0.0
+        self.ended = 0.0
+        self._slot = make_slot(self.upstream, max_tries=max_tries, max_restarts=1)
+        self._options = options
+
+    async def play(self, *, restarts: int = 0) -> UsageEvent | None:
+        """Run the job on a lane of its own."""
+        lane = Lane(JOBS, self.broker.committer(JOBS), stamp="me", lost=lambda _: None)
+        await lane.open()
+        lane.progress.begin(7)
+        committing = asyncio.create_task(lane.run())
+        execution = Execution(
+            make_tools(self.sink, MemoryClock(NOW), self.observer),
+            make_job(source=Coordinates("jobs", 0, 7), **self._options),
+            self._slot,
+            lane,
+            to=Partition("events", 2),
+            cause="new",
+            attempt_id="a-1",
+            restarts=restarts,
+        )
+        self.began = asyncio.get_running_loop().time()
+        event = await execution.run()
+        self.ended = asyncio.get_running_loop().time()
+        committing.cancel()
+        await asyncio.gather(committing, return_exceptions=True)
+        await lane.close()
+        return event
+
+    @property
+    def text(self) -> str:
+        return "".join(event["delta"].get("content", "") for event in events(self.sink.records))
+
+
+async def test_try_that_fails_before_the_first_delta_is_followed_by_another() -> None:
+    """One attempt, two calls; readers see one stream without a gap."""
+    run = Run(refused(BUSY), said("all ", "well"))
+    event = await run.play()
+
+    assert event is not None
+    assert (event.status, event.error, event.tries) == ("completed", None, 2)
+    assert run.text == "all well"
+    written = [*events(run.broker.records()), *events(run.sink.records)]
+    assert sorted(one["seq"] for one in written) == list(range(len(written)))
+    assert [arguments[2] for arguments in run.observer.all("try_failed")] == [BUSY]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param([ERROR_FRAME], id="error frame"),
+        pytest.param([], id="empty stream"),
+        pytest.param([b": ping\n\n", UpstreamError(BUSY)], id="break after a ping"),
+        pytest.param([data(b"not json")], id="no json"),
+    ],
+)
+async def test_stream_that_fails_without_a_delta_is_called_again(first: list[Step]) -> None:
+    """It is the phase that counts: nothing was published, so nothing is repeated."""
+    run = Run(first, said("well"))
+    event = await run.play()
+
+    assert event is not None
+    assert (event.status, event.tries, run.text) == ("completed", 2, "well")
+
+
+async def test_try_that_failed_after_the_first_delta_is_the_last() -> None:
+    """What was published is paid for; another call would repeat it."""
+    run = Run([word("half"), UpstreamError(BUSY)], said("never called"))
+    event = await run.play()
+
+    assert event is not None
+    assert (event.status, event.tries, len(run.upstream.calls)) == ("interrupted", 1, 1)
+
+
+async def test_error_that_time_does_not_mend_is_the_last() -> None:
+    """An empty account stays empty, also under a status that asks for patience."""
+    run = Run(refused(NO_MONEY), said("never called"))
+    event = await run.play()
+
+    assert event is not None
+    assert (event.status, event.error, event.tries) == ("failed", NO_MONEY, 1)
+
+
+async def test_tries_are_counted_and_the_last_error_is_told() -> None:
+    """max_tries calls, then `failed`."""
+    run = Run(refused(BUSY), max_tries=3)
+    event = await run.play()
+
+    assert event is not None
+    assert (event.status, event.error, event.tries, len(run.upstream.calls)) == ("failed", BUSY, 3, 3)
+
+
+async def test_next_try_waits_as_long_as_the_upstream_asks() -> None:
+    """retry-after goes before our own backoff."""
+    run = Run(refused(BUSY, Advice(after_s=7.5)), said("well"))
+    await run.play()
+
+    assert run.ended - run.began == pytest.approx(7.5, abs=0.01)
+
+
+async def test_deadline_that_comes_before_the_next_try_ends_the_waiting() -> None:
+    """A try that the deadline leaves no time for is not waited for."""
+    run = Run(refused(BUSY, Advice(after_s=30)), said("never called"), deadline=NOW / 1000 + 10)
+    event = await run.play()
+
+    assert event is not None
+    assert (event.status, event.error) == ("failed", BUSY)
+    assert run.ended - run.began < 0.01
+
+
+async def test_first_delta_timeout_is_a_failed_try() -> None:
+    """A generation that never begins is called for again, each time with its whole patience."""
+    silence: list[Step] = [1000.0]
+    run = Run(silence, said("well"))
+    event = await run.play()
+
+    assert event is not None
+    assert (event.status, event.tries) == ("completed", 2)
+    assert 60 <= run.ended - run.began <= 61
+
+
+async def test_usage_of_a_failed_try_is_not_the_next_ones() -> None:
+    """Each call has its own account; unknown is never what another call reported."""
+    reported = data(b'{"choices":[],"usage":{"prompt_tokens":99}}')
+    run = Run([reported, ERROR_FRAME], said("well"))
+    event = await run.play()
+
+    assert event is not None
+    assert (event.usage_source, event.usage) == ("estimated", {"completion_tokens": 1})
+
+
+async def test_broken_stream_of_a_job_that_asks_for_a_restart_ends_without_terminal_event() -> None:
+    """A new attempt follows; the half one is superseded by its `started`."""
+    run = Run([word("half"), UpstreamError(BUSY)], on_break="restart")
+
+    assert await run.play() is None
+    assert [event["type"] for event in events(run.broker.records())] == ["started"]
+
+
+async def test_restarts_have_a_cap() -> None:
+    """The last attempt ends as any other does."""
+    run = Run([word("half"), UpstreamError(BUSY)], on_break="restart")
+    event = await run.play(restarts=1)
+
+    assert event is not None
+    assert event.status == "interrupted"
