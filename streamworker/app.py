@@ -15,6 +15,7 @@ from streamworker.core.redaction import Redactor
 from streamworker.errors import KafkaRefused, KafkaUnavailable
 from streamworker.kafka.committers import CommittedOffsets, GroupCommitters, TransactionalCommitters
 from streamworker.kafka.consumer import GroupConsumer
+from streamworker.kafka.control import ControlReader
 from streamworker.kafka.sink import KafkaSink
 from streamworker.kafka.topics import faults_of, open_admin
 from streamworker.telemetry import metrics as table
@@ -125,6 +126,9 @@ class App:
         committers = await self._start_committers(stack, consumer, sink)
         worker = self._worker = self._compose(sink, consumer, committers, self._open_upstreams(stack))
         stack.push_async_callback(worker.stop)
+        control = ControlReader(settings, worker.cancel)
+        await self._patiently(control.start)
+        stack.push_async_callback(control.stop)
         await self._patiently(lambda: consumer.start(worker))
         return worker
 

@@ -10,6 +10,7 @@ import click
 
 from streamworker import __version__
 from streamworker.cli.audit import audit
+from streamworker.cli.cancel import cancel
 from streamworker.cli.check import check
 from streamworker.cli.demo import demo
 from streamworker.cli.practice import practice_upstream
@@ -41,7 +42,7 @@ def cli(context: click.Context, config: Path | None) -> None:
     context.obj = config
 
 
-for command in (run, demo, submit, tail, topics, check, audit, practice_upstream):
+for command in (run, demo, submit, tail, cancel, topics, check, audit, practice_upstream):
     cli.add_command(command)
 
 

@@ -72,7 +72,7 @@ class Execution:
     ) -> None:
         """Prepare an attempt, after so many `tries` and `restarts` of the same delivery."""
         self._tools = tools
-        self._job = job
+        self.job = job
         self._slot = slot
         self._lane = lane
         self._to = to
@@ -80,7 +80,7 @@ class Execution:
         self._receipt = tools.sink.receipt()
         self._started: asyncio.Future[None] | None = None
         self._patience: Patience | None = None
-        self._cancel_reason = ""
+        self._cancel_reason: str | None = None
         self._restarts = restarts
         self._tries_before = tries
         self._advice = Advice()
@@ -104,15 +104,15 @@ class Execution:
         the upstream's connection is closed, nothing more is written.
         """
         self._started = self._lane.start(self._record(self.attempt.started()))
-        self._tools.observer.job_started(self._job, self._slot.name)
+        self._tools.observer.job_started(self.job, self._slot.name)
         await self._call()
         await self._started
         await self._settle()
         if self._is_to_restart():
             return None
         event, record = self._terminal()
-        await self._lane.finish(self._job.source.offset, [record])
-        self._tools.observer.job_ended(event, self._job, self._slot.name)
+        await self._lane.finish(self.job.source.offset, [record])
+        self._tools.observer.job_ended(event, self.job, self._slot.name)
         return event
 
     def cancel(self, reason: str) -> None:
@@ -124,6 +124,9 @@ class Execution:
     async def _call(self) -> None:
         """Call the upstream, and again as long as tries fail before the first delta and another one is due."""
         while not self.attempt.is_ended:
+            if self._cancel_reason is not None:
+                self.attempt.cancel(self._cancel_reason)
+                return
             left = self._left_s()
             if left <= 0:
                 self.attempt.expire()
@@ -140,7 +143,7 @@ class Execution:
                 await self._end_interrupted(self._patience.interruption)
 
     def _left_s(self) -> float:
-        return inf if self._job.deadline is None else self._job.deadline - self._tools.clock.now_ms() / 1000
+        return inf if self.job.deadline is None else self.job.deadline - self._tools.clock.now_ms() / 1000
 
     def _may_retry(self, error: JobError) -> bool:
         """Decide, when a try has failed before its first delta; note how long to wait."""
@@ -155,7 +158,7 @@ class Execution:
         if delay_s is None:
             return False
         self._next_try_s = delay_s
-        self._tools.observer.try_failed(self._job, self._slot.name, error, delay_s)
+        self._tools.observer.try_failed(self.job, self._slot.name, error, delay_s)
         return True
 
     def _is_to_restart(self) -> bool:
@@ -164,14 +167,14 @@ class Execution:
         is_broken = (
             attempt.status is Status.INTERRUPTED and attempt.error is not None and attempt.error.retriable
         )
-        return is_broken and self._job.on_break == "restart" and self._restarts < self._slot.max_restarts
+        return is_broken and self.job.on_break == "restart" and self._restarts < self._slot.max_restarts
 
     async def _try(self) -> None:
         self.attempt.call()
         self._advice = Advice()
-        body = request_body(self._job, include_usage=self._slot.include_usage)
+        body = request_body(self.job, include_usage=self._slot.include_usage)
         try:
-            async with self._slot.upstream.call(body, trace_headers(self._job.trace)) as answer:
+            async with self._slot.upstream.call(body, trace_headers(self.job.trace)) as answer:
                 self.attempt.answer()
                 await self._read(answer)
                 if self.attempt.status is Status.COMPLETED:
@@ -232,7 +235,7 @@ class Execution:
             case Interruption.DEADLINE:
                 self.attempt.expire()
             case Interruption.CANCEL:
-                self.attempt.cancel(self._cancel_reason)
+                self.attempt.cancel(self._cancel_reason or "")
             case Interruption.FIRST_DELTA:
                 limit = self._slot.first_delta_timeout_s
                 await self._end_broken(
@@ -267,7 +270,7 @@ class Execution:
         return event, self._record(event)
 
     def _record(self, event: Event) -> Outgoing:
-        return self._tools.writer.write(event, self._to, self._key, self._job.trace)
+        return self._tools.writer.write(event, self._to, self._key, self.job.trace)
 
 
 def _timeout(code: ErrorCode, message: str) -> JobError:

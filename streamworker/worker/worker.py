@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import structlog
 
+from streamworker.core.cancels import Cancels
 from streamworker.errors import KafkaError
 from streamworker.worker.execution import Execution
 from streamworker.worker.intake import Accepted
@@ -23,7 +24,7 @@ from streamworker.worker.partition import Holding, PartitionWork
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
 
-    from streamworker.model import Cause, Partition, Record
+    from streamworker.model import Cause, Partition, Record, UsageEvent
     from streamworker.ports import Committers, Observer, Source
     from streamworker.worker.execution import Tools, UpstreamSlot
     from streamworker.worker.intake import Intake, Refused
@@ -77,6 +78,8 @@ class Worker:
         self._stamp = uuid4().hex[:12]
         self._works: dict[Partition, PartitionWork] = {}
         self._in_flight = 0
+        self._cancels = Cancels()
+        self._executions: dict[str, set[Execution]] = {}
         self._room = asyncio.Event()
         self._draining = asyncio.Event()
         self._side_tasks: set[asyncio.Task[None]] = set()
@@ -114,6 +117,13 @@ class Worker:
         """Take no more jobs, let the open ones end, then stop."""
         self._draining.set()
         self._room.set()
+
+    def cancel(self, job_id: str, timestamp: int, reason: str) -> None:
+        """End the jobs of this id that were submitted before; of those still to come it is remembered."""
+        self._cancels.note(job_id, timestamp, reason)
+        for execution in self._executions.get(job_id, ()):
+            if execution.job.timestamp <= timestamp:
+                execution.cancel(reason)
 
     def readiness(self) -> tuple[bool, dict[str, object]]:
         """Return whether jobs are taken, and what there is to say about it."""
@@ -308,7 +318,7 @@ class Worker:
                 restarts=restarts,
             )
             try:
-                if await execution.run() is not None:
+                if await self._watched(execution) is not None:
                     return
             except Exception:
                 log.exception("job.crashed", job_id=accepted.job.job_id)
@@ -321,6 +331,20 @@ class Worker:
             if not isinstance(decision, Accepted):
                 self._refuse(work, record, decision)
                 return
+
+    async def _watched(self, execution: Execution) -> UsageEvent | None:
+        """Run an execution so that a cancellation finds it, also one that came before."""
+        job = execution.job
+        if (reason := self._cancels.reason_for(job.job_id, job.timestamp)) is not None:
+            execution.cancel(reason)
+        running = self._executions.setdefault(job.job_id, set())
+        running.add(execution)
+        try:
+            return await execution.run()
+        finally:
+            running.discard(execution)
+            if not running:
+                self._executions.pop(job.job_id, None)
 
     # The end
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import shutil
 import socket
 import ssl
 import subprocess
@@ -407,6 +408,8 @@ async def test_http_upstream_that_does_not_accept_in_time_is_timed_out() -> None
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
     """A certificate that nobody has signed but itself."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl command")
     where = tmp_path_factory.mktemp("tls")
     subject = ["-subj", "/CN=localhost", "-keyout", str(where / "key.pem"), "-out", str(where / "cert.pem")]
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *subject]

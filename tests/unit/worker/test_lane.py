@@ -185,6 +185,15 @@ async def test_lane_with_much_waiting_commits_in_portions(bench: Bench) -> None:
     assert bench.lane.backlog == 0
 
 
+async def test_lane_with_many_ends_waiting_declares_only_those_of_the_portion(bench: Bench) -> None:
+    """An offset is finished with its records and not before, however many wait."""
+    offsets = range(MAX_COMMIT_RECORDS + 10)
+    await bench.open(*offsets)
+    await asyncio.gather(*(bench.lane.finish(offset, [record(str(offset))]) for offset in offsets))
+
+    assert [commit.point.offset for commit in bench.broker.commits] == [500, 510]
+
+
 async def test_lane_refused_for_size_writes_the_fallback(bench: Bench) -> None:
     """A dead letter that is too large is written without its value; the rest of the commit is as it was."""
     await bench.open(0, 1)
@@ -214,6 +223,23 @@ async def test_lane_refused_for_size_replaces_the_largest_first_and_only_as_much
     await asyncio.gather(*done)
 
     assert texts(bench.only().records) == ["0" * 50, "emptied 1", "emptied 2"]
+
+
+async def test_lane_refused_for_size_declares_nothing_that_came_meanwhile(bench: Bench) -> None:
+    """The commit is made again with what it had: an offset that came in between has its records elsewhere."""
+    await bench.open(0, 1)
+    bench.broker.max_record_bytes = 100
+    bench.broker.committing.clear()
+    first = bench.lane.finish(0, [record("x" * 200)], fallback=[record("emptied")])
+    await quiet()
+    second = bench.lane.finish(1, [record("usage 1")])
+    bench.broker.committing.set()
+    await asyncio.gather(first, second)
+
+    assert [(texts(commit.records), commit.point.offset) for commit in bench.broker.commits] == [
+        (["emptied"], 1),
+        (["usage 1"], 2),
+    ]
 
 
 async def test_lane_refused_for_size_without_fallback_is_lost(bench: Bench) -> None:
@@ -330,7 +356,7 @@ class Chance:
             gate.clear()
 
     async def limit(self, number: int) -> None:
-        self.bench.broker.max_record_bytes = 100 + 100 * (number % 5)
+        self.bench.broker.max_record_bytes = 100 + 200 * (number % 3)
 
     async def seize(self, number: int) -> None:
         if number == 0:
@@ -350,13 +376,15 @@ class Chance:
 
 
 MOVES = st.tuples(
-    st.sampled_from(["take", "take", "finish", "finish", "gate", "limit", "rest", "rest", "seize"]),
+    st.sampled_from(
+        ["take", "take", "take", "finish", "finish", "finish", "gate", "limit", "rest", "rest", "seize"]
+    ),
     st.integers(0, 20),
 )
 
 
 @settings(max_examples=150)
-@given(moves=st.lists(MOVES, max_size=60))
+@given(moves=st.lists(MOVES, min_size=10, max_size=80))
 def test_lane_by_chance_declares_nothing_finished_whose_records_are_not_written(
     moves: list[tuple[str, int]],
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -279,6 +280,40 @@ async def test_partition_handed_back_to_a_broker_that_hangs_gives_up(bench: Benc
 
     assert round(asyncio.get_running_loop().time() - began) == 5
     assert bench.broker.closed == [JOBS]
+
+
+async def test_partition_in_order_begins_the_next_of_a_key_when_the_one_before_has_left(bench: Bench) -> None:
+    """Jobs of other keys do not wait."""
+    await bench.open()
+    begun: list[str] = []
+    for name, key in (("a1", b"a"), ("a2", b"a"), ("b1", b"b"), ("a3", b"a")):
+        bench.work.in_order(key, make_job(job_id=name), partial(begun.append, name))
+    assert begun == ["a1", "b1"]
+    assert bench.work.waiting == 2
+    bench.work.key_left(b"a")
+    assert begun == ["a1", "b1", "a2"]
+    bench.work.key_left(b"a")
+
+    assert begun == ["a1", "b1", "a2", "a3"]
+    assert bench.work.waiting == 0
+
+
+async def test_partition_handed_back_hands_back_those_that_wait_for_their_key_too(bench: Bench) -> None:
+    """They were delivered and never begun: nothing counts against them, and nothing of them begins any more."""
+    await bench.open()
+    begun: list[str] = []
+    for offset in (0, 1):
+        job = make_job(job_id=str(offset), source=Coordinates(*JOBS, offset))
+        bench.work.lane.progress.begin(offset)
+        bench.work.in_order(b"k", job, partial(begun.append, job.job_id))
+    await bench.work.lane.touch()
+    assert bench.deliveries() == {0: 1, 1: 1}
+    jobs = await bench.work.hand_back()
+    bench.work.key_left(b"k")
+
+    assert [job.job_id for job in jobs] == ["1"]
+    assert begun == ["0"]
+    assert bench.deliveries() == {0: 1}
 
 
 async def test_partition_handed_back_before_it_was_open_is_just_let_go(bench: Bench) -> None:
