@@ -126,9 +126,8 @@ class _TransactionalCommitter:
             try:
                 await self._transaction(records, point)
                 break
-            except (
-                KafkaError
-            ) as error:  # even Fenced: a broker that was away too long ends our transaction itself
+            except KafkaError as error:
+                # Even Fenced asks first: a broker that was away too long has ended our transaction by itself.
                 log.warning("lane.transaction_failed", partition=str(self._partition), reason=str(error))
                 if await self._recover(point):
                     break

@@ -50,7 +50,9 @@ async def test_cancel_ends_a_job_that_waits_for_its_next_try(stage: Stage) -> No
     async with stage.worker():
         await stage.submit("one", "practice?status=503&retry_after=60")
         await stage.until(lambda: stage.all_events("one"))
-        await stage.practice.until(lambda: [call.ended_at is not None for call in stage.calls("one")] == [True])
+        await stage.practice.until(
+            lambda: [call.ended_at is not None for call in stage.calls("one")] == [True]
+        )
         await cancel(stage, "one")
         [end] = await stage.ended("one")
 

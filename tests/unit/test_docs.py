@@ -9,7 +9,7 @@ import click
 import pytest
 
 from streamworker import __version__
-from streamworker.cli.main import cli
+from streamworker.cli.commands import cli
 from tests.reference import DOCS, PAGES
 
 ROOT = Path(__file__).parent.parent.parent

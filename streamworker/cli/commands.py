@@ -23,7 +23,7 @@ from streamworker.errors import ConfigurationError, StreamworkerError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["main"]
+__all__ = ["cli", "run_command"]
 
 FAILED, BAD_USAGE = 1, 2
 
@@ -46,14 +46,14 @@ for command in (run, demo, submit, tail, cancel, topics, check, audit, practice_
     cli.add_command(command)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def run_command(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0 done, 1 failed, 2 bad usage or configuration."""
     try:
         code: Any = cli.main(arguments, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except click.Abort:
         sys.exit(130)
     except ConfigurationError as error:
         click.echo(str(error), err=True)
