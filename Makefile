@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs lock clean
+.PHONY: help demo test chaos bench lint format docs lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -25,6 +25,13 @@ demo: $(READY) ## run the whole thing on this machine: broker, upstream, worker,
 
 test: $(READY) ## every test, on the embedded broker and on Apache Kafka (skipped with the reason where it cannot run)
 	$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(READY) ## workers, brokers and upstreams that die at random, on Apache Kafka (ARGS="--seeds 20")
+	$(BIN)/python -m tests.chaos --apache --seeds 20 $(ARGS)
+
+bench: $(READY) ## memory over many jobs, and what exactly-once costs in time
+	$(BIN)/python -m benchmarks.soak $(ARGS)
+	$(BIN)/python -m benchmarks.latency
 
 lint: $(READY) ## style, types and import rules
 	$(BIN)/ruff check .

@@ -74,8 +74,9 @@ async def measure(settings: Settings, partitions: int, jobs: int, model: str) ->
         if worker.done():
             worker.result()
         if time.monotonic() > deadline:
-            print("worker:", app._readiness(), "committed", len(committed), "uncommitted", len(uncommitted))
-            raise SystemExit("the jobs did not end")
+            raise SystemExit(
+                f"the jobs did not end: {len(committed)} events committed, {len(uncommitted)} in all"
+            )
         await asyncio.sleep(0.1)
     app.drain()
     await worker
@@ -98,7 +99,9 @@ def report(committed: Seen, uncommitted: Seen) -> None:
             visible.append(uncommitted[job, seq][0] - event["ts"] / 1000)
     for name, values in (("terminal latency", terminal), ("delta delay", delay), ("delta visible", visible)):
         cuts = quantiles([value * 1000 for value in values], n=100)
-        print(f"{name:17} p50 {cuts[49]:6.1f}  p90 {cuts[89]:6.1f}  p99 {cuts[98]:6.1f} ms  ({len(values)} events)")
+        print(
+            f"{name:17} p50 {cuts[49]:6.1f}  p90 {cuts[89]:6.1f}  p99 {cuts[98]:6.1f} ms  ({len(values)} events)"
+        )
 
 
 def main() -> None:
@@ -112,7 +115,10 @@ def main() -> None:
     broker.start()
     port = free_port()
     command = [sys.executable, "-m", "streamworker", "practice-upstream", "--port", str(port)]
-    with Path(os.devnull).open("wb") as nowhere, subprocess.Popen(command, stderr=subprocess.DEVNULL) as upstream:
+    with (
+        Path(os.devnull).open("wb") as nowhere,
+        subprocess.Popen(command, stderr=subprocess.DEVNULL) as upstream,
+    ):
         configure_logging("json", "error", nowhere)
         try:
             settings = settings_for(broker.bootstrap, f"http://127.0.0.1:{port}/v1")

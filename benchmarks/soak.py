@@ -42,11 +42,13 @@ def settings_for(bootstrap: str, upstream: str) -> Settings:
     )
 
 
-def state() -> tuple[float, int, int]:
-    """Return resident MiB, tasks, file descriptors."""
+def state() -> str:
+    """Return resident memory, tasks and file descriptors of this process."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))
+    resident = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    descriptors = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    return f"{resident:7.1f} MiB  {len(asyncio.all_tasks()):4d} tasks  {descriptors:4d} descriptors"
 
 
 async def submit(settings: Settings, count: int) -> None:
@@ -67,7 +69,12 @@ async def submit(settings: Settings, count: int) -> None:
 def ended(app: App) -> int:
     """Return how many jobs have their terminal event."""
     metric = "streamworker_jobs_ended_total"
-    samples = [sample for family in app.metrics.registry.collect() for sample in family.samples if sample.name == metric]
+    samples = [
+        sample
+        for family in app.metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == metric
+    ]
     return int(sum(sample.value for sample in samples))
 
 
@@ -77,7 +84,7 @@ async def soak(bootstrap: str, upstream: str, jobs: int) -> None:
     async with open_admin(settings) as admin:
         await admin.create(partitions=8)
     await submit(settings, jobs)
-    print(f"before      {'%7.1f MiB  %4d tasks  %4d descriptors' % state()}")
+    print(f"before      {state()}")
     app = App(settings)
     worker = asyncio.create_task(app.run())
     begun, cpu = time.monotonic(), time.process_time()
@@ -86,13 +93,15 @@ async def soak(bootstrap: str, upstream: str, jobs: int) -> None:
             if worker.done():
                 worker.result()
             await asyncio.sleep(0.05)
-        print(f"{jobs * tenth // 10:6d} jobs {'%7.1f MiB  %4d tasks  %4d descriptors' % state()}")
+        print(f"{jobs * tenth // 10:6d} jobs {state()}")
     wall, cpu = time.monotonic() - begun, time.process_time() - cpu
     app.drain()
     await worker
     await asyncio.sleep(0.1)  # transports close in the next turns of the loop
-    print(f"stopped     {'%7.1f MiB  %4d tasks  %4d descriptors' % state()}")
-    print(f"{jobs} jobs of 5 deltas in {wall:.1f} s: {jobs / wall:.0f} jobs/s, {cpu / jobs * 1e3:.2f} ms of CPU per job")
+    print(f"stopped     {state()}")
+    print(
+        f"{jobs} jobs of 5 deltas in {wall:.1f} s: {jobs / wall:.0f} jobs/s, {cpu / jobs * 1e3:.2f} ms of CPU per job"
+    )
 
 
 def main() -> None:
@@ -107,7 +116,9 @@ def main() -> None:
         command = [sys.executable, "-m", "streamworker", "practice-upstream", "--port", str(port)]
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as upstream:
             try:
-                asyncio.run(soak(arguments.kafka or broker.bootstrap, f"http://127.0.0.1:{port}/v1", arguments.jobs))
+                asyncio.run(
+                    soak(arguments.kafka or broker.bootstrap, f"http://127.0.0.1:{port}/v1", arguments.jobs)
+                )
             finally:
                 upstream.terminate()
 

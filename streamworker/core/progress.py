@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from streamworker.core.offsetmap import FULL, LIMIT, MAX_OFFSETS, OffsetMap, encode_map
+from streamworker.core.offsetmap import FULL, LIMIT, OffsetMap, encode_map
 from streamworker.core.offsets import OffsetTracker
 from streamworker.model import CommitPoint
 
-__all__ = ["Progress"]
+__all__ = ["MAX_AHEAD", "Progress"]
+
+
+MAX_AHEAD = 16_384
+"""Finished offsets that may lie beyond the committed one. Each commit goes through them all."""
 
 
 class Progress:
@@ -70,7 +74,7 @@ class Progress:
 
         With nothing open it is not: only the records before the finished ones can make it smaller.
         """
-        is_large = self._map_size >= FULL or self._beyond >= MAX_OFFSETS // 2
+        is_large = self._map_size >= FULL or self._beyond >= MAX_AHEAD
         return is_large and self._tracker.incomplete > 0
 
     @property

@@ -61,7 +61,8 @@ class CommittedOffsets:
         """Let go."""
         if self._admin is not None:
             with suppress(ForeignKafkaError, TimeoutError):
-                await asyncio.wait_for(self._admin.close(), CLOSE_TIMEOUT_S)
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self._admin.close()
 
     async def read(self, partition: Partition) -> CommitPoint:
         """Return what is committed for a partition; the log's beginning if nothing is. Raises KafkaError."""
@@ -275,7 +276,9 @@ class GroupCommitters:
 
     async def _commit_soon(self) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._commit(), CLOSE_TIMEOUT_S)
+            # Not wait_for, here and elsewhere: before Python 3.12 it can swallow a cancellation.
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._commit()
 
     async def _commit(self) -> None:
         """Commit what is owed. Never for what is not ours any more, or was not in between: another may be further."""

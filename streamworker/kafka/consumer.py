@@ -94,7 +94,8 @@ class GroupConsumer:
         }
         try:
             with foreign_errors_as_ours("committing offsets"):
-                await asyncio.wait_for(self._client.commit(offsets), self._settings.kafka.request_timeout_s)
+                async with asyncio.timeout(self._settings.kafka.request_timeout_s):
+                    await self._client.commit(offsets)
         except KafkaUnavailable as error:
             if isinstance(error.__cause__, CommitFailedError | IllegalStateError):
                 return False
@@ -173,7 +174,8 @@ class GroupConsumer:
         if consumer is None:
             return
         try:
-            await asyncio.wait_for(consumer.stop(), STOP_TIMEOUT_S)
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await consumer.stop()
         except (TimeoutError, ForeignKafkaError) as error:
             log.warning("consumer.stopped_uncleanly", reason=explained(error))
             await consumer._client.close()  # noqa: SLF001 - `stop` did not come that far

@@ -111,7 +111,8 @@ class KafkaSink:
         pumps = [pump.idle() for pump in self._pumps.values()]
         if pumps:
             with suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.gather(*pumps), STOP_TIMEOUT_S)
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await asyncio.gather(*pumps)
         for pump in self._pumps.values():
             await pump.stop()
         for task in self._retired:

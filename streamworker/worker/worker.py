@@ -353,11 +353,13 @@ class Worker:
         for work in self._works.values():
             for job in work.drain():
                 self._observer.job_abandoned(job, "drain")
-        idle = [asyncio.create_task(work.idle()) for work in self._works.values()]
-        if idle:
-            _, late = await asyncio.wait(idle, timeout=self._limits.drain_timeout_s)
-            for task in late:
-                task.cancel()
+        works = list(self._works.values())
+        idle = asyncio.gather(*(work.idle() for work in works))
+        watched: list[asyncio.Future[Any]] = [idle, self._failure]
+        await asyncio.wait(watched, timeout=self._limits.drain_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+        if self._failure.done():
+            self._failure.result()  # only ever an exception
 
     async def _hand_back(self) -> None:
         self._is_stopping = True

@@ -13,9 +13,12 @@ from streamworker.codec.control import NO_REASON, Cancel, read_control, write_ca
 
 def test_cancel_is_written_as_the_contract_says() -> None:
     """v, type, job_id, reason."""
-    assert json.loads(
-        write_cancel("j", "late")
-    ) == {"v": 1, "type": "cancel", "job_id": "j", "reason": "late"}
+    assert json.loads(write_cancel("j", "late")) == {
+        "v": 1,
+        "type": "cancel",
+        "job_id": "j",
+        "reason": "late",
+    }
 
 
 def test_cancel_without_a_reason_has_one_all_the_same() -> None:
