@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -21,10 +22,12 @@ from streamworker.app import App
 from streamworker.config import Settings, load
 from streamworker.demo.broker import EmbeddedBroker
 from streamworker.demo.child import free_port
-from streamworker.kafka.sink import KafkaSink
+from streamworker.kafka.sink import publish
 from streamworker.kafka.topics import open_admin
-from streamworker.model import Outgoing
 from streamworker.telemetry.logging import configure_logging
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MODEL = "practice?deltas=5"
 
@@ -51,19 +54,12 @@ def state() -> str:
     return f"{resident:7.1f} MiB  {len(asyncio.all_tasks()):4d} tasks  {descriptors:4d} descriptors"
 
 
-async def submit(settings: Settings, count: int) -> None:
-    """Write the job records."""
-    topic = settings.topics.jobs[0]
-    sink = KafkaSink(settings.kafka, [topic])
-    await sink.start()
-    receipt = sink.receipt()
+def entries(count: int) -> Iterator[tuple[bytes, bytes]]:
+    """Give keys and values of job records."""
     request = {"model": MODEL, "messages": [{"role": "user", "content": "soak"}]}
     for number in range(count):
-        key = f"soak-{number}".encode()
-        job = orjson.dumps({"job_id": key.decode(), "request": request})
-        sink.publish(Outgoing(sink.partition_for(topic, key), key, job), receipt)
-    await receipt.settled()
-    await sink.stop()
+        job_id = f"soak-{number}"
+        yield job_id.encode(), orjson.dumps({"job_id": job_id, "request": request})
 
 
 def ended(app: App) -> int:
@@ -83,7 +79,7 @@ async def soak(bootstrap: str, upstream: str, jobs: int) -> None:
     settings = settings_for(bootstrap, upstream)
     async with open_admin(settings) as admin:
         await admin.create(partitions=8)
-    await submit(settings, jobs)
+    await publish(settings.kafka, settings.topics.jobs[0], entries(jobs))
     print(f"before      {state()}")
     app = App(settings)
     worker = asyncio.create_task(app.run())

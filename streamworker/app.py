@@ -14,6 +14,7 @@ from streamworker.codec.event import EventWriter
 from streamworker.core.redaction import Redactor
 from streamworker.errors import KafkaRefused, KafkaUnavailable
 from streamworker.kafka.committers import CommittedOffsets, GroupCommitters, TransactionalCommitters
+from streamworker.kafka.connection import hush
 from streamworker.kafka.consumer import GroupConsumer
 from streamworker.kafka.control import ControlReader
 from streamworker.kafka.sink import KafkaSink
@@ -74,6 +75,7 @@ class App:
 
     async def run(self) -> None:
         """Work until drained. Raises KafkaRefused where a person has to change something, ConfigurationError."""
+        hush(asyncio.get_running_loop())
         async with AsyncExitStack() as stack:
             await self._start_telemetry(stack)
             worker = await self._start_worker(stack)

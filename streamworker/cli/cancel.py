@@ -8,13 +8,10 @@ import click
 
 from streamworker.cli.shared import config_option, quietly, run_async, settings_of
 from streamworker.codec.control import write_cancel
-from streamworker.kafka.sink import KafkaSink
-from streamworker.model import Outgoing
+from streamworker.kafka.sink import publish
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from streamworker.config import Settings
 
 __all__ = ["cancel"]
 
@@ -31,16 +28,5 @@ def cancel(context: click.Context, config: Path | None, job_id: str, reason: str
     """
     settings = settings_of(context, config)
     quietly()
-    run_async(_write(settings, job_id, write_cancel(job_id, reason)))
-
-
-async def _write(settings: Settings, job_id: str, value: bytes) -> None:
-    topic, key = settings.topics.control, job_id.encode()
-    sink = KafkaSink(settings.kafka, [topic])
-    await sink.start()
-    try:
-        receipt = sink.receipt()
-        sink.publish(Outgoing(sink.partition_for(topic, key), key, value), receipt)
-        await receipt.settled()
-    finally:
-        await sink.stop()
+    value = write_cancel(job_id, reason)
+    run_async(publish(settings.kafka, settings.topics.control, [(job_id.encode(), value)]))

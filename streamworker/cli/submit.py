@@ -11,16 +11,14 @@ import orjson
 
 from streamworker.cli.shared import config_option, quietly, run_async, settings_of
 from streamworker.codec.job import read_job
-from streamworker.kafka.sink import KafkaSink
-from streamworker.model import Coordinates, Outgoing, Record, Rejection
+from streamworker.kafka.sink import publish
+from streamworker.model import Coordinates, Record, Rejection
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from streamworker.config import Settings
-
-__all__ = ["submit", "submit_jobs"]
+__all__ = ["submit"]
 
 
 @click.command()
@@ -56,29 +54,10 @@ def submit(
     settings = settings_of(context, config)
     quietly()
     jobs = list(_jobs(**given))
-    run_async(submit_jobs(settings, topic or settings.topics.jobs[0], jobs, key=key))
+    entries = [((key or job["job_id"]).encode(), orjson.dumps(job)) for job in jobs]
+    run_async(publish(settings.kafka, topic or settings.topics.jobs[0], entries))
     for job in jobs:
         click.echo(job["job_id"])
-
-
-async def submit_jobs(
-    settings: Settings, topic: str, jobs: Sequence[dict[str, Any]], *, key: str | None = None
-) -> None:
-    """Write job records and wait until they are acknowledged. Raises KafkaError."""
-    sink = KafkaSink(settings.kafka, [topic])
-    await sink.start()
-    try:
-        receipt = sink.receipt()
-        for job in jobs:
-            record_key = (key or job["job_id"]).encode()
-            if not sink.has_room:
-                await sink.room()
-            sink.publish(
-                Outgoing(sink.partition_for(topic, record_key), record_key, orjson.dumps(job)), receipt
-            )
-        await receipt.settled()
-    finally:
-        await sink.stop()
 
 
 def _jobs(

@@ -17,8 +17,8 @@ from streamworker.demo.show import Picture
 from streamworker.demo.stage import Stage, set_up
 from streamworker.errors import StreamworkerError
 from streamworker.kafka.log import open_log
-from streamworker.kafka.sink import KafkaSink
-from streamworker.model import Outgoing, Partition
+from streamworker.kafka.sink import publish
+from streamworker.model import Partition
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +64,8 @@ async def _watched(
 
 
 async def _show(stage: Stage, jobs: Sequence[DemoJob], console: Console) -> int:
-    await _submit(stage, jobs)
+    entries = [(job.job_id.encode(), orjson.dumps(job.value)) for job in jobs]
+    await publish(stage.settings.kafka, stage.settings.topics.jobs[0], entries)
     begun = time.monotonic()
     picture = Picture(jobs)
     with Live(picture.live(), console=console, refresh_per_second=20, transient=False) as live:
@@ -85,20 +86,6 @@ async def _follow(stage: Stage, picture: Picture, live: Live) -> None:
             live.update(picture.live())
             if picture.is_finished:
                 return
-
-
-async def _submit(stage: Stage, jobs: Sequence[DemoJob]) -> None:
-    topic = stage.settings.topics.jobs[0]
-    sink = KafkaSink(stage.settings.kafka, [topic])
-    await sink.start()
-    try:
-        receipt = sink.receipt()
-        for job in jobs:
-            key = job.job_id.encode()
-            sink.publish(Outgoing(sink.partition_for(topic, key), key, orjson.dumps(job.value)), receipt)
-        await receipt.settled()
-    finally:
-        await sink.stop()
 
 
 def _needed(model: str | None) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from streamworker.config import KafkaSettings
 
-__all__ = ["calm", "client_arguments", "close_producer", "compression_type"]
+__all__ = ["calm", "client_arguments", "close_producer", "compression_type", "hush"]
 
 _CALM_S = 0.25
 
@@ -59,6 +59,21 @@ def calm(client: Any) -> None:
         return False
 
     client._metadata_update = update_calmly  # noqa: SLF001
+
+
+def hush(loop: asyncio.AbstractEventLoop) -> None:
+    """Have the loop say nothing of failed futures that aiokafka leaves behind: nobody is meant to ask them."""
+    before = loop.get_exception_handler()
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if isinstance(context.get("exception"), ForeignKafkaError) and "task" not in context:
+            return
+        if before is None:
+            loop.default_exception_handler(context)
+        else:
+            before(loop, context)
+
+    loop.set_exception_handler(handle)
 
 
 async def close_producer(producer: Any, patience_s: float) -> None:

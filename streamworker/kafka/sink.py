@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from streamworker.config import KafkaSettings
     from streamworker.ports import Receipt
 
-__all__ = ["KafkaSink", "producer_arguments"]
+__all__ = ["KafkaSink", "producer_arguments", "publish"]
 
 BATCH_BYTES = 256 << 10
 """Payload of one batch. Large enough that 16 KB's queueing (aiokafka #528) is far, small enough for any topic."""
@@ -213,6 +213,21 @@ class KafkaSink:
             await poisoned.flush()
         finally:
             await close_producer(poisoned, STOP_TIMEOUT_S)
+
+
+async def publish(settings: KafkaSettings, topic: str, entries: Iterable[tuple[bytes, bytes]]) -> None:
+    """Write keys and values to a topic and wait until they are acknowledged. For commands. Raises KafkaError."""
+    sink = KafkaSink(settings, [topic])
+    await sink.start()
+    try:
+        receipt = sink.receipt()
+        for key, value in entries:
+            if not sink.has_room:
+                await sink.room()
+            sink.publish(Outgoing(sink.partition_for(topic, key), key, value), receipt)
+        await receipt.settled()
+    finally:
+        await sink.stop()
 
 
 class _Pump:

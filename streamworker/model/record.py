@@ -54,11 +54,6 @@ class Record(msgspec.Struct, frozen=True):
     value: bytes | None
     headers: Headers = ()
 
-    @property
-    def size(self) -> int:
-        """Bytes that the record keeps in memory while its job is open."""
-        return len(self.key or b"") + len(self.value or b"") + sum(len(k) + len(v) for k, v in self.headers)
-
 
 class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """A record to be written. `to` is chosen once per job, so that a job's events stay in one partition."""

@@ -87,6 +87,7 @@ class Worker:
         self._is_stopping = False
         self._failure = failure
         self._joined = False
+        self._is_in_doubt = False  # we slept so long that our partitions may be another's
         self.last_poll = tools.clock.monotonic()
         """When the poll loop last turned, in seconds of the monotonic clock: the sign of life."""
 
@@ -145,7 +146,7 @@ class Worker:
         """Keep what stays, let go at once of what left, take over what is new."""
         if self._is_stopping:  # taking over anew would shut out our own last commits
             return
-        self._joined = True
+        self._joined, self._is_in_doubt = True, False
         held = frozenset(self._works)
         lost = held - partitions if is_continuous else held
         for partition in lost:
@@ -227,9 +228,11 @@ class Worker:
             self.last_poll += slept_s
             if self._draining.is_set():  # what came while we were asked to stop is the next owner's
                 continue
-            if slept_s > self._limits.session_timeout_s / 2 and not await self._is_member():
+            self._is_in_doubt |= slept_s > self._limits.session_timeout_s / 2
+            if self._is_in_doubt and not await self._is_member():
                 self._read_again({record.at.of for record in records})
                 continue
+            self._is_in_doubt = False
             missed = set()
             for record in records:
                 # A partition may have gone, and even come back, while we waited; its records come again then.

@@ -37,13 +37,14 @@ class Outcome(NamedTuple):
     breaches: list[Breach]
     counts: Counter[str]
     calls: int
+    seconds: float
 
     def line(self) -> str:
         """One line for people."""
         jobs = len(self.plan.jobs)
         told = ", ".join(f"{count} × {name}" for name, count in sorted(self.counts.items()))
         verdict = "ok" if not self.breaches else f"{len(self.breaches)} BREACHES"
-        return f"seed {self.plan.seed}: {verdict}; {jobs} jobs, {self.calls} upstream calls ({self.calls - jobs} paid twice); {told}"
+        return f"seed {self.plan.seed}: {verdict}; {jobs} jobs in {self.seconds:.0f} s, {self.calls} upstream calls ({self.calls - jobs} paid twice); {told}"
 
 
 async def play(
@@ -93,7 +94,13 @@ class _Run:
         self._breaches += self._too_far.values()
         opened = sum(len(process.lines("partition.opened")) for process in self._stage.processes)
         self._counts["take-over"] = opened
-        return Outcome(self._plan, self._breaches, self._counts, len(self._stage.practice.calls))
+        return Outcome(
+            self._plan,
+            self._breaches,
+            self._counts,
+            len(self._stage.practice.calls),
+            self._loop.time() - begun_at,
+        )
 
     # What happens
 

@@ -383,6 +383,21 @@ async def test_sigterm_lets_open_streams_end_and_exits_with_zero(apache: Stage) 
     assert len(apache.practice.calls) == 5
 
 
+async def test_record_that_comes_while_the_worker_drains_is_left_to_the_next_one(apache: Stage) -> None:
+    """Who was asked to stop takes nothing up, not even what its last fetch brings."""
+    await apache.open()
+    async with apache.worker() as worker:
+        await apache.submit("open", "practice?deltas=40&pace_ms=25")
+        await apache.until(lambda: apache.deltas("open"))
+        worker.app.drain()
+        await apache.submit("late", "practice?deltas=1")
+        await apache.ended("open")
+    assert apache.calls("late") == []
+    async with apache.worker():
+        await apache.ended("late")
+    assert apache.breaches() == []
+
+
 @DELIVERIES
 async def test_drained_worker_leaves_nothing_to_repeat(apache: Stage, delivery: str) -> None:
     """The last commit is made before the group is left, so that the next worker has nothing to do."""
