@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["App", "SystemClock", "run_until_signalled"]
 
 _CONNECT_BACKOFF_S = (0.5, 1, 2, 5)
+_TOPICS_BACKOFF_S = (0.2, 0.3, 0.5, 1, 0)
 
 log = structlog.get_logger()
 
@@ -209,7 +210,13 @@ class App:
 
     async def _check_topics(self) -> None:
         async with open_admin(self._settings) as admin:
-            if faults := faults_of(self._settings, await admin.describe()):
+            for wait_s in _TOPICS_BACKOFF_S:
+                topics = await admin.describe()
+                if None not in topics.values():
+                    break
+                # A broker that just came up, or a topic that was just made: not known yet.
+                await asyncio.sleep(wait_s)
+            if faults := faults_of(self._settings, topics):
                 raise KafkaRefused("; ".join(faults))
 
     async def _patiently(self, connect: Callable[[], Awaitable[None]]) -> None:

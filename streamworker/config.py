@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -52,6 +53,14 @@ NameList = Annotated[tuple[str, ...], BeforeValidator(_comma_separated), Field(m
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
+def _has_ports(servers: str) -> str:
+    for server in servers.split(","):
+        _, colon, port = server.strip().rpartition(":")
+        if not colon or not port.isdigit() or not 0 < int(port[:6]) < 65536:
+            raise ValueError(f"expected host:port, several by comma, not {server.strip()!r}")
+    return servers
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -59,7 +68,9 @@ class _Section(BaseModel):
 class KafkaSettings(_Section):
     """How to reach Kafka."""
 
-    bootstrap_servers: str = Field("localhost:9092", min_length=1, description="host:port, several by comma")
+    bootstrap_servers: Annotated[str, AfterValidator(_has_ports)] = Field(
+        "localhost:9092", min_length=1, description="host:port, several by comma"
+    )
     client_id: str = Field("streamworker", min_length=1, description="name in the broker's logs and quotas")
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
@@ -163,9 +174,12 @@ class WorkerSettings(_Section):
 class UpstreamSettings(_Section):
     """One upstream."""
 
-    base_url: str = Field(pattern=r"^https?://[^\s/?#]+[^\s?#]*$", description="URL up to and with /v1")
+    base_url: str = Field(
+        pattern=r"^https?://[^\s/?#]+[^\s?#]*$",
+        description="URL up to and with /v1; with no upstream configured at all: http://localhost:8000/v1",
+    )
     api_key_env: str | None = Field(
-        None, min_length=1, description="environment variable that holds the API key"
+        None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="environment variable that holds the API key"
     )
     api_key_file: Path | None = Field(None, description="file that holds the API key")
     models: NameList = Field(("*",), description="models it serves: names, or patterns with * and ?")
@@ -250,8 +264,8 @@ class Settings(_Section):
 _SECRETS = {("kafka", "sasl_password"): "sasl_password_file"}
 
 
-def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Settings:
-    """Read the settings.
+def load(path: Path | None, environ: Mapping[str, str] = os.environ, *, needs_keys: bool = True) -> Settings:
+    """Read the settings. Who calls no upstream does not need its key.
 
     Raises:
         ConfigurationError: with every fault of file and environment, each naming where it stands.
@@ -264,7 +278,8 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Settings
     except ValidationError as error:
         faults += [_fault(fault, variables) for fault in error.errors(include_url=False, include_input=False)]
     else:
-        faults += _unreadable_keys(settings, environ)
+        faults += _unreadable_files(settings)
+        faults += _missing_keys(settings, environ) if needs_keys else []
     if faults:
         raise ConfigurationError(faults)
     return settings
@@ -355,6 +370,10 @@ def _fault(fault: Any, variables: Mapping[str, str]) -> str:
     return f"{path} ({variable}): {_reason(fault)}" if variable else f"{path}: {_reason(fault)}"
 
 
+def _is_about_a_key(fault: Any) -> bool:
+    return bool(fault["loc"]) and fault["loc"][-1] == "api_key_env"
+
+
 def _reason(fault: Any) -> str:
     match fault["type"]:
         case "extra_forbidden":
@@ -362,20 +381,27 @@ def _reason(fault: Any) -> str:
         case "missing":
             return "is required"
         case "string_pattern_mismatch":
+            if _is_about_a_key(fault):
+                return "has to be the name of an environment variable, not the key itself"
             return f"does not look like one ({fault['ctx']['pattern']})"
     message = re.sub(r"^Value error, ", "", fault["msg"])
     return message[:1].lower() + message[1:]
 
 
-def _unreadable_keys(settings: Settings, environ: Mapping[str, str]) -> list[str]:
+def _missing_keys(settings: Settings, environ: Mapping[str, str]) -> list[str]:
     faults = []
     for name, upstream in settings.upstreams.items():
         try:
             upstream.api_key(environ)
         except ConfigurationError as error:
             faults += [f"upstreams.{name}.{fault}" for fault in error.faults]
+    return faults
+
+
+def _unreadable_files(settings: Settings) -> list[str]:
+    faults = []
     for field in ("sasl_password_file", "ssl_cafile", "ssl_certfile", "ssl_keyfile"):
         file = getattr(settings.kafka, field)
-        if file is not None and not os.access(file, os.R_OK):
-            faults.append(f"kafka.{field}: cannot be read: {file}")
+        if file is not None and not (file.is_file() and os.access(file, os.R_OK)):
+            faults.append(f"kafka.{field}: is no file that can be read: {file}")
     return faults

@@ -220,4 +220,5 @@ class Observer(Protocol):
 
 def trace_headers(trace: Headers) -> dict[str, str]:
     """Return trace-context record headers as HTTP headers; values that are no printable ASCII are left out."""
-    return {name: value.decode() for name, value in trace if value.isascii() and value.decode().isprintable()}
+    texts = ((name, value.decode()) for name, value in trace if value is not None and value.isascii())
+    return {name: text for name, text in texts if text.isprintable()}

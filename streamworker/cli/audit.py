@@ -8,7 +8,7 @@ import click
 
 from streamworker.cli.shared import config_option, quietly, run_async, settings_of
 from streamworker.codec.event import read_event
-from streamworker.codec.job import job_id_of
+from streamworker.codec.job import read_job
 from streamworker.core.reader import Auditor, Breach
 from streamworker.kafka.log import open_log
 from streamworker.model import Partition
@@ -71,7 +71,7 @@ async def _audit(
     if complete:
         for breach in auditor.finish():
             report(breach)
-        await _look_for_lost_jobs(settings, auditor, report)
+        await _look_for_lost_jobs(settings, topic, auditor, report)
     return count
 
 
@@ -89,10 +89,14 @@ async def _read_events(
                 report(breach)
 
 
-async def _look_for_lost_jobs(settings: Settings, auditor: Auditor, report: _Report) -> None:
-    """Every job record is owed a terminal event. Jobs with a `reply_to` have theirs in another topic."""
+async def _look_for_lost_jobs(settings: Settings, topic: str, auditor: Auditor, report: _Report) -> None:
+    """Every job record whose events belong into this topic is owed a terminal event."""
     for jobs_topic in settings.topics.jobs:
         async with open_log(settings.kafka, jobs_topic) as log:
             async for record in log.snapshot([Partition(jobs_topic, number) for number in log.partitions]):
-                if record.value is not None and not auditor.has_ended(job_id := job_id_of(record)):
-                    report(Breach("lost job", record.at, job_id, f"no terminal event for {record.at}"))
+                if record.value is None:
+                    continue
+                job = read_job(record, max_bytes=settings.worker.max_job_bytes)
+                allowed = job.reply_to if job.reply_to in settings.topics.allowed_reply_to else None
+                if (allowed or settings.topics.events) == topic and not auditor.has_ended(job.job_id):
+                    report(Breach("lost job", record.at, job.job_id, f"no terminal event for {record.at}"))

@@ -30,3 +30,4 @@ def cancel(context: click.Context, config: Path | None, job_id: str, reason: str
     quietly()
     value = write_cancel(job_id, reason)
     run_async(publish(settings.kafka, settings.topics.control, [(job_id.encode(), value)]))
+    click.echo(f"cancellation of {job_id} written", err=True)

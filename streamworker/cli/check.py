@@ -32,7 +32,7 @@ _ADVICE = {
 @click.pass_context
 def check(context: click.Context, config: Path | None) -> int:
     """Check configuration, broker, topics, upstreams and keys, and say what is wrong and what to do."""
-    settings = settings_of(context, config)
+    settings = settings_of(context, config, needs_keys=True)
     quietly()
     click.echo("ok      configuration")
     return 0 if run_async(_check(settings)) else 1
@@ -69,7 +69,9 @@ async def _check_upstream(name: str, settings: UpstreamSettings) -> bool:
     except UpstreamError as failure:
         error = failure.error
         if error.http_status in {404, 405, 501}:  # it answers; not every one lists its models
-            click.echo(f"ok      {what}: reachable, does not list models")
+            click.echo(
+                f"ok      {what}: reachable, does not list models (if base_url ends in /v1, that is fine)"
+            )
             return True
         advice = _ADVICE.get(error.code, "see the message")
         click.echo(f"wrong   {what}: {error.code}: {upstream.scrub(error.message)}; {advice}")

@@ -25,7 +25,7 @@ def demo(model: str | None) -> int:
         from streamworker.demo.play import play  # noqa: PLC0415 - needs the demo extra
     except ModuleNotFoundError as error:
         raise StreamworkerError(
-            f"the demo needs the demo extra ({error.name} is missing): pip install 'streamworker[demo]'"
+            f"the demo needs the demo extra ({error.name} is missing): pip install 'streamworker[demo]', or '.[demo]' in a clone"
         ) from error
 
     async def work() -> int:
@@ -35,7 +35,7 @@ def demo(model: str | None) -> int:
         try:
             return await task
         except asyncio.CancelledError:
-            click.echo("stopped; nothing is left behind", err=True)
+            click.echo("\nstopped; nothing is left behind", err=True)
             return 130
 
     return run_async(work())

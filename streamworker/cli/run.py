@@ -37,7 +37,7 @@ class _RunCommand(click.Command):
 @click.pass_context
 def run(context: click.Context, config: Path | None) -> int:
     """Run a worker until SIGTERM or SIGINT, which drain it; a second signal ends it at once."""
-    settings = settings_of(context, config)
+    settings = settings_of(context, config, needs_keys=True)
 
     async def work() -> int:
         app = App(settings)

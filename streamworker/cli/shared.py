@@ -30,9 +30,9 @@ def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-def settings_of(context: click.Context, config: Path | None) -> Settings:
+def settings_of(context: click.Context, config: Path | None, *, needs_keys: bool = False) -> Settings:
     """Read the settings. Raises ConfigurationError."""
-    return load(config or context.find_root().obj)
+    return load(config or context.find_root().obj, needs_keys=needs_keys)
 
 
 def quietly() -> None:

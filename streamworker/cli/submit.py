@@ -7,10 +7,10 @@ from typing import IO, TYPE_CHECKING, Any
 from uuid import uuid4
 
 import click
-import orjson
 
 from streamworker.cli.shared import config_option, quietly, run_async, settings_of
 from streamworker.codec.job import read_job
+from streamworker.core.json import InvalidJSON, decode, encode
 from streamworker.kafka.sink import publish
 from streamworker.model import Coordinates, Record, Rejection
 
@@ -34,6 +34,7 @@ __all__ = ["submit"]
 @click.option("--job-id", help="The job's id; default: a new one.")
 @click.option("--upstream", help="Name of a configured upstream.")
 @click.option("--deadline", help="RFC 3339 time.")
+@click.option("--on-break", type=click.Choice(["fail", "restart"]), help="What a stream that breaks does.")
 @click.option("--reply-to", help="Topic for the events; one of topics.allowed_reply_to.")
 @click.option(
     "--metadata", "-d", multiple=True, metavar="KEY=VALUE", help="Echoed in events; may be repeated."
@@ -54,7 +55,7 @@ def submit(
     settings = settings_of(context, config)
     quietly()
     jobs = list(_jobs(**given))
-    entries = [((key or job["job_id"]).encode(), orjson.dumps(job)) for job in jobs]
+    entries = [((key or job["job_id"]).encode(), encode(job)) for job in jobs]
     run_async(publish(settings.kafka, topic or settings.topics.jobs[0], entries))
     for job in jobs:
         click.echo(job["job_id"])
@@ -71,10 +72,14 @@ def _jobs(
         messages = [{"role": "user", "content": " ".join(prompt)}]
         yield _checked(_completed({"request": {"model": model, "messages": messages}}, **given), "the job")
         return
+    if model:
+        raise click.UsageError("--model goes with a prompt; jobs of a file name theirs in request.model")
     source = file or sys.stdin.buffer
     if source is sys.stdin.buffer and sys.stdin.isatty():
         raise click.UsageError("give a prompt, or --file, or jobs on standard input")
     objects = list(_read(source.read()))
+    if not objects:
+        raise click.UsageError("there is no job in the input")
     if given["job_id"] and len(objects) > 1:
         raise click.UsageError("--job-id is for a single job")
     for number, job in enumerate(objects, 1):
@@ -84,8 +89,8 @@ def _jobs(
 def _read(data: bytes) -> Iterable[dict[str, Any]]:
     """Read one JSON object, or one per line."""
     try:
-        whole = orjson.loads(data)
-    except orjson.JSONDecodeError:
+        whole = decode(data)
+    except InvalidJSON:
         yield from _read_lines(data)
     else:
         yield _object(whole, "the input")
@@ -95,9 +100,9 @@ def _read_lines(data: bytes) -> Iterable[dict[str, Any]]:
     for number, line in enumerate(data.splitlines(), 1):
         if line.strip():
             try:
-                job = orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise click.UsageError(f"line {number} is not JSON: {error.msg}") from None
+                job = decode(line)
+            except InvalidJSON as error:
+                raise click.UsageError(f"line {number} is not JSON: {error}") from None
             yield _object(job, f"line {number}")
 
 
@@ -114,15 +119,16 @@ def _completed(
     upstream: str | None,
     deadline: str | None,
     reply_to: str | None,
+    on_break: str | None,
     metadata: Sequence[str],
 ) -> dict[str, Any]:
     """Add what the options say to a job; it gets an id in any case, so that there is one to print."""
-    options = {"upstream": upstream, "deadline": deadline, "reply_to": reply_to}
+    options = {"upstream": upstream, "deadline": deadline, "reply_to": reply_to, "on_break": on_break}
     completed = {**job, **{name: value for name, value in options.items() if value is not None}}
     completed["job_id"] = job_id or job.get("job_id") or str(uuid4())
-    if metadata:
-        pairs = dict(_pair(text) for text in metadata)
-        completed["metadata"] = {**(job.get("metadata") or {}), **pairs}
+    given = job.get("metadata") or {}
+    if metadata and isinstance(given, dict):  # else it is refused for what it is
+        completed["metadata"] = {**given, **dict(_pair(text) for text in metadata)}
     return completed
 
 
@@ -135,7 +141,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _checked(job: dict[str, Any], what: str) -> dict[str, Any]:
     """Refuse here what the worker would refuse later."""
-    record = Record(Coordinates("submit", 0, 0), 0, None, orjson.dumps(job))
+    record = Record(Coordinates("submit", 0, 0), 0, None, encode(job))
     read = read_job(record, max_bytes=1 << 30)
     if isinstance(read, Rejection):
         raise click.UsageError(f"{what} is not valid:\n" + "\n".join(f"  {fault}" for fault in read.faults))

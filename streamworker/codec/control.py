@@ -14,7 +14,7 @@ NO_REASON = "cancelled by a control record"
 class Cancel(msgspec.Struct, frozen=True, tag_field="type", tag="cancel"):
     """Asks every worker to end a job."""
 
-    job_id: Annotated[str, msgspec.Meta(min_length=1)]
+    job_id: Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
     reason: str = NO_REASON
     v: Literal[1] = 1
 

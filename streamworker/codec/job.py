@@ -20,6 +20,8 @@ MAX_FAULTS = 20
 MAX_NAME = 64
 """Characters told of a member's name, which is the sender's own text."""
 TRACE_HEADERS = ("traceparent", "tracestate")
+MAX_TRACE_BYTES = 512
+"""Of one header. W3C asks for 512 to be carried; larger ones would be echoed into records no topic takes."""
 
 _JOB_ID = re.compile(JOB_ID_PATTERN + r"\Z")
 # RFC 3339 §5.6. `datetime.fromisoformat` alone takes week dates, a missing zone and more.
@@ -64,7 +66,7 @@ def read_job(record: Record, *, max_bytes: int = 1 << 20) -> Job | Rejection:
     job_id = values.pop("job_id", default_id)
     model, request = _read_request(members.get("request"), faults)
     if faults:
-        return _rejection(record, job_id, faults)
+        return _rejection(record, job_id, faults, values.get("reply_to"))
     return Job(
         job_id=job_id,
         source=record.at,
@@ -94,7 +96,11 @@ def request_body(job: Job, *, include_usage: bool) -> bytes:
 
 def trace_of(headers: Headers) -> Headers:
     """Return the W3C trace-context headers among a record's headers, the last of each name."""
-    found = {name: value for name, value in headers if name in TRACE_HEADERS}
+    found = {
+        name: value
+        for name, value in headers
+        if name in TRACE_HEADERS and value and len(value) <= MAX_TRACE_BYTES
+    }
     return tuple(found.items())
 
 
@@ -102,12 +108,13 @@ class _NotAnObject(Exception):
     pass
 
 
-def _rejection(record: Record, job_id: str, faults: list[str]) -> Rejection:
+def _rejection(record: Record, job_id: str, faults: list[str], reply_to: str | None = None) -> Rejection:
     return Rejection(
         job_id=job_id,
         source=record.at,
         timestamp=record.timestamp,
         faults=_bounded(faults),
+        reply_to=reply_to,
         trace=trace_of(record.headers),
     )
 

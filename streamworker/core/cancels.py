@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import NamedTuple
 
+from streamworker.core.faults import UPSTREAM_TEXT_LIMIT, cut
+
 __all__ = ["Cancels"]
 
 
@@ -29,7 +31,7 @@ class Cancels:
         known = self._latest.pop(job_id, None)
         if known is not None and known.timestamp > timestamp:
             timestamp, reason = known
-        self._latest[job_id] = _Cancel(timestamp, reason)
+        self._latest[job_id] = _Cancel(timestamp, cut(reason, UPSTREAM_TEXT_LIMIT))
         while len(self._latest) > self._remembered:
             self._latest.popitem(last=False)
 

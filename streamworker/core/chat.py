@@ -124,7 +124,9 @@ class ChunkReader:
         if isinstance(first, ChunkDelta):
             chunk = {name: payload[name] for name in _CHUNK_MEMBERS if name in payload}
             if chunk != self._chunk:
-                first.chunk = self._chunk = chunk
+                first.chunk = chunk
+                # An event without choice is no delta: who skips it hears the next one tell all again.
+                self._chunk = chunk if first.choice is not None else None
 
     def _choice_news(self, choice: Any) -> ChunkDelta:
         if type(choice) is not dict:
@@ -176,7 +178,17 @@ class ChunkReader:
                 for name, text in delta.items():
                     if isinstance(text, str):
                         delta[name] = self._join(text, choice, name)
+            if isinstance(choice, dict) and choice.get("finish_reason") is not None:
+                self._release(choice)
         return replace_surrogates(payload)
+
+    def _release(self, choice: dict[str, Any]) -> None:
+        """Give out what waits for a choice that ends without naming the member again."""
+        index = _index(choice.get("index"))
+        for place in [place for place in self._halves if place[0] == index]:
+            if not isinstance(choice.get("delta"), dict):
+                choice["delta"] = {}
+            choice["delta"][place[1]] = self._halves.pop(place) + (choice["delta"].get(place[1]) or "")
 
     def _join(self, text: str, choice: dict[str, Any], name: str) -> str:
         place = (_index(choice.get("index")), name)

@@ -16,7 +16,7 @@ class DemoJob(NamedTuple):
 
 
 _PRACTICE = (
-    ("count", "counts to ten", "practice?deltas=40&pace_ms=60"),
+    ("count", "counts to forty", "practice?deltas=40&pace_ms=60"),
     ("long", "a longer answer", "practice?deltas=90&pace_ms=35"),
     ("thinks", "reasons first", "practice?deltas=40&pace_ms=60&reasoning"),
     (
@@ -24,7 +24,7 @@ _PRACTICE = (
         "no blank lines between events",
         "practice?deltas=40&pace_ms=60&format=unblanked",
     ),
-    ("breaks", "breaks after 15 deltas", "practice?deltas=40&pace_ms=60&break_after=15"),
+    ("breaks", "breaks after 15 words", "practice?deltas=40&pace_ms=60&break_after=15"),
     ("retried", "two 503s, then all is well", "practice?deltas=30&pace_ms=40&status=503&times=2"),
     ("refused", "is refused with 400", "practice?status=400"),
 )

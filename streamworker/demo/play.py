@@ -46,9 +46,9 @@ async def _watched(
     stage: Stage, jobs: Sequence[DemoJob], worker: asyncio.Task[None], console: Console
 ) -> int:
     """Show the jobs, unless the worker fails first."""
-    console.print(
-        f"worker     {stage.settings.worker.delivery}, {stage.settings.topics.jobs[0]} → {stage.settings.topics.events}"
-    )
+    topics = stage.settings.topics
+    line = f"worker     {stage.settings.worker.delivery}, {topics.jobs[0]} → {topics.events}"
+    console.print(line, soft_wrap=True)
     show = asyncio.create_task(_show(stage, jobs, console))
     try:
         done, _ = await asyncio.wait([show, worker], timeout=TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)

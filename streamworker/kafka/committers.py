@@ -260,13 +260,28 @@ class GroupCommitters:
         return await self._committed.read(partition)
 
     async def write(
-        self, partition: Partition, tenure: object, records: Sequence[Outgoing], point: CommitPoint
+        self,
+        partition: Partition,
+        tenure: object,
+        records: Sequence[Outgoing],
+        point: CommitPoint,
+        written: dict[int, Outgoing],
     ) -> None:
-        """Publish the records and wait for them; then the point may be committed."""
-        receipt = self._sink.receipt()
-        for record in records:
+        """Publish the records that are not `written` yet and wait for them; then the point may be committed."""
+        owed = [(record, self._sink.receipt()) for record in records if id(record) not in written]
+        for record, receipt in owed:
             self._sink.publish(record, receipt)
-        await receipt.settled()
+        refusal: RecordTooLarge | None = None
+        for record, receipt in owed:
+            try:
+                await receipt.settled()
+            except RecordTooLarge as error:
+                refusal = error
+            else:
+                written[id(record)] = record
+        if refusal is not None:
+            raise refusal
+        written.clear()
         self._points[partition] = _Owed(tenure, point)
 
     async def _commit_regularly(self) -> None:
@@ -318,6 +333,7 @@ class _GroupCommitter:
         self._committers = committers
         self._partition = partition
         self._tenure = consumer.tenure(partition)
+        self._written: dict[int, Outgoing] = {}  # of a commit of which one record was refused: it comes again
 
     async def open(self) -> CommitPoint:
         """Read what is committed; nobody can be shut out without transactions."""
@@ -325,7 +341,7 @@ class _GroupCommitter:
 
     async def commit(self, records: Sequence[Outgoing], point: CommitPoint) -> None:
         """Publish; the offset follows on the timer. Raises RecordTooLarge."""
-        await self._committers.write(self._partition, self._tenure, records, point)
+        await self._committers.write(self._partition, self._tenure, records, point, self._written)
 
     async def close(self) -> None:
         """Nothing: what is owed is committed as long as the partition is ours, and no longer."""

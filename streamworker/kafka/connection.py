@@ -10,6 +10,8 @@ from aiokafka.errors import KafkaError as ForeignKafkaError
 from aiokafka.errors import ProducerClosed
 from aiokafka.helpers import create_ssl_context
 
+from streamworker.errors import ConfigurationError
+
 if TYPE_CHECKING:
     import ssl
 
@@ -98,9 +100,14 @@ async def close_producer(producer: Any, patience_s: float) -> None:
 
 
 def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext:
-    context: ssl.SSLContext = create_ssl_context(
-        cafile=str(settings.ssl_cafile) if settings.ssl_cafile else None,
-        certfile=str(settings.ssl_certfile) if settings.ssl_certfile else None,
-        keyfile=str(settings.ssl_keyfile) if settings.ssl_keyfile else None,
-    )
+    try:
+        context: ssl.SSLContext = create_ssl_context(
+            cafile=str(settings.ssl_cafile) if settings.ssl_cafile else None,
+            certfile=str(settings.ssl_certfile) if settings.ssl_certfile else None,
+            keyfile=str(settings.ssl_keyfile) if settings.ssl_keyfile else None,
+        )
+    except (
+        OSError
+    ) as error:  # ssl.SSLError is one: a file that is no PEM, a key that is not the certificate's
+        raise ConfigurationError([f"kafka.ssl_cafile, ssl_certfile, ssl_keyfile: {error}"]) from error
     return context

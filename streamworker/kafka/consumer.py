@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import CommitFailedError, IllegalStateError
+from aiokafka.errors import CommitFailedError, CorruptRecordException, IllegalStateError
 from aiokafka.errors import KafkaError as ForeignKafkaError
 from aiokafka.structs import OffsetAndMetadata
 
-from streamworker.errors import KafkaUnavailable
+from streamworker.errors import KafkaError, KafkaUnavailable
 from streamworker.kafka.assignor import new_sticky_assignor
 from streamworker.kafka.connection import calm, client_arguments
 from streamworker.kafka.errors import explained, foreign_errors_as_ours
@@ -74,12 +74,45 @@ class GroupConsumer:
             await self._join()
         wanted = [TopicPartition(*partition) for partition in partitions] or [_NOTHING]
         wait_ms = round(POLL_S * 1000) if partitions else 0
-        with foreign_errors_as_ours("reading jobs"):
-            fetched = await self._consumer.getmany(*wanted, timeout_ms=wait_ms, max_records=max(1, limit))
+        try:
+            fetched = await self._fetch(wanted, wait_ms, max(1, limit))
+        except KafkaError as error:
+            # What aiokafka had drained of the others before it came to the bad one is gone, positions included.
+            self._go_back(partitions)
+            fetched = await self._fetch_one_by_one(wanted, max(1, limit))
+            if not fetched:
+                raise
+            log.warning("jobs.partition_unreadable", reason=str(error))
         records = [record_of(record) for batch in fetched.values() for record in batch]
         for record in records:
             self._next[record.at.of] = record.at.offset + 1
         return records
+
+    async def _fetch(self, wanted: list[Any], wait_ms: int, limit: int) -> dict[Any, list[Any]]:
+        with foreign_errors_as_ours("reading jobs"):
+            try:
+                return await self._client.getmany(*wanted, timeout_ms=wait_ms, max_records=limit)  # type: ignore[no-any-return]
+            except UnicodeDecodeError as error:  # a header's name; aiokafka's C code lets it through
+                raise CorruptRecordException(str(error)) from error
+
+    async def _fetch_one_by_one(self, wanted: list[Any], limit: int) -> dict[Any, list[Any]]:
+        fetched: dict[Any, list[Any]] = {}
+        for one in wanted:
+            try:
+                found = await self._fetch([one], round(POLL_S * 1000), limit)
+            except KafkaError:
+                self._go_back([Partition(*one)])
+                continue
+            fetched |= found
+            limit -= sum(map(len, found.values()))
+            if limit <= 0:
+                break
+        return fetched
+
+    def _go_back(self, partitions: Collection[Partition]) -> None:
+        for partition in partitions:
+            if (offset := self._next.get(partition)) is not None:
+                self.seek(partition, offset)
 
     def seek(self, partition: Partition, offset: int) -> None:
         """Read this partition from here on; nothing happens if it is not ours any more."""
@@ -178,7 +211,8 @@ class GroupConsumer:
                 await consumer.stop()
         except (TimeoutError, ForeignKafkaError) as error:
             log.warning("consumer.stopped_uncleanly", reason=explained(error))
-            await consumer._client.close()  # noqa: SLF001 - `stop` did not come that far
+            with suppress(Exception):  # it raises what its tasks died of
+                await consumer._client.close()  # noqa: SLF001 - `stop` did not come that far
 
     @property
     def _client(self) -> Any:

@@ -59,6 +59,8 @@ class ControlReader:
                         self._take(record)
             except KafkaError as error:
                 log.warning("control.unavailable", reason=str(error))
+            except Exception:  # whatever a record did to us: who cancels must be heard again
+                log.exception("control.crashed")
             await asyncio.sleep(_BACKOFF_S)
 
     def _partitions(self, control: LogReader) -> list[Partition]:

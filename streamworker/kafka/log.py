@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import CorruptRecordException
 
 from streamworker.errors import KafkaRefused
 from streamworker.kafka.connection import client_arguments
@@ -66,7 +67,10 @@ class LogReader:
 
     async def _some(self) -> list[Record]:
         with foreign_errors_as_ours(f"reading {self._topic}"):
-            fetched = await self._consumer.getmany(timeout_ms=_POLL_MS, max_records=2000)
+            try:
+                fetched = await self._consumer.getmany(timeout_ms=_POLL_MS, max_records=2000)
+            except UnicodeDecodeError as error:  # a header's name; aiokafka's C code lets it through
+                raise CorruptRecordException(str(error)) from error
         await asyncio.sleep(0)  # a long log must not keep everything else waiting
         return [record_of(record) for batch in fetched.values() for record in batch]
 

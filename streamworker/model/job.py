@@ -45,4 +45,5 @@ class Rejection(msgspec.Struct, frozen=True, kw_only=True):
     source: Coordinates
     timestamp: int
     faults: tuple[str, ...]
+    reply_to: str | None = None
     trace: Headers = ()

@@ -8,8 +8,8 @@ import msgspec
 
 __all__ = ["CommitPoint", "Coordinates", "Headers", "Outgoing", "Partition", "Record"]
 
-Headers = tuple[tuple[str, bytes], ...]
-"""Kafka record headers: names may repeat, values are bytes."""
+Headers = tuple[tuple[str, bytes | None], ...]
+"""Kafka record headers: names may repeat, values are bytes or null."""
 
 
 class Partition(NamedTuple):
@@ -66,4 +66,8 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     @property
     def size(self) -> int:
         """Bytes of payload, without Kafka's few bytes of framing."""
-        return len(self.key or b"") + len(self.value or b"") + sum(len(k) + len(v) for k, v in self.headers)
+        return (
+            len(self.key or b"")
+            + len(self.value or b"")
+            + sum(len(k) + len(v or b"") for k, v in self.headers)
+        )

@@ -131,7 +131,7 @@ class PracticeUpstream:
             case "POST", "/v1/chat/completions":
                 await self._chat(peer, request)
             case "GET", "/v1/models":
-                await peer.reply_json(200, _models())
+                await self._list_models(peer, request)
             case "GET", "/calls":
                 await peer.reply_json(200, self._log.summary(_limit(url.query)))
             case "GET", "/healthz":
@@ -139,6 +139,14 @@ class PracticeUpstream:
             case method, path:
                 refused = RefusedError(404, f"Unknown request: {method} {path}", "not_found")
                 await peer.reply_json(404, refused.body)
+
+    async def _list_models(self, peer: Peer, request: Request) -> None:
+        try:
+            self._authorize(self._call(request))
+        except RefusedError as refused:
+            await peer.reply_json(refused.status, refused.body)
+        else:
+            await peer.reply_json(200, _models())
 
     async def _chat(self, peer: Peer, request: Request) -> None:
         call = self._call(request)

@@ -167,7 +167,8 @@ def _line(event: UsageEvent, job: Job, upstream: str) -> dict[str, Any]:
 def _error(error: JobError | None) -> dict[str, Any]:
     return {
         "error_code": error and error.code.value,
-        "error_message": error and error.message,
+        # The upstream's own words stay in the event: they may repeat the prompt.
+        "error_message": error.message if error is not None and error.upstream is None else None,
         "http_status": error and error.http_status,
     }
 

@@ -34,7 +34,14 @@ def foreign_errors_as_ours(phase: Phase, base_url: str) -> Iterator[None]:
     """Raise what httpx and aiohttp raise as UpstreamError."""
     try:
         yield
-    except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, aiohttp.ClientError, OSError) as error:
+    except (
+        httpx.HTTPError,
+        httpx.StreamError,
+        httpx.InvalidURL,
+        aiohttp.ClientError,
+        OSError,
+        UnicodeError,
+    ) as error:
         describe = _calling if phase is Phase.CALLING else _reading
         raise UpstreamError(describe(error, base_url)) from error
 

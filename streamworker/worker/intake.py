@@ -83,7 +83,7 @@ class Intake:
         job = read_job(record, max_bytes=self._max_job_bytes)
         if isinstance(job, Rejection):
             return self._refuse(record, job, ErrorCode.INVALID_JOB)
-        if job.reply_to is not None and job.reply_to not in self._allowed_reply_to:
+        if job.reply_to != self._allowed(job.reply_to):
             fault = "reply_to: is not one of the topics that the worker's topics.allowed_reply_to names"
             return self._refuse(record, _rejection(job, fault), ErrorCode.INVALID_JOB)
         upstream = choose_upstream(job.upstream, job.model, self._served)
@@ -102,11 +102,14 @@ class Intake:
             return self._give_up(record, job, upstream, to, max_deliveries)
         return Accepted(job, upstream, to)
 
+    def _allowed(self, reply_to: str | None) -> str | None:
+        return reply_to if reply_to in self._allowed_reply_to else None
+
     def _refuse(self, record: Record, rejection: Rejection, code: ErrorCode) -> Refused:
         message = "; ".join(rejection.faults)
         letter = self._letter(record, code, message)
         event = self._terminal(rejection, code, message)
-        to = self._partition(rejection.job_id, None)
+        to = self._partition(rejection.job_id, self._allowed(rejection.reply_to))
         terminal = self._writer.write(event, to, rejection.job_id.encode(), rejection.trace)
         return Refused(rejection, code, (letter, terminal), (_emptied(letter), terminal))
 
@@ -160,7 +163,12 @@ def _echoed_bytes(job: Job) -> int:
 
 def _rejection(job: Job, fault: str) -> Rejection:
     return Rejection(
-        job_id=job.job_id, source=job.source, timestamp=job.timestamp, faults=(fault,), trace=job.trace
+        job_id=job.job_id,
+        source=job.source,
+        timestamp=job.timestamp,
+        faults=(fault,),
+        reply_to=job.reply_to,
+        trace=job.trace,
     )
 
 

@@ -361,6 +361,8 @@ class Worker:
         watched: list[asyncio.Future[Any]] = [idle, self._failure]
         await asyncio.wait(watched, timeout=self._limits.drain_timeout_s, return_when=asyncio.FIRST_COMPLETED)
         idle.cancel()
+        with suppress(asyncio.CancelledError):
+            await idle
         if self._failure.done():
             self._failure.result()  # only ever an exception
 

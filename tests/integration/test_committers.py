@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaConnectionError
 
 from streamworker.errors import Fenced, KafkaUnavailable
 from streamworker.kafka.committers import CommittedOffsets, TransactionalCommitters
@@ -135,6 +136,27 @@ async def test_owner_whose_transaction_the_broker_ended_is_still_the_owner(apach
             await only.committer.commit([note(apache, "second")], CommitPoint(2, "sw1:a.2::"))
         await apache.until(lambda: "second" in told(apache))
     assert told(apache) == ["first", "second"]
+
+
+async def test_commit_whose_answer_was_lost_is_found_in_the_log_and_not_made_again(
+    apache: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stamp in the metadata tells our own commit apart: a terminal event written twice would be the second one."""
+    await apache.open()
+    async with member(apache) as only:
+        await only.committer.open()
+        producer = only.committer._producer  # type: ignore[attr-defined]
+        commit = producer.commit_transaction
+
+        async def commit_and_lose_the_answer() -> None:
+            await commit()
+            raise KafkaConnectionError("lost")
+
+        monkeypatch.setattr(producer, "commit_transaction", commit_and_lose_the_answer)
+        await only.committer.commit([note(apache, "once")], CommitPoint(1, "sw1:a.1::"))
+        await only.committer.commit([note(apache, "next")], CommitPoint(2, "sw1:a.2::"))
+        await apache.until(lambda: "next" in told(apache))
+    assert told(apache) == ["once", "next"]
 
 
 async def test_worker_that_slept_through_its_session_does_not_fence_when_it_wakes(apache: Stage) -> None:

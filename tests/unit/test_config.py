@@ -305,7 +305,10 @@ def test_config_tells_every_fault_at_once_with_path_and_variable(toml: Any) -> N
             "kafka: security_protocol asks for SASL: set sasl_password_file",
         ),
         ("[kafka]\nssl_certfile = 'x'", "kafka: ssl_certfile and ssl_keyfile go together"),
-        ("[kafka]\nssl_cafile = '/nowhere/ca.pem'", "kafka.ssl_cafile: cannot be read: /nowhere/ca.pem"),
+        (
+            "[kafka]\nssl_cafile = '/nowhere/ca.pem'",
+            "kafka.ssl_cafile: is no file that can be read: /nowhere/ca.pem",
+        ),
         ("[kafka]\nmax_record_bytes = 100", "kafka.max_record_bytes: "),
         ("[worker]\nsession_timeout_s = 1", "worker.session_timeout_s: "),
         ("[telemetry]\nhttp_port = 65536", "telemetry.http_port: "),
@@ -425,7 +428,7 @@ def test_config_password_file_that_cannot_be_read_is_a_fault(tmp_path: Path) -> 
     """At the start, not at the first connection."""
     (fault,) = faults(None, {"STREAMWORKER_KAFKA__SASL_PASSWORD_FILE": str(tmp_path / "gone")})
 
-    assert fault == f"kafka.sasl_password_file: cannot be read: {tmp_path / 'gone'}"
+    assert fault == f"kafka.sasl_password_file: is no file that can be read: {tmp_path / 'gone'}"
 
 
 def test_config_key_that_is_missing_is_a_fault_at_the_start(tmp_path: Path) -> None:

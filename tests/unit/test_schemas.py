@@ -539,7 +539,7 @@ def test_messages_of_the_events_channel_are_the_event_types() -> None:
 @pytest.mark.parametrize("event", [*streamed(STREAMS["completed"])], ids=lambda event: type(event).__name__)
 def test_event_headers_are_those_that_are_written(event: Event) -> None:
     plain = dict(record(event).headers)
-    cloud = {name: value.decode() for name, value in record(event, cloud_source="/g").headers}
+    cloud = {name: (value or b"").decode() for name, value in record(event, cloud_source="/g").headers}
     described = message(cloud["streamworker-type"])["headers"]
     assert [*described["properties"]] == [*cloud]
     assert described["required"] == [name for name in plain if name not in TRACE_HEADERS]
@@ -559,4 +559,4 @@ def test_dead_letter_headers_are_those_that_are_written() -> None:
     assert [*described["properties"]] == described["required"] == [name for name, _ in letter.headers]
     assert all(name.startswith(PREFIX) for name in described["properties"])
     for name, value in letter.headers:
-        Draft202012Validator(resolved(described["properties"][name])).validate(value.decode())
+        Draft202012Validator(resolved(described["properties"][name])).validate((value or b"").decode())

@@ -219,12 +219,13 @@ def test_reader_unknown_members_of_chunk_and_choice_are_kept_under_extra() -> No
 
 
 def test_reader_unknown_members_without_choices_are_an_event_without_choice() -> None:
-    """It has an empty delta, and carries the chunk's own members where they are new."""
+    """It has an empty delta and is no first one: the next event tells the chunk's own members again."""
     payload = HEAD | {"choices": [], "prompt_filter_results": [1]}
 
-    assert deltas(payload, payload) == [
+    assert deltas(payload, payload, choice(delta={})) == [
         ChunkDelta(None, {}, chunk=HEAD, extra={"prompt_filter_results": [1]}),
-        ChunkDelta(None, {}, extra={"prompt_filter_results": [1]}),
+        ChunkDelta(None, {}, chunk=HEAD, extra={"prompt_filter_results": [1]}),
+        ChunkDelta(0, {}, chunk=HEAD),
     ]
 
 

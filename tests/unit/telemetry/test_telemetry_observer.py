@@ -115,7 +115,7 @@ def test_failed_job_is_a_warning_that_says_why(watch: Watch) -> None:
     }
     assert told == {
         "error_code": "rate_limited",
-        "error_message": "slow down",
+        "error_message": None,  # the upstream's own words may repeat the prompt
         "http_status": 429,
         "usage": None,
         "first_delta_ms": None,
@@ -284,11 +284,13 @@ def test_telemetry_has_the_methods_of_the_port() -> None:
 def test_nothing_of_a_job_but_its_facts_is_ever_told(watch: Watch, stream: Any) -> None:
     """Through the real renderer: no metadata, no upstream body, no secret; each line is complete."""
     configure_logging("json", "debug", stream, redact=Redactor([CANARY]))
-    secret = JobError(ErrorCode.AUTH, f"wrong key {CANARY}", 401, CANARY)
+    secret = JobError(ErrorCode.AUTH, f"wrong key {CANARY}", 401)
+    echoed = JobError(ErrorCode.UPSTREAM_REJECTED, "you said: my prompt", 400, "you said: my prompt")
     watch.telemetry.job_started(JOB, "default")
     watch.telemetry.deltas_published(1)
     watch.telemetry.job_ended(ended(**{**FAILED, "error": secret}), JOB, "default")
     watch.telemetry.job_ended(ended(usage={"note": CANARY}), JOB, CANARY)
+    watch.telemetry.job_ended(ended(**{**FAILED, "error": echoed}), JOB, "default")
     watch.telemetry.job_abandoned(JOB, CANARY)
     watch.telemetry.job_rejected(
         Rejection(job_id=CANARY, source=AT, timestamp=0, faults=(CANARY,)), ErrorCode.INVALID_JOB
@@ -296,9 +298,11 @@ def test_nothing_of_a_job_but_its_facts_is_ever_told(watch: Watch, stream: Any) 
     assert [line["event"] for line in stream.lines()] == [
         "job.failed",
         "job.completed",
+        "job.failed",
         "job.abandoned",
         "job.rejected",
     ]
+    assert "my prompt" not in stream.getvalue().decode()
     assert CANARY not in stream.getvalue().decode()
     assert stream.lines()[0]["error_message"] == "wrong key ***"
     assert CANARY not in generate_latest(watch.metrics.registry).decode()

@@ -34,7 +34,7 @@ def refused(value: bytes, deliveries: int = 1, intake: Intake | None = None) -> 
     return decision
 
 
-def headers(letter: Outgoing) -> dict[str, bytes]:
+def headers(letter: Outgoing) -> dict[str, bytes | None]:
     return {name.removeprefix("__streamworker.errors."): value for name, value in letter.headers}
 
 
