@@ -391,3 +391,16 @@ def test_reader_deep_nesting_with_half_characters_is_a_fault_not_a_crash() -> No
     payload = b'{"choices":[{"delta":{"content":"\\ud83d","x":' + b"[" * 600 + b"]" * 600 + b"}}]}"
 
     assert "nested too deeply" in fault(read(payload)).message
+
+
+def test_reader_half_a_character_at_the_end_is_told_as_replaced() -> None:
+    """Also where the last delta does not name the member again: nothing vanishes."""
+    reader = ChunkReader(Ledger())
+    first = b'{"id":"c","choices":[{"index":0,"delta":{"content":"a\\ud83d"}}]}'
+    last = b'{"id":"c","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}'
+    news = [one for data in (first, last) for one in reader.read(ServerSentEvent("message", data))]
+
+    assert [one.delta for one in news if isinstance(one, ChunkDelta)] == [
+        {"content": "a"},
+        {"content": "\ufffd"},
+    ]

@@ -174,3 +174,13 @@ def test_intake_without_the_topic_raises() -> None:
 
     with pytest.raises(KafkaRefused, match="events"):
         intake.take(record(job("a")), 1, 5)
+
+
+def test_intake_rejection_goes_where_the_job_asked_if_that_is_allowed() -> None:
+    """Who waits on a reply topic hears of the rejection there, and nowhere else if it may not be named."""
+    topics = [
+        refused(job("j", reply_to=reply_to, upstreem="x")).records[-1].to.topic
+        for reply_to in ("replies", "secrets")
+    ]
+
+    assert topics == ["replies", "events"]

@@ -1,0 +1,76 @@
+"""Records that other programs may write and that nobody expects."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.integration.stage import Stage
+
+# aiokafka's own producer cannot write this but for its pure Python build, which has to be chosen before the import.
+_BAD_NAME = """
+import asyncio, sys
+from aiokafka import AIOKafkaProducer
+
+class Name(str):
+    def encode(self, *_):
+        return b"\\xff\\xfe"
+
+async def main():
+    producer = AIOKafkaProducer(bootstrap_servers=sys.argv[1])
+    await producer.start()
+    await producer.send_and_wait(sys.argv[2], b"{}", headers=[(Name("zz"), b"x")], partition=1)
+    await producer.stop()
+
+asyncio.run(main())
+"""
+
+
+async def test_record_that_cannot_be_read_holds_back_its_own_partition_only(stage: Stage) -> None:
+    """A header's name that is no UTF-8: the jobs of the other partition all end, and the worker lives."""
+    await stage.open(partitions=2)
+    async with stage.worker():
+        await stage.submit("before", "practice?deltas=1")
+        await stage.ended("before")
+        writer = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", _BAD_NAME, stage.broker.bootstrap, stage.jobs_topic),
+            env={**os.environ, "AIOKAFKA_NO_EXTENSIONS": "1"},
+        )
+        assert await writer.wait() == 0
+        jobs = [f"after-{number}" for number in range(20)]
+        for job_id in jobs:
+            await stage.submit(job_id, "practice?deltas=1")
+        ends = await stage.ended(*jobs)
+
+    assert {end["status"] for end in ends} == {"completed"}
+    assert stage.breaches() == []
+
+
+async def test_header_without_a_value_hurts_neither_a_job_nor_a_dead_letter(stage: Stage) -> None:
+    """Kafka allows null there; a dead letter keeps it."""
+    await stage.open()
+    job = {"job_id": "one", "request": {"model": "practice?deltas=1", "messages": stage.message("one")}}
+    null_headers = [("traceparent", None), ("other", None)]
+    async with stage.worker(worker__delivery="at_least_once"):
+        await stage.submit_bytes(b"nonsense", headers=null_headers)  # type: ignore[arg-type]
+        await stage.submit_bytes(json.dumps(job).encode(), headers=null_headers)  # type: ignore[arg-type]
+        [end] = await stage.ended("one")
+        [letter] = await stage.dead_letters(1)
+
+    assert (end["status"], end["tries"]) == ("completed", 1)
+    assert list(letter.headers[:2]) == null_headers
+
+
+async def test_trace_state_that_is_too_long_is_not_carried_on(stage: Stage) -> None:
+    """It would make `started` a record that no topic takes."""
+    await stage.open()
+    async with stage.worker():
+        await stage.submit("one", "practice?deltas=1", headers=[("tracestate", b"a=" + b"x" * 600)])
+        [end] = await stage.ended("one")
+
+    assert end["status"] == "completed"
+    assert "tracestate" not in stage.calls("one")[0].headers
