@@ -6,8 +6,8 @@ ARG PYTHON_IMAGE=python:3.13-slim-trixie
 FROM ${PYTHON_IMAGE} AS wheel
 WORKDIR /src
 COPY requirements/build.txt requirements/
-RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --require-hashes --no-deps --only-binary=:all: -r requirements/build.txt
+RUN --mount=type=cache,target=/pip-cache \
+    pip install --cache-dir /pip-cache --require-hashes --no-deps --only-binary=:all: -r requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY streamworker streamworker
 RUN hatchling build --target wheel --directory /dist
@@ -19,8 +19,8 @@ FROM ${PYTHON_IMAGE} AS environment
 WORKDIR /src
 RUN python -m venv --without-pip /opt/venv
 COPY requirements/runtime.txt requirements/
-RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python /opt/venv install --require-hashes --no-deps --only-binary=:all: -r requirements/runtime.txt
+RUN --mount=type=cache,target=/pip-cache \
+    pip --python /opt/venv install --cache-dir /pip-cache --require-hashes --no-deps --only-binary=:all: -r requirements/runtime.txt
 RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
     pip --python /opt/venv install --no-cache-dir --no-index --no-deps /dist/*.whl \
     && pip --python /opt/venv check
