@@ -272,6 +272,7 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ, *, needs_ke
     """
     from_file, faults = _read_file(path)
     faults += _misplaced_secrets(from_file)
+    faults += _misspelt_variables(environ)
     from_environment, variables = _read_environment(environ)
     try:
         settings = Settings.model_validate(_merge(from_file, from_environment))
@@ -354,6 +355,17 @@ def _read_environment(environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[
             section[path[-1]] = value
             variables[".".join(path)] = variable
     return values, variables
+
+
+def _misspelt_variables(environ: Mapping[str, str]) -> list[str]:
+    """Find variables with one underscore where two are meant: they would be passed over in silence."""
+    right = {path.upper().replace(".", "__"): path for path, _, _ in describe() if "<" not in path}
+    meant = {PREFIX + name.replace("__", "_", 1): PREFIX + name for name in right}
+    return [
+        f"{variable}: is not a setting; did you mean {meant[variable]}?"
+        for variable in environ
+        if variable in meant
+    ]
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

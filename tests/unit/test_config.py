@@ -482,3 +482,14 @@ def test_config_empty_key_is_a_fault(tmp_path: Path) -> None:
         UpstreamSettings(base_url="http://x", api_key_env="K").api_key({"K": "  "})
     with pytest.raises(ConfigurationError, match="does not hold a key"):
         UpstreamSettings(base_url="http://x", api_key_file=file).api_key({})
+
+
+def test_config_variable_with_one_underscore_too_few_is_told() -> None:
+    """It looks right and would do nothing; what Kubernetes sets for a Service of that name stays unnoticed."""
+    environ = {"STREAMWORKER_KAFKA_BOOTSTRAP_SERVERS": "x:1", "STREAMWORKER_KAFKA_SERVICE_HOST": "10.0.0.1"}
+    with pytest.raises(ConfigurationError) as error:
+        load(None, environ)
+
+    assert error.value.faults == (
+        "STREAMWORKER_KAFKA_BOOTSTRAP_SERVERS: is not a setting; did you mean STREAMWORKER_KAFKA__BOOTSTRAP_SERVERS?",
+    )
