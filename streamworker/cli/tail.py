@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from streamworker.model import Record
 
 __all__ = ["tail"]
+
+_SILENCE_S = 3.0
 
 
 @click.command()
@@ -52,10 +55,13 @@ async def _follow(
 ) -> str:
     key = job_id.encode()
     reader = EventReader()
+    silence = f"no event of {job_id} yet; waiting (Ctrl-C ends)"
+    hint = asyncio.get_running_loop().call_later(_SILENCE_S, lambda: click.echo(silence, err=True))
     async with open_log(settings.kafka, topic) as log:
         async for record in log.follow([log.partition_for(key)]):
             if record.key != key or record.value is None:
                 continue
+            hint.cancel()
             for reading in reader.read(read_event(record.value)):
                 show(record, reading)
                 if reading.notice is Notice.VALID and reading.event["type"] == "usage":

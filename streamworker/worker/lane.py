@@ -27,6 +27,8 @@ __all__ = ["Lane"]
 MAX_COMMIT_RECORDS = 500
 """Records of one commit. A transaction holds read_committed readers back, so it stays short."""
 
+_REFUSED_BACKOFF_S = 5.0
+
 log = structlog.get_logger()
 
 
@@ -141,13 +143,17 @@ class Lane:
                 return await self._committer.commit(records, point)
             except RecordTooLarge as refusal:
                 log.error("lane.record_refused", partition=str(self.partition), reason=str(refusal))  # noqa: TRY400 - no bug, no trace
-                _fall_back(entries, refusal)
+                if not _fall_back(entries):
+                    # The topic takes less than it did at the start. Nothing is passed over and nothing begun anew, for
+                    # that would pay again: the commit waits until a person has raised the topic's limit.
+                    await asyncio.sleep(_REFUSED_BACKOFF_S)
 
 
-def _fall_back(entries: list[_Entry], refusal: RecordTooLarge) -> None:
-    """Replace the largest records that have something smaller to stand in for them."""
+def _fall_back(entries: list[_Entry]) -> bool:
+    """Replace the largest records that have something smaller to stand in for them; False if there are none."""
     replaceable = [index for index, entry in enumerate(entries) if entry.fallback]
     if not replaceable:
-        raise refusal
+        return False
     index = max(replaceable, key=lambda index: entries[index].largest)
     entries[index] = entries[index]._replace(records=entries[index].fallback, fallback=())
+    return True
