@@ -10,11 +10,13 @@ import structlog
 
 from streamworker.codec.control import read_control
 from streamworker.errors import KafkaError
+from streamworker.kafka.errors import foreign_errors_as_ours
 from streamworker.kafka.log import open_log
 from streamworker.model import Partition
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
 
     from streamworker.config import Settings
     from streamworker.kafka.log import LogReader
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["ControlReader"]
 
 _BACKOFF_S = 1.0
+_START_TIMEOUT_S = 10.0
 
 log = structlog.get_logger()
 
@@ -38,9 +41,11 @@ class ControlReader:
 
     async def start(self) -> None:
         """Read what is there, then read on in the background. Raises KafkaError."""
-        async with open_log(self._settings.kafka, self._topic, committed_only=False) as control:
-            async for record in control.snapshot(self._partitions(control)):
-                self._take(record)
+        with foreign_errors_as_ours(f"reading {self._topic}"):
+            # A broker that has just started may have no leader yet, and then aiokafka waits for a position for ever.
+            async with asyncio.timeout(_START_TIMEOUT_S), self._open() as control:
+                async for record in control.snapshot(self._partitions(control)):
+                    self._take(record)
         self._task = asyncio.create_task(self._read(), name="control")
 
     async def stop(self) -> None:
@@ -54,7 +59,7 @@ class ControlReader:
         """Read on, for ever. From the beginning each time: to hear of a cancellation twice does no harm."""
         while True:
             try:
-                async with open_log(self._settings.kafka, self._topic, committed_only=False) as control:
+                async with self._open() as control:
                     async for record in control.follow(self._partitions(control)):
                         self._take(record)
             except KafkaError as error:
@@ -62,6 +67,9 @@ class ControlReader:
             except Exception:  # whatever a record did to us: who cancels must be heard again
                 log.exception("control.crashed")
             await asyncio.sleep(_BACKOFF_S)
+
+    def _open(self) -> AbstractAsyncContextManager[LogReader]:
+        return open_log(self._settings.kafka, self._topic, committed_only=False)
 
     def _partitions(self, control: LogReader) -> list[Partition]:
         return [Partition(self._topic, number) for number in control.partitions]
