@@ -130,7 +130,7 @@ class App:
         worker = self._worker = self._compose(sink, consumer, committers, self._open_upstreams(stack))
         stack.push_async_callback(worker.stop)
         control = ControlReader(settings, worker.cancel)
-        await self._patiently(control.start)
+        await control.start()
         stack.push_async_callback(control.stop)
         await self._patiently(lambda: consumer.start(worker))
         return worker

@@ -40,12 +40,17 @@ class ControlReader:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Read what is there, then read on in the background. Raises KafkaError."""
-        with foreign_errors_as_ours(f"reading {self._topic}"):
-            # A broker that has just started may have no leader yet, and then aiokafka waits for a position for ever.
-            async with asyncio.timeout(_START_TIMEOUT_S), self._open() as control:
-                async for record in control.snapshot(self._partitions(control)):
-                    self._take(record)
+        """Read what is there, then read on in the background.
+
+        Bounded, and a best effort: neither a topic that takes long nor a record that cannot be read keeps a worker from
+        starting. What was missed is heard in the background, and ends its job then.
+        """
+        try:
+            with foreign_errors_as_ours(f"reading {self._topic}"):
+                async with asyncio.timeout(_START_TIMEOUT_S):
+                    await self._read_present()
+        except KafkaError as error:
+            log.warning("control.unavailable", reason=str(error))
         self._task = asyncio.create_task(self._read(), name="control")
 
     async def stop(self) -> None:
@@ -54,6 +59,11 @@ class ControlReader:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
+
+    async def _read_present(self) -> None:
+        async with self._open() as control:
+            async for record in control.snapshot(self._partitions(control)):
+                self._take(record)
 
     async def _read(self) -> None:
         """Read on, for ever. From the beginning each time: to hear of a cancellation twice does no harm."""
