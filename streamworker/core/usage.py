@@ -6,11 +6,14 @@ what is unknown stays out.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streamworker.model import Observed, UsageSource
 
-__all__ = ["ESTIMATE_METHOD", "Ledger", "generated_text"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["BYTES_PER_TOKEN", "ESTIMATE_METHOD", "Ledger", "Tokenizer", "generated_text"]
 
 BYTES_PER_TOKEN = 4
 """About what byte-pair vocabularies of today reach on mixed text. An estimate is always named as one."""
@@ -18,6 +21,16 @@ BYTES_PER_TOKEN = 4
 ESTIMATE_METHOD = (
     f"utf8_bytes/{BYTES_PER_TOKEN} of the generated text that was received; the prompt is not counted"
 )
+_METHOD_OF_TOKENIZER = "{} tokens of the generated text that was received; the prompt is not counted"
+_COUNTED_AT_ONCE = 1 << 16
+"""Characters that are kept to be counted as one; a cut costs a token at most."""
+
+
+class Tokenizer(NamedTuple):
+    """Counts the tokens of a text; `name` is that of its vocabulary."""
+
+    name: str
+    count: Callable[[str], int]
 
 
 class Ledger:
@@ -27,6 +40,10 @@ class Ledger:
         "_final",
         "_generated_bytes",
         "_report",
+        "_text",
+        "_text_chars",
+        "_tokenizer",
+        "_tokens",
         "bytes",
         "chunks",
         "content_chars",
@@ -34,7 +51,11 @@ class Ledger:
         "reasoning_chars",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, tokenizer: Tokenizer | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._text: list[str] = []
+        self._text_chars = 0
+        self._tokens = 0
         self.deltas = 0
         self.chunks = 0
         self.content_chars = 0
@@ -63,11 +84,15 @@ class Ledger:
             self._generated_bytes += (
                 len(content) if content.isascii() else len(content.encode("utf-8", "replace"))
             )
+            if self._tokenizer is not None:
+                self._keep(content)
             return
         text, reasoning, rest = generated_text(delta)
         self.content_chars += len(text)
         self.reasoning_chars += len(reasoning)
         self._generated_bytes += sum(len(part.encode("utf-8", "replace")) for part in (text, reasoning, rest))
+        if self._tokenizer is not None:
+            self._keep(text + reasoning + rest)
 
     @property
     def observed(self) -> Observed:
@@ -80,9 +105,41 @@ class Ledger:
             whole = completed or self._final
             return self._report, UsageSource.UPSTREAM if whole else UsageSource.UPSTREAM_PARTIAL, None
         if self._generated_bytes:
-            tokens = -(-self._generated_bytes // BYTES_PER_TOKEN)
-            return {"completion_tokens": tokens}, UsageSource.ESTIMATED, ESTIMATE_METHOD
+            tokens, method = self._estimate()
+            return {"completion_tokens": tokens}, UsageSource.ESTIMATED, method
         return None, UsageSource.NONE, None
+
+    @property
+    def total_tokens(self) -> int | None:
+        """What the whole call came to, as reported; None if it was not."""
+        total = _count(self._report, "total_tokens")
+        if total is not None:
+            return total
+        prompt, completion = _count(self._report, "prompt_tokens"), self.completion_tokens
+        return None if prompt is None or completion is None else prompt + completion
+
+    @property
+    def completion_tokens(self) -> int | None:
+        """What was generated, as reported; None if it was not."""
+        return _count(self._report, "completion_tokens")
+
+    def _estimate(self) -> tuple[int, str]:
+        if self._tokenizer is None:
+            return -(-self._generated_bytes // BYTES_PER_TOKEN), ESTIMATE_METHOD
+        self._count_kept(self._tokenizer)
+        return self._tokens, _METHOD_OF_TOKENIZER.format(self._tokenizer.name)
+
+    def _keep(self, text: str) -> None:
+        """Keep generated text until it is known whether the upstream reports its usage, and no more than a bound."""
+        self._text.append(text)
+        self._text_chars += len(text)
+        if self._text_chars >= _COUNTED_AT_ONCE and self._tokenizer is not None:
+            self._count_kept(self._tokenizer)
+
+    def _count_kept(self, tokenizer: Tokenizer) -> None:
+        self._tokens += tokenizer.count("".join(self._text))
+        self._text.clear()
+        self._text_chars = 0
 
 
 def generated_text(delta: dict[str, Any]) -> tuple[str, str, str]:
@@ -121,6 +178,11 @@ def _rest(delta: dict[str, Any]) -> str:
         call.get(name) for call in calls if isinstance(call, dict) for name in ("name", "arguments", "input")
     )
     return _string(delta.get("refusal")) + "".join(map(_string, parts))
+
+
+def _count(report: dict[str, Any] | None, name: str) -> int | None:
+    value = None if report is None else report.get(name)
+    return value if type(value) is int and value >= 0 else None
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from streamworker.core.usage import ESTIMATE_METHOD, Ledger, generated_text
+from streamworker.core.usage import ESTIMATE_METHOD, Ledger, Tokenizer, generated_text
 from streamworker.model import Observed, UsageSource
 
 
@@ -109,3 +109,73 @@ def test_settle_with_reports_takes_the_last_verbatim(
     ledger.report(last, final=final)
 
     assert ledger.settle(completed=completed) == (last, source, None)
+
+
+def words(text: str) -> int:
+    return len(text.split())
+
+
+def test_ledger_with_a_tokenizer_counts_what_was_not_reported() -> None:
+    """The estimate names the vocabulary; text, reasoning and calls count."""
+    ledger = Ledger(Tokenizer("words", words))
+    ledger.count_delta({"content": "one two "})
+    ledger.count_delta({"content": "three ", "reasoning_content": "four "})
+    ledger.count_delta({"tool_calls": [{"function": {"name": "five", "arguments": " six"}}]})
+    usage, source, method = ledger.settle(completed=False)
+
+    assert (usage, source) == ({"completion_tokens": 6}, "estimated")
+    assert method is not None
+    assert method.startswith("words tokens of the generated text")
+    assert ledger.settle(completed=False) == (usage, source, method)
+
+
+def test_ledger_with_a_tokenizer_keeps_no_more_text_than_a_bound() -> None:
+    """A stream that never ends must not fill the memory."""
+    counted: list[int] = []
+
+    def count(text: str) -> int:
+        counted.append(len(text))
+        return 1
+
+    ledger = Ledger(Tokenizer("pieces", count))
+    for _ in range(1000):
+        ledger.count_delta({"content": "x" * 1000})
+
+    assert len(counted) == 15
+    assert max(counted) < (1 << 16) + 1000
+    assert sum(map(len, ledger._text)) < 1 << 16
+
+
+def test_ledger_with_a_report_asks_no_tokenizer() -> None:
+    """What the upstream says goes before what we count."""
+
+    def count(text: str) -> int:
+        raise AssertionError(text)
+
+    ledger = Ledger(Tokenizer("none", count))
+    ledger.count_delta({"content": "one"})
+    ledger.report({"completion_tokens": 5}, final=True)
+
+    assert ledger.settle(completed=True) == ({"completion_tokens": 5}, "upstream", None)
+
+
+@pytest.mark.parametrize(
+    ("report", "total", "completion"),
+    [
+        (None, None, None),
+        ({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 9}, 9, 4),
+        ({"prompt_tokens": 3, "completion_tokens": 4}, 7, 4),
+        ({"completion_tokens": 4}, None, 4),
+        ({"total_tokens": "many", "completion_tokens": -1, "prompt_tokens": True}, None, None),
+    ],
+)
+def test_ledger_tells_what_a_call_came_to_as_far_as_it_was_reported(
+    report: dict[str, Any] | None, total: int | None, completion: int | None
+) -> None:
+    """For the upstream's own limits; an estimate is not passed off as a count."""
+    ledger = Ledger()
+    ledger.count_delta({"content": "text"})
+    if report is not None:
+        ledger.report(report, final=True)
+
+    assert (ledger.total_tokens, ledger.completion_tokens) == (total, completion)
