@@ -6,11 +6,13 @@ import asyncio
 import signal
 import time
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 
 from streamworker.codec.event import EventWriter
+from streamworker.core.gate import GateRules
 from streamworker.core.redaction import Redactor
 from streamworker.errors import KafkaRefused, KafkaUnavailable
 from streamworker.kafka.committers import CommittedOffsets, GroupCommitters, TransactionalCommitters
@@ -26,7 +28,9 @@ from streamworker.telemetry.metrics import Metrics
 from streamworker.telemetry.observer import Telemetry
 from streamworker.telemetry.probes import Probes
 from streamworker.upstream.client import HttpUpstream
+from streamworker.upstream.tokenizer import load_tokenizer
 from streamworker.worker.execution import Tools, UpstreamSlot
+from streamworker.worker.gates import Gates
 from streamworker.worker.intake import Intake
 from streamworker.worker.worker import Worker, WorkerLimits
 
@@ -162,6 +166,8 @@ class App:
                 scrub=upstream.scrub,
                 max_tries=settings.max_tries,
                 max_restarts=settings.max_restarts,
+                usage_grace_s=settings.usage_grace_s,
+                continuous_usage=settings.continuous_usage,
             )
         return slots
 
@@ -176,6 +182,7 @@ class App:
             writer=writer,
             clock=self._clock,
             served={name: upstream.models for name, upstream in settings.upstreams.items()},
+            fallback={name: upstream.fallback for name, upstream in settings.upstreams.items()},
             events_topic=settings.topics.events,
             allowed_reply_to=settings.topics.allowed_reply_to,
             dlq_topic=settings.topics.dlq,
@@ -190,6 +197,7 @@ class App:
             observer=self._telemetry,
             max_record_bytes=settings.kafka.max_record_bytes,
             max_event_bytes=settings.worker.max_event_bytes,
+            tokenizer=load_tokenizer(),
         )
         limits = WorkerLimits(
             max_in_flight=settings.worker.max_in_flight,
@@ -197,6 +205,7 @@ class App:
             drain_timeout_s=settings.worker.drain_timeout_s,
             in_key_order=settings.worker.ordering == "key",
             session_timeout_s=settings.worker.session_timeout_s,
+            max_waiting=settings.worker.max_waiting,
         )
         return Worker(
             source=consumer,
@@ -204,9 +213,37 @@ class App:
             intake=intake,
             tools=tools,
             slots=slots,
+            gates=self._open_gates(),
             limits=limits,
             failure=sink.crashed,
         )
+
+    def _open_gates(self) -> Gates:
+        upstreams, max_in_flight = self._settings.upstreams, self._settings.worker.max_in_flight
+        gates = Gates(
+            {
+                name: GateRules(
+                    max_streams=min(upstream.max_streams or max_in_flight, max_in_flight),
+                    circuit_failures=upstream.circuit_failures,
+                    circuit_open_s=upstream.circuit_open_s,
+                    requests_per_minute=upstream.requests_per_minute,
+                    tokens_per_minute=upstream.tokens_per_minute,
+                )
+                for name, upstream in upstreams.items()
+            },
+            max_in_flight=max_in_flight,
+            observer=self._telemetry,
+            circuit_wait_s={name: upstream.circuit_wait_s for name, upstream in upstreams.items()},
+        )
+        for name, line in gates.lines.items():
+            for definition, value in (
+                (table.CIRCUIT_STATE, "circuit_state"),
+                (table.STREAMS_OPEN, "streams_open"),
+                (table.STREAMS_LIMIT, "streams_limit"),
+                (table.JOBS_WAITING, "jobs_waiting"),
+            ):
+                self.metrics.track(definition, partial(getattr, line, value), name)
+        return gates
 
     async def _check_topics(self) -> None:
         async with open_admin(self._settings) as admin:

@@ -156,6 +156,12 @@ class WorkerSettings(_Section):
         "exactly_once", description="see docs/delivery.md"
     )
     max_in_flight: int = Field(256, ge=1, le=100_000, description="streams open at once in this process")
+    max_waiting: int = Field(
+        1024,
+        ge=1,
+        le=1_000_000,
+        description="jobs held beside those: they wait for an upstream, for one of their key, or for their next try",
+    )
     ordering: Literal["none", "key"] = Field("none", description="key: jobs of one key run one after another")
     drain_timeout_s: float = Field(
         120, ge=0, le=86_400, description="how long open streams may go on at SIGTERM"
@@ -190,7 +196,38 @@ class UpstreamSettings(_Section):
     max_restarts: int = Field(
         2, ge=0, le=100, description="new attempts after a break, for jobs with on_break = restart"
     )
+    fallback: Annotated[tuple[str, ...], BeforeValidator(_comma_separated)] = Field(
+        (),
+        description="upstreams that are called, in this order, for jobs that this one failed; not for jobs that name it",
+    )
+    max_streams: int | None = Field(
+        None, ge=1, le=100_000, description="streams open at once, in this process"
+    )
+    requests_per_minute: int | None = Field(None, ge=1, description="calls in any minute, of this process")
+    tokens_per_minute: int | None = Field(
+        None,
+        ge=1,
+        description="tokens in any minute, of this process: estimated before a call, settled after it",
+    )
+    circuit_failures: int = Field(
+        10, ge=1, description="calls that fail in a row before the upstream is thought dead"
+    )
+    circuit_open_s: Seconds = Field(
+        5, description="how long a dead upstream is left alone before one call probes it; doubles up to 60"
+    )
+    circuit_wait_s: Seconds = Field(
+        60, description="how long a job waits for a dead upstream before it fails as upstream_unavailable"
+    )
     include_usage: bool = Field(True, description="ask for a usage report (stream_options.include_usage)")
+    continuous_usage: bool = Field(
+        False, description="ask for running totals too (stream_options.continuous_usage_stats: vLLM, SGLang)"
+    )
+    usage_grace_s: float = Field(
+        0,
+        ge=0,
+        le=600,
+        description="how long a cancelled stream is read on for its usage report; 0 cuts at once",
+    )
 
     @model_validator(mode="after")
     def _one_key(self) -> UpstreamSettings:
@@ -259,6 +296,16 @@ class Settings(_Section):
     }
     events: EventSettings = EventSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+
+    @model_validator(mode="after")
+    def _fallbacks_are_others(self) -> Settings:
+        for name, upstream in self.upstreams.items():
+            for other in upstream.fallback:
+                if other == name or other not in self.upstreams or upstream.fallback.count(other) > 1:
+                    raise ValueError(
+                        f"upstreams.{name}.fallback: {other} is not another upstream that is configured, named once"
+                    )
+        return self
 
 
 _SECRETS = {("kafka", "sasl_password"): "sasl_password_file"}
@@ -378,6 +425,8 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def _fault(fault: Any, variables: Mapping[str, str]) -> str:
     path = ".".join(str(part) for part in fault["loc"] if part != "[key]")
+    if not path:  # it is about several, and names them
+        return _reason(fault)
     variable = next((name for at, name in variables.items() if at == path or at.startswith(path + ".")), None)
     return f"{path} ({variable}): {_reason(fault)}" if variable else f"{path}: {_reason(fault)}"
 

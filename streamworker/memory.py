@@ -406,6 +406,14 @@ class MemoryObserver:
         """Keep it."""
         self.told.append(("try_failed", (job, upstream, error, next_try_s)))
 
+    def fell_back(self, job: Job, upstream: str, error: JobError) -> None:
+        """Keep it."""
+        self.told.append(("fell_back", (job, upstream, error)))
+
+    def circuit_changed(self, upstream: str, state: str) -> None:
+        """Keep it."""
+        self.told.append(("circuit_changed", (upstream, state)))
+
     def job_ended(self, event: UsageEvent, job: Job, upstream: str) -> None:
         """Keep it."""
         self.told.append(("job_ended", (event, job, upstream)))

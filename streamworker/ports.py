@@ -193,6 +193,14 @@ class Observer(Protocol):
         """A try failed before its first delta; the next one follows after so many seconds."""
         ...
 
+    def fell_back(self, job: Job, upstream: str, error: JobError) -> None:
+        """An upstream failed a job for good, and the next one of its list is called."""
+        ...
+
+    def circuit_changed(self, upstream: str, state: str) -> None:
+        """An upstream's circuit is now `closed`, `half_open` or `open`."""
+        ...
+
     def job_ended(self, event: UsageEvent, job: Job, upstream: str) -> None:
         """A terminal event is durable."""
         ...

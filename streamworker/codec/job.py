@@ -84,11 +84,15 @@ def job_id_of(record: Record, *, max_bytes: int = 1 << 20) -> str:
     return job.job_id
 
 
-def request_body(job: Job, *, include_usage: bool) -> bytes:
+_TRUE = msgspec.Raw(b"true")
+
+
+def request_body(job: Job, *, include_usage: bool, continuous_usage: bool = False) -> bytes:
     """Return the body of the upstream call: the job's request with streaming turned on, the rest byte for byte."""
-    members = {**job.request, "stream": msgspec.Raw(b"true")}
+    members = {**job.request, "stream": _TRUE}
     if include_usage:
-        members["stream_options"] = _stream_options(job.request.get("stream_options"))
+        wanted = {"include_usage": _TRUE} | ({"continuous_usage_stats": _TRUE} if continuous_usage else {})
+        members["stream_options"] = _stream_options(job.request.get("stream_options"), wanted)
     else:
         members.pop("stream_options", None)
     return msgspec.json.encode(members)
@@ -226,10 +230,9 @@ def _read_request(raw: msgspec.Raw | None, faults: list[str]) -> tuple[str, dict
     return values.get("model", ""), {name: value.copy() for name, value in request.items()}
 
 
-def _stream_options(raw: msgspec.Raw | None) -> msgspec.Raw:
+def _stream_options(raw: msgspec.Raw | None, wanted: dict[str, msgspec.Raw]) -> msgspec.Raw:
     try:
         options = dict(_OBJECT.decode(raw)) if raw is not None else {}
     except msgspec.DecodeError:
         options = {}
-    options["include_usage"] = msgspec.Raw(b"true")
-    return msgspec.Raw(msgspec.json.encode(options))
+    return msgspec.Raw(msgspec.json.encode(options | wanted))

@@ -35,6 +35,7 @@ from streamworker.model import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from streamworker.core.usage import Tokenizer
 
 __all__ = ["LIFE", "Attempt", "Happening", "Impossible", "State", "Transition"]
 
@@ -46,6 +47,7 @@ class State(Enum):
     CALLING = "called, no answer yet"
     LISTENING = "the event stream is open, no delta yet"
     STREAMING = "a delta was published"
+    WINDING_UP = "cancelled; read on, without publishing, for the usage report"
     ENDED = "the terminal event is owed or out"
 
 
@@ -59,6 +61,7 @@ class Happening(Enum):
     BREAK = "the try failed, for any reason"
     RETRY = "the try failed and another one follows"
     CANCEL = "a control record asked for the end"
+    WIND_UP = "a control record asked for the end, and the upstream may still report its usage"
     EXPIRE = "the job's deadline passed"
     REFUSE = "the broker refused a delta that was published"
 
@@ -99,12 +102,24 @@ LIFE: Mapping[State, Mapping[Happening, Transition]] = {
         _H.DELTA: _T(_S.STREAMING),
         _H.DONE: _T(_S.ENDED, Status.COMPLETED),
         _H.BREAK: _T(_S.ENDED, Status.INTERRUPTED),
+        _H.WIND_UP: _T(_S.WINDING_UP),
         _H.CANCEL: _CANCELLED,
         _H.EXPIRE: _EXPIRED,
+    },
+    # However the upstream ends now, the job was cancelled.
+    _S.WINDING_UP: {
+        _H.DELTA: _T(_S.WINDING_UP),
+        _H.DONE: _CANCELLED,
+        _H.BREAK: _CANCELLED,
+        _H.CANCEL: _CANCELLED,
+        _H.EXPIRE: _CANCELLED,
     },
     # The broker's word on a delta may come after the stream's end, and changes what the end was.
     _S.ENDED: {_H.REFUSE: _T(_S.ENDED, Status.INTERRUPTED)},
 }
+
+
+_LISTENING = frozenset({State.LISTENING, State.STREAMING, State.WINDING_UP})
 
 
 class Impossible(Exception):
@@ -129,15 +144,17 @@ class Attempt:
         scrub: Callable[[str], str] | None = None,
         tries: int = 0,
         may_retry: Callable[[JobError], bool] = lambda _: False,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         """Open an attempt after so many `tries` of earlier ones.
 
-        `may_retry` is asked when a try fails before its first delta; if it says yes, `call` follows.
+        `may_retry` is asked when a try fails before its first delta; if it says yes, `call` follows. `tokenizer` counts
+        what an upstream generated and did not report.
         """
         self.job = job
         self.id = attempt_id
         self.state = State.WAITING
-        self.ledger = Ledger()
+        self.ledger = Ledger(tokenizer)
         self.tries = tries
         self.error: JobError | None = None
         self.status: Status | None = None
@@ -149,6 +166,8 @@ class Attempt:
         self._max_event_bytes = max_event_bytes
         self._scrub = scrub or Redactor()
         self._may_retry = may_retry
+        self._cancelled: JobError | None = None
+        self._is_whole = False  # the stream ended as the protocol says
         self._reader = ChunkReader(self.ledger)
         self._parser = self._new_parser()
 
@@ -162,7 +181,7 @@ class Attempt:
     @property
     def is_listening(self) -> bool:
         """Whether bytes of an event stream may come."""
-        return self.state in {State.LISTENING, State.STREAMING}
+        return self.state in _LISTENING
 
     def started(self) -> Started:
         """Return the attempt's first event."""
@@ -181,7 +200,7 @@ class Attempt:
     def terminal(self, now_ms: int) -> UsageEvent:
         """Return the job's last event."""
         assert self.status is not None, "the terminal event of an attempt that has not ended"
-        usage, source, method = self.ledger.settle(completed=self.status is Status.COMPLETED)
+        usage, source, method = self.ledger.settle(completed=self._is_whole)
         reasons = self._reader.finish_reasons
         event = UsageEvent(
             job_id=self.job.job_id,
@@ -257,9 +276,12 @@ class Attempt:
 
     def cancel(self, reason: str) -> None:
         """A control record asked for the end."""
-        self._move(
-            Happening.CANCEL, JobError(ErrorCode.CANCELLED, cut(reason, UPSTREAM_TEXT_LIMIT) or "cancelled")
-        )
+        self._move(Happening.CANCEL, _cancelled(reason))
+
+    def wind_up(self, reason: str) -> None:
+        """A control record asked for the end: publish nothing more, but go on to `receive` for the usage report."""
+        self._move(Happening.WIND_UP)
+        self._cancelled = _cancelled(reason)
 
     def expire(self) -> None:
         """The job's deadline passed."""
@@ -277,14 +299,19 @@ class Attempt:
         except KeyError:
             raise Impossible(f"{happening.name} in {self.state.name}") from None
         self.state = to
+        self._is_whole = happening is Happening.DONE
         if status is not None:
             self.status = status
-            self.error = self._clean(error)
+            is_wound_up = status is Status.CANCELLED and self._cancelled is not None
+            self.error = self._clean(self._cancelled if is_wound_up else error)
 
     def _read(self, event: ServerSentEvent, now_ms: int) -> Iterator[DeltaEvent]:
         for news in self._reader.read(event):
             if type(news) is ChunkDelta:
                 state = self.state
+                if state is State.WINDING_UP:
+                    self._move(Happening.DELTA)
+                    continue
                 yield self._numbered(news, now_ms)
                 if self.state is not state:  # it could not be published
                     return
@@ -347,6 +374,10 @@ class Attempt:
 
     def _new_parser(self) -> EventStreamParser:
         return EventStreamParser(max_event_bytes=self._max_event_bytes, extra_fields=frozenset({b"error"}))
+
+
+def _cancelled(reason: str) -> JobError:
+    return JobError(ErrorCode.CANCELLED, cut(reason, UPSTREAM_TEXT_LIMIT) or "cancelled")
 
 
 def _protocol(message: str) -> JobError:

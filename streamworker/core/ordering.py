@@ -32,12 +32,12 @@ class KeyOrder(Generic[Item]):
         self.waiting += 1
         return False
 
-    def clear(self) -> list[Item]:
-        """Let nobody go any more; return those who waited."""
-        rest = [item for queue in self._queues.values() for item in queue]
-        self._queues = {key: deque() for key in self._queues}  # those under way still leave
-        self.waiting = 0
-        return rest
+    def withdraw(self, key: bytes, item: Item) -> None:
+        """Stop waiting. Nothing happens if the item does not wait."""
+        queue = self._queues.get(key)
+        if queue and item in queue:
+            queue.remove(item)
+            self.waiting -= 1
 
     def leave(self, key: bytes) -> Item | None:
         """The key's item that went has ended; return the one that may go now, None if none waits."""

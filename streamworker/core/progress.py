@@ -27,11 +27,15 @@ class Progress:
         """Whether the last point leaves out what we know, because the broker would have refused it."""
 
     def begin(self, offset: int) -> int:
-        """Take a record in; return how often it has now been delivered, or 0 if there is nothing to do."""
-        if not self._tracker.begin(offset):
-            return 0
-        count = self._deliveries[offset] = self._deliveries.get(offset, 0) + 1
-        return count
+        """Take a record in; return how often it has now been delivered, or 0 if there is nothing to do.
+
+        The delivery goes on record with `count`, when the job begins: one that only waited cannot have done harm.
+        """
+        return self._deliveries.get(offset, 0) + 1 if self._tracker.begin(offset) else 0
+
+    def count(self, offset: int) -> None:
+        """Put this delivery on record, for its job begins."""
+        self._deliveries[offset] = self._deliveries.get(offset, 0) + 1
 
     def finish(self, offset: int) -> None:
         """Nothing is owed for this record any more."""

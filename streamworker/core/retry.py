@@ -10,19 +10,21 @@ import math
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
-from streamworker.model import Advice
+from streamworker.model import Advice, ErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from streamworker.model import JobError
 
-__all__ = ["MAX_ADVISED_S", "backoff_s", "next_try_s", "read_advice"]
+__all__ = ["MAX_ADVISED_S", "backoff_s", "falls_back", "next_try_s", "read_advice"]
 
 BASE_S = 0.5
 MAX_BACKOFF_S = 8.0
 MAX_ADVISED_S = 120.0
 """Longest delay that an upstream may ask for; beyond it the try is the last one. openai-python's number."""
+
+_UPSTREAMS_MATTER = frozenset({ErrorCode.AUTH, ErrorCode.RATE_LIMITED, ErrorCode.UPSTREAM_UNAVAILABLE})
 
 
 def read_advice(headers: Mapping[str, str], now_s: float) -> Advice:
@@ -51,6 +53,14 @@ def next_try_s(
         return None
     delay = backoff_s(tries, random) if advice.after_s is None else advice.after_s
     return delay if delay <= MAX_ADVISED_S and delay < left_s else None
+
+
+def falls_back(error: JobError) -> bool:
+    """Whether another upstream may do better: not where the request itself is at fault.
+
+    A key that is refused or an account that is empty (401, 402, 403, a 429 for good) is this upstream's matter.
+    """
+    return error.retriable or error.code in _UPSTREAMS_MATTER or error.http_status == 402
 
 
 def backoff_s(tries: int, random: float) -> float:

@@ -58,6 +58,34 @@ TOKENS = Definition(
 RETRIES = Definition(
     "counter", "retries_total", "Tries that failed and were followed by another.", ("upstream", "code")
 )
+FALLBACKS = Definition(
+    "counter",
+    "fallbacks_total",
+    "Jobs that this upstream failed and the next of its list was called for.",
+    ("upstream",),
+)
+CIRCUITS_OPENED = Definition(
+    "counter", "circuits_opened_total", "Times that an upstream was found dead.", ("upstream",)
+)
+CIRCUIT_STATE = Definition(
+    "gauge",
+    "upstream_circuit_state",
+    "0 closed, 1 half-open (probing), 2 open (thought dead).",
+    ("upstream",),
+)
+STREAMS_OPEN = Definition("gauge", "upstream_streams_open", "Calls that are open.", ("upstream",))
+STREAMS_LIMIT = Definition(
+    "gauge",
+    "upstream_streams_limit",
+    "Calls that may be open; less than configured after 429s.",
+    ("upstream",),
+)
+JOBS_WAITING = Definition(
+    "gauge",
+    "upstream_jobs_waiting",
+    "Jobs that wait for this upstream's limits or its recovery.",
+    ("upstream",),
+)
 DEAD_LETTERS = Definition(
     "counter", "dead_letters_total", "Records written to the dead-letter topic.", ("code",)
 )
@@ -99,6 +127,12 @@ TABLE = (
     DELTAS,
     TOKENS,
     RETRIES,
+    FALLBACKS,
+    CIRCUITS_OPENED,
+    CIRCUIT_STATE,
+    STREAMS_OPEN,
+    STREAMS_LIMIT,
+    JOBS_WAITING,
     DEAD_LETTERS,
     TOMBSTONES,
     RECORDS_SKIPPED,
@@ -147,9 +181,9 @@ class Metrics:
         assert isinstance(child, Histogram)
         child.observe(value)
 
-    def track(self, definition: Definition, read: Callable[[], float]) -> None:
+    def track(self, definition: Definition, read: Callable[[], float], *labels: str) -> None:
         """Let a gauge read its value when it is scraped. If `read` raises, the value is NaN."""
-        gauge = self._metrics[definition]
+        gauge = self._child(definition, labels)
         assert isinstance(gauge, Gauge)
         gauge.set_function(lambda: _value(read))
 

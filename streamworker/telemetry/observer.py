@@ -70,6 +70,18 @@ class Telemetry:
             next_try_s=round(next_try_s, 3),
         )
 
+    def fell_back(self, job: Job, upstream: str, error: JobError) -> None:
+        """An upstream failed a job for good, and the next one of its list is called."""
+        self._metrics.add(table.FALLBACKS, 1, self._label(upstream))
+        self._log.warning("job.fell_back", job_id=job.job_id, upstream=upstream, error_code=error.code.value)
+
+    def circuit_changed(self, upstream: str, state: str) -> None:
+        """An upstream's circuit is now `closed`, `half_open` or `open`."""
+        if state == "open":
+            self._metrics.add(table.CIRCUITS_OPENED, 1, self._label(upstream))
+        say = self._log.warning if state == "open" else self._log.info
+        say(f"circuit.{state}", upstream=upstream)
+
     def job_ended(self, event: UsageEvent, job: Job, upstream: str) -> None:
         """A terminal event is durable."""
         self._close(job.source)
@@ -115,7 +127,8 @@ class Telemetry:
     def _begin_at_zero(self) -> None:
         """Let the known series exist from the start, or their first count is no increase to Prometheus."""
         for upstream in self._upstreams:
-            self._metrics.add(table.JOBS_STARTED, 0, upstream)
+            for counter in (table.JOBS_STARTED, table.FALLBACKS, table.CIRCUITS_OPENED):
+                self._metrics.add(counter, 0, upstream)
             for status in Status:
                 self._metrics.add(table.JOBS_ENDED, 0, upstream, status.value)
         for code in ErrorCode:

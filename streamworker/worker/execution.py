@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from streamworker.codec.event import EventWriter
+    from streamworker.core.usage import Tokenizer
     from streamworker.model import Cause, DeltaEvent, Event, Job, Outgoing, Partition, UsageEvent
     from streamworker.ports import Answer, Clock, Observer, Sink, Upstream
+    from streamworker.worker.gates import Gates, Permit
     from streamworker.worker.lane import Lane
 
 __all__ = ["Execution", "Tools", "UpstreamSlot"]
@@ -41,6 +43,8 @@ class UpstreamSlot(NamedTuple):
     scrub: Callable[[str], str]
     max_tries: int = 1
     max_restarts: int = 0
+    usage_grace_s: float = 0
+    continuous_usage: bool = False
 
 
 class Tools(NamedTuple):
@@ -52,10 +56,11 @@ class Tools(NamedTuple):
     observer: Observer
     max_record_bytes: int
     max_event_bytes: int
+    tokenizer: Tokenizer | None = None
 
 
 class Execution:
-    """One attempt at one job."""
+    """One attempt at one job, at one upstream."""
 
     def __init__(
         self,
@@ -63,28 +68,36 @@ class Execution:
         job: Job,
         slot: UpstreamSlot,
         lane: Lane,
+        gates: Gates,
         *,
         to: Partition,
         cause: Cause,
         attempt_id: str,
         tries: int = 0,
-        restarts: int = 0,
+        permit: Permit | None = None,
+        has_fallback: bool = False,
     ) -> None:
-        """Prepare an attempt, after so many `tries` and `restarts` of the same delivery."""
+        """Prepare an attempt, after so many `tries` of the same delivery, with the `permit` for its first call.
+
+        With a fallback, another attempt elsewhere is better than waiting for an upstream that is thought dead.
+        """
         self._tools = tools
         self.job = job
         self._slot = slot
         self._lane = lane
+        self._gates = gates
         self._to = to
         self._key = job.job_id.encode()
         self._receipt = tools.sink.receipt()
         self._started: asyncio.Future[None] | None = None
         self._patience: Patience | None = None
         self._cancel_reason: str | None = None
-        self._restarts = restarts
+        self._permit = permit
+        self._has_fallback = has_fallback
         self._tries_before = tries
         self._advice = Advice()
         self._next_try_s = 0.0
+        self._error: JobError | None = None
         self.attempt = Attempt(
             job,
             attempt_id=attempt_id,
@@ -95,30 +108,41 @@ class Execution:
             scrub=slot.scrub,
             tries=tries,
             may_retry=self._may_retry,
+            tokenizer=tools.tokenizer,
         )
 
-    async def run(self) -> UsageEvent | None:
-        """Run the job to its end; return its terminal event once that is durable.
+    async def stream(self, *, instead: Interruption | JobError | None = None) -> None:
+        """Call the upstream until the attempt has ended and everything of it is acknowledged, but its end.
 
-        None: the stream broke, and the job asked for a restart in that case. A cancellation of the task leaves at once:
-        the upstream's connection is closed, nothing more is written.
+        `instead` says why no call is made at all. A cancellation of the task leaves at once: the upstream's connection
+        is closed, nothing more is written.
         """
         self._started = self._lane.start(self._record(self.attempt.started()))
         self._tools.observer.job_started(self.job, self._slot.name)
+        if isinstance(instead, JobError):
+            self.attempt.fail(instead)
+        elif instead is not None:
+            await self._end_interrupted(instead)
         await self._call()
         await self._started
         await self._settle()
-        if self._is_to_restart():
-            return None
+
+    async def finish(self) -> UsageEvent:
+        """Write the job's terminal event and commit its offset; return it once that is durable."""
         event, record = self._terminal()
         await self._lane.finish(self.job.source.offset, [record])
         self._tools.observer.job_ended(event, self.job, self._slot.name)
         return event
 
     def cancel(self, reason: str) -> None:
-        """End the job because a control record asked for it; it gets its terminal event."""
+        """End the attempt because a control record asked for it."""
         self._cancel_reason = reason
-        if self._patience is not None:
+        if self._patience is None:
+            return
+        if self._slot.usage_grace_s and self.attempt.state is State.STREAMING:
+            self.attempt.wind_up(reason)
+            self._patience.hurry(self._slot.usage_grace_s, Interruption.CANCEL)
+        else:
             self._patience.interrupt(Interruption.CANCEL)
 
     async def _call(self) -> None:
@@ -126,27 +150,60 @@ class Execution:
         while not self.attempt.is_ended:
             if self._cancel_reason is not None:
                 self.attempt.cancel(self._cancel_reason)
-                return
-            left = self._left_s()
-            if left <= 0:
+            elif self._left_s() <= 0:
                 self.attempt.expire()
-                return
-            self._patience = Patience(
-                first_delta_s=self._next_try_s + self._slot.first_delta_timeout_s,
-                idle_s=self._slot.idle_timeout_s,
-                deadline=asyncio.get_running_loop().time() + left,
-            )
-            async with self._patience:
-                await asyncio.sleep(self._next_try_s)
-                await self._try()
-            if self._patience.interruption is not None and not self.attempt.is_ended:
-                await self._end_interrupted(self._patience.interruption)
+            elif self._permit is None:
+                await self._wait_for_permit()
+            else:
+                with self._permit:
+                    await self._try_patiently()
+                    self._give_back(self._permit)
+                self._permit = None
+
+    async def _wait_for_permit(self) -> None:
+        """Wait until the next try is due and its upstream lets it through."""
+        patience = self._patient(first_delta_s=inf)
+        async with patience:
+            await asyncio.sleep(self._next_try_s)
+            try:
+                self._permit = await self._gates.enter(
+                    [self._slot.name], self.job, is_retry=True, is_patient=not self._has_fallback
+                )
+            except UpstreamError as refusal:
+                self.attempt.fail(self._error or refusal.error)
+        if patience.interruption is not None and not self.attempt.is_ended:
+            await self._end_interrupted(patience.interruption)
+
+    async def _try_patiently(self) -> None:
+        patience = self._patient(first_delta_s=self._slot.first_delta_timeout_s)
+        async with patience:
+            await self._try()
+        if patience.interruption is not None and not self.attempt.is_ended:
+            await self._end_interrupted(patience.interruption)
+        if self.attempt.status is Status.COMPLETED and self._permit is not None:
+            self._permit.succeeded()
+
+    def _patient(self, *, first_delta_s: float) -> Patience:
+        deadline = asyncio.get_running_loop().time() + self._left_s()
+        self._patience = Patience(
+            first_delta_s=first_delta_s, idle_s=self._slot.idle_timeout_s, deadline=deadline
+        )
+        return self._patience
+
+    def _give_back(self, permit: Permit) -> None:
+        """Release the permit with what the call came to, as far as that is known."""
+        ledger = self.attempt.ledger
+        was_refused = self._error is not None and self._error.http_status != 200
+        permit.release(0 if was_refused else ledger.total_tokens, ledger.completion_tokens)
 
     def _left_s(self) -> float:
         return inf if self.job.deadline is None else self.job.deadline - self._tools.clock.now_ms() / 1000
 
     def _may_retry(self, error: JobError) -> bool:
         """Decide, when a try has failed before its first delta; note how long to wait."""
+        self._error = error
+        if self._permit is not None:
+            self._permit.failed(error)
         delay_s = next_try_s(
             error,
             self._advice,
@@ -161,18 +218,12 @@ class Execution:
         self._tools.observer.try_failed(self.job, self._slot.name, error, delay_s)
         return True
 
-    def _is_to_restart(self) -> bool:
-        """Whether the stream broke after its first delta, and the job prefers a new attempt to half an answer."""
-        attempt = self.attempt
-        is_broken = (
-            attempt.status is Status.INTERRUPTED and attempt.error is not None and attempt.error.retriable
-        )
-        return is_broken and self.job.on_break == "restart" and self._restarts < self._slot.max_restarts
-
     async def _try(self) -> None:
         self.attempt.call()
-        self._advice = Advice()
-        body = request_body(self.job, include_usage=self._slot.include_usage)
+        self._advice, self._error = Advice(), None
+        body = request_body(
+            self.job, include_usage=self._slot.include_usage, continuous_usage=self._slot.continuous_usage
+        )
         try:
             async with self._slot.upstream.call(body, trace_headers(self.job.trace)) as answer:
                 self.attempt.answer()
@@ -211,6 +262,8 @@ class Execution:
     def _note_delta(self, *, is_first: bool) -> None:
         if self._patience is not None:
             self._patience.delta_came()
+        if is_first and self._permit is not None:
+            self._permit.succeeded()
         if is_first and self.attempt.first_delta_ms is not None:
             seconds = (self.attempt.first_delta_ms - self.attempt.opened_ms) / 1000
             self._tools.observer.first_delta(self._slot.name, seconds)

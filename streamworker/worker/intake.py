@@ -8,7 +8,7 @@ from uuid import uuid4
 from streamworker.codec.deadletter import dead_letter
 from streamworker.codec.job import read_job
 from streamworker.core.attempt import Attempt
-from streamworker.core.routing import choose_upstream
+from streamworker.core.routing import choose_upstreams
 from streamworker.model import (
     ErrorCode,
     Job,
@@ -34,10 +34,10 @@ __all__ = ["Accepted", "Intake", "Refused"]
 
 
 class Accepted(NamedTuple):
-    """A job that can run: its upstream's name and its events partition."""
+    """A job that can run: the upstreams that may serve it, in order, and its events partition."""
 
     job: Job
-    upstream: str
+    upstreams: tuple[str, ...]
     to: Partition
 
 
@@ -60,6 +60,7 @@ class Intake:
         writer: EventWriter,
         clock: Clock,
         served: Mapping[str, Sequence[str]],
+        fallback: Mapping[str, Sequence[str]] | None = None,
         events_topic: str,
         allowed_reply_to: Sequence[str],
         dlq_topic: str,
@@ -71,6 +72,7 @@ class Intake:
         self._writer = writer
         self._clock = clock
         self._served = served
+        self._fallback = fallback or {}
         self._events_topic = events_topic
         self._allowed_reply_to = frozenset(allowed_reply_to)
         self._dlq_topic = dlq_topic
@@ -86,8 +88,8 @@ class Intake:
         if job.reply_to != self._allowed(job.reply_to):
             fault = "reply_to: is not one of the topics that the worker's topics.allowed_reply_to names"
             return self._refuse(record, _rejection(job, fault), ErrorCode.INVALID_JOB)
-        upstream = choose_upstream(job.upstream, job.model, self._served)
-        if upstream is None:
+        upstreams = choose_upstreams(job.upstream, job.model, self._served, self._fallback)
+        if not upstreams:
             fault = (
                 "upstream: no upstream of that name is configured"
                 if job.upstream
@@ -99,8 +101,8 @@ class Intake:
             return self._refuse(record, _rejection(job, fault), ErrorCode.INVALID_JOB)
         to = self._partition(job.job_id, job.reply_to)
         if deliveries > max_deliveries:
-            return self._give_up(record, job, upstream, to, max_deliveries)
-        return Accepted(job, upstream, to)
+            return self._give_up(record, job, upstreams[0], to, max_deliveries)
+        return Accepted(job, upstreams, to)
 
     def _allowed(self, reply_to: str | None) -> str | None:
         return reply_to if reply_to in self._allowed_reply_to else None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import structlog
 
@@ -13,7 +14,7 @@ from streamworker.errors import KafkaError
 from streamworker.worker.lane import MAX_COMMIT_RECORDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from streamworker.model import Job
     from streamworker.worker.lane import Lane
@@ -35,9 +36,23 @@ class Holding(Enum):
     GONE = "another's; nothing of it may be written"
 
 
-class _Waiting(NamedTuple):
-    job: Job
-    begin: Callable[[], None]
+class Errand(Protocol):
+    """What a task of a partition works on."""
+
+    @property
+    def job(self) -> Job:
+        """The job."""
+        ...
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether nothing of it was begun."""
+        ...
+
+
+class _Open(NamedTuple):
+    errand: Errand
+    task: asyncio.Task[None]
 
 
 class PartitionWork:
@@ -48,9 +63,9 @@ class PartitionWork:
         self.holding = Holding.OPENING
         self.opening: asyncio.Task[None] | None = None
         self.committing: asyncio.Task[None] | None = None
-        self._jobs: dict[int, tuple[Job, asyncio.Task[None]]] = {}
+        self._open: dict[int, _Open] = {}
         self._is_stopping = False
-        self._order: KeyOrder[_Waiting] = KeyOrder()
+        self._order: KeyOrder[asyncio.Future[None]] = KeyOrder()
 
     async def open(self) -> int:
         """Take the partition over, as long as it takes; return the offset to read from."""
@@ -75,51 +90,53 @@ class PartitionWork:
 
     @property
     def open_jobs(self) -> list[Job]:
-        """The jobs that run now."""
-        return [job for job, _ in self._jobs.values()]
+        """The jobs that were taken in and have not ended."""
+        return [errand.job for errand, _ in self._open.values()]
 
-    def run(self, job: Job, work: Coroutine[Any, Any, None], *, ended: Callable[[], None]) -> None:
-        """Run a job as a task of this partition. `ended` is called however it ends."""
-        offset = job.source.offset
-        task = asyncio.create_task(work, name=f"job {job.job_id}")
-        self._jobs[offset] = (job, task)
+    def run(self, errand: Errand, work: Coroutine[Any, Any, None], *, ended: Callable[[], None]) -> None:
+        """Work on a job as a task of this partition. `ended` is called however it ends."""
+        offset = errand.job.source.offset
+        task = asyncio.create_task(work, name=f"job {errand.job.job_id}")
+        self._open[offset] = _Open(errand, task)
 
         def forget(_: asyncio.Task[None]) -> None:
-            del self._jobs[offset]
+            del self._open[offset]
             ended()
 
         task.add_done_callback(forget)
 
-    def in_order(self, key: bytes, job: Job, begin: Callable[[], None]) -> None:
-        """Begin a job when those of its key that came before have ended; `key_left` has to be told of each end."""
-        if self._order.enter(key, _Waiting(job, begin)):
-            begin()
-
-    def key_left(self, key: bytes) -> None:
-        """A job of this key has ended: let the next one begin."""
-        waiting = self._order.leave(key)
-        if waiting is not None and self.holding is Holding.OPEN:
-            waiting.begin()
-
-    @property
-    def waiting(self) -> int:
-        """How many jobs wait for one of their key."""
-        return self._order.waiting
+    @asynccontextmanager
+    async def turn(self, key: bytes) -> AsyncIterator[None]:
+        """Wait until the jobs of this key that came before have ended; leaving lets the next one go."""
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not self._order.enter(key, place):
+            try:
+                await place
+            except asyncio.CancelledError:
+                if place.cancelled():
+                    self._order.withdraw(key, place)
+                else:  # its turn came in the same moment
+                    self._leave(key)
+                raise
+        try:
+            yield
+        finally:
+            self._leave(key)
 
     def drain(self) -> list[Job]:
-        """Begin nothing new; return the jobs that waited. They are handed back with the partition."""
+        """Begin nothing new; return the jobs that had not begun. They are handed back with the partition."""
         if self.holding is not Holding.OPEN:
             return []
         self.holding = Holding.DRAINING
-        jobs = [waiting.job for waiting in self._order.clear()]
-        for job in jobs:
-            self.lane.progress.hand_back(job.source.offset)
-        return jobs
+        waiting = [one for one in self._open.values() if one.errand.is_waiting]
+        for one in waiting:
+            one.task.cancel()
+        return [one.errand.job for one in waiting]
 
     async def idle(self) -> None:
         """Wait until no job is open."""
-        while self._jobs:
-            await asyncio.wait([task for _, task in self._jobs.values()])
+        while self._open:
+            await asyncio.wait([task for _, task in self._open.values()])
 
     async def let_go(self) -> list[Job]:
         """Stop all work at once and write nothing more; return the jobs that were open."""
@@ -138,17 +155,19 @@ class PartitionWork:
         """Stop the jobs that are open and put on record that it was not their fault; then let go."""
         waited = self.drain()
         was_open, self.holding = self.holding is Holding.DRAINING, Holding.GONE
+        begun = {one.errand.job.source.offset for one in self._open.values() if not one.errand.is_waiting}
         jobs = await self._stop_jobs()
         if was_open:
             for job in jobs:
-                self.lane.progress.hand_back(job.source.offset)
+                if job.source.offset in begun:
+                    self.lane.progress.hand_back(job.source.offset)
             await asyncio.wait([self.lane.touch()], timeout=_LAST_COMMIT_S)
         await self.let_go()
-        return [*jobs, *waited]
+        return [*waited, *(job for job in jobs if job not in waited)]
 
     async def _stop_jobs(self) -> list[Job]:
         """Cancel what is open; once, for a second cancellation would leak what the first one closes."""
-        tasks = [task for _, task in self._jobs.values()]
+        tasks = [task for _, task in self._open.values()]
         jobs = [] if self._is_stopping else self.open_jobs
         if not self._is_stopping:
             self._is_stopping = True
@@ -157,3 +176,10 @@ class PartitionWork:
         if tasks:
             await asyncio.wait(tasks)
         return jobs
+
+    def _leave(self, key: bytes) -> None:
+        following = self._order.leave(key)
+        while following is not None and following.done():  # cancelled in this very moment
+            following = self._order.leave(key)
+        if following is not None:
+            following.set_result(None)

@@ -39,6 +39,7 @@ class Patience:
         self._idle_s = idle_s
         self._first_delta_s = first_delta_s
         self._deadline = deadline
+        self._deadline_means = Interruption.DEADLINE
         self._due = inf
         self._due_means = Interruption.FIRST_DELTA
         self._loop = asyncio.get_running_loop()
@@ -87,6 +88,13 @@ class Patience:
         self._due = self._loop.time() + left
         self._arm()
 
+    def hurry(self, seconds: float, reason: Interruption) -> None:
+        """Interrupt for this reason after so many seconds, paused or not, unless the block ends before."""
+        ends = self._loop.time() + seconds
+        if ends < self._deadline:
+            self._deadline, self._deadline_means = ends, reason
+            self._arm()
+
     def interrupt(self, reason: Interruption) -> None:
         """End the block now. The first interruption counts; outside of the block nothing happens."""
         if self._task is not None and self.interruption is None:
@@ -102,7 +110,7 @@ class Patience:
     def _look(self) -> None:
         now = self._loop.time()
         if now >= self._deadline:
-            self.interrupt(Interruption.DEADLINE)
+            self.interrupt(self._deadline_means)
         elif now >= self._due:
             self.interrupt(self._due_means)
         else:  # a delta came since the timer was set

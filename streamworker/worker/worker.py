@@ -7,8 +7,7 @@ room, and goes on asking (for nothing, if need be) so that the group's errors ar
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
-from functools import partial
+from contextlib import AsyncExitStack, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
@@ -16,17 +15,19 @@ import structlog
 
 from streamworker.core.cancels import Cancels
 from streamworker.errors import KafkaError
-from streamworker.worker.execution import Execution
+from streamworker.worker.course import Course
 from streamworker.worker.intake import Accepted
 from streamworker.worker.lane import Lane
 from streamworker.worker.partition import Holding, PartitionWork
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
+    from contextlib import AbstractAsyncContextManager
 
-    from streamworker.model import Cause, Partition, Record, UsageEvent
+    from streamworker.model import Cause, Partition, Record
     from streamworker.ports import Committers, Observer, Source
     from streamworker.worker.execution import Tools, UpstreamSlot
+    from streamworker.worker.gates import Gates
     from streamworker.worker.intake import Intake, Refused
 
 __all__ = ["Worker", "WorkerLimits"]
@@ -46,11 +47,7 @@ class WorkerLimits(NamedTuple):
     drain_timeout_s: float
     session_timeout_s: float = 45
     in_key_order: bool = False
-
-    @property
-    def max_waiting(self) -> int:
-        """Jobs that may wait for one of their key: some, so that a busy key does not hold up the others behind it."""
-        return 4 * self.max_in_flight if self.in_key_order else 0
+    max_waiting: int = 1024
 
 
 class Worker:
@@ -64,6 +61,7 @@ class Worker:
         intake: Intake,
         tools: Tools,
         slots: Mapping[str, UpstreamSlot],
+        gates: Gates,
         limits: WorkerLimits,
         failure: asyncio.Future[None],
     ) -> None:
@@ -73,14 +71,16 @@ class Worker:
         self._intake = intake
         self._tools = tools
         self._slots = slots
+        self._gates = gates
         self._limits = limits
         self._observer: Observer = tools.observer
         self._stamp = uuid4().hex[:12]
         self._works: dict[Partition, PartitionWork] = {}
-        self._in_flight = 0
+        self._jobs_open = 0
         self._cancels = Cancels()
-        self._executions: dict[str, set[Execution]] = {}
+        self._courses: dict[str, set[Course]] = {}
         self._room = asyncio.Event()
+        gates.on_release = self._room.set
         self._draining = asyncio.Event()
         self._side_tasks: set[asyncio.Task[None]] = set()
         self._releasing: set[asyncio.Task[None]] = set()
@@ -122,9 +122,9 @@ class Worker:
     def cancel(self, job_id: str, timestamp: int, reason: str) -> None:
         """End the jobs of this id that were submitted before; of those still to come it is remembered."""
         self._cancels.note(job_id, timestamp, reason)
-        for execution in self._executions.get(job_id, ()):
-            if execution.job.timestamp <= timestamp:
-                execution.cancel(reason)
+        for course in self._courses.get(job_id, ()):
+            if course.job.timestamp <= timestamp:
+                course.cancel(reason)
 
     def readiness(self) -> tuple[bool, dict[str, object]]:
         """Return whether jobs are taken, and what there is to say about it."""
@@ -137,7 +137,8 @@ class Worker:
             "draining": self._draining.is_set(),
             "partitions": len(self._works),
             "partitions_opening": opening,
-            "jobs_open": self._in_flight,
+            "jobs_open": self._jobs_open,
+            "upstreams": self._gates.states(),
         }
 
     # Assignments
@@ -245,10 +246,11 @@ class Worker:
 
     def _free(self) -> int:
         """Return how many records may be taken in."""
-        free = self._limits.max_in_flight - self._in_flight
-        if not self._limits.in_key_order:
-            return free
-        return min(free, self._limits.max_waiting - sum(work.waiting for work in self._works.values()))
+        in_flight = self._gates.in_flight
+        waiting = (
+            self._jobs_open - in_flight
+        )  # also those between two tries, and those whose end is being committed
+        return min(self._limits.max_in_flight - in_flight, self._limits.max_waiting - waiting)
 
     def _read_again(self, missed: set[Partition]) -> None:
         """Go back where a partition has come back so soon that its new assignment's records were passed over too."""
@@ -270,30 +272,39 @@ class Worker:
 
     def _decide(self, work: PartitionWork, record: Record, deliveries: int) -> None:
         decision = self._intake.take(record, deliveries, self._limits.max_deliveries)
-        if not isinstance(decision, Accepted):
-            self._refuse(work, record, decision)
-        elif self._limits.in_key_order and record.key is not None:
-            begin = partial(self._begin, work, record, decision, deliveries, key=record.key)
-            work.in_order(record.key, decision.job, begin)
-        else:
+        if isinstance(decision, Accepted):
             self._begin(work, record, decision, deliveries)
+        else:
+            self._refuse(work, record, decision)
 
-    def _begin(
+    def _begin(self, work: PartitionWork, record: Record, accepted: Accepted, deliveries: int) -> None:
+        def ended() -> None:
+            self._jobs_open -= 1
+            self._room.set()
+
+        is_ordered = self._limits.in_key_order and record.key is not None
+        turn = work.turn(record.key or b"") if is_ordered else None
+        course = self._new_course(work, accepted, deliveries, turn)
+        self._jobs_open += 1
+        work.run(course, self._run(work, record, course, deliveries), ended=ended)
+
+    def _new_course(
         self,
         work: PartitionWork,
-        record: Record,
         accepted: Accepted,
         deliveries: int,
-        key: bytes | None = None,
-    ) -> None:
-        def ended() -> None:
-            self._in_flight -= 1
-            self._room.set()
-            if key is not None:
-                work.key_left(key)
-
-        self._in_flight += 1
-        work.run(accepted.job, self._run(work, record, accepted, deliveries), ended=ended)
+        turn: AbstractAsyncContextManager[None] | None = None,
+    ) -> Course:
+        cause: Cause = "new" if deliveries == 1 else "redelivered"
+        return Course(
+            self._tools,
+            accepted,
+            work.lane,
+            self._gates,
+            self._slots,
+            cause=cause,
+            turn=turn or nullcontext(),
+        )
 
     def _refuse(self, work: PartitionWork, record: Record, refused: Refused) -> None:
         done = work.lane.finish(record.at.offset, refused.records, fallback=refused.fallback)
@@ -304,55 +315,39 @@ class Worker:
 
         done.add_done_callback(tell)
 
-    async def _run(self, work: PartitionWork, record: Record, accepted: Accepted, deliveries: int) -> None:
+    async def _run(self, work: PartitionWork, record: Record, course: Course, deliveries: int) -> None:
         """Run a job to its terminal event. A crash of ours is tried again, as a delivery: it may be the job's doing."""
-        tries = restarts = 0
-        cause: Cause = "new" if deliveries == 1 else "redelivered"
-        while True:
-            execution = Execution(
-                self._tools,
-                accepted.job,
-                self._slots[accepted.upstream],
-                work.lane,
-                to=accepted.to,
-                cause=cause,
-                attempt_id=uuid4().hex,
-                tries=tries,
-                restarts=restarts,
-            )
-            try:
-                if await self._watched(execution) is not None:
-                    return
-            except Exception:
-                log.exception("job.crashed", job_id=accepted.job.job_id)
-            else:
-                cause, tries, restarts = "restart", execution.attempt.tries, restarts + 1
-                continue
-            await asyncio.sleep(_CRASH_BACKOFF_S)
-            cause, deliveries = "redelivered", deliveries + 1
-            decision = self._intake.take(record, deliveries, self._limits.max_deliveries)
-            if not isinstance(decision, Accepted):
-                self._refuse(work, record, decision)
-                return
+        async with AsyncExitStack() as held:  # the job's turn, through every crash
+            while True:
+                try:
+                    return await self._watched(course, held)
+                except Exception:
+                    log.exception("job.crashed", job_id=course.job.job_id)
+                await asyncio.sleep(_CRASH_BACKOFF_S)
+                deliveries += 1
+                decision = self._intake.take(record, deliveries, self._limits.max_deliveries)
+                if not isinstance(decision, Accepted):
+                    return self._refuse(work, record, decision)
+                course = self._new_course(work, decision, deliveries)
 
-    async def _watched(self, execution: Execution) -> UsageEvent | None:
-        """Run an execution so that a cancellation finds it, also one that came before."""
-        job = execution.job
+    async def _watched(self, course: Course, held: AsyncExitStack) -> None:
+        """Run a job so that a cancellation finds it, also one that came before."""
+        job = course.job
         if (reason := self._cancels.reason_for(job.job_id, job.timestamp)) is not None:
-            execution.cancel(reason)
-        running = self._executions.setdefault(job.job_id, set())
-        running.add(execution)
+            course.cancel(reason)
+        running = self._courses.setdefault(job.job_id, set())
+        running.add(course)
         try:
-            return await execution.run()
+            await course.run(held)
         finally:
-            running.discard(execution)
+            running.discard(course)
             if not running:
-                self._executions.pop(job.job_id, None)
+                self._courses.pop(job.job_id, None)
 
     # The end
 
     async def _wait_until_idle(self) -> None:
-        log.info("worker.draining", jobs_open=self._in_flight, timeout_s=self._limits.drain_timeout_s)
+        log.info("worker.draining", jobs_open=self._jobs_open, timeout_s=self._limits.drain_timeout_s)
         for work in self._works.values():
             for job in work.drain():
                 self._observer.job_abandoned(job, "drain")

@@ -89,6 +89,7 @@ def test_progress_of_any_offsets_makes_points_that_the_broker_takes(
     offsets = [sum(taken[: index + 1]) for index in range(len(taken))]
     for offset in offsets:
         progress.begin(offset)
+        progress.count(offset)
     done = {offset for offset, is_ended in zip(offsets, ended, strict=False) if is_ended}
     for offset in done:
         progress.finish(offset)

@@ -69,6 +69,7 @@ def test_config_defaults_are_the_contracts() -> None:
             "group_instance_id": None,
             "delivery": "exactly_once",
             "max_in_flight": 256,
+            "max_waiting": 1024,
             "ordering": "none",
             "drain_timeout_s": 120,
             "session_timeout_s": 45,
@@ -88,7 +89,16 @@ def test_config_defaults_are_the_contracts() -> None:
                 "idle_timeout_s": 30,
                 "max_tries": 4,
                 "max_restarts": 2,
+                "fallback": (),
+                "max_streams": None,
+                "requests_per_minute": None,
+                "tokens_per_minute": None,
+                "circuit_failures": 10,
+                "circuit_open_s": 5,
+                "circuit_wait_s": 60,
                 "include_usage": True,
+                "continuous_usage": False,
+                "usage_grace_s": 0,
             }
         },
         "events": {"format": "json", "source": "/streamworker"},
@@ -493,3 +503,19 @@ def test_config_variable_with_one_underscore_too_few_is_told() -> None:
     assert error.value.faults == (
         "STREAMWORKER_KAFKA_BOOTSTRAP_SERVERS: is not a setting; did you mean STREAMWORKER_KAFKA__BOOTSTRAP_SERVERS?",
     )
+
+
+@pytest.mark.parametrize("fallback", ["default", "elsewhere", "other,other"])
+def test_config_fallback_has_to_be_another_upstream_named_once(fallback: str) -> None:
+    """A loop, a misspelt name and a repetition are told with the path."""
+    urls = {f"STREAMWORKER_UPSTREAMS__{name}__BASE_URL": "http://h/v1" for name in ("DEFAULT", "OTHER")}
+    with pytest.raises(ConfigurationError, match=r"upstreams\.default\.fallback: .* is not another upstream"):
+        load(None, urls | {"STREAMWORKER_UPSTREAMS__DEFAULT__FALLBACK": fallback})
+
+
+def test_config_fallback_is_a_list_in_order() -> None:
+    """Several by comma in the environment."""
+    urls = {f"STREAMWORKER_UPSTREAMS__{name}__BASE_URL": "http://h/v1" for name in ("DEFAULT", "A", "B")}
+    settings = load(None, urls | {"STREAMWORKER_UPSTREAMS__DEFAULT__FALLBACK": "b,a"})
+
+    assert settings.upstreams["default"].fallback == ("b", "a")

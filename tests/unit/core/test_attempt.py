@@ -32,17 +32,19 @@ def in_state(state: State) -> Attempt:
     attempt.started()
     if state is State.ENDED:
         attempt.cancel("")
-    if state in {State.CALLING, State.LISTENING, State.STREAMING}:
+    if state in {State.CALLING, State.LISTENING, State.STREAMING, State.WINDING_UP}:
         attempt.call()
-    if state in {State.LISTENING, State.STREAMING}:
+    if state in {State.LISTENING, State.STREAMING, State.WINDING_UP}:
         attempt.answer()
-    if state is State.STREAMING:
+    if state in {State.STREAMING, State.WINDING_UP}:
         assert len(list(attempt.receive(data(chunk({"content": "a"})), NOW))) == 1
+    if state is State.WINDING_UP:
+        attempt.wind_up("enough")
     assert attempt.state is state
     return attempt
 
 
-def happen(attempt: Attempt, happening: Happening) -> None:
+def happen(attempt: Attempt, happening: Happening) -> None:  # noqa: C901 - one row each
     match happening:
         case Happening.CALL:
             attempt.call()
@@ -58,6 +60,8 @@ def happen(attempt: Attempt, happening: Happening) -> None:
             attempt.retry()
         case Happening.CANCEL:
             attempt.cancel("enough")
+        case Happening.WIND_UP:
+            attempt.wind_up("enough")
         case Happening.EXPIRE:
             attempt.expire()
         case Happening.REFUSE:
@@ -66,16 +70,17 @@ def happen(attempt: Attempt, happening: Happening) -> None:
 
 # The table, written a second time, by hand and in another shape: → is where to, ! the status it ends with.
 EXPECTED = """
-             WAITING    CALLING    LISTENING   STREAMING     ENDED
-CALL         CALLING    -          -           -             -
-ANSWER       -          LISTENING  -           -             -
-DELTA        -          -          STREAMING   STREAMING     -
-DONE         -          -          !COMPLETED  !COMPLETED    -
-BREAK        !FAILED    !FAILED    !FAILED     !INTERRUPTED  -
-RETRY        -          WAITING    WAITING     -             -
-CANCEL       !CANCELLED !CANCELLED !CANCELLED  !CANCELLED    -
-EXPIRE       !EXPIRED   !EXPIRED   !EXPIRED    !EXPIRED      -
-REFUSE       -          -          -           -             !INTERRUPTED
+             WAITING    CALLING    LISTENING   STREAMING     WINDING_UP  ENDED
+CALL         CALLING    -          -           -             -           -
+ANSWER       -          LISTENING  -           -             -           -
+DELTA        -          -          STREAMING   STREAMING     WINDING_UP  -
+DONE         -          -          !COMPLETED  !COMPLETED    !CANCELLED  -
+BREAK        !FAILED    !FAILED    !FAILED     !INTERRUPTED  !CANCELLED  -
+RETRY        -          WAITING    WAITING     -             -           -
+CANCEL       !CANCELLED !CANCELLED !CANCELLED  !CANCELLED    !CANCELLED  -
+WIND_UP      -          -          -           WINDING_UP    -           -
+EXPIRE       !EXPIRED   !EXPIRED   !EXPIRED    !EXPIRED      !CANCELLED  -
+REFUSE       -          -          -           -             -           !INTERRUPTED
 """
 
 
@@ -457,3 +462,33 @@ def test_attempt_secret_across_the_cut_of_a_long_message_leaves_no_beginning() -
 
     assert attempt.error is not None
     assert "s3cr3t" not in attempt.error.message + (attempt.error.upstream or "")
+
+
+def test_wound_up_attempt_publishes_nothing_more_and_takes_the_usage_report() -> None:
+    """The stream goes on to its end; the job ends cancelled, with what the upstream says it came to."""
+    attempt = in_state(State.STREAMING)
+    attempt.wind_up("enough")
+    assert list(attempt.receive(data(chunk({"content": "b"}), chunk({}, "stop")), NOW)) == []
+    assert attempt.is_listening
+    report = b'{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}'
+    assert list(attempt.receive(data(report, b"[DONE]"), NOW)) == []
+    terminal = attempt.terminal(NOW)
+
+    assert (terminal.status, terminal.seq) == (Status.CANCELLED, 2)
+    assert (terminal.usage_source, terminal.usage) == (
+        "upstream",
+        {"prompt_tokens": 3, "completion_tokens": 2},
+    )
+    assert terminal.error == JobError(ErrorCode.CANCELLED, "enough")
+    assert terminal.observed.deltas == 1
+    assert terminal.observed.content_chars == 1
+
+
+def test_wound_up_attempt_that_hears_no_report_is_estimated() -> None:
+    """The grace is over: what was published is what there is to count."""
+    attempt = in_state(State.WINDING_UP)
+    attempt.cancel("grace over")
+    terminal = attempt.terminal(NOW)
+
+    assert (terminal.status, terminal.usage_source) == (Status.CANCELLED, "estimated")
+    assert terminal.error == JobError(ErrorCode.CANCELLED, "enough")

@@ -21,23 +21,31 @@ def restarted(point: CommitPoint) -> Progress:
     return Progress(point.offset, decode_map(*point), stamp="next")
 
 
+def begin(progress: Progress, offset: int) -> int:
+    """Take a record in and begin its job at once."""
+    count = progress.begin(offset)
+    if count:
+        progress.count(offset)
+    return count
+
+
 def deliveries(point: CommitPoint) -> dict[int, int]:
     return dict(decode_map(*point).deliveries)
 
 
 def test_progress_begin_counts_the_first_delivery() -> None:
     """A record that was never seen is delivered for the first time."""
-    assert make().begin(0) == 1
+    assert begin(make(), 0) == 1
 
 
 def test_progress_begin_of_what_is_open_or_finished_has_nothing_to_do() -> None:
     """A rebalance delivers records again."""
     progress = make(5, OffsetMap(frozenset({7})))
-    progress.begin(5)
-    progress.begin(6)
+    begin(progress, 5)
+    begin(progress, 6)
     progress.finish(6)
 
-    assert [progress.begin(offset) for offset in (4, 5, 6, 7)] == [0, 0, 0, 0]
+    assert [begin(progress, offset) for offset in (4, 5, 6, 7)] == [0, 0, 0, 0]
     assert progress.incomplete == 1
 
 
@@ -45,25 +53,36 @@ def test_progress_deliveries_are_counted_across_restarts() -> None:
     """The count is on record before the job runs, so that no crash loses it."""
     progress = make()
     for delivery in range(1, 6):
-        assert progress.begin(3) == delivery
+        assert begin(progress, 3) == delivery
         progress = restarted(progress.point())
+
+
+def test_progress_job_that_only_waited_is_not_counted() -> None:
+    """It can have killed nobody: its delivery goes on record when it begins."""
+    progress = make()
+    assert progress.begin(3) == 1
+    point = progress.point()
+    assert deliveries(point) == {}
+    progress.count(3)
+
+    assert deliveries(progress.point()) == {3: 1}
 
 
 def test_progress_delivery_that_was_not_committed_does_not_count() -> None:
     """What nobody wrote down has not happened."""
     progress = make()
-    progress.begin(0)
+    begin(progress, 0)
     point = progress.point()
-    restarted(point).begin(0)
+    begin(restarted(point), 0)
 
-    assert restarted(point).begin(0) == 2
+    assert begin(restarted(point), 0) == 2
 
 
 def test_progress_end_takes_the_count_with_it() -> None:
     """A finished job needs none."""
     progress = make()
     for offset in (0, 1):
-        progress.begin(offset)
+        begin(progress, offset)
     progress.finish(1)
 
     assert deliveries(progress.point()) == {0: 1}
@@ -72,7 +91,7 @@ def test_progress_end_takes_the_count_with_it() -> None:
 def test_progress_count_of_a_record_that_is_gone_goes_when_it_is_passed() -> None:
     """Compaction may take a record between two deliveries; its count must not stay for ever."""
     progress = make(0, OffsetMap(deliveries={0: 2, 5: 1}))
-    progress.begin(3)
+    begin(progress, 3)
     progress.finish(3)
     point = progress.point()
 
@@ -84,19 +103,19 @@ def test_progress_handed_back_undoes_one_delivery() -> None:
     """The first is as if it had never been; earlier ones stay."""
     progress = make(0, OffsetMap(deliveries={1: 2}))
     for offset in (0, 1):
-        progress.begin(offset)
+        begin(progress, offset)
     for offset in (0, 1):
         progress.hand_back(offset)
     point = progress.point()
 
     assert deliveries(point) == {1: 2}
-    assert [restarted(point).begin(offset) for offset in (0, 1)] == [1, 3]
+    assert [begin(restarted(point), offset) for offset in (0, 1)] == [1, 3]
 
 
 def test_progress_handed_back_and_yet_finished_is_finished() -> None:
     """Its end was waiting to be committed when its worker stopped."""
     progress = make()
-    progress.begin(0)
+    begin(progress, 0)
     progress.hand_back(0)
     progress.finish(0)
 
@@ -107,7 +126,7 @@ def test_progress_finished_and_then_handed_back_is_finished() -> None:
     """Its end was being committed when its worker stopped."""
     progress = make()
     for offset in (0, 1):
-        progress.begin(offset)
+        begin(progress, offset)
     progress.finish(1)
     progress.hand_back(1)
     point = progress.point()
@@ -129,11 +148,11 @@ def test_progress_with_a_large_map_is_full_until_it_shrinks() -> None:
     progress = make()
     chance = random.Random(1)
     open_offsets = [0]
-    progress.begin(0)
+    begin(progress, 0)
     for _ in range(LIMIT):
         offset = open_offsets[-1] + chance.randrange(2, 10_000)
         for taken in (offset, offset + 1):
-            progress.begin(taken)
+            begin(progress, taken)
         open_offsets.append(offset)
         progress.finish(offset + 1)
         progress.point()
@@ -154,7 +173,7 @@ def test_progress_with_a_large_map_and_nothing_open_is_not_full() -> None:
     progress.point()
     assert progress.map_size >= FULL
     assert not progress.is_full
-    progress.begin(0)
+    begin(progress, 0)
 
     assert progress.is_full
 
@@ -162,7 +181,7 @@ def test_progress_with_a_large_map_and_nothing_open_is_not_full() -> None:
 def test_progress_with_too_many_finished_offsets_is_full() -> None:
     """A map holds so many and no more, however well they pack."""
     progress = make(0, OffsetMap(frozenset(range(1, MAX_OFFSETS // 2 + 1))))
-    progress.begin(0)
+    begin(progress, 0)
     progress.point()
 
     assert progress.map_size < 100
@@ -173,7 +192,7 @@ def test_progress_over_the_limit_leaves_out_the_counts_first() -> None:
     """Running finished jobs again is worse than counting anew."""
     progress = make(0, OffsetMap(frozenset(offset**2 + 1 for offset in range(1, 1000))))
     for offset in range(1500):
-        progress.begin(offset**3)
+        begin(progress, offset**3)
     point = progress.point()
 
     assert progress.is_cut
@@ -186,7 +205,7 @@ def test_progress_far_over_the_limit_leaves_out_the_finished_offsets() -> None:
     """A commit that is refused is refused for ever; so much is run again after a crash, and nothing is lost."""
     progress = make()
     for offset in range(6000):
-        progress.begin(offset * offset)
+        begin(progress, offset * offset)
     for offset in range(1, 6000, 2):
         progress.finish(offset * offset)
     point = progress.point()
@@ -199,7 +218,7 @@ def test_progress_far_over_the_limit_leaves_out_the_finished_offsets() -> None:
 def test_progress_within_the_limit_is_not_cut() -> None:
     """Which is what it nearly always is."""
     progress = make()
-    progress.begin(0)
+    begin(progress, 0)
 
     assert deliveries(progress.point()) == {0: 1}
     assert not progress.is_cut

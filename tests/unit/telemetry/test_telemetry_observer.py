@@ -22,7 +22,14 @@ from streamworker.model import (
     UsageSource,
 )
 from streamworker.telemetry import Metrics, Telemetry, configure_logging
-from streamworker.telemetry.metrics import PREFIX, TABLE
+from streamworker.telemetry.metrics import (
+    CIRCUIT_STATE,
+    JOBS_WAITING,
+    PREFIX,
+    STREAMS_LIMIT,
+    STREAMS_OPEN,
+    TABLE,
+)
 
 AT = Coordinates("streamworker.jobs", 3, 42)
 CANARY = "canary-4f1c9a"
@@ -272,6 +279,26 @@ def test_rebalance_tombstone_and_skipped_record(watch: Watch) -> None:
     assert watch["records_skipped_total"] == 1
 
 
+def test_fallbacks_and_circuits_are_counted_and_told(watch: Watch) -> None:
+    """A dead upstream is a warning; that it is back is good to know."""
+    with capture_logs() as lines:
+        for state in ("open", "half_open", "open", "half_open", "closed"):
+            watch.telemetry.circuit_changed("default", state)
+        watch.telemetry.fell_back(JOB, "default", JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "down: my prompt"))
+
+    assert watch["circuits_opened_total{upstream=default}"] == 2
+    assert watch["fallbacks_total{upstream=default}"] == 1
+    assert [(line["event"], line["log_level"]) for line in lines] == [
+        ("circuit.open", "warning"),
+        ("circuit.half_open", "info"),
+        ("circuit.open", "warning"),
+        ("circuit.half_open", "info"),
+        ("circuit.closed", "info"),
+        ("job.fell_back", "warning"),
+    ]
+    assert "my prompt" not in str(lines)
+
+
 def test_telemetry_has_the_methods_of_the_port() -> None:
     names = [name for name in vars(ports.Observer) if not name.startswith("_")]
     assert len(names) >= 9
@@ -315,6 +342,8 @@ def test_page_has_every_metric_of_the_table_after_a_busy_day(watch: Watch) -> No
     watch.telemetry.job_ended(ended(), JOB, "default")
     watch.telemetry.job_rejected(REJECTION, ErrorCode.INVALID_JOB)
     watch.telemetry.job_abandoned(JOB, "drain")
+    for gauge in (CIRCUIT_STATE, STREAMS_OPEN, STREAMS_LIMIT, JOBS_WAITING):
+        watch.metrics.track(gauge, lambda: 1, "default")
     page = generate_latest(watch.metrics.registry).decode()
     for definition in TABLE:
         suffix = "_count" if definition.kind == "histogram" else ""

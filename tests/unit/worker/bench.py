@@ -6,8 +6,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from streamworker.codec.event import EventWriter
+from streamworker.core.gate import GateRules
 from streamworker.model import Partition
-from streamworker.worker.execution import Tools, UpstreamSlot
+from streamworker.worker.execution import Execution, Tools, UpstreamSlot
+from streamworker.worker.gates import Gates
 from streamworker.worker.intake import Intake
 from tests.streams import chunk, data
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from streamworker.memory import MemoryClock, MemoryObserver, MemorySink
-    from streamworker.model import Outgoing
+    from streamworker.model import Outgoing, UsageEvent
     from streamworker.ports import Upstream
 
 JOBS = Partition("jobs", 0)
@@ -89,3 +91,26 @@ def make_intake(sink: MemorySink, clock: MemoryClock, **members: Any) -> Intake:
         "max_record_bytes": 1_000_000,
     }
     return Intake(sink=sink, writer=EventWriter(), clock=clock, **(given | members))
+
+
+def make_rules(**members: Any) -> GateRules:
+    given: dict[str, Any] = {"max_streams": 10, "circuit_failures": 10, "circuit_open_s": 5}
+    return GateRules(**(given | members))
+
+
+def make_gates(
+    observer: MemoryObserver,
+    rules: dict[str, GateRules] | None = None,
+    *,
+    max_in_flight: int = 10,
+    circuit_wait_s: float = 60,
+) -> Gates:
+    rules = rules or {"default": make_rules(max_streams=max_in_flight)}
+    waits = dict.fromkeys(rules, circuit_wait_s)
+    return Gates(rules, max_in_flight=max_in_flight, observer=observer, circuit_wait_s=waits)
+
+
+async def play(execution: Execution) -> UsageEvent:
+    """Run one attempt to the job's end."""
+    await execution.stream()
+    return await execution.finish()

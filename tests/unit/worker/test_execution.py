@@ -28,8 +28,10 @@ from tests.unit.worker.bench import (
     FINISH,
     JOBS,
     events,
+    make_gates,
     make_slot,
     make_tools,
+    play,
     read,
     said,
     summary,
@@ -59,6 +61,7 @@ class Bench:
     async def open(self) -> None:
         await self.lane.open()
         self.lane.progress.begin(7)
+        self.lane.progress.count(7)
         self.committing = asyncio.create_task(self.lane.run())
 
     async def close(self) -> None:
@@ -77,6 +80,7 @@ class Bench:
             make_job(source=Coordinates("jobs", 0, 7), **members),
             make_slot(self.upstream, **(slot or {})),
             self.lane,
+            make_gates(self.observer),
             to=TO,
             cause="new",
             attempt_id="a-1",
@@ -85,7 +89,7 @@ class Bench:
     def begin(self, script: Script | Iterable[Step], **options: Any) -> Execution:
         """Run a job in the background."""
         execution = self.execution(script, **options)
-        self.task = asyncio.create_task(execution.run())
+        self.task = asyncio.create_task(play(execution))
         return execution
 
     async def end(self) -> dict[str, Any]:

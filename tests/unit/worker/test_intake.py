@@ -44,7 +44,7 @@ def test_intake_valid_job_goes_to_the_events_topic_by_its_id() -> None:
 
     assert isinstance(decision, Accepted)
     assert decision.job.job_id == "a"
-    assert decision.upstream == "default"
+    assert decision.upstreams == ("default",)
     assert decision.to == MemorySink().partition_for("events", b"a")
 
 

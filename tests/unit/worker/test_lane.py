@@ -51,6 +51,7 @@ class Bench:
         await self.lane.open()
         for offset in offsets:
             self.lane.progress.begin(offset)
+            self.lane.progress.count(offset)
         self._task = asyncio.create_task(self.lane.run())
 
     async def close(self) -> None:
@@ -336,6 +337,7 @@ class Chance:
         offset = self.next + gap % 3
         self.next = offset + 1
         assert self.bench.lane.progress.begin(offset) == 1
+        self.bench.lane.progress.count(offset)
         self.open.append(offset)
         self.taken.add(offset)
         self.bench.lane.start(record(f"started {offset}"))

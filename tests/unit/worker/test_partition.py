@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from structlog.testing import capture_logs
@@ -12,7 +11,7 @@ from structlog.testing import capture_logs
 from streamworker.core.offsetmap import decode_map
 from streamworker.errors import KafkaUnavailable
 from streamworker.memory import MemoryCommitters
-from streamworker.model import Coordinates, Outgoing, Partition
+from streamworker.model import Coordinates, Job, Outgoing, Partition
 from streamworker.worker.lane import MAX_COMMIT_RECORDS, Lane
 from streamworker.worker.partition import Holding, PartitionWork
 from tests.streams import make_job
@@ -21,6 +20,14 @@ from tests.unit.worker.bench import JOBS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
+
+
+class Errand(NamedTuple):
+    """A job that has begun, or still waits."""
+
+    job: Job
+    is_waiting: bool = False
+
 
 RECORD = Outgoing(Partition("events", 0), b"k", b"v")
 
@@ -41,10 +48,14 @@ class Bench:
         self.work.committing = asyncio.create_task(self.work.lane.run())
         self.work.holding = Holding.OPEN
 
-    def run(self, offset: int, work: Coroutine[Any, Any, None] | None = None) -> None:
+    def run(
+        self, offset: int, work: Coroutine[Any, Any, None] | None = None, *, is_waiting: bool = False
+    ) -> None:
         self.work.lane.progress.begin(offset)
+        if not is_waiting:
+            self.work.lane.progress.count(offset)
         job = make_job(job_id=str(offset), source=Coordinates(*JOBS, offset))
-        self.work.run(job, work or self.forever(), ended=self.note_end)
+        self.work.run(Errand(job, is_waiting), work or self.forever(), ended=self.note_end)
 
     async def forever(self) -> None:
         """A job that takes its time to close what it holds."""
@@ -282,37 +293,89 @@ async def test_partition_handed_back_to_a_broker_that_hangs_gives_up(bench: Benc
     assert bench.broker.closed == [JOBS]
 
 
-async def test_partition_in_order_begins_the_next_of_a_key_when_the_one_before_has_left(bench: Bench) -> None:
+async def test_partition_turn_comes_when_those_of_the_key_before_have_left(bench: Bench) -> None:
     """Jobs of other keys do not wait."""
     await bench.open()
     begun: list[str] = []
-    for name, key in (("a1", b"a"), ("a2", b"a"), ("b1", b"b"), ("a3", b"a")):
-        bench.work.in_order(key, make_job(job_id=name), partial(begun.append, name))
+    gates = {name: asyncio.Event() for name in ("a1", "a2", "a3", "b1")}
+
+    async def take_turn(name: str, key: bytes) -> None:
+        async with bench.work.turn(key):
+            begun.append(name)
+            await gates[name].wait()
+
+    for name in ("a1", "a2", "b1", "a3"):
+        bench.run(len(bench.work.open_jobs), take_turn(name, name[:1].encode()))
+    await quiet()
     assert begun == ["a1", "b1"]
-    assert bench.work.waiting == 2
-    bench.work.key_left(b"a")
+    gates["a1"].set()
+    await quiet()
     assert begun == ["a1", "b1", "a2"]
-    bench.work.key_left(b"a")
+    gates["a2"].set()
+    await quiet()
 
     assert begun == ["a1", "b1", "a2", "a3"]
-    assert bench.work.waiting == 0
 
 
-async def test_partition_handed_back_hands_back_those_that_wait_for_their_key_too(bench: Bench) -> None:
-    """They were delivered and never begun: nothing counts against them, and nothing of them begins any more."""
+@pytest.mark.parametrize("leaves_at_once", [False, True])
+async def test_partition_turn_of_one_that_gave_up_goes_to_the_next(
+    bench: Bench, leaves_at_once: bool
+) -> None:
+    """Also when it gives up in the moment in which its turn comes."""
     await bench.open()
     begun: list[str] = []
-    for offset in (0, 1):
-        job = make_job(job_id=str(offset), source=Coordinates(*JOBS, offset))
-        bench.work.lane.progress.begin(offset)
-        bench.work.in_order(b"k", job, partial(begun.append, job.job_id))
-    await bench.work.lane.touch()
-    assert bench.deliveries() == {0: 1, 1: 1}
-    jobs = await bench.work.hand_back()
-    bench.work.key_left(b"k")
+    gate = asyncio.Event()
 
-    assert [job.job_id for job in jobs] == ["1"]
-    assert begun == ["0"]
+    async def take_turn(name: str) -> None:
+        async with bench.work.turn(b"k"):
+            begun.append(name)
+            await gate.wait()
+
+    tasks = [asyncio.create_task(take_turn(name)) for name in ("first", "second", "third")]
+    await quiet()
+    if leaves_at_once:
+        gate.set()
+        await asyncio.sleep(0)
+    tasks[1].cancel()
+    await quiet()
+    gate.set()
+    await asyncio.wait(tasks)
+
+    assert begun == ["first", "third"]
+    assert bench.work._order._queues == {}
+
+
+async def test_partition_drained_stops_those_that_have_not_begun(bench: Bench) -> None:
+    """They were delivered and never begun: nothing counts against them, and their next owner begins them."""
+    await bench.open()
+    bench.run(0)
+    bench.run(1, is_waiting=True)
+    await quiet()
+    assert [job.job_id for job in bench.work.drain()] == ["1"]
+    await quiet()
+    assert [job.job_id for job in bench.work.open_jobs] == ["0"]
+    await bench.work.lane.touch()
+    assert bench.deliveries() == {0: 1}
+    jobs = await bench.work.hand_back()
+
+    assert [job.job_id for job in jobs] == ["0"]
+    assert bench.deliveries() == {}
+
+
+async def test_partition_handed_back_undoes_no_delivery_of_one_that_waited(bench: Bench) -> None:
+    """What its earlier owners counted stays."""
+    await bench.open()
+    bench.run(0)
+    await bench.work.lane.touch()
+    again = PartitionWork(Lane(JOBS, bench.broker.committer(JOBS), stamp="next", lost=lambda _: None))
+    await bench.work.let_go()
+    bench.work = again
+    await bench.open()
+    bench.run(0, is_waiting=True)
+    await quiet()
+    jobs = await bench.work.hand_back()
+
+    assert [job.job_id for job in jobs] == ["0"]
     assert bench.deliveries() == {0: 1}
 
 

@@ -1,4 +1,4 @@
-"""Tries that fail before the first delta, and attempts that break after it."""
+"""Tries that fail before the first delta."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from streamworker.model import Advice, Coordinates, ErrorCode, JobError, Partiti
 from streamworker.worker.execution import Execution
 from streamworker.worker.lane import Lane
 from tests.streams import NOW, data, make_job
-from tests.unit.worker.bench import JOBS, events, make_slot, make_tools, said, word
+from tests.unit.worker.bench import JOBS, events, make_gates, make_slot, make_tools, play, said, word
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -51,24 +51,25 @@ class Run:
         self._slot = make_slot(self.upstream, max_tries=max_tries, max_restarts=1)
         self._options = options
 
-    async def play(self, *, restarts: int = 0) -> UsageEvent | None:
+    async def play(self) -> UsageEvent:
         """Run the job on a lane of its own."""
         lane = Lane(JOBS, self.broker.committer(JOBS), stamp="me", lost=lambda _: None)
         await lane.open()
         lane.progress.begin(7)
+        lane.progress.count(7)
         committing = asyncio.create_task(lane.run())
         execution = Execution(
             make_tools(self.sink, MemoryClock(NOW), self.observer),
             make_job(source=Coordinates("jobs", 0, 7), **self._options),
             self._slot,
             lane,
+            make_gates(self.observer),
             to=Partition("events", 2),
             cause="new",
             attempt_id="a-1",
-            restarts=restarts,
         )
         self.began = asyncio.get_running_loop().time()
-        event = await execution.run()
+        event = await play(execution)
         self.ended = asyncio.get_running_loop().time()
         committing.cancel()
         await asyncio.gather(committing, return_exceptions=True)
@@ -85,7 +86,6 @@ async def test_try_that_fails_before_the_first_delta_is_followed_by_another() ->
     run = Run(refused(BUSY), said("all ", "well"))
     event = await run.play()
 
-    assert event is not None
     assert (event.status, event.error, event.tries) == ("completed", None, 2)
     assert run.text == "all well"
     written = [*events(run.broker.records()), *events(run.sink.records)]
@@ -107,7 +107,6 @@ async def test_stream_that_fails_without_a_delta_is_called_again(first: list[Ste
     run = Run(first, said("well"))
     event = await run.play()
 
-    assert event is not None
     assert (event.status, event.tries, run.text) == ("completed", 2, "well")
 
 
@@ -116,7 +115,6 @@ async def test_try_that_failed_after_the_first_delta_is_the_last() -> None:
     run = Run([word("half"), UpstreamError(BUSY)], said("never called"))
     event = await run.play()
 
-    assert event is not None
     assert (event.status, event.tries, len(run.upstream.calls)) == ("interrupted", 1, 1)
 
 
@@ -125,7 +123,6 @@ async def test_error_that_time_does_not_mend_is_the_last() -> None:
     run = Run(refused(NO_MONEY), said("never called"))
     event = await run.play()
 
-    assert event is not None
     assert (event.status, event.error, event.tries) == ("failed", NO_MONEY, 1)
 
 
@@ -134,7 +131,6 @@ async def test_tries_are_counted_and_the_last_error_is_told() -> None:
     run = Run(refused(BUSY), max_tries=3)
     event = await run.play()
 
-    assert event is not None
     assert (event.status, event.error, event.tries, len(run.upstream.calls)) == ("failed", BUSY, 3, 3)
 
 
@@ -151,7 +147,6 @@ async def test_deadline_that_comes_before_the_next_try_ends_the_waiting() -> Non
     run = Run(refused(BUSY, Advice(after_s=30)), said("never called"), deadline=NOW / 1000 + 10)
     event = await run.play()
 
-    assert event is not None
     assert (event.status, event.error) == ("failed", BUSY)
     assert run.ended - run.began < 0.01
 
@@ -162,7 +157,6 @@ async def test_first_delta_timeout_is_a_failed_try() -> None:
     run = Run(silence, said("well"))
     event = await run.play()
 
-    assert event is not None
     assert (event.status, event.tries) == ("completed", 2)
     assert 60 <= run.ended - run.began <= 61
 
@@ -173,22 +167,4 @@ async def test_usage_of_a_failed_try_is_not_the_next_ones() -> None:
     run = Run([reported, ERROR_FRAME], said("well"))
     event = await run.play()
 
-    assert event is not None
     assert (event.usage_source, event.usage) == ("estimated", {"completion_tokens": 1})
-
-
-async def test_broken_stream_of_a_job_that_asks_for_a_restart_ends_without_terminal_event() -> None:
-    """A new attempt follows; the half one is superseded by its `started`."""
-    run = Run([word("half"), UpstreamError(BUSY)], on_break="restart")
-
-    assert await run.play() is None
-    assert [event["type"] for event in events(run.broker.records())] == ["started"]
-
-
-async def test_restarts_have_a_cap() -> None:
-    """The last attempt ends as any other does."""
-    run = Run([word("half"), UpstreamError(BUSY)], on_break="restart")
-    event = await run.play(restarts=1)
-
-    assert event is not None
-    assert event.status == "interrupted"

@@ -31,6 +31,7 @@ from tests.unit.worker.bench import (
     OTHER,
     events,
     job,
+    make_gates,
     make_intake,
     make_slot,
     make_tools,
@@ -71,6 +72,7 @@ class Bench:
             intake=make_intake(self.sink, self.clock),
             tools=tools,
             slots={"default": make_slot(self.upstream)},
+            gates=make_gates(self.observer, max_in_flight=(given | limits)["max_in_flight"]),
             limits=WorkerLimits(**(given | limits)),
             failure=self.failure,
         )

@@ -1,0 +1,323 @@
+"""Who may call which upstream, and when: the waiting lines before the gates.
+
+A job passes its upstream's gate before each call and gives the permit back when the call is over. Who has to wait,
+waits in that upstream's line: a limited or dead upstream holds back its own jobs and nobody else's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import suppress
+from math import inf
+from typing import TYPE_CHECKING, Self
+
+from streamworker.core.circuit import CircuitState
+from streamworker.core.demand import demand_of
+from streamworker.core.gate import Gate, GateRules
+from streamworker.errors import UpstreamError
+from streamworker.model import ErrorCode, JobError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
+
+    from streamworker.core.demand import Demand
+    from streamworker.core.gate import Pass
+    from streamworker.model import Job
+    from streamworker.ports import Observer
+
+__all__ = ["Gates", "Line", "Permit"]
+
+_MOMENT_S = 0.001
+_SWEEP_S = 1.0
+
+
+class Permit:
+    """The right to one call. Leaving its block gives it back, at the latest."""
+
+    def __init__(self, line: Line, call: Pass) -> None:
+        self._line = line
+        self._call: Pass | None = call
+
+    @property
+    def upstream(self) -> str:
+        """Whom it is for."""
+        return self._line.name
+
+    def succeeded(self) -> None:
+        """The call had its first delta, or ended well without one."""
+        if self._call is not None:
+            self._line.succeeded(self._call)
+
+    def failed(self, error: JobError) -> None:
+        """The call failed before its first delta."""
+        if self._call is not None:
+            self._line.failed(self._call, error)
+
+    def release(self, tokens: int | None = None, completion: int | None = None) -> None:
+        """Give it back. What the call came to in tokens, and the generated part of them; None is unknown."""
+        call, self._call = self._call, None
+        if call is not None:
+            self._line.leave(call, tokens, completion)
+
+    def __enter__(self) -> Self:
+        """Use it."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Give it back."""
+        self.release()
+
+
+class Gates:
+    """All upstreams' gates, and the bound on the calls of the whole process. Make it inside the running loop."""
+
+    def __init__(
+        self,
+        rules: Mapping[str, GateRules],
+        *,
+        max_in_flight: int,
+        observer: Observer,
+        circuit_wait_s: Mapping[str, float] | None = None,
+    ) -> None:
+        """`circuit_wait_s` says how long a job waits for an upstream that is thought dead; for ever if it does not."""
+        waits = circuit_wait_s or {}
+        self.lines = {
+            name: Line(self, name, Gate(rule), observer, waits.get(name, inf)) for name, rule in rules.items()
+        }
+        self.in_flight = 0
+        """Permits that are out."""
+        self.on_release: Callable[[], None] = lambda: None
+        """Called when one has come back."""
+        self._max_in_flight = max_in_flight
+        self._turns = deque(self.lines.values())
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more call may be open in this process."""
+        return self.in_flight < self._max_in_flight
+
+    async def enter(
+        self, upstreams: Sequence[str], job: Job, *, is_retry: bool = False, is_patient: bool = True
+    ) -> Permit:
+        """Wait for the right to call one of these upstreams: the first that is not thought dead.
+
+        A retry goes before those who wait for their first call. Cancelling the waiting gives it up.
+
+        Raises:
+            UpstreamError: all are thought dead, and were for as long as a job waits; at once for who is not patient.
+        """
+        waiter = Waiter(upstreams, job, is_patient=is_patient)
+        line = self.choose(upstreams)
+        if line.gate.is_open and not is_patient:
+            raise UpstreamError(line.refusal())
+        line.join(waiter, ahead=is_retry)
+        line.pump()
+        try:
+            return await waiter.permit
+        except asyncio.CancelledError:
+            if waiter.permit.cancelled():
+                waiter.leave()
+            elif waiter.permit.exception() is None:  # it came in the same moment
+                waiter.permit.result().release()
+            raise
+
+    def choose(self, upstreams: Sequence[str]) -> Line:
+        """Take the first whose circuit is not open; if all are, the one that is probed next."""
+        lines = [self.lines[name] for name in upstreams]
+        for line in lines:
+            if not line.gate.is_open:
+                return line
+        return min(lines, key=lambda line: line.probed_in_s)
+
+    def released(self) -> None:
+        """A permit came back: let others go on, each line at its turn."""
+        self.in_flight -= 1
+        self._turns.rotate(-1)
+        for line in self._turns:
+            line.pump()
+        self.on_release()
+
+    def states(self) -> dict[str, dict[str, object]]:
+        """Return what there is to say of each upstream."""
+        return {name: line.state() for name, line in self.lines.items()}
+
+
+class Waiter:
+    """Somebody in a line."""
+
+    def __init__(self, upstreams: Sequence[str], job: Job, *, is_patient: bool) -> None:
+        loop = asyncio.get_running_loop()
+        self.upstreams = upstreams
+        self.job = job
+        self.is_patient = is_patient
+        self.since = loop.time()
+        self.demand: Demand | None = None
+        self.permit: asyncio.Future[Permit] = loop.create_future()
+        self.line: Line | None = None
+
+    def leave(self) -> None:
+        """Go away without a permit."""
+        assert self.line is not None, "whoever waits stands in a line"
+        with suppress(ValueError):
+            self.line.waiters.remove(self)
+        self.line.pump()
+
+    def refuse(self, error: JobError) -> None:
+        """Let nobody wait here any more."""
+        if not self.permit.done():
+            self.permit.set_exception(UpstreamError(error))
+
+
+class Line:
+    """One upstream's gate and those who wait before it. In a line all are served in order."""
+
+    def __init__(
+        self, gates: Gates, name: str, gate: Gate, observer: Observer, circuit_wait_s: float
+    ) -> None:
+        self.name = name
+        self.gate = gate
+        self.waiters: deque[Waiter] = deque()
+        self._gates = gates
+        self._observer = observer
+        self._circuit_wait_s = circuit_wait_s
+        self._loop = asyncio.get_running_loop()
+        self._state = CircuitState.CLOSED
+        self._down_since = inf
+        self._last_error: JobError | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    @property
+    def probed_in_s(self) -> float:
+        """How long until the circuit lets a call through."""
+        return self.gate.circuit.wait_s(self._loop.time())
+
+    def join(self, waiter: Waiter, *, ahead: bool = False) -> None:
+        """Let somebody wait here. `pump` has to follow."""
+        waiter.line = self
+        if self.gate.counts_tokens and waiter.demand is None:
+            waiter.demand = demand_of(waiter.job.request)
+        if ahead:
+            self.waiters.appendleft(waiter)
+        else:
+            self.waiters.append(waiter)
+        self._watch_patience()
+
+    def pump(self) -> None:
+        """Let through who may go now, and look again when the next one may."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self.waiters and self._gates.has_room:
+            now = self._loop.time()
+            wait_s = self.gate.wait_s(self.waiters[0].demand, now)
+            if wait_s > 0:
+                if wait_s < inf:
+                    self._timer = self._loop.call_later(max(wait_s, _MOMENT_S), self.pump)
+                return
+            waiter = self.waiters.popleft()
+            if waiter.permit.done():  # it was cancelled in this very moment
+                continue
+            self._gates.in_flight += 1
+            waiter.permit.set_result(Permit(self, self.gate.enter(waiter.demand, now)))
+            self._look()
+
+    def succeeded(self, call: Pass) -> None:
+        """The call had its first delta, or ended well without one."""
+        self.gate.succeeded(call)
+        self._look()
+
+    def failed(self, call: Pass, error: JobError) -> None:
+        """The call failed before its first delta."""
+        self.gate.failed(call, error, self._loop.time())
+        self._look(error)
+
+    def leave(self, call: Pass, tokens: int | None, completion: int | None) -> None:
+        """The call is over."""
+        self.gate.leave(call, tokens, completion)
+        self._gates.released()
+
+    def refusal(self) -> JobError:
+        """Say why nobody is let through."""
+        # Not in the upstream's words: they were about another job, and may repeat its prompt.
+        last, status = self._last_error, None if self._last_error is None else self._last_error.http_status
+        told = "" if last is None else f", the last one with {last.code.value}"
+        message = f"no call was made: the latest calls to the upstream {self.name} all failed{told}"
+        return JobError(ErrorCode.UPSTREAM_UNAVAILABLE, message, status, retriable=True)
+
+    @property
+    def circuit_state(self) -> int:
+        """The circuit's state, as the metric has it."""
+        return self._state.value
+
+    @property
+    def streams_open(self) -> int:
+        """Calls that are open."""
+        return self.gate.streams
+
+    @property
+    def streams_limit(self) -> int:
+        """Calls that may be open."""
+        return self.gate.limit(self._loop.time())
+
+    @property
+    def jobs_waiting(self) -> int:
+        """Jobs in this line."""
+        return len(self.waiters)
+
+    def state(self) -> dict[str, object]:
+        """Return what there is to say."""
+        return {
+            "circuit": self._state.name.lower(),
+            "streams_open": self.streams_open,
+            "streams_limit": self.streams_limit,
+            "jobs_waiting": self.jobs_waiting,
+        }
+
+    def _look(self, error: JobError | None = None) -> None:
+        """See whether the circuit has changed, and what follows from it."""
+        state = self.gate.circuit.state
+        if state is self._state:
+            return
+        self._state = state
+        self._observer.circuit_changed(self.name, state.name.lower())
+        if state is CircuitState.CLOSED:
+            self._down_since = inf
+            self.pump()
+        elif state is CircuitState.OPEN:
+            self._down_since = min(self._down_since, self._loop.time())
+            self._last_error = error
+            self._send_on()
+
+    def _send_on(self) -> None:
+        """Let those go elsewhere who have a choice, and away who do not want to wait."""
+        waiting, self.waiters = self.waiters, deque()
+        lines = {self}
+        for waiter in waiting:
+            line = self._gates.choose(waiter.upstreams)
+            if line.gate.is_open and not waiter.is_patient:
+                waiter.refuse(self.refusal())
+            else:
+                line.join(waiter)
+                lines.add(line)
+        for line in lines:
+            line.pump()
+
+    def _watch_patience(self) -> None:
+        is_wanted = self._state is not CircuitState.CLOSED and self.waiters and self._circuit_wait_s < inf
+        if is_wanted and self._sweeper is None:
+            self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
+
+    def _sweep(self) -> None:
+        """Refuse those who have waited long enough for an upstream that is thought dead."""
+        self._sweeper = None
+        ends = self._loop.time() - self._circuit_wait_s
+        overdue = [waiter for waiter in self.waiters if max(waiter.since, self._down_since) <= ends]
+        for waiter in overdue:
+            self.waiters.remove(waiter)
+            waiter.refuse(self.refusal())
+        self._watch_patience()

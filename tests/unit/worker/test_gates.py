@@ -1,0 +1,282 @@
+"""Waiting lines before the upstreams."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from streamworker.errors import UpstreamError
+from streamworker.memory import MemoryObserver
+from streamworker.model import ErrorCode, JobError
+from tests.streams import make_job
+from tests.turnable import quiet
+from tests.unit.worker.bench import make_gates, make_rules
+
+if TYPE_CHECKING:
+    from streamworker.worker.gates import Gates, Permit
+
+DOWN = JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "the prompt was: secret", 503, retriable=True)
+BUSY = JobError(ErrorCode.RATE_LIMITED, "slow down", 429, retriable=True)
+JOB = make_job()
+
+
+def two(observer: MemoryObserver | None = None, **options: Any) -> Gates:
+    """Two upstreams that take two streams each and are thought dead after two failures."""
+    rules = {name: make_rules(max_streams=2, circuit_failures=2) for name in ("a", "b")}
+    return make_gates(observer or MemoryObserver(), rules, **options)
+
+
+async def take(gates: Gates, *upstreams: str, **options: Any) -> Permit:
+    """Take a permit that is to be had at once."""
+    async with asyncio.timeout(0.0005):
+        return await gates.enter(upstreams, JOB, **options)
+
+
+async def kill(gates: Gates, upstream: str) -> None:
+    """Let calls fail until the upstream is thought dead."""
+    while not gates.lines[upstream].gate.is_open:
+        with await take(gates, upstream) as permit:
+            permit.failed(DOWN)
+
+
+async def enter_later(gates: Gates, *upstreams: str, **options: Any) -> asyncio.Task[Permit]:
+    task = asyncio.create_task(gates.enter(upstreams, JOB, **options))
+    await quiet()
+    return task
+
+
+async def test_gates_let_through_as_many_as_fit_and_the_next_when_one_leaves() -> None:
+    """In the order in which they came."""
+    gates = two()
+    first = [await take(gates, "a"), await take(gates, "a")]
+    waiting = [await enter_later(gates, "a") for _ in range(3)]
+    assert [task.done() for task in waiting] == [False] * 3
+    first[0].release()
+    await quiet()
+    assert [task.done() for task in waiting] == [True, False, False]
+    (await waiting[0]).release()
+    first[1].release()
+    await quiet()
+
+    assert [task.done() for task in waiting] == [True] * 3
+    assert gates.in_flight == 2
+
+
+async def test_gates_of_a_full_upstream_hold_nobody_else_back() -> None:
+    """Each has its own line."""
+    gates = two()
+    for _ in range(2):
+        await take(gates, "a")
+    waiting = await enter_later(gates, "a")
+    permit = await take(gates, "b")
+
+    assert permit.upstream == "b"
+    assert not waiting.done()
+    assert gates.states()["a"] == {
+        "circuit": "closed",
+        "streams_open": 2,
+        "streams_limit": 2,
+        "jobs_waiting": 1,
+    }
+
+
+async def test_gates_bound_the_calls_of_the_whole_process() -> None:
+    """When one leaves, the lines take turns."""
+    gates = two(max_in_flight=2)
+    permits = [await take(gates, "a"), await take(gates, "b")]
+    waiting = {name: [await enter_later(gates, name) for _ in range(4)] for name in ("a", "b")}
+    for _ in range(4):
+        permits.pop(0).release()
+        await quiet()
+        permits += [
+            task.result()
+            for tasks in waiting.values()
+            for task in tasks
+            if task.done() and task.result() not in permits and task.result()._call is not None
+        ]
+        assert gates.in_flight == 2
+
+    done = [sum(task.done() for task in tasks) for tasks in waiting.values()]
+    assert sum(done) == 4
+    assert min(done) >= 1
+
+
+async def test_gates_retry_goes_before_first_calls() -> None:
+    """It has been waiting for longer."""
+    gates = make_gates(MemoryObserver(), {"a": make_rules(max_streams=1)})
+    permit = await take(gates, "a")
+    newcomer = await enter_later(gates, "a")
+    retry = await enter_later(gates, "a", is_retry=True)
+    permit.release()
+    await quiet()
+
+    assert [retry.done(), newcomer.done()] == [True, False]
+
+
+async def test_gates_waiting_that_is_cancelled_leaves_its_place() -> None:
+    """The next one is not held up by it."""
+    gates = make_gates(MemoryObserver(), {"a": make_rules(max_streams=1)})
+    permit = await take(gates, "a")
+    gone, stays = await enter_later(gates, "a"), await enter_later(gates, "a")
+    gone.cancel()
+    permit.release()
+    await quiet()
+
+    assert gone.cancelled()
+    assert stays.done()
+    assert gates.in_flight == 1
+
+
+async def test_gates_permit_that_comes_in_the_moment_of_the_cancellation_is_given_back() -> None:
+    """Or it would be lost for ever."""
+    gates = make_gates(MemoryObserver(), {"a": make_rules(max_streams=1)})
+    permit = await take(gates, "a")
+    waiting = await enter_later(gates, "a")
+    permit.release()
+    waiting.cancel()
+    await quiet()
+
+    assert waiting.cancelled()
+    assert gates.in_flight == 0
+    await take(gates, "a")
+
+
+async def test_gates_released_twice_is_released_once() -> None:
+    """Leaving the block comes after an early release."""
+    gates = two()
+    with await take(gates, "a") as permit:
+        permit.release()
+    permit.failed(DOWN)
+    permit.succeeded()
+
+    assert gates.in_flight == 0
+    assert gates.lines["a"].streams_open == 0
+
+
+async def test_gates_limit_per_minute_lets_go_on_when_the_minute_is_over() -> None:
+    """Nobody has to leave for that."""
+    gates = make_gates(MemoryObserver(), {"a": make_rules(requests_per_minute=2)})
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    for _ in range(5):
+        (await gates.enter(["a"], JOB)).release()
+
+    assert loop.time() - began == pytest.approx(122, abs=0.1)
+
+
+async def test_gates_after_429_open_fewer_streams_and_recover() -> None:
+    """Additive increase: who waits goes on when there is room again."""
+    gates = make_gates(MemoryObserver(), {"a": make_rules(max_streams=10)})
+    permits = [await take(gates, "a") for _ in range(10)]
+    await asyncio.sleep(0.1)
+    permits[0].failed(BUSY)
+    for permit in permits[:5]:
+        permit.release()
+    assert gates.lines["a"].streams_limit == 7
+    await take(gates, "a")
+    await take(gates, "a")
+    waiting = await enter_later(gates, "a")
+    assert not waiting.done()
+    await asyncio.sleep(3.1)
+
+    assert waiting.done()
+
+
+async def test_gates_dead_upstream_is_passed_over_where_there_is_another() -> None:
+    """Its jobs do not try it one after the other."""
+    observer = MemoryObserver()
+    gates = two(observer)
+    await kill(gates, "a")
+
+    assert (await take(gates, "a", "b")).upstream == "b"
+    assert observer.all("circuit_changed") == [("a", "open")]
+
+
+async def test_gates_waiting_for_an_upstream_that_is_found_dead_goes_elsewhere() -> None:
+    """Who has a choice does not wait for the probe."""
+    gates = two()
+    permits = [await take(gates, "a") for _ in range(2)]
+    waiting, stays = await enter_later(gates, "a", "b"), await enter_later(gates, "a")
+    for permit in permits:
+        permit.failed(DOWN)
+    await quiet()
+
+    assert (await waiting).upstream == "b"
+    assert not stays.done()
+
+
+async def test_gates_one_call_probes_and_the_others_follow_when_it_succeeds() -> None:
+    """Not all at once into an upstream that may still be dead."""
+    observer = MemoryObserver()
+    gates = two(observer)
+    await kill(gates, "a")
+    waiting = [await enter_later(gates, "a") for _ in range(3)]
+    await asyncio.sleep(5.01)
+    assert [task.done() for task in waiting] == [True, False, False]
+    probe = await waiting[0]
+    probe.succeeded()
+    probe.release()
+    await quiet()
+
+    assert [task.done() for task in waiting] == [True] * 3
+    assert observer.all("circuit_changed") == [("a", "open"), ("a", "half_open"), ("a", "closed")]
+
+
+async def test_gates_all_dead_are_probed_in_the_order_in_which_they_are_due() -> None:
+    """The second choice may be back before the first."""
+    gates = two()
+    await kill(gates, "b")
+    await asyncio.sleep(1)
+    await kill(gates, "a")
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    permit = await gates.enter(["a", "b"], JOB)
+
+    assert permit.upstream == "b"
+    assert loop.time() - began == pytest.approx(4, abs=0.01)
+
+
+async def test_gates_job_does_not_wait_for_a_dead_upstream_for_ever() -> None:
+    """It fails, and nothing of what other jobs were told is told to it."""
+    gates = two(circuit_wait_s=30)
+    await kill(gates, "a")
+    permit = await gates.enter(["a"], JOB)  # the probe, which hangs
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    with pytest.raises(UpstreamError) as refusal:
+        await gates.enter(["a"], JOB)
+
+    assert loop.time() - began == pytest.approx(30, abs=1.1)
+    error = refusal.value.error
+    assert (error.code, error.retriable, error.http_status) == ("upstream_unavailable", True, 503)
+    assert "secret" not in error.message
+    assert "upstream a" in error.message
+    permit.release()
+
+
+async def test_gates_who_is_not_patient_is_refused_at_once() -> None:
+    """Before and while the circuit opens."""
+    gates = two()
+    permits = [await take(gates, "a") for _ in range(2)]
+    waiting = await enter_later(gates, "a", is_patient=False)
+    for permit in permits:
+        permit.failed(DOWN)
+    await quiet()
+
+    with pytest.raises(UpstreamError):
+        await waiting
+    with pytest.raises(UpstreamError):
+        await take(gates, "a", is_patient=False)
+
+
+async def test_gates_tell_when_there_is_room_again() -> None:
+    """The poll loop waits for that."""
+    gates = two()
+    told: list[int] = []
+    gates.on_release = lambda: told.append(gates.in_flight)
+    permit = await take(gates, "a")
+    permit.release()
+
+    assert told == [0]
