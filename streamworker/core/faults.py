@@ -5,9 +5,11 @@ The same reading serves an error frame inside a stream and the body of an error 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from streamworker.core.json import InvalidJSON, decode, encode
+from streamworker.core.sse import EventStreamParser
 from streamworker.model import ErrorCode, Fault, JobError
 
 __all__ = [
@@ -33,14 +35,20 @@ _HOPELESS_KINDS = frozenset(
         "billing_hard_limit_reached",
         "billing_not_active",
         "invalid_api_key",
+        "model_not_found",
+        "context_length_exceeded",
+        "content_filter",
+    }
+)
+# Whole classes of errors. They speak where there is no status; beside one they are not to be trusted, because some
+# providers write `invalid_request_error` into everything, overload included.
+_HOPELESS_CLASSES = frozenset(
+    {
         "invalid_request_error",
         "badrequesterror",
         "authentication_error",
         "permission_error",
         "not_found_error",
-        "model_not_found",
-        "context_length_exceeded",
-        "content_filter",
     }
 )
 _RETRIABLE_STATUSES = frozenset({408, 409, 429})
@@ -63,18 +71,21 @@ def fault_in(payload: dict[str, Any], event_type: str) -> Fault | None:
 
 
 def fault_of_body(body: bytes) -> Fault:
-    """Read the body of an error status: JSON in any of the known shapes, HTML, text, or nothing."""
+    """Read the body of an error status: JSON in any of the known shapes, an event stream, HTML, text, or nothing.
+
+    Where nothing in it is an error's words, the message is the body itself.
+    """
     frame = cut(body.decode("utf-8", "replace"))
-    try:
-        payload = decode(body)
-    except InvalidJSON:
-        return Fault(message=frame.strip(), frame=frame)
+    payload = _payload(body)
     if isinstance(payload, list) and payload:  # Google wraps the object in an array
         payload = payload[0]
     if not isinstance(payload, dict):
         return Fault(message=frame.strip(), frame=frame)
-    fault = fault_in(payload, "error") or _fault(payload, payload)
-    return Fault(message=fault.message, frame=frame, status=fault.status, kind=fault.kind)
+    flat = _fault(payload, payload)
+    fault = fault_in(payload, "message") or flat
+    # Without an error's words it may be no error at all: a whole completion, for one.
+    message = frame.strip() if fault is flat and not _words(payload) else fault.message
+    return Fault(message=message, frame=frame, status=fault.status, kind=fault.kind)
 
 
 def http_error(status: int, body: bytes) -> JobError:
@@ -82,7 +93,8 @@ def http_error(status: int, body: bytes) -> JobError:
     fault = fault_of_body(body)
     code = _code_of_status(status)
     message = fault.message or f"the upstream answered {status} with an empty body"
-    return JobError(code, message, status, fault.frame or None, is_retriable(status, fault.kind))
+    kind = None if _is_one_of(_HOPELESS_CLASSES, fault.kind) else fault.kind
+    return JobError(code, message, status, fault.frame or None, is_retriable(status, kind))
 
 
 def stream_error(fault: Fault) -> JobError:
@@ -95,7 +107,7 @@ def stream_error(fault: Fault) -> JobError:
 
 def is_retriable(status: int, kind: str | None) -> bool:
     """Whether the same call may succeed later."""
-    if kind is not None and kind.lower() in _HOPELESS_KINDS:
+    if _is_one_of(_HOPELESS_KINDS, kind) or _is_one_of(_HOPELESS_CLASSES, kind):
         return False
     return status in _RETRIABLE_STATUSES or status >= 500 or status < 400
 
@@ -116,16 +128,43 @@ def _code_of_status(status: int) -> ErrorCode:
     return ErrorCode.UPSTREAM_UNAVAILABLE
 
 
+def _payload(body: bytes) -> Any:
+    """Return a body's JSON, or that of its first event: some proxies answer even a 429 as an event stream."""
+    try:
+        return decode(body)
+    except InvalidJSON:
+        for event in EventStreamParser().feed(body + b"\n\n"):
+            with suppress(InvalidJSON):
+                return decode(event.data)
+    return None
+
+
 def _fault(error: Any, payload: dict[str, Any]) -> Fault:
     frame = cut(encode(payload).decode())
     if not isinstance(error, dict):
         kind = payload.get("error_type") or payload.get("code")
         return Fault(message=_text(error), frame=frame, status=_number(payload.get("code")), kind=_name(kind))
-    code = error.get("code")
-    message = error.get("message") or error.get("detail") or error.get("error") or error.get("msg")
-    # LiteLLM writes the string "None" where it knows no type.
-    kind = _name(code) or _name(error.get("type"))
-    return Fault(message=_text(message or error), frame=frame, status=_number(code), kind=kind)
+    kind = _kind(error.get("code"), error.get("type"))
+    message = _text(_words(error) or error)
+    return Fault(message=message, frame=frame, status=_number(error.get("code")), kind=kind)
+
+
+def _words(error: dict[str, Any]) -> Any:
+    return error.get("message") or error.get("detail") or error.get("error") or error.get("msg")
+
+
+def _kind(code: Any, type_: Any) -> str | None:
+    """Choose between two names for an error: the one that settles the matter, else the code, which says more."""
+    names = [name for name in (_name(code), _name(type_)) if name is not None]
+    for settling in (_HOPELESS_KINDS, _HOPELESS_CLASSES):
+        for name in names:
+            if _is_one_of(settling, name):
+                return name
+    return names[0] if names else None
+
+
+def _is_one_of(kinds: frozenset[str], kind: str | None) -> bool:
+    return kind is not None and kind.lower() in kinds
 
 
 def _text(value: Any) -> str:
@@ -140,4 +179,5 @@ def _number(code: Any) -> int | None:
 
 
 def _name(kind: Any) -> str | None:
+    # LiteLLM writes the string "None" where it knows no type.
     return kind if isinstance(kind, str) and kind not in {"", "None"} and not kind.isdigit() else None
