@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamworker.core.faults import cut, fault_in
 from streamworker.core.json import InvalidJSON, decode, decode_strict, encode, replace_surrogates
+from streamworker.core.usage import generated_text
 from streamworker.model import ChunkDelta, Done, Fault, News
 
 if TYPE_CHECKING:
@@ -90,10 +91,17 @@ class ChunkReader:
             return [fault]
         if _CHUNK_MARKS.isdisjoint(payload):
             return []
+        is_first = not self.finish_reasons
         news = self._chunk_news(payload)
-        if fault is not None:
-            news.append(fault)
-        return news
+        if fault is None:
+            return news
+        deltas = [one for one in news if isinstance(one, ChunkDelta)]
+        if is_first and not any(any(generated_text(one.delta)) for one in deltas):
+            # The error only looks like a chunk. Nothing was said, so that another try may say it all.
+            self.finish_reasons.clear()
+            self._chunk = None
+            return [fault]
+        return [*deltas, fault]
 
     def _chunk_news(self, payload: dict[str, Any]) -> list[News]:
         """Read a chunk. What comes before a malformed choice is kept."""

@@ -277,6 +277,34 @@ def test_reader_counts_chunks_and_nothing_else() -> None:
     assert ledger.chunks == 2
 
 
+@pytest.mark.parametrize("delta", [{}, {"content": ""}, {"role": "assistant", "content": None}, None])
+def test_reader_error_beside_choices_that_say_nothing_is_no_first_delta(delta: Any) -> None:
+    """Nothing was said, so the try may be made again; the next chunk tells of itself anew."""
+    reader = ChunkReader(Ledger())
+    failed = choice(index=0, delta=delta, finish_reason="error") | {"error": {"message": "m", "code": 502}}
+    news = reader.read(ServerSentEvent("message", msgspec.json.encode(failed)))
+
+    assert fault(news).status == 502
+    assert len(news) == 1
+    assert reader.finish_reasons == {}
+
+
+def test_reader_error_beside_choices_after_a_delta_keeps_the_chunk() -> None:
+    """Once something was published, whatever comes is told."""
+    news = read(
+        choice(index=0, delta={"content": "a"}),
+        choice(index=0, delta={"content": ""}, finish_reason="error") | {"error": "m"},
+    )
+
+    assert [one.delta for one in news if isinstance(one, ChunkDelta)] == [{"content": "a"}, {"content": ""}]
+    assert fault(news).message == "m"
+
+
+def test_reader_error_beside_malformed_choices_is_told_in_its_own_words() -> None:
+    """What is wrong with the chunk matters less than what it says is wrong."""
+    assert fault(read({"choices": 5, "error": {"message": "m"}})).message == "m"
+
+
 def test_reader_error_beside_choices_keeps_their_text_first() -> None:
     """Text that came with an error is not lost for it."""
     news = read(
