@@ -1,0 +1,108 @@
+"""One job against an upstream with sockets: the real client and the real execution, everything else in memory.
+
+The only place in this room that knows how an execution is put together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest import mock
+
+import msgspec
+
+from streamworker.config import UpstreamSettings
+from streamworker.memory import MemoryClock, MemoryCommitters, MemoryObserver, MemorySink
+from streamworker.model import Coordinates, ErrorCode, Job, Partition
+from streamworker.upstream.client import HttpUpstream
+from streamworker.worker.execution import Execution
+from streamworker.worker.lane import Lane
+from tests.streams import NOW, make_job
+from tests.unit.worker.bench import JOBS, events, make_slot, make_tools
+
+if TYPE_CHECKING:
+    from streamworker.model import JobError, UsageEvent
+
+__all__ = ["CONNECT_S", "FIRST_DELTA_S", "IDLE_S", "MESSAGES", "Outcome", "run_job"]
+
+CONNECT_S = 5.0
+FIRST_DELTA_S = 60.0
+IDLE_S = 30.0
+MESSAGES = [{"role": "user", "content": "Count from 1 to 10."}]
+
+
+class Outcome(NamedTuple):
+    """How a job ended, and what was told on the way. `delays` are the seconds before each further try."""
+
+    end: UsageEvent
+    delays: list[float]
+    seconds: float
+    deltas: list[dict[str, Any]]
+
+    @property
+    def error(self) -> JobError:
+        """The terminal event's error; there has to be one."""
+        assert self.end.error is not None, f"the job ended {self.end.status} without an error"
+        return self.end.error
+
+    @property
+    def code(self) -> ErrorCode | None:
+        """The error's code, None without an error."""
+        return None if self.end.error is None else self.end.error.code
+
+    def text(self, member: str = "content") -> str:
+        """What the deltas of choice 0 say, put together."""
+        said = [event["delta"].get(member) for event in self.deltas if event["choice"] == 0]
+        return "".join(part for part in said if isinstance(part, str))
+
+
+async def run_job(
+    base_url: str, *, model: str = "m", max_tries: int = 3, job: dict[str, Any] | None = None, **slot: Any
+) -> Outcome:
+    """Run one job to its terminal event. `slot` are the upstream's settings as the execution knows them."""
+    client = _client(base_url)
+    given = {"first_delta_timeout_s": FIRST_DELTA_S, "idle_timeout_s": IDLE_S, "max_tries": max_tries} | slot
+    broker, sink, observer = MemoryCommitters(), MemorySink(), MemoryObserver()
+    lane = Lane(JOBS, broker.committer(JOBS), stamp="me", lost=lambda _: None)
+    await lane.open()
+    lane.progress.begin(7)
+    committing = asyncio.create_task(lane.run())
+    execution = Execution(
+        make_tools(sink, MemoryClock(NOW), observer),
+        _job(model, job or {}),
+        make_slot(client, **given),
+        lane,
+        to=Partition("events", 2),
+        cause="new",
+        attempt_id="a-1",
+    )
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    try:
+        end = await execution.run()
+        seconds = loop.time() - began
+    finally:
+        committing.cancel()
+        await asyncio.gather(committing, return_exceptions=True)
+        await lane.close()
+        await client.close()
+    assert end is not None
+    delays = [told[3] for told in observer.all("try_failed")]
+    assert all(isinstance(delay, float) for delay in delays)
+    return Outcome(end, delays, seconds, events(sink.records))  # type: ignore[arg-type]
+
+
+def _client(base_url: str) -> HttpUpstream:
+    """Make a client without the 35 ms that reading the authorities' certificates takes: nothing here is encrypted."""
+    with mock.patch("httpx.create_ssl_context", return_value=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)):
+        return HttpUpstream(UpstreamSettings(base_url=base_url, connect_timeout_s=CONNECT_S))
+
+
+def _job(model: str, members: dict[str, Any]) -> Job:
+    job = make_job(source=Coordinates("jobs", 0, 7), model=model, **members)
+    request = {"model": model, "messages": MESSAGES}
+    return msgspec.structs.replace(
+        job, request={name: msgspec.Raw(json.dumps(value).encode()) for name, value in request.items()}
+    )
