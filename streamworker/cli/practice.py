@@ -4,23 +4,60 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from typing import Any
 
 import click
 
 from streamworker.cli.shared import run_async
 from streamworker.errors import ConfigurationError
-from streamworker.practice import PracticeUpstream, serve
+from streamworker.practice import Limits, Mishaps, PracticeUpstream, script, serve
 
 __all__ = ["practice_upstream"]
 
+_SHARE = click.FloatRange(0, 1)
+_COUNT = click.IntRange(1)
 
-@click.command("practice-upstream")
+
+class _PracticeCommand(click.Command):
+    """Shows the grammar of model names at the end of its help."""
+
+    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write("\n" + (script.__doc__ or "").strip() + "\n")
+        super().format_epilog(context, formatter)
+
+
+@click.command("practice-upstream", cls=_PracticeCommand)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one."
 )
 @click.option("--api-key", envvar="PRACTICE_UPSTREAM_API_KEY", help="Refuse calls without this bearer key.")
-def practice_upstream(host: str, port: int, api_key: str | None) -> None:
+@click.option("--max-streams", type=_COUNT, help="Streams at once; a call beyond is answered 429.")
+@click.option("--requests-per-minute", type=_COUNT, help="Calls within 60 seconds; then 429.")
+@click.option(
+    "--tokens-per-minute", type=_COUNT, help="Tokens of prompts and answers within 60 seconds; then 429."
+)
+@click.option("--limited", default=0.0, type=_SHARE, help="Share of calls answered 429 at random, 0 to 1.")
+@click.option("--stalled", default=0.0, type=_SHARE, help="Share of streams that fall silent.")
+@click.option("--broken", default=0.0, type=_SHARE, help="Share of streams that are reset.")
+@click.option("--seed", default=0, show_default=True, help="The same seed gives the same mishaps.")
+@click.option(
+    "--dies-after-s", type=click.FloatRange(0), help="Reset everything and refuse connections by then ..."
+)
+@click.option(
+    "--dies-for-s", default=10.0, show_default=True, type=click.FloatRange(0), help="... for so long."
+)
+def practice_upstream(
+    host: str,
+    port: int,
+    api_key: str | None,
+    max_streams: int | None,
+    requests_per_minute: int | None,
+    tokens_per_minute: int | None,
+    dies_after_s: float | None,
+    dies_for_s: float,
+    **mishaps: Any,
+) -> None:
     """Serve an OpenAI-compatible upstream for practice: the model's name chooses what it does.
 
     \b
@@ -28,15 +65,29 @@ def practice_upstream(host: str, port: int, api_key: str | None) -> None:
     practice?deltas=200&pace_ms=20    longer and slower
     practice?break_after=5            the connection is reset after five deltas
     practice?status=429&retry_after=2 an error status
+    practice?shape=azure&reasoning    another provider's chunks
 
-    Every option is in the documentation of streamworker.practice.script.
+    What it sent, and which calls were over a limit, is told by GET /calls.
     """
+    try:
+        chances = Mishaps(**mishaps)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    limits = Limits(
+        streams=max_streams, requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute
+    )
+    upstream = PracticeUpstream(
+        api_key=api_key, limits=limits, mishaps=chances, maxlen=1_000, content_limit=0
+    )
 
     def started(upstream: PracticeUpstream) -> None:
         click.echo(f"practice upstream at {upstream.base_url}", err=True)
 
     async def work() -> None:
-        task = asyncio.ensure_future(serve(host, port, api_key=api_key, started=started))
+        serving = serve(
+            upstream, host, port, started=started, dies_after_s=dies_after_s, dies_for_s=dies_for_s
+        )
+        task = asyncio.ensure_future(serving)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         try:

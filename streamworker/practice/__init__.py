@@ -1,15 +1,19 @@
 """A practice upstream: an OpenAI-compatible server whose model names choose what it does (see `script`)."""
 
-from streamworker.practice.calls import Call, Outcome
+from streamworker.practice.calls import Call, Outcome, Sent
+from streamworker.practice.limits import Limits, Mishaps
 from streamworker.practice.script import ScriptError
 from streamworker.practice.server import PracticeUpstream, serve
 from streamworker.practice.text import expected_text, expected_tool_calls, expected_usage
 
 __all__ = [
     "Call",
+    "Limits",
+    "Mishaps",
     "Outcome",
     "PracticeUpstream",
     "ScriptError",
+    "Sent",
     "expected_text",
     "expected_tool_calls",
     "expected_usage",

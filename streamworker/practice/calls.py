@@ -4,23 +4,43 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Outcome = Literal["completed", "client_closed", "fault", "refused", "stopped"]
-"""How a call ended. `fault`: the script's; `refused`: a 4xx the script did not ask for; `stopped`: by stop()."""
+    from streamworker.practice.moves import Move
+
+Outcome = Literal["completed", "client_closed", "fault", "refused", "limited", "died", "stopped"]
+"""How a call ended. `fault`: the script's or a mishap; `refused`: a 4xx the script did not ask for; `limited`: over one of
+the server's limits; `died`: with the server, for a while; `stopped`: by stop().
+"""
+
+
+@dataclass(slots=True)
+class Sent:
+    """What the body of an event stream has said so far, counted as a reader counts it.
+
+    `deltas` are choice deltas, those of roles and ends among them. `bytes` are the body's, before it is compressed
+    and framed. `usage` is the last that was reported.
+    """
+
+    deltas: int = 0
+    chunks: int = 0
+    content_chars: int = 0
+    reasoning_chars: int = 0
+    bytes: int = 0
+    usage: dict[str, Any] | None = None
 
 
 @dataclass(slots=True, kw_only=True)
 class Call:
     """One POST to /v1/chat/completions. Times are the event loop's, in seconds; None is "not yet".
 
-    `number` counts the upstream's calls from 1.     `headers`: names in lower case; `authorization` says "present", "matched"
-    or "wrong", never the secret. `body` is the parsed JSON, or None. `deltas_sent` counts all but role deltas.
-    `usage_sent` is the last one.
+    `number` counts the upstream's calls from 1. `headers`: names in lower case; `authorization` says "present", "matched"
+    or "wrong", never the secret. `body` is the parsed JSON, or None. `deltas_sent` counts all but the deltas of roles and
+    ends. `exceeded` names the limit that the call was over; `mishap` what befell it without having been asked for.
     """
 
     path: str
@@ -34,9 +54,16 @@ class Call:
     first_byte_at: float | None = None
     ended_at: float | None = None
     outcome: Outcome | None = None
+    exceeded: str | None = None
+    mishap: str | None = None
     deltas_sent: int = 0
-    usage_sent: dict[str, int] | None = None
+    sent: Sent = field(default_factory=Sent)
     _content: dict[int, list[str]] = field(default_factory=dict)
+
+    @property
+    def usage_sent(self) -> dict[str, Any] | None:
+        """The last usage that was reported."""
+        return self.sent.usage
 
     @property
     def content_sent(self) -> list[str]:
@@ -45,12 +72,20 @@ class Call:
             "".join(self._content.get(choice, ())) for choice in range(max(self._content, default=-1) + 1)
         ]
 
-    def sent(self, choice: int, text: str | None) -> None:
-        """Note one delta as written."""
-        self.deltas_sent += 1
-        if text is not None and self.content_limit > 0:
-            self._content.setdefault(choice, []).append(text[: self.content_limit])
-            self.content_limit -= len(text)
+    def note(self, move: Move) -> None:
+        """Count what was written in full."""
+        sent = self.sent
+        sent.deltas += move.deltas
+        sent.chunks += move.chunks
+        if move.usage is not None:
+            sent.usage = move.usage
+        for piece in move.pieces:
+            self.deltas_sent += 1
+            sent.content_chars += len(piece.content)
+            sent.reasoning_chars += len(piece.reasoning)
+            if piece.content and self.content_limit > 0:
+                self._content.setdefault(piece.choice, []).append(piece.content[: self.content_limit])
+                self.content_limit -= len(piece.content)
 
     def summary(self) -> dict[str, Any]:
         """The record without what was said, for people."""
@@ -61,10 +96,12 @@ class Call:
             "first_byte_at",
             "ended_at",
             "outcome",
+            "exceeded",
+            "mishap",
             "deltas_sent",
             "usage_sent",
         )
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"sent": asdict(self.sent)}
 
 
 class CallLog:
@@ -73,6 +110,7 @@ class CallLog:
     def __init__(self, maxlen: int) -> None:
         self.latest: deque[Call] = deque(maxlen=maxlen)
         self.outcomes: Counter[str] = Counter()
+        self.exceeded: Counter[str] = Counter()
         self.total = 0
         self.open = 0
         self.max_open = 0
@@ -91,6 +129,8 @@ class CallLog:
         """Close the record of a call."""
         call.outcome, call.ended_at = outcome, now
         self.outcomes[outcome] += 1
+        if call.exceeded is not None:
+            self.exceeded[call.exceeded] += 1
         self.open -= 1
         self._wake()
 
@@ -111,4 +151,5 @@ class CallLog:
         """Counts, and the latest `limit` calls, newest last."""
         recent = list(self.latest)[-limit:] if limit else []
         counts = {"total": self.total, "open_streams": self.open, "max_open": self.max_open}
-        return counts | {"outcomes": dict(self.outcomes), "calls": [call.summary() for call in recent]}
+        counters = {"outcomes": dict(self.outcomes), "exceeded": dict(self.exceeded)}
+        return counts | counters | {"calls": [call.summary() for call in recent]}

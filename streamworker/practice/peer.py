@@ -136,23 +136,38 @@ class Peer:
         except OSError as error:
             raise ClientGoneError from error
 
-    async def send_head(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
-        """Begin a body of unknown length: chunked, or until we close for a client of HTTP/1.0."""
-        self._chunked = (self._http.their_http_version or b"1.1") >= b"1.1"
-        await self.send(self._framed(_response(status, headers)))
-
-    async def send_close_head(self, head: bytes) -> None:
-        """Begin a body that ends when we close; h11 would have it chunked, so the head comes as bytes."""
+    async def send_head(
+        self,
+        status: int,
+        headers: Iterable[tuple[str, str]],
+        *,
+        closes: bool = False,
+        length: int | None = None,
+    ) -> None:
+        """Begin a body: of `length`, or chunked, or until we close, as for a client of HTTP/1.0."""
         self._chunked = False
-        await self.send(head)
+        if closes:  # h11 would have it chunked, so the head is ours
+            lines = [*headers, ("connection", "close")]
+            head = "".join(f"{name}: {value}\r\n" for name, value in lines)
+            await self.send(f"HTTP/1.1 {status} OK\r\n{head}\r\n".encode())
+            return
+        if length is not None:
+            headers = [*headers, ("content-length", str(length))]
+        else:
+            self._chunked = (self._http.their_http_version or b"1.1") >= b"1.1"
+        await self.send(self._framed(_response(status, headers)))
 
     async def send_body(self, data: bytes) -> None:
         """Bytes of the body, as one chunk of HTTP where the body is chunked."""
         await self.send(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
+    async def send_torn(self, data: bytes) -> None:
+        """Bytes of the body in a chunk of HTTP that never ends, where the body is chunked."""
+        await self.send(b"%x\r\n%b" % (len(data) + 64, data) if self._chunked else data)
+
     async def end_body(self) -> None:
-        """End the body as HTTP says; after it the connection may serve the next request."""
-        if self._http.our_state is h11.SEND_BODY:
+        """End a chunked body; after it the connection may serve the next request. Other bodies end as they are."""
+        if self._chunked:
             await self.send(self._framed(h11.EndOfMessage()))
 
     async def reply(

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from streamworker.practice.wire import error_body
+from streamworker.practice.errors import error_body
 
 _KINDS: Final = {401: "authentication_error", 429: "rate_limit_error"}
 _MAX_CHOICES: Final = 128

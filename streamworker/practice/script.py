@@ -12,22 +12,48 @@ What is said
     text=TEXT            counting     the words to say, one word or punctuation run per delta, repeated as
                                       often as `deltas` asks
     choices=N            request's n  choices, their deltas interleaved
-    reasoning[=N]        0 (bare: 3)  `reasoning_content` deltas before the content
-    tool_calls[=N]       0 (bare: 1)  tool calls after the content, in fragments; finish_reason "tool_calls"
+    reasoning[=N]        0 (bare: 3)  reasoning deltas before the content
+    tool_calls[=N]       0 (bare: 1)  tool calls after the content; finish_reason "tool_calls"
     big_delta=N          -            the first content delta of each choice is N bytes of UTF-8
+    finish=REASON        stop         the finish_reason; `none`: no choice ever finishes
+    ==================== ============ ===================================================================
+
+In whose shape. A shape chooses all that follows in this table, each of which can be chosen by itself as well.
+    ==================== ============ ===================================================================
+    shape=NAME           seed         whose chunks: seed openai azure vllm sglang llamacpp ollama tgi groq
+                                      deepseek qwen kimi openrouter mistral together fireworks cerebras xai
+                                      perplexity gemini anthropic litellm
     usage=WHERE          finish       `finish`: in the chunk with the last finish_reason, as the seed does;
                                       `own`: a last chunk with choices [], only if the request's
                                       stream_options.include_usage is true; `running`: a running total in
-                                      every chunk; `none`: never
+                                      every chunk; `choice`: in the choice; `x_groq`: under x_groq; `both`:
+                                      there and in the chunk; `again`: in a chunk that repeats the finish;
+                                      `none`: never
+    content_as=HOW       text         `text`, `parts` (lists of parts and plain strings in turn), `refusal`,
+                                      `audio`
+    reasoning_as=HOW     reasoning_-  `reasoning_content`, `reasoning`, `both`, `details`
+                         content      (reasoning_details), `parts` (thinking parts of the content)
+    calls_as=HOW         fragments    `fragments`, `whole`, `no_index`, `zero_index`, `no_type`, `empty_id`,
+                                      `repeated`, `late_name`, `no_arguments`, `sparse`, `custom`,
+                                      `function_call`
+    keepalive=KIND       -            before every delta, and every ping_ms (default 100) of first_delta_ms:
+                                      `comment` `openrouter` `bare` `event` `data` `retry` `id` `json`
+                                      `null` `blank`, or `all` in turn
+    logprobs             -            logprobs beside every delta of content
+    packed               -            the deltas of all choices in one chunk, the last choice first
     no_done              -            the stream ends without [DONE]
+    done=HOW             plain        `plain`, `blanks` around it, `no_space` before it, `no_newline` behind
+                                      it, `named` by an event line, `junk` after it
     ==================== ============ ===================================================================
 
 How it is sent
     ==================== ============ ===================================================================
-    format=F             seed         line ends: `seed` LF LF, `unblanked` LF (no blank lines, the seed page
-                                      as printed), `crlf` CRLF CRLF, `cr` CR CR
+    format=F             seed         lines: `seed` LF LF, `unblanked` LF (no blank lines, the seed page as
+                                      printed), `crlf` CRLF CRLF, `cr` CR CR, `no_space` after the colon,
+                                      `multiline` (JSON over several data lines), `bom` before the first
     framing=F            chunked      `close`: Connection: close and no length, so that a cut looks like a
-                                      clean end of the body
+                                      clean end of the body; `length`: a content-length
+    encoding=E           -            `gzip`, flushed after every write; `lie`: says gzip and is not
     chunk_bytes=N        -            the body goes out N bytes at a time, each its own HTTP chunk and write
     slow_headers_ms=N    0            silence before the response head
     first_delta_ms=N     0            silence between the head and the first chunk
@@ -37,33 +63,49 @@ How it is sent
 What goes wrong, at most one of these. `_after=N` counts all deltas but the role deltas; 0 is right after the
 response head, before any chunk.
     ======================== ============================================================================
+    no_answer=HOW            instead of a response: `close` (FIN), `reset` (RST), `stall`, `half` a head,
+                             `garbage` that is no HTTP
     break_after=N            the connection is reset (RST)
     close_after=N            the connection is closed (FIN) without the end of the body
+    cut_after=N              as close_after, in the middle of the next delta and of its HTTP chunk
     cut_utf8_after=N         as close_after, in the middle of a multi-byte character of the next delta
+    end_after=N              the body ends as HTTP wants it, and too early
     stall_after=N            silence, the connection stays open
-    ping_stall_after=N       `: ping` comments every ping_ms (default 100), never another delta
-    error_frame_after=N      a chunk with `error`, then the end of the body, no [DONE]
-    error_then_done_after=N  a chunk with `error`, then [DONE]
+    ping_stall_after=N       keep-alives (`comment` unless chosen) every ping_ms, never another delta
+    garbage_after=N          an event that is no JSON, then the end of the body
+    error_frame_after=N      an error, then the end of the body, no [DONE]
+    error_then_done_after=N  an error, then [DONE]
     endless_line             after the role delta a data line that never ends
-    status=N                 an HTTP error, 400-599, as JSON; with retry_after=VALUE, retry_after_ms=N and
-                             code=TEXT (the error's code) beside it
+    status=N                 an HTTP status, 201-599, and an error as its body; with retry_after=VALUE,
+                             retry_after_ms=VALUE, retry_after_date=S (a date so many seconds from now) and
+                             should_retry=VALUE as headers
+    error200                 status 200 and an error as application/json
     html200                  status 200 and a page of HTML
     json200                  status 200 and the whole completion as application/json
     ======================== ============================================================================
 
+    error=SHAPE              the shape of an error: openai vllm vllm_flat sglang llamacpp llamacpp_field
+                             openrouter groq event event_flat event_text tgi string xai litellm google
+                             detail message anthropic stream html text empty (in a stream: an empty chunk,
+                             as Ollama's)
+    code=TEXT                the error's code; where the shape has a number, that one
     times=N                  only the first N calls of this very model name go wrong, later ones go well
 
-Without `stream: true` the answer is the whole completion as JSON; `status`, `html200` and `slow_headers_ms`
-hold there too.
+Without `stream: true` the answer is the whole completion as JSON; `no_answer`, `status`, `error200`, `html200`
+and `slow_headers_ms` hold there too.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
+
+from streamworker.practice.errors import ERRORS
+from streamworker.practice.events import DONES, FORMATS, KEEPALIVES
+from streamworker.practice.shapes import CALLS, CONTENTS, REASONINGS, SHAPES, USAGES, Shape
+from streamworker.practice.values import count, flag, header_value, milliseconds, one_of, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,16 +122,19 @@ class Fault(StrEnum):
 
     BREAK = "break_after"
     CLOSE = "close_after"
+    CUT = "cut_after"
     CUT_UTF8 = "cut_utf8_after"
+    END = "end_after"
     STALL = "stall_after"
     PING_STALL = "ping_stall_after"
+    GARBAGE = "garbage_after"
     ERROR_FRAME = "error_frame_after"
     ERROR_THEN_DONE = "error_then_done_after"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Script:
-    """One model name, read. Field names are the option names; times are milliseconds."""
+    """One model name, read. Field names are the option names; times are milliseconds. None: as the shape has it."""
 
     name: str
     deltas: int | None = None
@@ -98,29 +143,66 @@ class Script:
     reasoning: int = 0
     tool_calls: int = 0
     big_delta: int | None = None
-    usage: Literal["finish", "own", "none", "running"] = "finish"
+    finish: str | None = None
+    shape: str = "seed"
+    usage: str | None = None
+    content_as: str | None = None
+    reasoning_as: str | None = None
+    calls_as: str | None = None
+    keepalive: str | None = None
+    logprobs: bool = False
+    packed: bool = False
     no_done: bool = False
-    format: Literal["seed", "unblanked", "crlf", "cr"] = "seed"
-    framing: Literal["chunked", "close"] = "chunked"
+    done: str = "plain"
+    format: str = "seed"
+    framing: str = "chunked"
+    encoding: str | None = None
     chunk_bytes: int | None = None
     slow_headers_ms: float = 0
     first_delta_ms: float = 0
     pace_ms: float = 0
+    no_answer: str | None = None
     fault: Fault | None = None
     after: int = 0
     ping_ms: float = 100
     endless_line: bool = False
     status: int | None = None
     retry_after: str | None = None
-    retry_after_ms: float | None = None
-    code: str | None = None
+    retry_after_ms: str | None = None
+    retry_after_date: float | None = None
+    should_retry: str | None = None
+    error200: bool = False
     html200: bool = False
     json200: bool = False
+    error: str = "openai"
+    code: str | None = None
     times: int | None = None
+
+    @property
+    def speaks(self) -> Shape:
+        """The shape, with what was chosen by itself in it."""
+        own: dict[str, Any] = {
+            "usage": self.usage,
+            "content": self.content_as,
+            "reasoning": self.reasoning_as,
+            "calls": self.calls_as,
+            "keepalive": self.keepalive,
+        }
+        chosen = {name: value for name, value in own.items() if value is not None}
+        return SHAPES[self.shape]._replace(**chosen)
 
     def well(self) -> Script:
         """The same stream with nothing going wrong."""
-        return replace(self, fault=None, endless_line=False, status=None, html200=False, json200=False)
+        return replace(
+            self,
+            no_answer=None,
+            fault=None,
+            endless_line=False,
+            status=None,
+            error200=False,
+            html200=False,
+            json200=False,
+        )
 
 
 def parse(model: str) -> Script:
@@ -166,75 +248,64 @@ def _checked(script: Script) -> Script:
         raise ScriptError("the model has no base name")
     if script.text is not None and not script.text:
         raise ScriptError("option 'text': must not be empty")
-    if script.status is None and (script.retry_after or script.retry_after_ms is not None or script.code):
-        raise ScriptError("retry_after, retry_after_ms and code need status")
+    headers = ("retry_after", "retry_after_ms", "retry_after_date", "should_retry")
+    if script.status is None and any(getattr(script, name) is not None for name in headers):
+        raise ScriptError(f"{', '.join(headers)} need status")
+    if script.retry_after is not None and script.retry_after_date is not None:
+        raise ScriptError("retry_after and retry_after_date are the same header")
+    if script.code is not None and not _fails_in_words(script):
+        raise ScriptError("code needs status, error200, error_frame_after or error_then_done_after")
+    if script.framing == "length" and (script.encoding or script.speaks.keepalive):
+        raise ScriptError("framing=length cannot be had with encoding or keepalive")
     return script
 
 
-def _count(low: int, high: int, bare: int | None = None) -> Callable[[str], int]:
-    def convert(text: str) -> int:
-        if not text and bare is not None:
-            return bare
-        # int() takes "+5", "1_000" and other alphabets' digits, none of which anyone means here.
-        if not re.fullmatch(r"[0-9]{1,12}", text) or not low <= int(text) <= high:
-            raise ValueError(f"must be a number from {low} to {high}, not {text!r}")
-        return int(text)
-
-    return convert
-
-
-def _milliseconds(text: str) -> float:
-    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text):
-        raise ValueError(f"must be milliseconds, not {text!r}")
-    return float(text)
-
-
-def _one_of(*words: str) -> Callable[[str], str]:
-    def convert(text: str) -> str:
-        if text not in words:
-            raise ValueError(f"must be one of {', '.join(words)}, not {text!r}")
-        return text
-
-    return convert
-
-
-def _flag(text: str) -> bool:
-    if text not in {"", "1", "true"}:
-        raise ValueError(f"takes no value, not {text!r}")
-    return True
-
-
-def _header_value(text: str) -> str:
-    if not re.fullmatch(r"[!-~]([ -~]*[!-~])?", text):
-        raise ValueError("must be printable ASCII")
-    return text
+def _fails_in_words(script: Script) -> bool:
+    spoken = script.fault in {Fault.ERROR_FRAME, Fault.ERROR_THEN_DONE}
+    return script.status is not None or script.error200 or spoken
 
 
 _AFTER: Final = frozenset(fault.value for fault in Fault)
-_WRONGS: Final = _AFTER | {"endless_line", "status", "html200", "json200"}
+_WRONGS: Final = _AFTER | {"no_answer", "endless_line", "status", "error200", "html200", "json200"}
+NO_ANSWERS: Final = ("close", "reset", "stall", "half", "garbage")
 _OPTIONS: Final[dict[str, Callable[[str], object]]] = {
-    "deltas": _count(0, 10_000_000),
+    "deltas": count(0, 10_000_000),
     "text": str,
-    "choices": _count(1, 128),
-    "reasoning": _count(0, 1_000_000, bare=3),
-    "tool_calls": _count(0, 1_000, bare=1),
-    "big_delta": _count(1, 256 * 1024 * 1024),
-    "usage": _one_of("finish", "own", "none", "running"),
-    "no_done": _flag,
-    "format": _one_of("seed", "unblanked", "crlf", "cr"),
-    "framing": _one_of("chunked", "close"),
-    "chunk_bytes": _count(1, 1024 * 1024),
-    "slow_headers_ms": _milliseconds,
-    "first_delta_ms": _milliseconds,
-    "pace_ms": _milliseconds,
-    "ping_ms": _milliseconds,
-    "endless_line": _flag,
-    "status": _count(400, 599),
-    "retry_after": _header_value,
-    "retry_after_ms": _milliseconds,
-    "code": _header_value,
-    "html200": _flag,
-    "json200": _flag,
-    "times": _count(0, 1_000_000),
-    **dict.fromkeys(_AFTER, _count(0, 10_000_000)),
+    "choices": count(1, 128),
+    "reasoning": count(0, 1_000_000, bare=3),
+    "tool_calls": count(0, 1_000, bare=1),
+    "big_delta": count(1, 256 * 1024 * 1024),
+    "finish": header_value,
+    "shape": one_of(*SHAPES),
+    "usage": one_of(*USAGES),
+    "content_as": one_of(*CONTENTS),
+    "reasoning_as": one_of(*REASONINGS),
+    "calls_as": one_of(*CALLS),
+    "keepalive": one_of(*KEEPALIVES, "all"),
+    "logprobs": flag,
+    "packed": flag,
+    "no_done": flag,
+    "done": one_of(*DONES),
+    "format": one_of(*FORMATS),
+    "framing": one_of("chunked", "close", "length"),
+    "encoding": one_of("gzip", "lie"),
+    "chunk_bytes": count(1, 1024 * 1024),
+    "slow_headers_ms": milliseconds,
+    "first_delta_ms": milliseconds,
+    "pace_ms": milliseconds,
+    "ping_ms": milliseconds,
+    "no_answer": one_of(*NO_ANSWERS),
+    "endless_line": flag,
+    "status": count(201, 599),
+    "retry_after": header_value,
+    "retry_after_ms": header_value,
+    "retry_after_date": seconds,
+    "should_retry": header_value,
+    "error200": flag,
+    "html200": flag,
+    "json200": flag,
+    "error": one_of(*ERRORS),
+    "code": header_value,
+    "times": count(0, 1_000_000),
+    **dict.fromkeys(_AFTER, count(0, 10_000_000)),
 }

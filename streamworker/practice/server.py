@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import parse_qs, urlsplit
 
 from streamworker.practice import text
+from streamworker.practice.answering import give
 from streamworker.practice.calls import Call, CallLog
+from streamworker.practice.errors import error_body
+from streamworker.practice.limits import Excess, Gate, Limits, Luck, Mishaps
+from streamworker.practice.moves import Answer
 from streamworker.practice.peer import BadRequestError, ClientGoneError, Peer, Request
-from streamworker.practice.request import ChatRequest, RefusedError, error_kind, parse_json, read
+from streamworker.practice.request import ChatRequest, RefusedError, parse_json, read
 from streamworker.practice.script import Script, ScriptError, parse
-from streamworker.practice.stream import Answer, Player
-from streamworker.practice.wire import HTML, completion, error_body
 
 if TYPE_CHECKING:
     from collections import deque
@@ -30,20 +32,30 @@ _MODELS: Final = ("practice", "practice?deltas=200&pace_ms=20", "practice?deltas
 class PracticeUpstream:
     """A server in this event loop; use it as an async context manager, or with start() and stop().
 
-    `api_key`: the bearer it demands; None takes any. `maxlen`: calls kept in `calls`. `content_limit`:
-    characters of what was sent kept per call, 0 for none.
+    `api_key`: the bearer it demands; None takes any. `limits` are enforced, `mishaps` befall calls at random. `maxlen`:
+    calls kept in `calls`. `content_limit`: characters of what was sent kept per call, 0 for none.
     """
 
     def __init__(
-        self, *, api_key: str | None = None, maxlen: int = 100_000, content_limit: int = 65_536
+        self,
+        *,
+        api_key: str | None = None,
+        limits: Limits | None = None,
+        mishaps: Mishaps | None = None,
+        maxlen: int = 100_000,
+        content_limit: int = 65_536,
     ) -> None:
         self._api_key = api_key
+        self._gate = Gate(limits or Limits())
+        self._luck = Luck(mishaps or Mishaps())
         self._content_limit = content_limit
         self._log = CallLog(maxlen)
         self._seen: OrderedDict[str, int] = OrderedDict()
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: dict[asyncio.Task[None], Peer] = {}
         self._host = ""
+        self._port = 0
+        self._is_dead = False
 
     @property
     def calls(self) -> deque[Call]:
@@ -61,11 +73,21 @@ class PracticeUpstream:
         return self._log.max_open
 
     @property
+    def max_streams(self) -> int:
+        """The most calls within the limits that were ever being answered at once."""
+        return self._gate.peak
+
+    @property
+    def exceeded(self) -> dict[str, int]:
+        """How many calls were over which limit."""
+        return dict(self._log.exceeded)
+
+    @property
     def port(self) -> int:
         """The port it listens on."""
-        if self._server is None:
+        if not self._port:
             raise RuntimeError("the practice upstream is not started")
-        return int(self._server.sockets[0].getsockname()[1])
+        return self._port
 
     @property
     def base_url(self) -> str:
@@ -84,12 +106,32 @@ class PracticeUpstream:
         """Listen; port 0 takes a free one."""
         self._host = host
         self._server = await asyncio.start_server(self._connected, host, port, backlog=_BACKLOG)
+        self._port = int(self._server.sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
         """Close every connection, wait for every task."""
+        self._port = 0
+        server, self._server = self._server, None
+        if server is not None:
+            await self._close(server)
+
+    async def die(self, seconds: float) -> None:
+        """Reset every connection, refuse new ones for so long, then listen again on the same port."""
         server, self._server = self._server, None
         if server is None:
-            return
+            raise RuntimeError("the practice upstream is not started")
+        host, port, self._is_dead = self._host, self._port, True
+        for peer in self._connections.values():
+            peer.reset()
+        try:
+            await self._close(server)
+            await asyncio.sleep(seconds)
+        finally:
+            self._is_dead = False
+        if self._port:  # nobody has stopped it meanwhile
+            await self.start(host, port)
+
+    async def _close(self, server: asyncio.Server) -> None:
         server.close()
         connections = list(self._connections)
         for connection in connections:
@@ -105,9 +147,10 @@ class PracticeUpstream:
         await self.stop()
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._connection(Peer(reader, writer)))
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+        peer = Peer(reader, writer)
+        task = asyncio.create_task(self._connection(peer))
+        self._connections[task] = peer
+        task.add_done_callback(self._connections.pop)
 
     async def _connection(self, peer: Peer) -> None:
         try:
@@ -133,7 +176,7 @@ class PracticeUpstream:
             case "GET", "/v1/models":
                 await self._list_models(peer, request)
             case "GET", "/calls":
-                await peer.reply_json(200, self._log.summary(_limit(url.query)))
+                await peer.reply_json(200, self.summary(_limit(url.query)))
             case "GET", "/healthz":
                 await peer.reply(200, "text/plain", b"ok\n")
             case method, path:
@@ -148,6 +191,10 @@ class PracticeUpstream:
         else:
             await peer.reply_json(200, _models())
 
+    def summary(self, limit: int = 100) -> dict[str, Any]:
+        """The log in figures, and its latest calls; what GET /calls answers."""
+        return self._log.summary(limit) | {"max_streams": self.max_streams}
+
     async def _chat(self, peer: Peer, request: Request) -> None:
         call = self._call(request)
         self._log.start(call)
@@ -160,7 +207,7 @@ class PracticeUpstream:
             raise
         finally:
             call.first_byte_at = peer.first_byte_at
-            self._log.end(call, outcome, _now())
+            self._log.end(call, "died" if self._is_dead else outcome, _now())
 
     def _call(self, request: Request) -> Call:
         headers = dict(request.headers)
@@ -181,18 +228,31 @@ class PracticeUpstream:
             call.body = parse_json(request.body)
             chat = read(call.body)
             call.model = chat.model
-            answer = self._answer(chat, call.number)
+            answer = self._answer(chat, call)
         except RefusedError as refused:
             call.status = refused.status
             await peer.reply_json(refused.status, refused.body)
             return "refused"
-        return await _play(peer, call, answer)
+        tokens = text.prompt_tokens(chat.messages) + answer.total
+        if excess := self._gate.enter(_now(), tokens):
+            return await self._limited(peer, call, excess)
+        try:
+            return await give(peer, call, answer)
+        finally:
+            self._gate.leave()
+
+    async def _limited(self, peer: Peer, call: Call, excess: Excess) -> Outcome:
+        call.status, call.exceeded = 429, excess.limit
+        message = f"The limit of {excess.limit.replace('_', ' ')} is reached."
+        body = error_body(message, "rate_limit_error", "rate_limit_exceeded")
+        await peer.reply_json(429, body, excess.headers)
+        return "limited"
 
     def _authorize(self, call: Call) -> None:
         if self._api_key is not None and call.headers.get("authorization") != "matched":
             raise RefusedError(401, "Incorrect API key provided.", "invalid_api_key")
 
-    def _answer(self, chat: ChatRequest, number: int) -> Answer:
+    def _answer(self, chat: ChatRequest, call: Call) -> Answer:
         try:
             script = parse(chat.model)
             choices = script.choices or chat.choices
@@ -200,7 +260,8 @@ class PracticeUpstream:
         except ScriptError as error:
             raise RefusedError(400, f"Model {chat.model!r}: {error}", "invalid_model", "model") from error
         script = self._as_often_as_asked(script, chat.model)
-        return Answer(answer_id=f"chatcmpl-{number}", script=script, chat=chat, choices=choices)
+        script, call.mishap = self._luck.befall(script, text.count(script, choices))
+        return Answer(answer_id=f"chatcmpl-{call.number}", script=script, chat=chat, choices=choices)
 
     def _as_often_as_asked(self, script: Script, model: str) -> Script:
         """The script, without what goes wrong once that has happened `times` times."""
@@ -213,59 +274,25 @@ class PracticeUpstream:
 
 
 async def serve(
+    upstream: PracticeUpstream,
     host: str,
     port: int,
     *,
-    api_key: str | None = None,
     started: Callable[[PracticeUpstream], None] | None = None,
+    dies_after_s: float | None = None,
+    dies_for_s: float = 10.0,
 ) -> None:
     """Serve until cancelled. `started` is called once it listens (to say where: `base_url`)."""
-    upstream = PracticeUpstream(api_key=api_key, maxlen=1_000, content_limit=0)
     await upstream.start(host, port)
     try:
         if started is not None:
             started(upstream)
+        if dies_after_s is not None:
+            await asyncio.sleep(dies_after_s)
+            await upstream.die(dies_for_s)
         await asyncio.get_running_loop().create_future()
     finally:
         await upstream.stop()
-
-
-async def _play(peer: Peer, call: Call, answer: Answer) -> Outcome:
-    script = answer.script
-    await peer.pause(script.slow_headers_ms / 1000)
-    call.status = script.status or 200
-    if script.status is not None:
-        await peer.reply_json(
-            script.status, _scripted_error(script.status, script.code), _retry_headers(script)
-        )
-        return "fault"
-    if script.html200:
-        await peer.reply(200, "text/html; charset=utf-8", HTML)
-        return "fault"
-    if answer.chat.stream and not script.json200:
-        return await Player(peer, call, answer).play()
-    await peer.reply_json(200, _whole(answer, call))
-    return "fault" if script.json200 else "completed"
-
-
-def _scripted_error(status: int, code: str | None) -> dict[str, Any]:
-    return error_body(f"The practice upstream answers {status}, as it was told to.", error_kind(status), code)
-
-
-def _retry_headers(script: Script) -> list[tuple[str, str]]:
-    headers = [("retry-after", script.retry_after)] if script.retry_after else []
-    if script.retry_after_ms is not None:
-        headers.append(("retry-after-ms", f"{script.retry_after_ms:g}"))
-    return headers
-
-
-def _whole(answer: Answer, call: Call) -> dict[str, Any]:
-    for piece in answer.pieces():
-        call.sent(piece.choice, piece.text)
-    if answer.script.usage != "none":
-        call.usage_sent = answer.usage(call.deltas_sent)
-    said = [text.message(answer.script, answer.chat.messages, choice) for choice in range(answer.choices)]
-    return completion(answer.answer_id, answer.script.name, said, answer.finish_reason, call.usage_sent)
 
 
 def _limit(query: str) -> int:

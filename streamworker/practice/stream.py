@@ -1,48 +1,33 @@
-"""A script played to one client: the deltas at their pace, up to the fault if there is one."""
+"""A script played to one client: the moves at their pace, up to the fault if there is one."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, Final
+import zlib
+from typing import TYPE_CHECKING, Any, Final
 
-from streamworker.practice import text
+from streamworker.practice.errors import Words, frame
+from streamworker.practice.moves import Move, Moves
 from streamworker.practice.script import Fault
-from streamworker.practice.wire import CLOSE_HEAD, EVENT_STREAM, ROLE, Chunks, error_body
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
 
     from streamworker.practice.calls import Call, Outcome
+    from streamworker.practice.moves import Answer
     from streamworker.practice.peer import Peer
-    from streamworker.practice.request import ChatRequest
-    from streamworker.practice.script import Script
 
+EVENT_STREAM: Final = (("content-type", "text/event-stream"), ("cache-control", "no-cache"))
+MULTI_BYTE: Final = "🐟".encode()
+WORDS: Final = "The practice upstream failed as it was told to."
 _ENDLESS_PIECE: Final = b"x" * 65536
-ERROR_FRAME: Final = error_body(
-    "The practice upstream failed as it was told to.", "server_error", "practice_fault"
-)
+_GARBAGE: Final = b"Internal Server Error"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What is to be said to one request."""
-
-    answer_id: str
-    script: Script
-    chat: ChatRequest
-    choices: int
-
-    def pieces(self) -> Iterator[text.Piece]:
-        return text.pieces(self.script, self.chat.messages, self.choices)
-
-    def usage(self, completion: int) -> dict[str, int]:
-        return text.usage(self.script, text.prompt_tokens(self.chat.messages), completion)
-
-    @property
-    def finish_reason(self) -> str:
-        return "tool_calls" if self.script.tool_calls else "stop"
+def words(code: str | None, status: int) -> Words:
+    """What an error of the script says."""
+    number = int(code) if code is not None and code.isdigit() else status
+    return Words(WORDS, "server_error", code or "practice_fault", number)
 
 
 class Player:
@@ -53,47 +38,65 @@ class Player:
         self._call = call
         self._answer = answer
         self._script = answer.script
-        self._chunks = Chunks(answer.answer_id, answer.script.name, answer.choices, answer.script.format)
-        self._prompt_tokens = text.prompt_tokens(answer.chat.messages)
-        self._total = text.count(answer.script, answer.choices)
+        self._moves = Moves(answer)
+        self._keepalive = self._script.speaks.keepalive is not None
+        # Flushed after every write, so that a compressed stream still arrives event by event.
+        self._packer = zlib.compressobj(wbits=31) if self._script.encoding == "gzip" else None
         self._loop = asyncio.get_running_loop()
         self._due = 0.0
 
     async def play(self) -> Outcome:
         """Send the stream; raises ClientGoneError."""
         await self._head()
-        await self._peer.pause(self._script.first_delta_ms / 1000)
+        await self._first_silence()
         if self._script.fault and not self._script.after:
             return await self._go_wrong(self._script.fault)
-        await self._roles()
+        await self._send(self._moves.opening())
         if self._script.endless_line:
             await self._endless()
-        await self._deltas(self._script.after if self._script.fault else None)
+        await self._pieces(self._script.after if self._script.fault else None)
         if self._script.fault:
             return await self._go_wrong(self._script.fault)
-        await self._end()
+        await self._send(self._moves.closing())
+        await self._end_body()
         return "completed"
 
     async def _head(self) -> None:
-        if self._script.framing == "close":
-            await self._peer.send_close_head(CLOSE_HEAD)
-        else:
-            await self._peer.send_head(200, EVENT_STREAM)
+        headers = list(EVENT_STREAM)
+        if self._script.encoding is not None:
+            headers.append(("content-encoding", "gzip"))
+        length = self._moves.length() if self._script.framing == "length" else None
+        await self._peer.send_head(200, headers, closes=self._script.framing == "close", length=length)
         self._call.first_byte_at = self._peer.first_byte_at
+        if self._moves.events.start:
+            await self._write(self._moves.events.start)
 
-    async def _roles(self) -> None:
-        for choice in range(self._answer.choices):
-            usage = self._usage_at(0) if self._script.usage == "running" else None
-            await self._write(self._chunks.delta(choice, ROLE, None, usage))
+    async def _first_silence(self) -> None:
+        left = self._script.first_delta_ms / 1000
+        step = self._script.ping_ms / 1000 or left
+        while self._keepalive and left > step > 0:
+            await self._peer.pause(step)
+            await self._write(self._moves.events.keepalive())
+            left -= step
+        await self._peer.pause(left)
 
-    async def _deltas(self, stop: int | None) -> None:
+    async def _send(self, moves: Iterable[Move]) -> None:
+        for move in moves:
+            await self._write(move.data)
+            self._call.note(move)
+
+    async def _pieces(self, stop: int | None) -> None:
         self._due = self._loop.time()
-        for number, piece in enumerate(islice(self._answer.pieces(), stop), 1):
-            if number > 1:
+        number = 0
+        for move in self._moves.pieces():
+            if stop is not None and number + len(move.pieces) > stop:
+                return
+            if number:
                 await self._pace()
-            finish, usage = self._extras(number)
-            await self._write(self._chunks.delta(piece.choice, piece.delta, finish, usage))
-            self._call.sent(piece.choice, piece.text)
+            number += len(move.pieces)
+            if self._keepalive:
+                await self._write(self._moves.events.keepalive())
+            await self._send([move])
 
     async def _pace(self) -> None:
         # Counted from when the last delta was due, so that the pace does not drift under load; a client that
@@ -102,71 +105,81 @@ class Player:
         self._due = max(self._due + self._script.pace_ms / 1000, now)
         await self._peer.pause(self._due - now)
 
-    def _extras(self, number: int) -> tuple[str | None, dict[str, int] | None]:
-        """finish_reason and usage of delta `number` of all: each choice finishes on its own last delta."""
-        if number <= self._total - self._answer.choices:
-            return None, self._usage_at(number) if self._script.usage == "running" else None
-        told = self._script.usage == "running" or (self._script.usage == "finish" and number == self._total)
-        return self._answer.finish_reason, self._usage_at(number) if told else None
+    async def _write(self, data: bytes) -> None:
+        size = self._script.chunk_bytes or len(data)
+        for start in range(0, len(data), size):
+            piece = data[start : start + size]
+            await self._peer.send_body(self._packed(piece))
+            self._call.sent.bytes += len(piece)
+            if self._script.chunk_bytes:
+                await self._peer.pause(0)  # lets a reader in this process see each piece as a read of its own
 
-    def _usage_at(self, number: int) -> dict[str, int]:
-        usage = text.usage(self._script, self._prompt_tokens, number)
-        self._call.usage_sent = usage
-        return usage
+    def _packed(self, data: bytes) -> bytes:
+        if self._packer is None:
+            return data
+        return self._packer.compress(data) + self._packer.flush(zlib.Z_SYNC_FLUSH)
 
-    async def _end(self) -> None:
-        if not self._total:
-            await self._bare_finish()
-        if self._script.usage == "own" and self._answer.chat.include_usage:
-            await self._write(self._chunks.usage(self._usage_at(self._total)))
-        if not self._script.no_done:
-            await self._write(self._chunks.done)
+    async def _end_body(self) -> None:
+        if self._packer is not None:
+            await self._peer.send_body(self._packer.flush())
         await self._peer.end_body()
 
-    async def _bare_finish(self) -> None:
-        """Nothing was said: the finish reason rides on an empty delta."""
-        for choice in range(self._answer.choices):
-            told = self._script.usage in {"finish", "running"} and choice == self._answer.choices - 1
-            usage = self._usage_at(0) if told else None
-            await self._write(self._chunks.delta(choice, b"{}", self._answer.finish_reason, usage))
-
-    async def _write(self, data: bytes) -> None:
-        if not (size := self._script.chunk_bytes):
-            await self._peer.send_body(data)
-            return
-        for start in range(0, len(data), size):
-            await self._peer.send_body(data[start : start + size])
-            await self._peer.pause(0)  # lets a reader in this process see each piece as a read of its own
-
-    async def _endless(self) -> None:
-        await self._write(self._chunks.endless)
-        while True:
-            await self._write(_ENDLESS_PIECE)
-            await self._peer.pause(self._script.pace_ms / 1000)
+    # What goes wrong
 
     async def _go_wrong(self, fault: Fault) -> Outcome:
         match fault:
             case Fault.BREAK:
                 self._peer.reset()
+            case Fault.CUT:
+                await self._cut()
             case Fault.CUT_UTF8:
-                await self._write(self._chunks.cut(0))
+                await self._write(self._unfinished("", b'"content":"') + MULTI_BYTE[:2])
+            case Fault.END:
+                await self._end_body()
             case Fault.STALL:
                 await self._peer.pause(None)
             case Fault.PING_STALL:
                 await self._ping()
+            case Fault.GARBAGE:
+                await self._write(self._moves.events.data(_GARBAGE))
+                await self._end_body()
             case Fault.ERROR_FRAME | Fault.ERROR_THEN_DONE:
                 await self._error(done=fault is Fault.ERROR_THEN_DONE)
             case Fault.CLOSE:
                 pass
         return "fault"
 
+    async def _cut(self) -> None:
+        data = self._unfinished("half a ", b"half")
+        await self._peer.send_torn(data)
+        self._call.sent.bytes += len(data)
+
     async def _ping(self) -> None:
         while True:
-            await self._write(self._chunks.ping)
+            await self._write(self._moves.events.keepalive())
             await self._peer.pause(self._script.ping_ms / 1000)
 
     async def _error(self, *, done: bool) -> None:
-        await self._write(self._chunks.error(ERROR_FRAME))
+        said = words(self._script.code, 500)
+        written: list[Move] = []
+
+        def chunk(choice: dict[str, Any]) -> dict[str, Any]:
+            written.append(Move(b"", deltas=1, chunks=1))
+            return self._moves.chunks.chunk([{"index": 0, **choice}])
+
+        await self._write(frame(self._script.error, said, self._moves.events, chunk))
+        for move in written:
+            self._call.note(move)
         if done:
-            await self._write(self._chunks.done)
-        await self._peer.end_body()
+            await self._write(self._moves.events.done("plain"))
+        await self._end_body()
+
+    async def _endless(self) -> None:
+        await self._write(self._unfinished("", b'"content":"'))
+        while True:
+            await self._write(_ENDLESS_PIECE)
+            await self._peer.pause(self._script.pace_ms / 1000)
+
+    def _unfinished(self, content: str, upto: bytes) -> bytes:
+        chunk = self._moves.chunks.chunk([{"index": 0, "delta": {"content": content}}])
+        return self._moves.events.unfinished(chunk, upto)

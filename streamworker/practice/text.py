@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
+from streamworker.practice import tools
 from streamworker.practice.script import DEFAULT_DELTAS, Script, ScriptError, parse
 
 if TYPE_CHECKING:
@@ -37,11 +38,12 @@ WORDS: Final = (
 
 
 class Piece(NamedTuple):
-    """One delta but for the role: `text` is set for content only."""
+    """One delta but for the role and the end. `content` and `reasoning` are the text in it, for the account."""
 
     choice: int
-    delta: bytes
-    text: str | None
+    delta: dict[str, Any]
+    content: str = ""
+    reasoning: str = ""
 
 
 def pieces(script: Script, messages: Sequence[Any], choices: int) -> Iterator[Piece]:
@@ -52,7 +54,7 @@ def pieces(script: Script, messages: Sequence[Any], choices: int) -> Iterator[Pi
 
 def count(script: Script, choices: int) -> int:
     """How many deltas `pieces` gives."""
-    calls = script.tool_calls * (1 + len(_ARGUMENT_CUTS))
+    calls = script.tool_calls * tools.count(script.speaks.calls)
     return choices * (script.reasoning + _words(script)[1] + calls)
 
 
@@ -68,17 +70,17 @@ def message(script: Script, messages: Sequence[Any], choice: int) -> dict[str, A
     if script.reasoning:
         whole["reasoning_content"] = "".join(_thoughts(script))
     if script.tool_calls:
-        whole["tool_calls"] = [_tool_call(choice, number) for number in range(script.tool_calls)]
+        whole["tool_calls"] = [tools.tool_call(choice, number) for number in range(script.tool_calls)]
     return whole
 
 
 def expected_text(model: str, messages: Sequence[Any], n: int = 1) -> list[str]:
-    """The content of each choice of a stream that goes well; `n` is the request's, `choices=` overrules it."""
+    """What each choice of a stream that goes well says; `n` is the request's, `choices=` overrules it."""
     script = parse(model)
     return ["".join(_texts(script, messages, choice)) for choice in range(script.choices or n)]
 
 
-def expected_usage(model: str, messages: Sequence[Any], n: int = 1) -> dict[str, int]:
+def expected_usage(model: str, messages: Sequence[Any], n: int = 1) -> dict[str, Any]:
     """The usage of a stream that goes well: prompt words, and one completion token per delta."""
     script = parse(model)
     return usage(script, prompt_tokens(messages), count(script, script.choices or n))
@@ -86,13 +88,16 @@ def expected_usage(model: str, messages: Sequence[Any], n: int = 1) -> dict[str,
 
 def expected_tool_calls(model: str, choice: int = 0) -> list[dict[str, Any]]:
     """The tool calls of one choice, put together."""
-    return [_tool_call(choice, number) for number in range(parse(model).tool_calls)]
+    return [tools.tool_call(choice, number) for number in range(parse(model).tool_calls)]
 
 
-def usage(script: Script, prompt: int, completion: int) -> dict[str, int]:
+def usage(script: Script, prompt: int, completion: int) -> dict[str, Any]:
     """A usage object; the seed's, on the finish chunk, has no total."""
-    tokens = {"prompt_tokens": prompt, "completion_tokens": completion}
-    return tokens if script.usage == "finish" else tokens | {"total_tokens": prompt + completion}
+    shape = script.speaks
+    tokens: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": completion}
+    if shape.has_total or shape.usage != "finish":
+        tokens["total_tokens"] = prompt + completion + shape.hidden_tokens
+    return {**tokens, **shape.usage_members}
 
 
 def prompt_tokens(messages: Sequence[Any]) -> int:
@@ -102,13 +107,43 @@ def prompt_tokens(messages: Sequence[Any]) -> int:
 
 
 def _choice_pieces(script: Script, messages: Sequence[Any], choice: int) -> Iterator[Piece]:
+    shape = script.speaks
     for thought in _thoughts(script):
-        yield Piece(choice, orjson.dumps({"reasoning_content": thought}), None)
-    for text in _texts(script, messages, choice):
-        yield Piece(choice, b'{"content":' + orjson.dumps(text) + b"}", text)
+        yield Piece(choice, _reasoned(shape.reasoning, thought), reasoning=thought)
+    for number, text in enumerate(_texts(script, messages, choice)):
+        yield Piece(choice, _said(shape.content, text, number), _counted(shape.content, text))
     for number in range(script.tool_calls):
-        for delta in _fragments(choice, number):
-            yield Piece(choice, orjson.dumps({"tool_calls": [delta]}), None)
+        for delta in tools.deltas(shape.calls, choice, number):
+            yield Piece(choice, delta)
+
+
+def _reasoned(how: str, thought: str) -> dict[str, Any]:
+    match how:
+        case "both":
+            return {"reasoning_content": thought, "reasoning": thought}
+        case "details":
+            details = [{"type": "reasoning.text", "text": thought, "format": "unknown", "index": 0}]
+            return {"reasoning": thought, "reasoning_details": details}
+        case "parts":
+            return {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": thought}]}]}
+        case name:
+            return {name: thought}
+
+
+def _said(how: str, text: str, number: int) -> dict[str, Any]:
+    match how:
+        case "refusal":
+            return {"refusal": text}
+        case "audio":
+            return {"audio": {"id": "audio_practice", "transcript": text}}
+        case "parts" if number % 2 == 0:  # lists and strings, mixed in one stream
+            return {"content": [{"type": "text", "text": text}]}
+        case _:
+            return {"content": text}
+
+
+def _counted(how: str, text: str) -> str:
+    return text if how in {"text", "parts"} else ""
 
 
 def _thoughts(script: Script) -> Iterator[str]:
@@ -135,20 +170,3 @@ def _big(text: str, size: int) -> str:
     """`text` filled up to `size` bytes of UTF-8."""
     room = size - len(text.encode())
     return "x" * size if room < 0 else text + "x" * room
-
-
-_ARGUMENT_CUTS: Final = ((0, 1), (1, 14), (14, None))  # a first `{`, a cut inside a string, the rest
-
-
-def _tool_call(choice: int, number: int) -> dict[str, Any]:
-    arguments = f'{{"place":"Zürich 🐟","number":{number}}}'
-    function = {"name": "look_up", "arguments": arguments}
-    return {"id": f"call_{choice}_{number}", "type": "function", "function": function}
-
-
-def _fragments(choice: int, number: int) -> Iterator[dict[str, Any]]:
-    call = _tool_call(choice, number)
-    function = call["function"]
-    yield {"index": number, **call, "function": {**function, "arguments": ""}}
-    for start, end in _ARGUMENT_CUTS:
-        yield {"index": number, "function": {"arguments": function["arguments"][start:end]}}

@@ -219,7 +219,7 @@ async def test_stop_ends_stalled_and_idle_connections_and_leaves_no_task() -> No
 async def test_serve_says_where_it_listens_and_stops_when_cancelled() -> None:
     said: asyncio.Queue[str] = asyncio.Queue()
     serving = asyncio.create_task(
-        serve("127.0.0.1", 0, started=lambda practice: said.put_nowait(practice.base_url))
+        serve(PracticeUpstream(), "127.0.0.1", 0, started=lambda practice: said.put_nowait(practice.base_url))
     )
     url = await asyncio.wait_for(said.get(), 5)
     assert url.startswith("http://127.0.0.1:")

@@ -188,7 +188,7 @@ async def test_ping_stall_sends_comments_and_no_delta(practice: PracticeUpstream
         connection.ask("p?deltas=10&ping_stall_after=1&ping_ms=1")
         await connection.head()
         chunks = [await connection.http_chunk() for _ in range(2 + 5)]
-        assert chunks[2:] == [b": ping\n\n"] * 5
+        assert chunks[2:] == [b": keep-alive\n\n"] * 5
     call = await ended(practice)
     assert (call.outcome, call.deltas_sent) == ("client_closed", 1)
 

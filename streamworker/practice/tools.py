@@ -1,0 +1,79 @@
+"""Tool calls, whole and in fragments, in all the ways in which providers cut them up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_CUTS: Final = ((0, 1), (1, 14), (14, None))  # a first `{`, a cut inside a string, the rest
+_SPARSE_FROM: Final = 3
+
+
+def tool_call(choice: int, number: int) -> dict[str, Any]:
+    """One call, put together."""
+    arguments = f'{{"place":"Zürich 🐟","number":{number}}}'
+    function = {"name": "look_up", "arguments": arguments}
+    return {"id": f"call_{choice}_{number}", "type": "function", "function": function}
+
+
+def deltas(how: str, choice: int, number: int) -> Iterator[dict[str, Any]]:
+    """The deltas that say one call."""
+    for fragment in _fragments(how, tool_call(choice, number), number):
+        yield {"function_call": fragment} if how == "function_call" else {"tool_calls": [fragment]}
+
+
+def count(how: str) -> int:
+    """How many deltas say one call."""
+    return len(list(deltas(how, 0, 0)))
+
+
+def _fragments(how: str, call: dict[str, Any], number: int) -> Iterator[dict[str, Any]]:
+    function: dict[str, Any] = call["function"]
+    arguments: str = function["arguments"]
+    parts = [{"arguments": arguments[start:end]} for start, end in _CUTS]
+    match how:
+        case "whole":
+            yield {"index": number, **call}
+        case "custom":
+            custom = {"id": call["id"], "type": "custom"}
+            yield {"index": number, **custom, "custom": {"name": function["name"], "input": ""}}
+            yield from ({"index": number, "custom": {"input": part["arguments"]}} for part in parts)
+        case "function_call":
+            yield {"name": function["name"], "arguments": ""}
+            yield from parts
+        case "late_name":
+            yield {"index": number, **call, "function": {"name": "", "arguments": ""}}
+            yield from ({"index": number, "function": part} for part in parts[:-1])
+            yield {"index": number, "function": {**parts[-1], "name": function["name"]}}
+        case "no_arguments":
+            yield {"index": number, **call, "function": {"name": function["name"]}}
+            yield from ({"index": number, "function": part} for part in parts)
+            yield {"index": number, "function": {"arguments": ""}}
+        case _:
+            first = {"index": number, **call, "function": {**function, "arguments": ""}}
+            later = [{"index": number, "function": part} for part in parts]
+            bend = _BENT.get(how)
+            yield from (bend(fragment, call) if bend else fragment for fragment in (first, *later))
+
+
+def _without(name: str, fragment: dict[str, Any]) -> dict[str, Any]:
+    return {other: value for other, value in fragment.items() if other != name}
+
+
+def _repeated(fragment: dict[str, Any], call: dict[str, Any]) -> dict[str, Any]:
+    function = {"name": call["function"]["name"], **fragment["function"]}
+    return {**fragment, "id": call["id"], "type": "function", "function": function}
+
+
+_BENT: Final[dict[str, Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]]] = {
+    # Whose fragment it is, only the id tells.
+    "no_index": lambda fragment, call: _without("index", fragment) | {"id": call["id"]},
+    "zero_index": lambda fragment, call: fragment | {"index": 0, "id": call["id"]},
+    "no_type": lambda fragment, _: _without("type", fragment),
+    "empty_id": lambda fragment, _: {"id": "", **fragment},
+    "repeated": _repeated,
+    "sparse": lambda fragment, _: fragment | {"index": fragment["index"] + _SPARSE_FROM},
+}
+"""A fragment as the API's owner writes it, and its call: the fragment as some others write it."""
