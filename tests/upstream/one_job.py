@@ -59,7 +59,13 @@ class Outcome(NamedTuple):
 
 
 async def run_job(
-    base_url: str, *, model: str = "m", max_tries: int = 3, job: dict[str, Any] | None = None, **slot: Any
+    base_url: str,
+    *,
+    model: str = "m",
+    max_tries: int = 3,
+    job: dict[str, Any] | None = None,
+    cancel_at_s: float | None = None,
+    **slot: Any,
 ) -> Outcome:
     """Run one job to its terminal event. `slot` are the upstream's settings as the execution knows them."""
     client = _client(base_url)
@@ -80,6 +86,8 @@ async def run_job(
     )
     loop = asyncio.get_running_loop()
     began = loop.time()
+    if cancel_at_s is not None:
+        loop.call_later(cancel_at_s, execution.cancel, "nobody reads it any more")
     try:
         end = await execution.run()
         seconds = loop.time() - began

@@ -1,0 +1,263 @@
+"""The terminal event's account, held to that of the upstream: what it sent is what was observed, whatever the end.
+
+The practice upstream keeps an account of its own, deltas, chunks, characters, bytes and reports of usage, counted where
+they are written. Two things cannot be compared to the byte. After a reset the kernel may drop what it had not handed
+out: less may have arrived than was sent, never more. And what follows the event that ends a job, a `[DONE]` behind an
+error for one, is left unread.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, NamedTuple
+
+import pytest
+
+from streamworker.core.usage import ESTIMATE_METHOD
+from streamworker.model import ErrorCode, Status, UsageSource
+from streamworker.practice import Call, PracticeUpstream, expected_text, expected_usage
+from streamworker.practice import errors as practice_errors
+from streamworker.practice.script import Fault
+from streamworker.practice.shapes import CALLS, CONTENTS, REASONINGS, SHAPES, USAGES
+from tests.streams import NOW
+from tests.turnable import SocketLoop, run
+from tests.upstream.one_job import MESSAGES, Outcome, run_job
+
+REPORTED, PARTIAL = UsageSource.UPSTREAM, UsageSource.UPSTREAM_PARTIAL
+ESTIMATED, NOTHING = UsageSource.ESTIMATED, UsageSource.NONE
+COMPLETED, INTERRUPTED, FAILED = Status.COMPLETED, Status.INTERRUPTED, Status.FAILED
+
+
+class Unread(Enum):
+    """What of an upstream's account may be missing in ours."""
+
+    NOTHING = "both are the same"
+    TAIL = "bytes after the event that ended the job"
+    ANYTHING = "whatever the kernel had not handed out when the connection was reset"
+
+
+class Way(NamedTuple):
+    """A way for a job to end. `model` are the script's options; a control record or the deadline comes so late."""
+
+    model: str
+    status: Status
+    source: UsageSource
+    code: ErrorCode | None = None
+    unread: Unread = Unread.NOTHING
+    cancel_at_s: float | None = None
+    deadline_s: float | None = None
+
+
+def broke(model: str, source: UsageSource, unread: Unread = Unread.NOTHING) -> Way:
+    """The stream was cut off after a delta."""
+    return Way(model, INTERRUPTED, source, ErrorCode.TRUNCATED, unread)
+
+
+WELL = {
+    "usage with the finish": Way("deltas=5", COMPLETED, REPORTED),
+    "usage in its own chunk": Way("deltas=5&usage=own", COMPLETED, REPORTED),
+    "running totals": Way("deltas=5&usage=running", COMPLETED, REPORTED),
+    "no usage": Way("deltas=5&usage=none", COMPLETED, ESTIMATED),
+    "no usage, no text": Way("deltas=0&usage=none", COMPLETED, NOTHING),
+    "usage, no text": Way("deltas=0", COMPLETED, REPORTED),
+    "no finish": Way("deltas=5&finish=none", COMPLETED, REPORTED),
+    "cut by length": Way("deltas=5&finish=length", COMPLETED, REPORTED),
+    "no [DONE]": Way("deltas=5&no_done", COMPLETED, REPORTED),
+    "no [DONE], no usage": Way("deltas=5&no_done&usage=none", COMPLETED, ESTIMATED),
+    "[DONE] without a newline": Way("deltas=5&done=no_newline&framing=close", COMPLETED, REPORTED),
+    "[DONE] with blanks": Way("deltas=5&done=blanks", COMPLETED, REPORTED),
+    "[DONE] under a name": Way("deltas=5&done=named", COMPLETED, REPORTED),
+    "junk after [DONE]": Way("deltas=5&done=junk", COMPLETED, REPORTED, unread=Unread.TAIL),
+    "body of known length": Way("deltas=5&framing=length", COMPLETED, REPORTED),
+    "body to the connection's end": Way("deltas=5&framing=close", COMPLETED, REPORTED),
+    "byte by byte": Way("deltas=3&chunk_bytes=1", COMPLETED, REPORTED),
+    "compressed": Way("deltas=5&encoding=gzip", COMPLETED, REPORTED),
+    "logprobs": Way("deltas=5&logprobs", COMPLETED, REPORTED),
+    "choices": Way("deltas=5&choices=3", COMPLETED, REPORTED),
+    "choices in one chunk": Way("deltas=5&choices=3&packed", COMPLETED, REPORTED),
+    "every kind of keep-alive": Way(
+        "deltas=12&keepalive=all&first_delta_ms=9000&ping_ms=1000", COMPLETED, REPORTED
+    ),
+}
+FORMATTED = {
+    f"format {name}": Way(f"deltas=5&format={name}", COMPLETED, REPORTED)
+    for name in ("unblanked", "crlf", "cr", "no_space", "multiline", "bom")
+}
+SHAPED = {
+    shape: Way(f"shape={shape}&deltas=6&reasoning=2&tool_calls=2&choices=2", COMPLETED, REPORTED)
+    for shape in SHAPES
+}
+SAID = {
+    f"{option}={value}": Way(f"{option}={value}&deltas=6&reasoning=2&tool_calls=2", COMPLETED, REPORTED)
+    for option, values in {"content_as": CONTENTS, "reasoning_as": REASONINGS, "calls_as": CALLS}.items()
+    for value in values
+} | {
+    f"usage={value}": Way(f"usage={value}&deltas=6&choices=2", COMPLETED, REPORTED)
+    for value in USAGES
+    if value != "none"
+}
+
+ERRORS = [
+    name for name in practice_errors.ERRORS if name not in {"html", "text", "empty", "detail", "message"}
+]
+UNSAID = {
+    "error status": Way("status=503", FAILED, NOTHING, ErrorCode.UPSTREAM_UNAVAILABLE),
+    "error under 200": Way("error200&error=xai", FAILED, NOTHING, ErrorCode.UPSTREAM_PROTOCOL),
+    "html under 200": Way("html200", FAILED, NOTHING, ErrorCode.UPSTREAM_PROTOCOL),
+    "no answer": Way("no_answer=close", FAILED, NOTHING, ErrorCode.UPSTREAM_UNAVAILABLE),
+    "end at once": Way("end_after=0", FAILED, NOTHING, ErrorCode.TRUNCATED),
+    "close at once": Way("close_after=0", FAILED, NOTHING, ErrorCode.TRUNCATED),
+    "reset at once": Way("break_after=0", FAILED, NOTHING, ErrorCode.TRUNCATED, Unread.ANYTHING),
+    "error at once": Way("error_frame_after=0", FAILED, NOTHING, ErrorCode.UPSTREAM_ERROR),
+    "garbage at once": Way("garbage_after=0", FAILED, NOTHING, ErrorCode.UPSTREAM_PROTOCOL),
+    "silence": Way("stall_after=0", FAILED, NOTHING, ErrorCode.TIMEOUT_FIRST_DELTA),
+    "keep-alives": Way("ping_stall_after=0&ping_ms=7000", FAILED, NOTHING, ErrorCode.TIMEOUT_FIRST_DELTA),
+    "not compressed as it says": Way(
+        "encoding=lie", FAILED, NOTHING, ErrorCode.UPSTREAM_PROTOCOL, Unread.ANYTHING
+    ),
+    "a line without end": Way(
+        "endless_line", INTERRUPTED, NOTHING, ErrorCode.UPSTREAM_PROTOCOL, Unread.ANYTHING
+    ),
+    "cancelled in silence": Way(
+        "stall_after=0", Status.CANCELLED, NOTHING, ErrorCode.CANCELLED, cancel_at_s=3
+    ),
+    "expired in silence": Way("stall_after=0", Status.EXPIRED, NOTHING, ErrorCode.DEADLINE, deadline_s=3),
+}
+
+
+def _half_said(suffix: str, source: UsageSource) -> dict[str, Way]:
+    """Every way to end after four deltas of ten."""
+    ways = {
+        "end": broke("end_after=4", source),
+        "end without a length": broke("end_after=4&framing=close", source),
+        "close": broke("close_after=4", source),
+        "close before the length": broke("close_after=4&framing=length", source),
+        "cut inside a chunk of HTTP": broke("cut_after=4", source),
+        "cut inside a character": broke("cut_utf8_after=4", source),
+        "reset": broke("break_after=4&pace_ms=5", source, Unread.ANYTHING),
+        "silence": Way("stall_after=4", INTERRUPTED, source, ErrorCode.TIMEOUT_IDLE),
+        "keep-alives": Way("ping_stall_after=4&ping_ms=7000", INTERRUPTED, source, ErrorCode.TIMEOUT_IDLE),
+        "garbage": Way("garbage_after=4", INTERRUPTED, source, ErrorCode.UPSTREAM_PROTOCOL),
+        "an empty chunk": broke("error_frame_after=4&error=empty", source),
+        "error, [DONE]": Way(
+            "error_then_done_after=4", INTERRUPTED, source, ErrorCode.UPSTREAM_ERROR, Unread.TAIL
+        ),
+        "cancelled": Way("stall_after=4", Status.CANCELLED, source, ErrorCode.CANCELLED, cancel_at_s=3),
+        "expired": Way("stall_after=4", Status.EXPIRED, source, ErrorCode.DEADLINE, deadline_s=3),
+    }
+    ways |= {
+        f"error of {name}": Way(
+            f"error_frame_after=4&error={name}", INTERRUPTED, source, ErrorCode.UPSTREAM_ERROR
+        )
+        for name in ERRORS
+    }
+    return {
+        f"{name}{suffix and ', '}{suffix}": way._replace(model=f"deltas=10&reasoning=1&{way.model}")
+        for name, way in ways.items()
+    }
+
+
+HALF = _half_said("", ESTIMATED)
+RUNNING = {
+    name: way._replace(model=way.model + "&usage=running")
+    for name, way in _half_said("running totals", PARTIAL).items()
+}
+ALL_SAID = {
+    "error after everything": Way(
+        "deltas=3&error_frame_after=3", INTERRUPTED, REPORTED, ErrorCode.UPSTREAM_ERROR
+    ),
+    "close after everything": Way("deltas=3&close_after=3", COMPLETED, REPORTED),
+    "silence after everything": Way("deltas=3&stall_after=3", COMPLETED, REPORTED),
+    "close before the usage": Way("deltas=3&close_after=3&usage=own", COMPLETED, ESTIMATED),
+    "one choice still speaks": broke("deltas=3&choices=2&end_after=5&usage=running", PARTIAL),
+}
+
+GROUPS = {
+    "well": WELL | FORMATTED,
+    "shape": SHAPED,
+    "said": SAID,
+    "unsaid": UNSAID,
+    "half": HALF | RUNNING,
+    "all": ALL_SAID,
+}
+WAYS = {f"{group} | {name}": way for group, ways in GROUPS.items() for name, way in ways.items()}
+
+
+async def played(way: Way) -> tuple[Outcome, Call]:
+    """Let a job end this way; the upstream's record of its call."""
+    job: dict[str, Any] = {}
+    if way.deadline_s is not None:
+        job["deadline"] = NOW / 1000 + way.deadline_s
+    async with PracticeUpstream() as practice:
+        outcome = await run_job(
+            practice.base_url,
+            model=f"practice?{way.model}",
+            max_tries=1,
+            job=job,
+            cancel_at_s=way.cancel_at_s,
+        )
+        await practice.until(lambda: not practice.open_streams)
+        return outcome, practice.calls[-1]
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_account_of_a_job_is_that_of_its_upstream(way: Way) -> None:
+    """Status, where the usage comes from, and what passed, for every way to end."""
+    outcome, call = run(played(way), SocketLoop)
+    end, sent = outcome.end, call.sent
+
+    assert (end.status, outcome.code, end.usage_source) == (way.status, way.code, way.source)
+    ours = (
+        end.observed.deltas,
+        end.observed.chunks,
+        end.observed.content_chars,
+        end.observed.reasoning_chars,
+    )
+    theirs = (sent.deltas, sent.chunks, sent.content_chars, sent.reasoning_chars)
+    if way.unread is Unread.ANYTHING:
+        assert all(our <= their for our, their in zip(ours, theirs, strict=True))
+        assert end.observed.bytes <= sent.bytes
+    else:
+        assert ours == theirs
+        assert end.observed.bytes == sent.bytes or (
+            way.unread is Unread.TAIL and end.observed.bytes < sent.bytes
+        )
+    _check_usage(way, outcome, call)
+
+
+def _check_usage(way: Way, outcome: Outcome, call: Call) -> None:
+    """Reports are verbatim, the last one; estimates name their method and claim nothing of the prompt."""
+    end = outcome.end
+    match way.source:
+        case UsageSource.UPSTREAM | UsageSource.UPSTREAM_PARTIAL:
+            assert end.usage == call.usage_sent
+            assert end.usage
+            assert not end.estimate_method
+        case UsageSource.ESTIMATED:
+            assert call.usage_sent is None
+            assert end.usage is not None
+            assert list(end.usage) == ["completion_tokens"]
+            assert 0 < end.usage["completion_tokens"] <= end.observed.bytes
+            assert end.estimate_method == ESTIMATE_METHOD
+        case UsageSource.NONE:
+            assert (end.usage, call.sent.content_chars, call.sent.reasoning_chars) == (None, 0, 0)
+            assert not end.estimate_method
+
+
+@pytest.mark.parametrize("name", [name for name in WAYS if name.startswith(("well", "shape"))])
+def test_account_of_a_whole_answer_is_what_was_to_be_expected(name: str) -> None:
+    """Text and usage, known beforehand: both accounts could be wrong together."""
+    way = WAYS[name]
+    outcome, _ = run(played(way), SocketLoop)
+    model = f"practice?{way.model}"
+
+    assert outcome.end.observed.content_chars == sum(map(len, expected_text(model, MESSAGES)))
+    if way.source is REPORTED:
+        assert outcome.end.usage == expected_usage(model, MESSAGES)
+
+
+def test_every_fault_of_the_practice_upstream_is_in_the_table() -> None:
+    """A new way to go wrong has to be accounted for."""
+    played_faults = {fault for fault in Fault for way in WAYS.values() if f"{fault.value}=" in way.model}
+
+    assert played_faults == set(Fault)
