@@ -36,7 +36,7 @@ In whose shape. A shape chooses all that follows in this table, each of which ca
     calls_as=HOW         fragments    `fragments`, `whole`, `no_index`, `zero_index`, `no_type`, `empty_id`,
                                       `repeated`, `late_name`, `no_arguments`, `sparse`, `custom`,
                                       `function_call`
-    keepalive=KIND       -            before every delta, and every ping_ms (default 100) of first_delta_ms:
+    keepalive=KIND       -            before every delta, and every ping_ms of first_delta_ms:
                                       `comment` `openrouter` `bare` `event` `data` `retry` `id` `json`
                                       `null` `blank`, or `all` in turn
     logprobs             -            logprobs beside every delta of content
@@ -58,6 +58,7 @@ How it is sent
     slow_headers_ms=N    0            silence before the response head
     first_delta_ms=N     0            silence between the head and the first chunk
     pace_ms=N            0            time from one delta to the next (role deltas are not paced)
+    ping_ms=N            100          time from one keep-alive to the next
     ==================== ============ ===================================================================
 
 What goes wrong, at most one of these. `_after=N` counts all deltas but the role deltas; 0 is right after the
@@ -76,20 +77,25 @@ response head, before any chunk.
     error_frame_after=N      an error, then the end of the body, no [DONE]
     error_then_done_after=N  an error, then [DONE]
     endless_line             after the role delta a data line that never ends
-    status=N                 an HTTP status, 201-599, and an error as its body; with retry_after=VALUE,
-                             retry_after_ms=VALUE, retry_after_date=S (a date so many seconds from now) and
-                             should_retry=VALUE as headers
+    status=N                 an HTTP status, 201-599, and an error as its body
     error200                 status 200 and an error as application/json
     html200                  status 200 and a page of HTML
     json200                  status 200 and the whole completion as application/json
     ======================== ============================================================================
 
+And how it goes wrong
+    ======================== ============================================================================
     error=SHAPE              the shape of an error: openai vllm vllm_flat sglang llamacpp llamacpp_field
                              openrouter groq event event_flat event_text tgi string xai litellm google
                              detail message anthropic stream html text empty (in a stream: an empty chunk,
                              as Ollama's)
     code=TEXT                the error's code; where the shape has a number, that one
+    retry_after=VALUE        a header beside `status`, whatever its value
+    retry_after_date=S       the same header, as a date so many seconds from now, negative for the past
+    retry_after_ms=VALUE     a header beside `status`
+    should_retry=VALUE       the header x-should-retry beside `status`
     times=N                  only the first N calls of this very model name go wrong, later ones go well
+    ======================== ============================================================================
 
 Without `stream: true` the answer is the whole completion as JSON; `no_answer`, `status`, `error200`, `html200`
 and `slow_headers_ms` hold there too.

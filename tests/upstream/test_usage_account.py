@@ -240,7 +240,7 @@ def _check_usage(way: Way, outcome: Outcome, call: Call) -> None:
             assert 0 < end.usage["completion_tokens"] <= end.observed.bytes
             assert end.estimate_method == ESTIMATE_METHOD
         case UsageSource.NONE:
-            assert (end.usage, call.sent.content_chars, call.sent.reasoning_chars) == (None, 0, 0)
+            assert (end.usage, end.observed.content_chars, end.observed.reasoning_chars) == (None, 0, 0)
             assert not end.estimate_method
 
 

@@ -1,7 +1,14 @@
+import re
+from collections.abc import Iterable
+
 import pytest
 
 from streamworker.practice import ScriptError
-from streamworker.practice.script import Fault, Script, parse
+from streamworker.practice import script as grammar
+from streamworker.practice.errors import ERRORS
+from streamworker.practice.events import DONES, FORMATS, KEEPALIVES
+from streamworker.practice.script import NO_ANSWERS, Fault, Script, parse
+from streamworker.practice.shapes import CALLS, CONTENTS, REASONINGS, SHAPES, USAGES
 
 
 def test_base_name_alone_has_every_default() -> None:
@@ -39,7 +46,20 @@ def test_every_fault_is_an_option_that_takes_a_count(fault: Fault) -> None:
         ("p?pace_ms=nan", "'pace_ms'"),
         ("p?format=lf", "'format'"),
         ("p?no_done=no", "'no_done'"),
+        ("p?shape=gpt", "'shape'"),
+        ("p?usage=somewhere", "'usage'"),
+        ("p?keepalive=loud", "'keepalive'"),
+        ("p?error=none", "'error'"),
         ("p?status=200", "'status'"),
+        ("p?status=429&retry_after_date=soon", "'retry_after_date'"),
+        ("p?status=429&retry_after_date=5&retry_after=5", "same header"),
+        ("p?should_retry=true", "need status"),
+        ("p?code=x", "code needs"),
+        ("p?break_after=1&code=x", "code needs"),
+        ("p?framing=length&keepalive=bare", "framing=length"),
+        ("p?framing=length&shape=deepseek", "framing=length"),
+        ("p?framing=length&encoding=gzip", "framing=length"),
+        ("p?no_answer=close&html200", "only one thing can go wrong: no_answer, html200"),
         ("p?status=429&retry_after=2%0d%0ax:y", "'retry_after'"),
         ("p?retry_after=2", "need status"),
         ("p?break_after=1&status=500", "only one thing can go wrong: break_after, status"),
@@ -57,3 +77,46 @@ def test_what_cannot_be_played_is_refused_by_name(model: str, named: str) -> Non
 def test_every_option_at_fault_is_named_at_once() -> None:
     with pytest.raises(ScriptError, match=r"'pace'.*'deltas'"):
         parse("p?pace=1&deltas=x")
+
+
+def test_documentation_names_every_option_and_no_other() -> None:
+    """The docstring is what users read."""
+    told = set(re.findall(r"^    ([a-z_0-9]+)(?:\[?=[A-Z\]]+| )", grammar.__doc__ or "", re.MULTILINE))
+
+    assert told - {"option"} == set(grammar._OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("shape", SHAPES),
+        ("usage", USAGES),
+        ("content_as", CONTENTS),
+        ("reasoning_as", REASONINGS),
+        ("calls_as", CALLS),
+        ("keepalive", KEEPALIVES),
+        ("done", DONES),
+        ("format", FORMATS),
+        ("no_answer", NO_ANSWERS),
+        ("error", ERRORS),
+    ],
+)
+def test_documentation_names_every_value(option: str, values: Iterable[str]) -> None:
+    """Between an option's line and the next one's, each of its values stands."""
+    text = grammar.__doc__ or ""
+    told = re.split(r"\n    (?=[a-z=])", text[text.index(f"\n    {option}=") + 1 :])[0]
+
+    assert [value for value in values if not re.search(rf"\b{value}\b", told.replace("-\n", ""))] == []
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shape_gives_way_to_what_is_chosen_by_itself(shape: str) -> None:
+    speaks = parse(f"p?shape={shape}&usage=none&content_as=parts&calls_as=whole&keepalive=data").speaks
+
+    assert (speaks.usage, speaks.content, speaks.calls, speaks.keepalive) == (
+        "none",
+        "parts",
+        "whole",
+        "data",
+    )
+    assert (speaks.id, speaks.ends) == (SHAPES[shape].id, SHAPES[shape].ends)
