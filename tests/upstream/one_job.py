@@ -20,7 +20,7 @@ from streamworker.upstream.client import HttpUpstream
 from streamworker.worker.execution import Execution
 from streamworker.worker.lane import Lane
 from tests.streams import NOW, make_job
-from tests.unit.worker.bench import JOBS, events, make_slot, make_tools
+from tests.unit.worker.bench import JOBS, events, make_gates, make_slot, make_tools, play
 
 if TYPE_CHECKING:
     from streamworker.model import JobError, UsageEvent
@@ -74,12 +74,14 @@ async def run_job(
     lane = Lane(JOBS, broker.committer(JOBS), stamp="me", lost=lambda _: None)
     await lane.open()
     lane.progress.begin(7)
+    lane.progress.count(7)
     committing = asyncio.create_task(lane.run())
     execution = Execution(
         make_tools(sink, MemoryClock(NOW), observer),
         _job(model, job or {}),
         make_slot(client, **given),
         lane,
+        make_gates(observer),
         to=Partition("events", 2),
         cause="new",
         attempt_id="a-1",
@@ -89,14 +91,13 @@ async def run_job(
     if cancel_at_s is not None:
         loop.call_later(cancel_at_s, execution.cancel, "nobody reads it any more")
     try:
-        end = await execution.run()
+        end = await play(execution)
         seconds = loop.time() - began
     finally:
         committing.cancel()
         await asyncio.gather(committing, return_exceptions=True)
         await lane.close()
         await client.close()
-    assert end is not None
     delays = [told[3] for told in observer.all("try_failed")]
     assert all(isinstance(delay, float) for delay in delays)
     return Outcome(end, delays, seconds, events(sink.records))  # type: ignore[arg-type]
