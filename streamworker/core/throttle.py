@@ -15,7 +15,8 @@ SPAN_S = 61.0
 """A minute, and a second for the way: a call that is on its way counts at the upstream when it arrives."""
 
 CUT = 0.7
-RECOVERY_S = 30.0
+CUT_EVERY_S = 1.0
+RECOVERY_S = 10.0
 
 
 class Throttle:
@@ -74,14 +75,15 @@ class Taken:
 class Concurrency:
     """How many streams may be open: `ceiling`, or less while the upstream refuses calls with 429.
 
-    Additive increase: the whole ceiling within `RECOVERY_S`. Multiplicative decrease: to `CUT` of what is open.
+    Additive increase: the whole ceiling within `RECOVERY_S`. Multiplicative decrease: to `CUT` of what is open, once in
+    `CUT_EVERY_S`: an upstream that refuses a share of all calls, whatever we do, must not starve us.
     """
 
     def __init__(self, ceiling: int) -> None:
         self.ceiling = ceiling
         self._limit = float(ceiling)
         self._known_at = 0.0
-        self._cut_at = -1.0
+        self._cut_at = -CUT_EVERY_S
 
     def limit(self, now: float) -> int:
         """Return how many streams may be open now, at least one."""
@@ -98,7 +100,7 @@ class Concurrency:
     def refused(self, called_at: float, open_streams: int, now: float) -> None:
         """A call was answered 429. One that was on its way when we last cut says nothing new."""
         self._recover(now)
-        if called_at > self._cut_at:
+        if called_at > self._cut_at and now - self._cut_at >= CUT_EVERY_S:
             self._cut_at = now
             self._limit = max(1.0, CUT * min(self._limit, open_streams))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.chaos import upstream
 from tests.chaos.plan import FULL, SHORT, draw
 from tests.chaos.run import play
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from streamworker.demo.broker import EmbeddedBroker
     from streamworker.practice import PracticeUpstream
     from tests.brokers.apache import ApacheKafka
 
@@ -24,6 +26,21 @@ async def test_workers_that_are_killed_stopped_and_moved_break_no_promise(
     outcome = await play(draw(SEED, SHORT), apache_kafka, practice, topics, tmp_path)
 
     assert outcome.breaches == []
+
+
+async def test_upstream_that_refuses_stalls_breaks_and_dies_costs_no_job_and_no_call_too_many(
+    embedded_broker: EmbeddedBroker, topics: Callable[[str], str], tmp_path: Path
+) -> None:
+    """Every job ends once, within policy, and the upstream's own log says that its limits were never exceeded."""
+    plan = upstream.Plan(jobs=60, dies_for_s=1, streams=20, requests_per_minute=1000)
+    report = await upstream.play(plan, embedded_broker, topics, tmp_path)
+
+    assert report.breaches == []
+    assert sum(report.statuses.values()) == plan.jobs
+    assert report.statuses.keys() <= {"completed", "interrupted", "failed"}
+    assert report.exceeded == {}
+    assert report.most_calls_of_a_job <= upstream.MAX_TRIES * (1 + upstream.MAX_RESTARTS)
+    assert report.answered_with["died"] > 0
 
 
 def test_plan_of_a_seed_is_the_same_each_time() -> None:

@@ -99,8 +99,8 @@ def test_concurrency_refused_falls_below_what_was_open_and_recovers_in_time() ->
     concurrency = Concurrency(300)
     concurrency.refused(1, 100, 1)
     assert concurrency.limit(1) == 70
-    assert concurrency.limit(2) == 80
-    assert concurrency.wait_s(80, 2) == pytest.approx(0.1)
+    assert concurrency.limit(2) == 100
+    assert concurrency.wait_s(101, 2) == pytest.approx(2 / 30)
 
     assert concurrency.limit(1 + RECOVERY_S) == 300
 
@@ -111,9 +111,11 @@ def test_concurrency_refusals_of_one_moment_count_once() -> None:
     for _ in range(50):
         concurrency.refused(0.5, 100, 1)
     assert concurrency.limit(1) == 70
-    concurrency.refused(1.5, 70, 2)
+    concurrency.refused(1.2, 70, 1.5)
+    assert concurrency.limit(1.5) == 85
+    concurrency.refused(1.6, 80, 2)
 
-    assert concurrency.limit(2) == 49
+    assert concurrency.limit(2) == 56
 
 
 def test_concurrency_never_falls_below_one() -> None:

@@ -179,7 +179,7 @@ async def test_gates_after_429_open_fewer_streams_and_recover() -> None:
     await take(gates, "a")
     waiting = await enter_later(gates, "a")
     assert not waiting.done()
-    await asyncio.sleep(3.1)
+    await asyncio.sleep(1.1)
 
     assert waiting.done()
 
