@@ -17,11 +17,14 @@ class Chunks:
 
     def __init__(self, answer_id: str, script: Script, choices: int) -> None:
         self._id = answer_id
-        self._name = script.name
         self._logprobs = script.logprobs
         self._shape: Shape = script.speaks
         self._choices = choices
         self._number = 0
+        kind = {"object": self._shape.object} if self._shape.object is not None else {}
+        self._head: dict[str, Any] = {**kind, "model": script.name, **self._shape.chunk}
+        last = {"object": self._shape.last_object} if self._shape.last_object is not None else {}
+        self._last: dict[str, Any] = {**last, **self._shape.last_chunk}
 
     def role(self, choice: int, usage: dict[str, Any] | None) -> dict[str, Any]:
         """The delta that only says who speaks."""
@@ -54,13 +57,9 @@ class Chunks:
     ) -> dict[str, Any]:
         """Put a chunk around choices. `usage` goes where the shape puts it."""
         shape = self._shape
-        whole: dict[str, Any] = {"id": self._next_id()}
-        kind = shape.last_object if is_last and shape.last_object else shape.object
-        if kind is not None:
-            whole["object"] = kind
-        whole |= {"model": self._name, **shape.chunk, "choices": choices}
+        whole = {"id": self._next_id(), **self._head, "choices": choices}
         if is_last:
-            whole |= shape.last_chunk
+            whole |= self._last
         if shape.padding:
             whole["obfuscation"] = "xY1"[: 1 + self._number % 3]
         if shape.null_usage:
@@ -78,7 +77,8 @@ class Chunks:
     def _choice(self, index: int, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
         shape = self._shape
         choice: dict[str, Any] = {"index": index} if shape.has_index or self._choices > 1 else {}
-        choice |= {"delta": {**shape.delta, **delta}, **shape.choice}
+        choice["delta"] = {**shape.delta, **delta} if shape.delta else delta
+        choice |= shape.choice
         if finish_reason is not None:
             choice |= {"finish_reason": finish_reason, **shape.last_choice}
         return choice

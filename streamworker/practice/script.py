@@ -16,6 +16,8 @@ What is said
     tool_calls[=N]       0 (bare: 1)  tool calls after the content; finish_reason "tool_calls"
     big_delta=N          -            the first content delta of each choice is N bytes of UTF-8
     finish=REASON        stop         the finish_reason; `none`: no choice ever finishes
+    logprobs             -            logprobs beside every delta of content
+    packed               -            the deltas of all choices in one chunk, the last choice first
     ==================== ============ ===================================================================
 
 In whose shape. A shape chooses all that follows in this table, each of which can be chosen by itself as well.
@@ -39,11 +41,7 @@ In whose shape. A shape chooses all that follows in this table, each of which ca
     keepalive=KIND       -            before every delta, and every ping_ms of first_delta_ms:
                                       `comment` `openrouter` `bare` `event` `data` `retry` `id` `json`
                                       `null` `blank`, or `all` in turn
-    logprobs             -            logprobs beside every delta of content
-    packed               -            the deltas of all choices in one chunk, the last choice first
     no_done              -            the stream ends without [DONE]
-    done=HOW             plain        `plain`, `blanks` around it, `no_space` before it, `no_newline` behind
-                                      it, `named` by an event line, `junk` after it
     ==================== ============ ===================================================================
 
 How it is sent
@@ -51,6 +49,8 @@ How it is sent
     format=F             seed         lines: `seed` LF LF, `unblanked` LF (no blank lines, the seed page as
                                       printed), `crlf` CRLF CRLF, `cr` CR CR, `no_space` after the colon,
                                       `multiline` (JSON over several data lines), `bom` before the first
+    done=HOW             plain        [DONE]: `plain`, with `blanks` around it, `no_space` before it,
+                                      `no_newline` behind it, `named` by an event line, `junk` after it
     framing=F            chunked      `close`: Connection: close and no length, so that a cut looks like a
                                       clean end of the body; `length`: a content-length
     encoding=E           -            `gzip`, flushed after every write; `lie`: says gzip and is not
@@ -105,6 +105,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
 
@@ -187,15 +188,9 @@ class Script:
     @property
     def speaks(self) -> Shape:
         """The shape, with what was chosen by itself in it."""
-        own: dict[str, Any] = {
-            "usage": self.usage,
-            "content": self.content_as,
-            "reasoning": self.reasoning_as,
-            "calls": self.calls_as,
-            "keepalive": self.keepalive,
-        }
-        chosen = {name: value for name, value in own.items() if value is not None}
-        return SHAPES[self.shape]._replace(**chosen)
+        return _speaks(
+            self.shape, self.usage, self.content_as, self.reasoning_as, self.calls_as, self.keepalive
+        )
 
     def well(self) -> Script:
         """The same stream with nothing going wrong."""
@@ -209,6 +204,25 @@ class Script:
             html200=False,
             json200=False,
         )
+
+
+@lru_cache(maxsize=1000)  # asked for with every running total
+def _speaks(
+    shape: str,
+    usage: str | None,
+    content: str | None,
+    reasoning: str | None,
+    calls: str | None,
+    keepalive: str | None,
+) -> Shape:
+    own: dict[str, Any] = {
+        "usage": usage,
+        "content": content,
+        "reasoning": reasoning,
+        "calls": calls,
+        "keepalive": keepalive,
+    }
+    return SHAPES[shape]._replace(**{name: value for name, value in own.items() if value is not None})
 
 
 def parse(model: str) -> Script:

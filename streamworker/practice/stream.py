@@ -96,7 +96,8 @@ class Player:
             number += len(move.pieces)
             if self._keepalive:
                 await self._write(self._moves.events.keepalive())
-            await self._send([move])
+            await self._write(move.data)
+            self._call.note(move)
 
     async def _pace(self) -> None:
         # Counted from when the last delta was due, so that the pace does not drift under load; a client that
@@ -106,13 +107,16 @@ class Player:
         await self._peer.pause(self._due - now)
 
     async def _write(self, data: bytes) -> None:
+        if self._packer is None and self._script.chunk_bytes is None:
+            await self._peer.send_body(data)
+            self._call.sent.bytes += len(data)
+            return
         size = self._script.chunk_bytes or len(data)
         for start in range(0, len(data), size):
             piece = data[start : start + size]
             await self._peer.send_body(self._packed(piece))
             self._call.sent.bytes += len(piece)
-            if self._script.chunk_bytes:
-                await self._peer.pause(0)  # lets a reader in this process see each piece as a read of its own
+            await self._peer.pause(0)  # lets a reader in this process see each piece as a read of its own
 
     def _packed(self, data: bytes) -> bytes:
         if self._packer is None:
