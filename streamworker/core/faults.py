@@ -57,15 +57,17 @@ _RETRIABLE_STATUSES = frozenset({408, 409, 429})
 def fault_in(payload: dict[str, Any], event_type: str) -> Fault | None:
     """Find the error in one JSON object of a stream; None where there is none.
 
-    `error: null`, `{}` and `""` are no errors. A flat object is one if it says so (`"object": "error"`) or if its
-    event is called `error`.
+    `error: null`, `{}` and `""` are no errors. A flat object is one if it says so (`"object": "error"`, or
+    `"type"`) or if its event is called `error`.
     """
     if error := payload.get("error"):
         return _fault(error, payload)
     groq = payload.get("x_groq")
     if isinstance(groq, dict) and (error := groq.get("error")):
         return _fault(error, payload)
-    if payload.get("object") == "error" or (event_type == "error" and not payload.get("choices")):
+    if "error" in (payload.get("object"), payload.get("type")):
+        return _fault(payload, payload)
+    if event_type == "error" and not payload.get("choices"):
         return _fault(payload, payload)
     return None
 

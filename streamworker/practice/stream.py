@@ -155,7 +155,7 @@ class Player:
 
     async def _cut(self) -> None:
         data = self._unfinished("half a ", b"half")
-        await self._peer.send_torn(data)
+        await self._peer.send_torn(self._packed(data))
         self._call.sent.bytes += len(data)
 
     async def _ping(self) -> None:

@@ -11,7 +11,10 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from streamworker.core.usage import ESTIMATE_METHOD
 from streamworker.model import ErrorCode, Status, UsageSource
@@ -254,6 +257,53 @@ def test_account_of_a_whole_answer_is_what_was_to_be_expected(name: str) -> None
     assert outcome.end.observed.content_chars == sum(map(len, expected_text(model, MESSAGES)))
     if way.source is REPORTED:
         assert outcome.end.usage == expected_usage(model, MESSAGES)
+
+
+SPOKEN = {
+    "shape": SHAPES,
+    "usage": USAGES,
+    "content_as": CONTENTS,
+    "reasoning_as": REASONINGS,
+    "calls_as": CALLS,
+    "keepalive": ("comment", "event", "json", "null", "retry"),
+    "format": ("crlf", "cr", "no_space", "multiline", "bom"),
+    "framing": ("close", "chunked"),
+    "encoding": ("gzip",),
+    "choices": ("1", "2", "3"),
+    "reasoning": ("0", "2"),
+    "tool_calls": ("0", "1"),
+}
+ENDS = ("end_after=1", "close_after=2", "cut_after=3", "error_frame_after=1&error=llamacpp", "stall_after=2")
+
+
+@st.composite
+def models(draw: st.DrawFn) -> str:
+    """Options that nobody has put together before."""
+    names = draw(st.sets(st.sampled_from(sorted(SPOKEN))))
+    options = [f"{name}={draw(st.sampled_from(sorted(SPOKEN[name])))}" for name in sorted(names)]
+    end = draw(st.sampled_from(["", *ENDS]))
+    return "&".join([*options, "deltas=3", *filter(None, [end])])
+
+
+@settings(max_examples=60, deadline=None)
+@given(models())
+def test_account_holds_for_shapes_that_nobody_has_seen_together(model: str) -> None:
+    """Whatever the chunks look like and however they end: what was sent was observed, and a report is never lost."""
+    outcome, call = run(played(Way(model, COMPLETED, REPORTED)), SocketLoop)
+    end = outcome.end
+
+    assert msgspec.structs.asdict(end.observed) == {
+        name: getattr(call.sent, name)
+        for name in ("deltas", "chunks", "content_chars", "reasoning_chars", "bytes")
+    }
+    if call.usage_sent is not None:
+        assert end.usage == call.usage_sent
+        assert end.usage_source in {REPORTED, PARTIAL}
+    else:
+        assert end.usage_source in {ESTIMATED, NOTHING}
+    if not any(fault.value in model for fault in Fault):
+        cut_short = "shape=litellm" in model and "content_as=audio" in model  # neither finish nor [DONE]
+        assert end.status is (INTERRUPTED if cut_short else COMPLETED)
 
 
 def test_every_fault_of_the_practice_upstream_is_in_the_table() -> None:

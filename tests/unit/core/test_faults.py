@@ -53,6 +53,9 @@ from streamworker.model import ErrorCode, Fault
             "t",
             id="older vllm, flat",
         ),
+        pytest.param(
+            {"type": "error", "message": "m", "code": 529}, "m", 529, "error", id="flat, by its type"
+        ),
         pytest.param({"error": {"code": 500, "message": "m", "type": "t"}}, "m", 500, "t", id="llama.cpp"),
         pytest.param(
             {"error": {"code": "server_error", "message": "m"}, "choices": [{"finish_reason": "error"}]},
