@@ -16,7 +16,7 @@ __all__ = ["SocketLoop", "TurnableLoop", "quiet", "run", "until"]
 
 T = TypeVar("T")
 _A_MOMENT_S = 1e-6
-_KERNEL_S = 0.005
+_KERNEL_S = 0.002
 """How long a socket of this machine may take to be ready once its peer has written: it has no network to cross."""
 
 

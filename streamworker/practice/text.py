@@ -75,9 +75,11 @@ def message(script: Script, messages: Sequence[Any], choice: int) -> dict[str, A
 
 
 def expected_text(model: str, messages: Sequence[Any], n: int = 1) -> list[str]:
-    """What each choice of a stream that goes well says; `n` is the request's, `choices=` overrules it."""
+    """The content of each choice of a stream that goes well; `n` is the request's, `choices=` overrules it."""
     script = parse(model)
-    return ["".join(_texts(script, messages, choice)) for choice in range(script.choices or n)]
+    how = script.speaks.content
+    texts = (_texts(script, messages, choice) for choice in range(script.choices or n))
+    return ["".join(_counted(how, text) for text in said) for said in texts]
 
 
 def expected_usage(model: str, messages: Sequence[Any], n: int = 1) -> dict[str, Any]:

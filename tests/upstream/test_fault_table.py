@@ -563,7 +563,9 @@ def test_patience_with_a_silent_upstream(name: str, seconds: float) -> None:
     assert got.seconds == pytest.approx(seconds + sum(got.delays), abs=0.2)
 
 
-@pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.tries > 1])
+@pytest.mark.parametrize(
+    "name", [name for name, row in TABLE.items() if row.tries > 1 and not name.endswith(", then [DONE]")]
+)
 def test_failing_upstream_that_recovers(name: str) -> None:
     """One failure of every kind that is worth another try, then an answer: one attempt, its text said once."""
     row = TABLE[name]
