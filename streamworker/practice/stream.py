@@ -138,8 +138,8 @@ class Player:
                 await self._cut()
             case Fault.CUT_UTF8:
                 await self._write(self._unfinished("", b'"content":"') + MULTI_BYTE[:2])
-            case Fault.END:
-                await self._end_body()
+            case Fault.END:  # of HTTP's framing; a compressed body ends nowhere
+                await self._peer.end_body()
             case Fault.STALL:
                 await self._peer.pause(None)
             case Fault.PING_STALL:

@@ -133,6 +133,7 @@ def _half_said(suffix: str, source: UsageSource) -> dict[str, Way]:
     ways = {
         "end": broke("end_after=4", source),
         "end without a length": broke("end_after=4&framing=close", source),
+        "end inside what is compressed": broke("end_after=4&encoding=gzip", source),
         "close": broke("close_after=4", source),
         "close before the length": broke("close_after=4&framing=length", source),
         "cut inside a chunk of HTTP": broke("cut_after=4", source),
