@@ -33,6 +33,23 @@ IDLE_S = 30.0
 MESSAGES = [{"role": "user", "content": "Count from 1 to 10."}]
 
 
+class LoopClock(MemoryClock):
+    """Everyone's time is the loop's."""
+
+    def __init__(self) -> None:
+        super().__init__(NOW)
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+
+    def now_ms(self) -> int:
+        """Milliseconds since the epoch."""
+        return NOW + round((self._loop.time() - self._began) * 1000)
+
+    def monotonic(self) -> float:
+        """Seconds of the loop's clock."""
+        return self._loop.time()
+
+
 class Outcome(NamedTuple):
     """How a job ended, and what was told on the way. `delays` are the seconds before each further try."""
 
@@ -77,7 +94,7 @@ async def run_job(
     lane.progress.count(7)
     committing = asyncio.create_task(lane.run())
     execution = Execution(
-        make_tools(sink, MemoryClock(NOW), observer),
+        make_tools(sink, LoopClock(), observer),
         _job(model, job or {}),
         make_slot(client, **given),
         lane,

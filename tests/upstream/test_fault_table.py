@@ -14,12 +14,12 @@ import time
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from email.utils import formatdate
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from streamworker.model import ErrorCode, Status
-from tests.streams import chunk, data
+from tests.streams import NOW, chunk, data
 from tests.turnable import SocketLoop, run
 from tests.upstream.one_job import CONNECT_S, FIRST_DELTA_S, IDLE_S, Outcome, run_job
 from tests.upstream.raw import EVENT_STREAM, Peer, chunked, response, serving
@@ -455,13 +455,14 @@ TABLE = {f"{phase} | {name}": row for phase, rows in PHASES.items() for name, ro
 
 
 @asynccontextmanager
-async def playing(*acts: Act) -> AsyncIterator[str]:
-    """Answer call after call with these, the last one again and again; give the base URL."""
-    left = list(acts)
+async def playing(*acts: Act) -> AsyncIterator[tuple[str, list[Act]]]:
+    """Answer call after call with these, the last one again and again; give the base URL and what was played."""
+    played: list[Act] = []
 
     async def serve(peer: Peer) -> None:
         await peer.request()
-        act = left.pop(0) if len(left) > 1 else left[0]
+        act = acts[min(len(played), len(acts) - 1)]
+        played.append(act)
         await peer.say(act.says)
         match act.then:
             case Then.WAIT:
@@ -474,7 +475,7 @@ async def playing(*acts: Act) -> AsyncIterator[str]:
                 await _ping(peer)
 
     async with serving(serve) as server:
-        yield server.base_url
+        yield server.base_url, played
 
 
 async def _ping(peer: Peer) -> None:
@@ -483,9 +484,12 @@ async def _ping(peer: Peer) -> None:
         await asyncio.sleep(PING_S)
 
 
-async def outcome(*acts: Act) -> Outcome:
-    async with playing(*acts) as base_url:
-        return await run_job(base_url, max_tries=MAX_TRIES)
+async def outcome(*acts: Act, **job: Any) -> Outcome:
+    """Run a job; the tries that it tells of are the calls that came."""
+    async with playing(*acts) as (base_url, played):
+        got = await run_job(base_url, max_tries=MAX_TRIES, job=job)
+        assert got.end.tries == len(played)
+        return got
 
 
 def check(row: Row, got: Outcome) -> None:
@@ -561,6 +565,24 @@ def test_patience_with_a_silent_upstream(name: str, seconds: float) -> None:
     got = run(outcome(act), SocketLoop)
 
     assert got.seconds == pytest.approx(seconds + sum(got.delays), abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("act", "status", "code", "seconds"),
+    [
+        pytest.param(busy(b"retry-after: 9"), FAILED, UNAVAILABLE, 9, id="time for one more"),
+        pytest.param(busy(b"retry-after: 11"), FAILED, UNAVAILABLE, 0, id="no time for another"),
+        pytest.param(Act(), Status.EXPIRED, ErrorCode.DEADLINE, 10, id="before the head"),
+        pytest.param(stream(ends=False), Status.EXPIRED, ErrorCode.DEADLINE, 10, id="before a delta"),
+        pytest.param(stream(WORD, ends=False), Status.EXPIRED, ErrorCode.DEADLINE, 10, id="after a delta"),
+    ],
+)
+def test_deadline_goes_before_everything(act: Act, status: Status, code: ErrorCode, seconds: float) -> None:
+    """Ten seconds are all there is: no wait goes beyond them, whatever the upstream asks for."""
+    got = run(outcome(act, deadline=NOW / 1000 + 10), SocketLoop)
+
+    assert (got.end.status, got.code) == (status, code)
+    assert got.seconds == pytest.approx(seconds, abs=0.1)
 
 
 @pytest.mark.parametrize(
