@@ -31,6 +31,8 @@ KEEPALIVES: Final = {
     "id": b"id: 7",
     "json": b'data: {"type":"ping"}',
     "null": b"data: null",
+    "object": b"data: {}",
+    "no_error": b'data: {"error":null}',
     "blank": b"",
 }
 DONES: Final = {

@@ -35,12 +35,12 @@ In whose shape. A shape chooses all that follows in this table, each of which ca
                                       `audio`
     reasoning_as=HOW     reasoning_-  `reasoning_content`, `reasoning`, `both`, `details`
                          content      (reasoning_details), `parts` (thinking parts of the content)
-    calls_as=HOW         fragments    `fragments`, `whole`, `no_index`, `zero_index`, `no_type`, `empty_id`,
-                                      `repeated`, `late_name`, `no_arguments`, `sparse`, `custom`,
-                                      `function_call`
+    calls_as=HOW         fragments    `fragments`, `interleaved`, `whole`, `no_index`, `zero_index`, `no_type`,
+                                      `empty_id`, `repeated`, `late_name`, `no_name`, `no_arguments`,
+                                      `sparse`, `custom`, `function_call`
     keepalive=KIND       -            before every delta, and every ping_ms of first_delta_ms:
                                       `comment` `openrouter` `bare` `event` `data` `retry` `id` `json`
-                                      `null` `blank`, or `all` in turn
+                                      `null` `object` `no_error` `blank`, or `all` in turn
     no_done              -            the stream ends without [DONE]
     ==================== ============ ===================================================================
 

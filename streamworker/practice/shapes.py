@@ -13,6 +13,7 @@ CONTENTS: Final = ("text", "parts", "refusal", "audio")
 REASONINGS: Final = ("reasoning_content", "reasoning", "both", "details", "parts")
 CALLS: Final = (
     "fragments",
+    "interleaved",
     "whole",
     "no_index",
     "zero_index",
@@ -20,6 +21,7 @@ CALLS: Final = (
     "empty_id",
     "repeated",
     "late_name",
+    "no_name",
     "no_arguments",
     "sparse",
     "custom",

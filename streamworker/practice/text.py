@@ -54,7 +54,7 @@ def pieces(script: Script, messages: Sequence[Any], choices: int) -> Iterator[Pi
 
 def count(script: Script, choices: int) -> int:
     """How many deltas `pieces` gives."""
-    calls = script.tool_calls * tools.count(script.speaks.calls)
+    calls = tools.count(script.speaks.calls, script.tool_calls)
     return choices * (script.reasoning + _words(script)[1] + calls)
 
 
@@ -114,9 +114,8 @@ def _choice_pieces(script: Script, messages: Sequence[Any], choice: int) -> Iter
         yield Piece(choice, _reasoned(shape.reasoning, thought), reasoning=thought)
     for number, text in enumerate(_texts(script, messages, choice)):
         yield Piece(choice, _said(shape.content, text, number), _counted(shape.content, text))
-    for number in range(script.tool_calls):
-        for delta in tools.deltas(shape.calls, choice, number):
-            yield Piece(choice, delta)
+    for delta in tools.deltas(shape.calls, choice, script.tool_calls):
+        yield Piece(choice, delta)
 
 
 def _reasoned(how: str, thought: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -18,15 +19,20 @@ def tool_call(choice: int, number: int) -> dict[str, Any]:
     return {"id": f"call_{choice}_{number}", "type": "function", "function": function}
 
 
-def deltas(how: str, choice: int, number: int) -> Iterator[dict[str, Any]]:
-    """The deltas that say one call."""
-    for fragment in _fragments(how, tool_call(choice, number), number):
-        yield {"function_call": fragment} if how == "function_call" else {"tool_calls": [fragment]}
+def deltas(how: str, choice: int, calls: int) -> Iterator[dict[str, Any]]:
+    """The deltas that say so many calls."""
+    said = [list(_fragments(how, tool_call(choice, number), number)) for number in range(calls)]
+    if how == "function_call":
+        yield from ({"function_call": fragment} for fragment in chain.from_iterable(said))
+    elif how == "interleaved":  # every delta carries a fragment of every call
+        yield from ({"tool_calls": list(fragments)} for fragments in zip(*said, strict=True))
+    else:
+        yield from ({"tool_calls": [fragment]} for fragment in chain.from_iterable(said))
 
 
-def count(how: str) -> int:
-    """How many deltas say one call."""
-    return len(list(deltas(how, 0, 0)))
+def count(how: str, calls: int) -> int:
+    """How many deltas say so many calls."""
+    return len(list(deltas(how, 0, min(calls, 1)))) * (1 if how == "interleaved" else calls)
 
 
 def _fragments(how: str, call: dict[str, Any], number: int) -> Iterator[dict[str, Any]]:
@@ -71,6 +77,7 @@ _BENT: Final[dict[str, Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]
     # Whose fragment it is, only the id tells.
     "no_index": lambda fragment, call: _without("index", fragment) | {"id": call["id"]},
     "zero_index": lambda fragment, call: fragment | {"index": 0, "id": call["id"]},
+    "no_name": lambda fragment, _: fragment | {"function": _without("name", fragment["function"])},
     "no_type": lambda fragment, _: _without("type", fragment),
     "empty_id": lambda fragment, _: {"id": "", **fragment},
     "repeated": _repeated,

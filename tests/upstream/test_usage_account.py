@@ -79,7 +79,7 @@ WELL = {
     "choices": Way("deltas=5&choices=3", COMPLETED, REPORTED),
     "choices in one chunk": Way("deltas=5&choices=3&packed", COMPLETED, REPORTED),
     "every kind of keep-alive": Way(
-        "deltas=12&keepalive=all&first_delta_ms=9000&ping_ms=1000", COMPLETED, REPORTED
+        "deltas=14&keepalive=all&first_delta_ms=9000&ping_ms=1000", COMPLETED, REPORTED
     ),
 }
 FORMATTED = {
@@ -257,6 +257,39 @@ def _check_usage(way: Way, outcome: Outcome, call: Call) -> None:
         case UsageSource.NONE:
             assert (end.usage, end.observed.content_chars, end.observed.reasoning_chars) == (None, 0, 0)
             assert not end.estimate_method
+
+
+def test_account_of_several_tries_adds_up_what_passed_and_takes_the_last_report() -> None:
+    """Bytes of a failed try have passed as well; its usage is not the answer's."""
+
+    async def work() -> tuple[Outcome, list[Call]]:
+        model = "practice?deltas=5&error_frame_after=0&times=2"
+        async with PracticeUpstream() as practice:
+            outcome = await run_job(practice.base_url, model=model)
+            await practice.until(lambda: not practice.open_streams)
+            return outcome, list(practice.calls)
+
+    outcome, calls = run(work(), SocketLoop)
+
+    assert (outcome.end.status, outcome.end.tries, len(calls)) == (COMPLETED, 3, 3)
+    assert outcome.end.observed.bytes == sum(call.sent.bytes for call in calls)
+    assert outcome.end.observed.deltas == calls[-1].sent.deltas
+    assert (outcome.end.usage, outcome.end.usage_source) == (calls[-1].usage_sent, REPORTED)
+
+
+def test_account_without_the_report_that_was_not_asked_for_is_an_estimate() -> None:
+    """Some upstreams report only who asks, and some refuse to be asked."""
+
+    async def work() -> tuple[Outcome, Call]:
+        async with PracticeUpstream() as practice:
+            model = "practice?deltas=5&usage=own"
+            outcome = await run_job(practice.base_url, model=model, include_usage=False)
+            return outcome, practice.calls[-1]
+
+    outcome, call = run(work(), SocketLoop)
+
+    assert "stream_options" not in call.body
+    assert (call.usage_sent, outcome.end.usage_source) == (None, ESTIMATED)
 
 
 SPOKEN = {

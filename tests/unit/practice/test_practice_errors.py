@@ -166,7 +166,7 @@ async def test_keepalive_comes_before_every_delta_and_in_the_first_silence(
 
 
 async def test_keepalives_of_all_kinds_come_in_turn(practice: PracticeUpstream) -> None:
-    chunks = await answer(practice, "p?deltas=10&keepalive=all")
+    chunks = await answer(practice, "p?deltas=12&keepalive=all")
 
     assert chunks[1:-1:2] == [sign + b"\n\n" for sign in KEEPALIVES.values()]
 

@@ -7,8 +7,8 @@ from typing import Any
 import orjson
 import pytest
 
-from streamworker.practice import PracticeUpstream, expected_text, expected_tool_calls, expected_usage
-from streamworker.practice.shapes import SHAPES
+from streamworker.practice import PracticeUpstream, expected_text, expected_tool_calls, expected_usage, tools
+from streamworker.practice.shapes import CALLS, SHAPES
 from tests.unit.practice.practice_client import MESSAGES, answer, ended
 
 Chunks = list[dict[str, Any]]
@@ -107,6 +107,8 @@ async def test_shape_changes_nothing_of_what_is_said(practice: PracticeUpstream,
 CALL = expected_tool_calls("p?tool_calls")[0]
 FRAGMENTS: dict[str, Callable[[list[Any]], bool]] = {
     "fragments": lambda all_: all_[0]["function"]["arguments"] == "" and "id" not in all_[1],
+    "interleaved": lambda all_: all_[0]["function"]["arguments"] == "" and "id" not in all_[1],
+    "no_name": lambda all_: all("name" not in one["function"] for one in all_),
     "whole": lambda all_: all_ == [{"index": 0, **CALL}],
     "no_index": lambda all_: all("index" not in one and one["id"] == CALL["id"] for one in all_),
     "zero_index": lambda all_: {one["index"] for one in all_} == {0},
@@ -125,7 +127,7 @@ FRAGMENTS: dict[str, Callable[[list[Any]], bool]] = {
 }
 
 
-@pytest.mark.parametrize("how", FRAGMENTS)
+@pytest.mark.parametrize("how", CALLS)
 async def test_calls_are_cut_up_as_asked(practice: PracticeUpstream, how: str) -> None:
     chunks = await said(practice, f"p?deltas=0&tool_calls&calls_as={how}")
     spoken = deltas(chunks)[1:]
@@ -137,6 +139,20 @@ async def test_calls_are_cut_up_as_asked(practice: PracticeUpstream, how: str) -
     assert FRAGMENTS[how](fragments), fragments
     said_so = "".join(part.get("arguments") or part.get("input") or "" for part in parts)
     assert said_so == CALL["function"]["arguments"]
+
+
+async def test_interleaved_calls_share_their_deltas(practice: PracticeUpstream) -> None:
+    chunks = await said(practice, "p?deltas=0&tool_calls=3&calls_as=interleaved")
+    spoken = deltas(chunks)[1:]
+
+    assert [[call["index"] for call in delta["tool_calls"]] for delta in spoken] == [[0, 1, 2]] * 4
+
+
+@pytest.mark.parametrize("how", CALLS)
+def test_calls_are_counted_beforehand(how: str) -> None:
+    assert [tools.count(how, calls) for calls in (0, 1, 3)] == [
+        len(list(tools.deltas(how, 0, calls))) for calls in (0, 1, 3)
+    ]
 
 
 @pytest.mark.parametrize(
