@@ -17,7 +17,7 @@ Foreign exceptions (aiokafka, httpx, aiohttp) are mapped once, in the room that 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,12 +74,16 @@ class Fenced(KafkaError):
 class UpstreamError(StreamworkerError):
     """A try failed, before or inside its event stream. `error` is what the terminal event will say.
 
-    `advice` is what the answer's headers say about another try, where there was an answer.
+    `advice` is what the answer's headers say about another try, where there was an answer. `usage` is what a whole
+    completion that came instead of an event stream reports: it is paid for.
     """
 
-    def __init__(self, error: JobError, advice: Advice | None = None) -> None:
+    def __init__(
+        self, error: JobError, advice: Advice | None = None, usage: dict[str, Any] | None = None
+    ) -> None:
         self.error = error
         self.advice = advice
+        self.usage = usage
         super().__init__(f"{error.code}: {error.message}")
 
 

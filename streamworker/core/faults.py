@@ -20,6 +20,7 @@ __all__ = [
     "http_error",
     "is_retriable",
     "stream_error",
+    "usage_of_body",
 ]
 
 UPSTREAM_TEXT_LIMIT = 2048
@@ -88,6 +89,16 @@ def fault_of_body(body: bytes) -> Fault:
     # Without an error's words it may be no error at all: a whole completion, for one.
     message = frame.strip() if fault is flat and not _words(payload) else fault.message
     return Fault(message=message, frame=frame, status=fault.status, kind=fault.kind)
+
+
+def usage_of_body(body: bytes) -> dict[str, Any] | None:
+    """Return what a whole completion reports, from an upstream that ignored `stream`: it is paid for all the same."""
+    try:
+        payload = decode(body)
+    except InvalidJSON:
+        return None
+    usage = payload.get("usage") if isinstance(payload, dict) and payload.get("choices") else None
+    return usage if isinstance(usage, dict) and usage else None
 
 
 def http_error(status: int, body: bytes) -> JobError:

@@ -7,6 +7,8 @@ the attempt's table has no row for it.
 from __future__ import annotations
 
 import math
+import re
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,7 @@ __all__ = ["MAX_ADVISED_S", "backoff_s", "falls_back", "next_try_s", "read_advic
 
 BASE_S = 0.5
 MAX_BACKOFF_S = 8.0
+_DECIMAL = re.compile(r"\+?[0-9]{1,9}(\.[0-9]*)?([eE][+-]?[0-9]{1,2})?")
 MAX_ADVISED_S = 120.0
 """Longest delay that an upstream may ask for; beyond it the try is the last one. openai-python's number."""
 
@@ -30,7 +33,7 @@ _UPSTREAMS_MATTER = frozenset({ErrorCode.AUTH, ErrorCode.RATE_LIMITED, ErrorCode
 def read_advice(headers: Mapping[str, str], now_s: float) -> Advice:
     """Read `x-should-retry`, `retry-after-ms` and `retry-after` (seconds or a date). `now_s` is since the epoch.
 
-    NaN, infinite and negative values are no advice; a date that has passed means now.
+    NaN, infinite and negative values are no advice; a date that has passed means now, one without a zone is in UTC.
     """
     should = {"true": True, "false": False}.get(headers.get("x-should-retry", "").strip().lower())
     after = _number(headers.get("retry-after-ms"), scale=0.001)
@@ -48,11 +51,23 @@ def next_try_s(
 
     `tries` were made; `random` is in [0, 1); `left_s` is what the job's deadline leaves, infinite without one.
     """
-    is_wanted = error.retriable if advice.should_retry is None else advice.should_retry
-    if not is_wanted or tries >= max_tries:
+    if tries >= max_tries or not _is_wanted(error, advice):
         return None
-    delay = backoff_s(tries, random) if advice.after_s is None else advice.after_s
-    return delay if delay <= MAX_ADVISED_S and delay < left_s else None
+    if not advice.after_s:  # "at once" is no reason to leave out our own backoff
+        delay = backoff_s(tries, random)
+    elif advice.after_s > MAX_ADVISED_S:
+        return None
+    else:
+        delay = advice.after_s
+    return delay if delay < left_s else None
+
+
+def _is_wanted(error: JobError, advice: Advice) -> bool:
+    """Whether another try may help. No header makes a refused key, an empty account or a bad request good."""
+    if advice.should_retry is None or error.retriable:
+        return error.retriable and advice.should_retry is not False
+    is_hopeless = error.code in {ErrorCode.AUTH, ErrorCode.RATE_LIMITED} or error.http_status in {400, 422}
+    return advice.should_retry and not is_hopeless
 
 
 def falls_back(error: JobError) -> bool:
@@ -69,15 +84,19 @@ def backoff_s(tries: int, random: float) -> float:
 
 
 def _number(text: str | None, scale: float = 1.0) -> float | None:
-    try:
-        value = float(text or "") * scale
-    except ValueError:
+    if text is None or not _DECIMAL.fullmatch(
+        text.strip()
+    ):  # float() takes "1_0", "nan" and other alphabets' digits
         return None
-    return value if math.isfinite(value) and value >= 0 else None
+    value = float(text) * scale
+    return value if math.isfinite(value) else None
 
 
 def _date(text: str | None, now_s: float) -> float | None:
     try:
-        return max(0.0, parsedate_to_datetime(text or "").timestamp() - now_s)
+        date = parsedate_to_datetime(text or "")
+        if date.tzinfo is None:  # asctime, or "-0000"; Python would take it for local time
+            date = date.replace(tzinfo=UTC)
+        return max(0.0, date.timestamp() - now_s)
     except (ValueError, TypeError, OverflowError):
         return None

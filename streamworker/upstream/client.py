@@ -17,7 +17,7 @@ import httpx
 from httpx_aiohttp.transport import AiohttpResponseStream, AiohttpTransport
 
 from streamworker import __version__
-from streamworker.core.faults import fault_of_body, http_error, is_retriable
+from streamworker.core.faults import fault_of_body, http_error, is_retriable, usage_of_body
 from streamworker.core.redaction import Redactor
 from streamworker.core.retry import read_advice
 from streamworker.errors import ConfigurationError, UpstreamError
@@ -119,8 +119,9 @@ class HttpUpstream:
         kind = response.headers.get("content-type", "")
         if response.status_code == 200 and kind.partition(";")[0].strip().lower() == "text/event-stream":
             return
-        error = _refusal(response.status_code, kind, await _capped_body(response))
-        raise UpstreamError(error, read_advice(response.headers, time.time()))
+        body = await _capped_body(response)
+        error = _refusal(response.status_code, kind, body)
+        raise UpstreamError(error, read_advice(response.headers, time.time()), usage_of_body(body))
 
 
 class HttpAnswer:

@@ -232,6 +232,8 @@ class Execution:
                     await answer.drain()
         except UpstreamError as error:
             self._advice = error.advice or self._advice
+            if error.usage is not None:
+                self.attempt.ledger.report(error.usage, final=True)
             await self._end_broken(error.error)
 
     async def _read(self, answer: Answer) -> None:

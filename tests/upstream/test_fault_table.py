@@ -185,7 +185,8 @@ HEADERS = {
         busy(b"retry-after: 9", b"retry-after-ms: soon"), 3, after(9), UNAVAILABLE, True
     ),
     "retry-after at a date": Row(dated(30), 3, after(30, within=2.5), UNAVAILABLE, True),
-    "retry-after at a date gone by": Row(dated(-3600), 3, after(0), UNAVAILABLE, True),
+    "retry-after at a date gone by": Row(dated(-3600), 3, BACKOFF, UNAVAILABLE, True),
+    "retry-after at once": Row(busy(b"retry-after: 0"), 3, BACKOFF, UNAVAILABLE, True),
     "retry-after at a date too far": Row(dated(3600), 1, NONE, UNAVAILABLE, True),
     "retry-after of nan": Row(busy(b"retry-after: nan"), 3, BACKOFF, UNAVAILABLE, True),
     "retry-after of inf": Row(busy(b"retry-after: inf"), 3, BACKOFF, UNAVAILABLE, True),
@@ -201,7 +202,9 @@ HEADERS = {
     "retry-after of a million": Row(busy(b"retry-after: 1000000"), 1, NONE, UNAVAILABLE, True),
     "retry-after where nothing helps": Row(advised(400, b"retry-after: 1"), 1, NONE, REJECTED),
     "x-should-retry false": Row(busy(b"x-should-retry: false"), 1, NONE, UNAVAILABLE, True),
-    "x-should-retry true": Row(advised(400, b"x-should-retry: TRUE"), 3, BACKOFF, REJECTED),
+    "x-should-retry true": Row(advised(404, b"x-should-retry: TRUE"), 3, BACKOFF, REJECTED),
+    "x-should-retry true of a bad request": Row(advised(400, b"x-should-retry: true"), 1, NONE, REJECTED),
+    "x-should-retry true of a refused key": Row(advised(401, b"x-should-retry: true"), 1, NONE, AUTH),
     "x-should-retry true with a delay": Row(
         advised(404, b"x-should-retry: true", b"retry-after: 4"), 3, after(4), REJECTED
     ),

@@ -15,6 +15,7 @@ from streamworker.core.faults import (
     http_error,
     is_retriable,
     stream_error,
+    usage_of_body,
 )
 from streamworker.model import ErrorCode, Fault
 
@@ -254,3 +255,20 @@ def test_fault_of_long_frames_and_messages_is_cut() -> None:
     assert fault is not None
     assert len(fault.message.encode()) == RAW_TEXT_LIMIT
     assert RAW_TEXT_LIMIT - 4 < len(fault.frame.encode()) <= RAW_TEXT_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("body", "usage"),
+    [
+        (b'{"choices":[{"message":{}}],"usage":{"total_tokens":3}}', {"total_tokens": 3}),
+        (b'{"choices":[{"message":{}}],"usage":{}}', None),
+        (b'{"choices":[{"message":{}}],"usage":7}', None),
+        (b'{"usage":{"total_tokens":3}}', None),
+        (b"<html>", None),
+        (b"[1]", None),
+        (b"", None),
+    ],
+)
+def test_usage_of_a_whole_completion_is_found(body: bytes, usage: dict[str, int] | None) -> None:
+    """It came although a stream was asked for; it is paid for all the same."""
+    assert usage_of_body(body) == usage

@@ -8,12 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamworker.core.retry import MAX_ADVISED_S, backoff_s, next_try_s, read_advice
+from streamworker.core.retry import MAX_ADVISED_S, backoff_s, falls_back, next_try_s, read_advice
 from streamworker.model import Advice, ErrorCode, JobError
 
 NOW = 1_700_000_000.0
 RETRIABLE = JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "busy", 503, retriable=True)
 FINAL = JobError(ErrorCode.RATE_LIMITED, "no money", 429, retriable=False)
+NOT_FOUND = JobError(ErrorCode.UPSTREAM_REJECTED, "not here", 404)
+REFUSED_KEY = JobError(ErrorCode.AUTH, "no such key", 401)
+BAD_REQUEST = JobError(ErrorCode.UPSTREAM_REJECTED, "bad", 400)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +32,11 @@ FINAL = JobError(ErrorCode.RATE_LIMITED, "no money", 429, retriable=False)
         ({"retry-after": "NaN"}, Advice()),
         ({"retry-after": "soon"}, Advice()),
         ({"retry-after": ""}, Advice()),
+        ({"retry-after": "1_0"}, Advice()),
+        ({"retry-after": "٥"}, Advice()),
+        ({"retry-after": "1e2"}, Advice(None, 100.0)),
+        ({"retry-after": "Tue, 14 Nov 2023 22:13:30 -0000"}, Advice(None, 10.0)),
+        ({"retry-after": "Tue Nov 14 22:13:30 2023"}, Advice(None, 10.0)),
         ({"retry-after": "Tue, 14 Nov 2023 22:13:30 GMT"}, Advice(None, 10.0)),
         ({"retry-after": "Tue, 14 Nov 2023 22:13:00 GMT"}, Advice(None, 0.0)),
         ({"x-should-retry": "false", "retry-after": "1"}, Advice(False, 1.0)),
@@ -53,7 +61,11 @@ def test_advice_of_headers(headers: dict[str, str], advice: Advice) -> None:
         (RETRIABLE, Advice(False, None), 1, inf, None),
         (FINAL, Advice(), 1, inf, None),
         (FINAL, Advice(None, 1.0), 1, inf, None),
-        (FINAL, Advice(True, 1.0), 1, inf, 1.0),
+        (FINAL, Advice(True, 1.0), 1, inf, None),  # an empty account stays empty, whatever the headers say
+        (NOT_FOUND, Advice(True, 1.0), 1, inf, 1.0),
+        (REFUSED_KEY, Advice(True, 1.0), 1, inf, None),
+        (BAD_REQUEST, Advice(True, 1.0), 1, inf, None),
+        (RETRIABLE, Advice(None, 0.0), 2, inf, 1.0),  # at once is no reason to come back without a pause
     ],
 )
 def test_next_try_follows_error_advice_tries_and_deadline(
@@ -76,3 +88,21 @@ def test_advice_takes_any_text(milliseconds: str, after: str, should: str) -> No
     delay = read_advice(headers, NOW).after_s
 
     assert delay is None or 0 <= delay < inf
+
+
+@pytest.mark.parametrize(
+    ("error", "elsewhere"),
+    [
+        (RETRIABLE, True),
+        (FINAL, True),
+        (REFUSED_KEY, True),
+        (JobError(ErrorCode.UPSTREAM_REJECTED, "pay first", 402), True),
+        (JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "no TLS"), True),
+        (NOT_FOUND, False),
+        (BAD_REQUEST, False),
+        (JobError(ErrorCode.UPSTREAM_PROTOCOL, "a page of HTML", 200), False),
+    ],
+)
+def test_another_upstream_is_called_where_this_one_is_at_fault(error: JobError, elsewhere: bool) -> None:
+    """Its account and its key are its own; a bad request is bad everywhere."""
+    assert falls_back(error) is elsewhere
