@@ -1,0 +1,56 @@
+"""A broker that goes away: what its clients do meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import aiokafka.client
+import pytest
+
+from streamworker.demo.broker import EmbeddedBroker
+from streamworker.kafka.log import open_log
+from streamworker.model import Partition
+from tests.integration.stage import Stage, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from streamworker.practice import PracticeUpstream
+
+pytestmark = pytest.mark.embedded
+
+
+@pytest.mark.usefixtures("embedded_broker")  # it says so where there is none
+async def test_reader_of_a_log_without_leader_and_broker_asks_a_few_times_a_second(
+    practice: PracticeUpstream, topics: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every worker reads the control topic like this: to ask again at once would take the processor of its streams."""
+    connect, tries = aiokafka.client.create_conn, 0
+
+    async def counted(*arguments: Any, **named: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        return await connect(*arguments, **named)
+
+    monkeypatch.setattr(aiokafka.client, "create_conn", counted)
+    with EmbeddedBroker() as broker:
+        async with Stage(broker, practice, topics, tmp_path) as stage:
+            await stage.open()
+            settings = stage.settings().kafka
+        async with open_log(settings, stage.control_topic) as log:
+            await asyncio.to_thread(broker.stop)
+            leaders = log._consumer._client.cluster._partitions
+            # What a broker tells of a partition that was just made, or whose leader has gone.
+            leaders[stage.control_topic] = {0: leaders[stage.control_topic][0]._replace(leader=-1)}
+            records = log.follow([Partition(stage.control_topic, 0)])
+            reading = asyncio.ensure_future(anext(records))
+            tries = 0
+            await eventually(lambda: tries)
+            await asyncio.sleep(1)
+            in_a_second = tries
+            reading.cancel()
+            await asyncio.wait([reading])
+
+    assert in_a_second <= 10
