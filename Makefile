@@ -23,8 +23,10 @@ $(READY): requirements/dev.txt pyproject.toml
 demo: $(READY) ## run the whole thing on this machine: broker, upstream, worker, several jobs side by side
 	@exec $(BIN)/streamworker demo $(ARGS)
 
+# Tests wait more than they compute: two processes, each with brokers of its own and whole files at a time. Files keep
+# their order, in which the long ones come first. One process, for a debugger: make test ARGS="-n 0".
 test: $(READY) ## every test, on the embedded broker and on Apache Kafka (skipped with the reason where it cannot run)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: $(READY) ## workers, brokers and upstreams that die at random, on Apache Kafka (ARGS="--seeds 20")
 	$(BIN)/python -m tests.chaos --apache --seeds 20 $(ARGS)

@@ -1,5 +1,6 @@
 """A real Apache Kafka: fetched once with Maven, then one KRaft node per test session."""
 
+import fcntl
 import hashlib
 import os
 import re
@@ -35,6 +36,7 @@ group.min.session.timeout.ms=1000
 # After a kill the controller takes the broker back when its old session has ended: not 9 s.
 broker.session.timeout.ms=2500
 broker.heartbeat.interval.ms=500
+log.segment.delete.delay.ms=1000
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=8
 transaction.state.log.replication.factor=1
@@ -82,6 +84,7 @@ class ApacheKafka:
             "java",
             "-Xmx512m",
             "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",  # no broker of ours lives long enough to pay for the second compiler
             "-Dorg.apache.logging.log4j.level=INFO",
             "-cp",
             f"{libraries}/*",
@@ -157,7 +160,11 @@ def fetched() -> Path:
         need(NEEDS.format("a JDK (java) on the PATH"))
     libraries = cached_libraries()
     if not libraries.is_dir():
-        _fetch(libraries)
+        libraries.parent.mkdir(parents=True, exist_ok=True)
+        with Path(f"{libraries}.lock").open("w") as lock:  # tests may run in several processes: one fetches
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not libraries.is_dir():
+                _fetch(libraries)
     return libraries
 
 
@@ -172,7 +179,6 @@ def cached_libraries() -> Path:
 def _fetch(libraries: Path) -> None:
     if (maven := shutil.which("mvn")) is None:
         need(NEEDS.format("Maven (mvn) on the PATH, once"))
-    libraries.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=libraries.parent) as fresh:
         jars = Path(fresh) / "jars"
         goal = ["dependency:copy-dependencies", f"-DoutputDirectory={jars}"]
@@ -189,6 +195,4 @@ def _fetch(libraries: Path) -> None:
             need(NEEDS.format(f"its jars from Maven within {FETCH_S} s"))
         if done.returncode or not jars.is_dir():
             need(NEEDS.format(f"its jars, and Maven failed: {(done.stdout + done.stderr)[-2000:]}"))
-        # Whoever comes second finds the directory of the first: a half download never has the name.
-        if not libraries.is_dir():
-            jars.rename(libraries)
+        jars.rename(libraries)  # a half download never has the name

@@ -31,6 +31,7 @@ __all__ = ["InProcess", "Process", "Stage", "eventually"]
 
 LIMIT_S = 30.0
 STOP_S = 25.0
+FORGET_S = 2.0
 
 
 async def eventually(
@@ -78,6 +79,7 @@ class Stage:
         self._stack = contextlib.AsyncExitStack()
         self._changed = asyncio.Condition()
         self._reading: asyncio.Task[None] | None = None
+        self._topics: list[str] = []
         self._read_topics: list[str] = []
         self._producer: Any = None
         self._admin: Any = None
@@ -93,6 +95,7 @@ class Stage:
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.wait([self._reading])
+        await self._forget_topics()
         await self._stack.aclose()
 
     async def open(
@@ -112,6 +115,7 @@ class Stage:
             NewTopic(topic, count, 1, topic_configs={**limits.get(topic, {}), **(topic_settings or {})})
             for topic, count in wanted
         ]
+        self._topics = [topic for topic, _ in wanted]
         answer = await self._admin.create_topics(new)
         assert {error[1] for error in answer.topic_errors} == {0}, answer.topic_errors
         if reply_topics:
@@ -126,6 +130,13 @@ class Stage:
         )
         self._read_topics = [self.events_topic, *reply_topics]
         self._reading = asyncio.create_task(self._read(events_partitions))
+
+    async def _forget_topics(self) -> None:
+        """A broker that crashes in a later test would read all of them again before it answers."""
+        with contextlib.suppress(KafkaError, TimeoutError):
+            async with asyncio.timeout(FORGET_S):
+                if self._topics:
+                    await self._admin.delete_topics(self._topics)
 
     async def _started(self, client: Any) -> Any:
         self._stack.push_async_callback(

@@ -55,7 +55,7 @@ async def test_order_of_a_key_holds_through_a_rebalance(apache: Stage) -> None:
     """The next owner begins with the lowest unfinished job of each key."""
     await apache.open(partitions=3)
     async with apache.worker(worker__ordering="key", worker__session_timeout_s=6):
-        job_ids = await submit_keyed(apache, "practice?deltas=10&pace_ms=30", partitions=3)
+        job_ids = await submit_keyed(apache, "practice?deltas=10&pace_ms=80", partitions=3)
         await apache.until(
             lambda: apache.deltas("blue-0") and apache.deltas("green-0") and apache.deltas("red-0")
         )

@@ -10,6 +10,7 @@ import pytest
 
 from streamworker.demo.broker import EmbeddedBroker
 from streamworker.kafka.log import open_log
+from streamworker.kafka.topics import open_admin
 from streamworker.model import Partition
 from tests.integration.stage import Stage, eventually
 
@@ -36,16 +37,16 @@ async def test_reader_of_a_log_without_leader_and_broker_asks_a_few_times_a_seco
 
     monkeypatch.setattr(aiokafka.client, "create_conn", counted)
     with EmbeddedBroker() as broker:
-        async with Stage(broker, practice, topics, tmp_path) as stage:
-            await stage.open()
-            settings = stage.settings().kafka
-        async with open_log(settings, stage.control_topic) as log:
+        settings = Stage(broker, practice, topics, tmp_path).settings()
+        topic = settings.topics.control
+        async with open_admin(settings) as admin:
+            await admin.create(partitions=1)
+        async with open_log(settings.kafka, topic) as log:
             await asyncio.to_thread(broker.stop)
             leaders = log._consumer._client.cluster._partitions
             # What a broker tells of a partition that was just made, or whose leader has gone.
-            leaders[stage.control_topic] = {0: leaders[stage.control_topic][0]._replace(leader=-1)}
-            records = log.follow([Partition(stage.control_topic, 0)])
-            reading = asyncio.ensure_future(anext(records))
+            leaders[topic] = {0: leaders[topic][0]._replace(leader=-1)}
+            reading = asyncio.ensure_future(anext(log.follow([Partition(topic, 0)])))
             tries = 0
             await eventually(lambda: tries)
             await asyncio.sleep(1)
