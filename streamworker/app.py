@@ -32,18 +32,30 @@ from streamworker.upstream.tokenizer import load_tokenizer
 from streamworker.worker.execution import Tools, UpstreamSlot
 from streamworker.worker.gates import Gates
 from streamworker.worker.intake import Intake
+from streamworker.worker.vitals import Vitals
 from streamworker.worker.worker import Worker, WorkerLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from streamworker.config import Settings
     from streamworker.ports import Committers
+    from streamworker.telemetry.metrics import Definition
 
 __all__ = ["App", "SystemClock", "run_until_signalled"]
 
 _CONNECT_BACKOFF_S = (0.5, 1, 2, 5)
 _TOPICS_BACKOFF_S = (0.2, 0.3, 0.5, 1, 0)
+
+_VITALS: Mapping[Definition, Callable[[Vitals], float]] = {
+    table.READY: lambda vitals: vitals.is_ready,
+    table.POLL_AGE: lambda vitals: vitals.poll_age_s,
+    table.DRAINING: lambda vitals: vitals.draining_s,
+    table.PARTITIONS_OPENING: lambda vitals: vitals.partitions_opening,
+    table.OFFSET_MAP_FILL: lambda vitals: vitals.offset_map_fill,
+    table.LANE_BUSY: lambda vitals: vitals.lane_busy_s,
+    table.LANE_WAITING: lambda vitals: vitals.lane_waiting,
+}
 
 log = structlog.get_logger()
 
@@ -67,7 +79,7 @@ class App:
         self._settings = settings
         self._clock = SystemClock()
         self.metrics = Metrics()
-        self._telemetry = Telemetry(self.metrics, settings.upstreams)
+        self._telemetry = Telemetry(self.metrics, settings.upstreams, self._clock)
         self._worker: Worker | None = None
         self._is_joined = False
 
@@ -106,6 +118,8 @@ class App:
         lag.start()
         stack.callback(lag.stop)
         self.metrics.track(table.LOOP_LAG, lambda: lag.lag_s)
+        for definition, read in _VITALS.items():
+            self.metrics.track(definition, partial(self._vital, read))
         settings = self._settings
         probes = Probes(
             host=settings.telemetry.http_host,
@@ -124,11 +138,13 @@ class App:
         settings = self._settings
         topics = settings.topics
         await self._patiently(self._check_topics)
-        sink = KafkaSink(settings.kafka, [topics.events, topics.dlq, *topics.allowed_reply_to])
+        written = [topics.events, topics.dlq, *topics.allowed_reply_to]
+        sink = KafkaSink(settings.kafka, written, self._telemetry)
         await self._patiently(sink.start)
         stack.push_async_callback(sink.stop)
         self.metrics.track(table.UNACKNOWLEDGED, lambda: sink.unacknowledged_bytes)
         consumer = GroupConsumer(settings)
+        self.metrics.track(table.RECORDS_BEHIND, lambda: consumer.records_behind)
         stack.push_async_callback(consumer.stop)
         committers = await self._start_committers(stack, consumer, sink)
         worker = self._worker = self._compose(sink, consumer, committers, self._open_upstreams(stack))
@@ -146,8 +162,8 @@ class App:
         await self._patiently(committed.start)
         stack.push_async_callback(committed.stop)
         if self._settings.worker.delivery == "exactly_once":
-            return TransactionalCommitters(self._settings, committed, consumer)
-        committers = GroupCommitters(self._settings, committed, consumer, sink)
+            return TransactionalCommitters(self._settings, committed, consumer, self._telemetry)
+        committers = GroupCommitters(self._settings, committed, consumer, sink, self._telemetry)
         await committers.start()
         stack.push_async_callback(committers.stop)
         return committers
@@ -240,7 +256,7 @@ class App:
                 (table.CIRCUIT_STATE, "circuit_state"),
                 (table.STREAMS_OPEN, "streams_open"),
                 (table.STREAMS_LIMIT, "streams_limit"),
-                (table.JOBS_WAITING, "jobs_waiting"),
+                (table.UPSTREAM_WAITING, "jobs_waiting"),
             ):
                 self.metrics.track(definition, partial(getattr, line, value), name)
         return gates
@@ -265,8 +281,12 @@ class App:
             except KafkaUnavailable as error:
                 wait_s = _CONNECT_BACKOFF_S[min(tries, len(_CONNECT_BACKOFF_S) - 1)]
                 log.warning("kafka.unavailable", reason=str(error), next_try_s=wait_s)
+                self._telemetry.kafka_failed("start")
             await asyncio.sleep(wait_s)
             tries += 1
+
+    def _vital(self, read: Callable[[Vitals], float]) -> float:
+        return read(Vitals() if self._worker is None else self._worker.vitals())
 
     def _heartbeat_age(self) -> float:
         return 0.0 if self._worker is None else self._clock.monotonic() - self._worker.last_poll

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 
     from streamworker.model import ErrorCode, Headers, Job, JobError, Outgoing, Rejection, UsageEvent
-    from streamworker.ports import Assignments, Receipt
+    from streamworker.ports import Assignments, KafkaPart, Receipt
 
 __all__ = [
     "Commit",
@@ -102,6 +102,7 @@ class MemorySource:
         self._assigned = frozenset(partitions)
         kept = self._assigned if is_continuous else frozenset[Partition]()
         self.positions = {at: offset for at, offset in self.positions.items() if at in kept}
+        self._assignments.rebalancing()
         self._assignments.assigned(self._assigned, is_continuous=is_continuous)
 
     async def start(self, assignments: Assignments) -> None:
@@ -398,9 +399,9 @@ class MemoryObserver:
         """Keep it."""
         self.told.append(("first_delta", (upstream, seconds)))
 
-    def deltas_published(self, count: int) -> None:
+    def deltas_published(self, upstream: str, count: int, size: int, gap_s: float | None) -> None:
         """Keep it."""
-        self.told.append(("deltas_published", (count,)))
+        self.told.append(("deltas_published", (upstream, count, size, gap_s)))
 
     def try_failed(self, job: Job, upstream: str, error: JobError, next_try_s: float) -> None:
         """Keep it."""
@@ -434,9 +435,33 @@ class MemoryObserver:
         """Keep it."""
         self.told.append(("record_skipped", (partition,)))
 
+    def job_crashed(self, job: Job) -> None:
+        """Keep it."""
+        self.told.append(("job_crashed", (job,)))
+
+    def rebalancing(self) -> None:
+        """Keep it."""
+        self.told.append(("rebalancing", ()))
+
     def partitions_changed(self, owned: int, gained: int, lost: int) -> None:
         """Keep it."""
         self.told.append(("partitions_changed", (owned, gained, lost)))
+
+    def partition_fenced(self, partition: Partition) -> None:
+        """Keep it."""
+        self.told.append(("partition_fenced", (partition,)))
+
+    def committed(self, records: Sequence[Outgoing], seconds: float) -> None:
+        """Keep it."""
+        self.told.append(("committed", (tuple(records), seconds)))
+
+    def batch_acknowledged(self, count: int, seconds: float) -> None:
+        """Keep it."""
+        self.told.append(("batch_acknowledged", (count, seconds)))
+
+    def kafka_failed(self, part: KafkaPart) -> None:
+        """Keep it."""
+        self.told.append(("kafka_failed", (part,)))
 
 
 async def _wait(step: Step) -> None:

@@ -5,7 +5,7 @@ What an adapter may raise is part of its contract; anything else is a bug.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Mapping, Sequence
@@ -30,12 +30,17 @@ __all__ = [
     "Clock",
     "Committer",
     "Committers",
+    "KafkaPart",
     "Observer",
     "Receipt",
     "Sink",
     "Source",
     "Upstream",
 ]
+
+
+KafkaPart = Literal["start", "poll", "sink", "lane"]
+"""Who talks to Kafka: the connections at the start, the poll loop, the sink of the deltas, the commit lanes."""
 
 
 class Clock(Protocol):
@@ -52,6 +57,10 @@ class Clock(Protocol):
 
 class Assignments(Protocol):
     """Is told which partitions are ours. Called in the consumer's own task: it must return at once."""
+
+    def rebalancing(self) -> None:
+        """The group calls its members together; what is ours is known when `assigned` is called."""
+        ...
 
     def assigned(self, partitions: frozenset[Partition], *, is_continuous: bool) -> None:
         """These are ours now, all of them.
@@ -178,15 +187,18 @@ class Observer(Protocol):
     """Is told what happened, for logs, metrics and traces. Must neither raise nor wait."""
 
     def job_started(self, job: Job, upstream: str) -> None:
-        """A job was taken up."""
+        """An attempt at a job began; with its first one the job was taken up."""
         ...
 
     def first_delta(self, upstream: str, seconds: float) -> None:
         """An attempt got its first delta so long after it started."""
         ...
 
-    def deltas_published(self, count: int) -> None:
-        """So many delta events were handed to the sink."""
+    def deltas_published(self, upstream: str, count: int, size: int, gap_s: float | None) -> None:
+        """One read of a stream gave so many delta events of `size` bytes in all, now with the sink.
+
+        `gap_s` is the time since the read of this stream that brought deltas before; None for the first one.
+        """
         ...
 
     def try_failed(self, job: Job, upstream: str, error: JobError, next_try_s: float) -> None:
@@ -221,8 +233,32 @@ class Observer(Protocol):
         """A record was delivered that is finished already, or that runs."""
         ...
 
+    def job_crashed(self, job: Job) -> None:
+        """An attempt ended by a bug of ours; another one follows."""
+        ...
+
+    def rebalancing(self) -> None:
+        """A rebalance began."""
+        ...
+
     def partitions_changed(self, owned: int, gained: int, lost: int) -> None:
         """A rebalance ended."""
+        ...
+
+    def partition_fenced(self, partition: Partition) -> None:
+        """Another worker shut us out of a partition that we thought ours."""
+        ...
+
+    def committed(self, records: Sequence[Outgoing], seconds: float) -> None:
+        """A lane's commit is durable, with these records, so long after it began."""
+        ...
+
+    def batch_acknowledged(self, count: int, seconds: float) -> None:
+        """A batch of so many deltas is acknowledged, so long after it was sent."""
+        ...
+
+    def kafka_failed(self, part: KafkaPart) -> None:
+        """A request to Kafka failed and is made again."""
         ...
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from streamworker.config import Settings
     from streamworker.kafka.consumer import GroupConsumer
     from streamworker.model import Outgoing
-    from streamworker.ports import Committer, Sink
+    from streamworker.ports import Committer, Observer, Sink
 
 __all__ = ["CommittedOffsets", "GroupCommitters", "TransactionalCommitters"]
 
@@ -86,24 +86,39 @@ class CommittedOffsets:
 class TransactionalCommitters:
     """Exactly once: one transactional producer per assigned partition."""
 
-    def __init__(self, settings: Settings, committed: CommittedOffsets, consumer: GroupConsumer) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        committed: CommittedOffsets,
+        consumer: GroupConsumer,
+        observer: Observer | None = None,
+    ) -> None:
         self._settings = settings
         self._committed = committed
         self._consumer = consumer
+        self._observer = observer
 
     def committer(self, partition: Partition) -> Committer:
         """Return a new committer, not opened."""
-        return _TransactionalCommitter(self._settings, self._committed, self._consumer, partition)
+        return _TransactionalCommitter(
+            self._settings, self._committed, self._consumer, partition, self._observer
+        )
 
 
 class _TransactionalCommitter:
     def __init__(
-        self, settings: Settings, committed: CommittedOffsets, consumer: GroupConsumer, partition: Partition
+        self,
+        settings: Settings,
+        committed: CommittedOffsets,
+        consumer: GroupConsumer,
+        partition: Partition,
+        observer: Observer | None,
     ) -> None:
         self._settings = settings
         self._committed = committed
         self._consumer = consumer
         self._partition = partition
+        self._observer = observer
         self._id = f"{settings.worker.group_id}.{partition.topic}.{partition.partition}"
         self._producer: Any = None
         self._last: CommitPoint | None = None
@@ -130,6 +145,7 @@ class _TransactionalCommitter:
             except KafkaError as error:
                 # Even Fenced asks first: a broker that was away too long has ended our transaction by itself.
                 log.warning("lane.transaction_failed", partition=str(self._partition), reason=str(error))
+                self._failed()
                 if await self._recover(point):
                     break
                 if isinstance(error, RecordTooLarge):
@@ -175,11 +191,16 @@ class _TransactionalCommitter:
                 found = await self._committed.read(self._partition)
             except KafkaError as error:
                 log.warning("lane.unavailable", partition=str(self._partition), reason=str(error))
+                self._failed()
                 continue
             if found not in {self._last, point}:
                 raise Fenced(f"{self._partition}: another worker has committed")
             return found == point
         raise Fenced(f"{self._partition}: no member of the group any more")
+
+    def _failed(self) -> None:
+        if self._observer is not None:
+            self._observer.kafka_failed("lane")
 
     async def _confirm_membership(self) -> None:
         if not await self._consumer.confirm_membership():
@@ -227,9 +248,15 @@ class GroupCommitters:
     """At least once: events through the sink, offsets by the group's commits, on a timer and at the end."""
 
     def __init__(
-        self, settings: Settings, committed: CommittedOffsets, consumer: GroupConsumer, sink: Sink
+        self,
+        settings: Settings,
+        committed: CommittedOffsets,
+        consumer: GroupConsumer,
+        sink: Sink,
+        observer: Observer | None = None,
     ) -> None:
         self._interval_s = settings.worker.commit_interval_s
+        self._observer = observer
         self._committed = committed
         self._consumer = consumer
         self._sink = sink
@@ -312,6 +339,8 @@ class GroupCommitters:
                 )
             except KafkaError as error:
                 log.warning("offsets.commit_failed", reason=str(error))
+                if self._observer is not None:
+                    self._observer.kafka_failed("lane")
                 return
             if is_committed:
                 self._points = {

@@ -142,6 +142,19 @@ class GroupConsumer:
             offsets = await self._client.beginning_offsets([topic_partition])
         return int(offsets[topic_partition])
 
+    @property
+    def records_behind(self) -> int:
+        """How many records of our partitions are not handed out yet, as far as the broker's last answers tell."""
+        if self._consumer is None:
+            return 0
+        ends = {partition: self._end_of(partition) for partition in self._next}
+        return sum(max(0, end - self._next[partition]) for partition, end in ends.items() if end is not None)
+
+    def _end_of(self, partition: Partition) -> int | None:
+        with suppress(IllegalStateError):  # not ours any more
+            return self._consumer.highwater(TopicPartition(*partition))  # type: ignore[no-any-return]
+        return None
+
     def tenure(self, partition: Partition) -> object:
         """Return a token for the time in which the partition was ours without a break; None if it is not ours."""
         return self._tenures.get(partition)
@@ -246,6 +259,8 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is
 
     async def on_partitions_revoked(self, revoked: Any) -> None:
         """Commit. Which partitions are gone is known at the next assignment; streams go on until then."""
+        if self._owner._assignments is not None:  # noqa: SLF001 - one object in two halves
+            self._owner._assignments.rebalancing()  # noqa: SLF001
         if revoked and self._owner.before_rebalance is not None:
             await self._owner.before_rebalance()
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import suppress
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from streamworker.config import KafkaSettings
-    from streamworker.ports import Receipt
+    from streamworker.ports import Observer, Receipt
 
 __all__ = ["KafkaSink", "producer_arguments", "publish"]
 
@@ -89,8 +90,11 @@ _Entry = tuple[Outgoing, SinkReceipt]
 class KafkaSink:
     """The sink of the whole process."""
 
-    def __init__(self, settings: KafkaSettings, topics: Iterable[str]) -> None:
+    def __init__(
+        self, settings: KafkaSettings, topics: Iterable[str], observer: Observer | None = None
+    ) -> None:
         self._settings = settings
+        self._observer = observer
         self._topics = tuple(topics)
         self.crashed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._producer: Any = None
@@ -180,8 +184,15 @@ class KafkaSink:
             task.add_done_callback(self._retired.discard)
             log.warning("sink.producer_replaced")
 
-    def acknowledged(self, batch: list[_Entry]) -> None:
-        """Settle the accounts of a batch."""
+    def failed(self) -> None:
+        """Tell that Kafka did not take something and is asked again."""
+        if self._observer is not None:
+            self._observer.kafka_failed("sink")
+
+    def acknowledged(self, batch: list[_Entry], seconds: float) -> None:
+        """Settle the accounts of a batch that took so long."""
+        if self._observer is not None:
+            self._observer.batch_acknowledged(len(batch), seconds)
         self._marks.remove(sum(record.size for record, _ in batch))
         for _, receipt in batch:
             receipt.acknowledge()
@@ -260,9 +271,9 @@ class _Pump:
         while True:
             await self._filled.wait()
             while self._queue:
-                batch = self._next_batch()
+                batch, began = self._next_batch(), monotonic()
                 await self._deliver(batch)
-                self._sink.acknowledged(batch)
+                self._sink.acknowledged(batch, monotonic() - began)
             self._filled.clear()
             self._empty.set()
 
@@ -286,6 +297,7 @@ class _Pump:
                 log.warning(
                     "sink.batch_failed", to=str(self._to), records=len(batch), reason=explained(error)
                 )
+                self._sink.failed()
                 await self._replace(producer)
                 continue
             return
@@ -318,4 +330,5 @@ class _Pump:
                 return await self._sink.renew(producer)
             except Exception as error:  # noqa: BLE001 - whatever it is, the records must not be lost
                 log.warning("sink.unavailable", reason=explained(error))
+                self._sink.failed()
                 await asyncio.sleep(_BACKOFF_S)

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from math import nan
+from typing import TYPE_CHECKING, Any, get_args
 
 import structlog
 
 from streamworker.core.faults import cut
 from streamworker.model import ErrorCode, Status
+from streamworker.ports import KafkaPart
 from streamworker.telemetry import metrics as table
 from streamworker.telemetry.metrics import OTHER, Metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from structlog.typing import FilteringBoundLogger
 
-    from streamworker.model import Coordinates, Job, JobError, Partition, Rejection, UsageEvent
+    from streamworker.model import Coordinates, Job, JobError, Outgoing, Partition, Rejection, UsageEvent
+    from streamworker.ports import Clock
 
 __all__ = ["NO_UPSTREAM", "Telemetry"]
 
 NO_UPSTREAM = "none"
 """The label value for a job that never got as far as an upstream."""
+
+DEAD_LETTER_CODES = (ErrorCode.INVALID_JOB, ErrorCode.UNKNOWN_UPSTREAM, ErrorCode.MAX_DELIVERIES)
+"""What makes a record a dead letter."""
+
+KAFKA_PARTS = get_args(KafkaPart)
 
 MAX_FAULTS = 8
 _NAME_BYTES = 200
@@ -36,27 +44,46 @@ _TOKENS = {"prompt": "prompt_tokens", "completion": "completion_tokens"}
 class Telemetry:
     """Implements `streamworker.ports.Observer`. `upstreams` are the configured names: no other becomes a label."""
 
-    def __init__(self, metrics: Metrics, upstreams: Iterable[str]) -> None:
+    def __init__(self, metrics: Metrics, upstreams: Iterable[str], clock: Clock) -> None:
         self._metrics = metrics
         self._upstreams = frozenset(upstreams)
+        self._clock = clock
         self._log: FilteringBoundLogger = structlog.get_logger()
-        # A set and not a count: a job that is ended twice, or was never told to be started, does not skew it.
-        self._open: set[Coordinates] = set()
+        # Not a count: a job that is ended twice, or was never told to be started, does not skew it. In the order of
+        # their beginnings, in seconds of the monotonic clock.
+        self._open: dict[Coordinates, float] = {}
+        self._rebalancing_since: float | None = None
+        self._deltas = self._delta_bytes = 0  # since the last scrape
+        self._gaps = {upstream: metrics.tally(table.DELTA_GAP, upstream) for upstream in self._upstreams}
+        metrics.before_scrape(self._count_deltas)
+        metrics.track(table.JOBS_OPEN, lambda: len(self._open))
+        metrics.track(table.OLDEST_JOB, self._oldest_s)
+        metrics.set(table.START_TIME, clock.now_ms() / 1000)
         self._begin_at_zero()
 
     def job_started(self, job: Job, upstream: str) -> None:
-        """A job was taken up."""
-        self._open.add(job.source)
-        self._tell_open()
-        self._metrics.add(table.JOBS_STARTED, 1, self._label(upstream))
+        """An attempt at a job began; with its first one the job was taken up."""
+        label = self._label(upstream)
+        self._metrics.add(table.ATTEMPTS, 1, label)
+        if job.source not in self._open:
+            self._open[job.source] = self._clock.monotonic()
+            self._metrics.add(table.JOBS_STARTED, 1, label)
+            self._metrics.observe(table.QUEUE, max(0, self._clock.now_ms() - job.timestamp) / 1000)
 
     def first_delta(self, upstream: str, seconds: float) -> None:
         """An attempt got its first delta so long after it started."""
         self._metrics.observe(table.TIME_TO_FIRST_DELTA, seconds, self._label(upstream))
 
-    def deltas_published(self, count: int) -> None:
-        """So many delta events were handed to the sink."""
-        self._metrics.add(table.DELTAS, count)
+    def deltas_published(self, upstream: str, count: int, size: int, gap_s: float | None) -> None:
+        """One read of a stream gave so many delta events of `size` bytes in all, now with the sink.
+
+        `gap_s` is the time since the read of this stream that brought deltas before; None for the first one.
+        """
+        # Told with every delta: sums of ours, for a counter of the library costs ten times as much.
+        self._deltas += count
+        self._delta_bytes += size
+        if gap_s is not None and (gaps := self._gaps.get(upstream)) is not None:
+            gaps.add(gap_s)
 
     def try_failed(self, job: Job, upstream: str, error: JobError, next_try_s: float) -> None:
         """A try failed before its first delta; the next one follows after so many seconds."""
@@ -84,15 +111,17 @@ class Telemetry:
 
     def job_ended(self, event: UsageEvent, job: Job, upstream: str) -> None:
         """A terminal event is durable."""
-        self._close(job.source)
+        self._open.pop(job.source, None)
         self._count_end(event, self._label(upstream))
         say = self._log.info if event.status is Status.COMPLETED else self._log.warning
         say(f"job.{event.status}", **_line(event, job, upstream))
 
     def job_rejected(self, rejection: Rejection, code: ErrorCode) -> None:
         """A record was no valid job; its dead letter and its terminal event are durable."""
-        self._close(rejection.source)
-        self._metrics.add(table.JOBS_ENDED, 1, NO_UPSTREAM, Status.REJECTED.value)
+        self._open.pop(rejection.source, None)
+        # What was delivered too often was a job once, and failed.
+        status = Status.FAILED if code is ErrorCode.MAX_DELIVERIES else Status.REJECTED
+        self._metrics.add(table.JOBS_ENDED, 1, NO_UPSTREAM, status.value)
         self._metrics.add(table.JOB_ERRORS, 1, code.value)
         self._metrics.add(table.DEAD_LETTERS, 1, code.value)
         self._log.warning(
@@ -106,7 +135,7 @@ class Telemetry:
 
     def job_abandoned(self, job: Job, reason: str) -> None:
         """A job was let go without a terminal event; its next owner runs it."""
-        self._close(job.source)
+        self._open.pop(job.source, None)
         self._metrics.add(table.JOBS_ABANDONED, 1, reason if _REASON.fullmatch(reason) else OTHER)
         self._log.warning("job.abandoned", job_id=job.job_id, reason=reason, **_place(job.source))
 
@@ -118,27 +147,86 @@ class Telemetry:
         """A record was delivered that is finished already, or that runs."""
         self._metrics.add(table.RECORDS_SKIPPED)
 
+    def job_crashed(self, job: Job) -> None:  # noqa: ARG002 - counted as a whole; the log line names it
+        """An attempt ended by a bug of ours; another one follows."""
+        self._metrics.add(table.JOB_CRASHES)
+
+    def rebalancing(self) -> None:
+        """A rebalance began."""
+        if self._rebalancing_since is None:
+            self._rebalancing_since = self._clock.monotonic()
+
     def partitions_changed(self, owned: int, gained: int, lost: int) -> None:
         """A rebalance ended."""
+        began, self._rebalancing_since = self._rebalancing_since, None
+        if began is not None:
+            self._metrics.observe(table.REBALANCE_SECONDS, self._clock.monotonic() - began)
         self._metrics.add(table.REBALANCES)
         self._metrics.set(table.PARTITIONS_OWNED, owned)
         self._log.info("partitions.changed", owned=owned, gained=gained, lost=lost)
 
+    def partition_fenced(self, partition: Partition) -> None:  # noqa: ARG002 - as above
+        """Another worker shut us out of a partition that we thought ours."""
+        self._metrics.add(table.PARTITIONS_FENCED)
+
+    def committed(self, records: Sequence[Outgoing], seconds: float) -> None:
+        """A lane's commit is durable, with these records, so long after it began."""
+        self._metrics.observe(table.LANE_SECONDS, seconds)
+        self._metrics.observe(table.LANE_RECORDS, len(records))
+        for record in records:
+            kind = next((value for name, value in record.headers if name == "streamworker-type"), None)
+            if kind is not None:  # a dead letter is no event
+                self._count_events(kind.decode(), 1, record.size)
+
+    def batch_acknowledged(self, count: int, seconds: float) -> None:
+        """A batch of so many deltas is acknowledged, so long after it was sent."""
+        self._metrics.observe(table.BATCH_SECONDS, seconds)
+        self._metrics.observe(table.BATCH_RECORDS, count)
+
+    def kafka_failed(self, part: KafkaPart) -> None:
+        """A request to Kafka failed and is made again."""
+        self._metrics.add(table.KAFKA_FAILURES, 1, part)
+
     def _begin_at_zero(self) -> None:
         """Let the known series exist from the start, or their first count is no increase to Prometheus."""
+        add = self._metrics.add
         for upstream in self._upstreams:
-            for counter in (table.JOBS_STARTED, table.FALLBACKS, table.CIRCUITS_OPENED):
-                self._metrics.add(counter, 0, upstream)
+            for counter in (table.JOBS_STARTED, table.ATTEMPTS, table.FALLBACKS, table.CIRCUITS_OPENED):
+                add(counter, 0, upstream)
+            for gauge in (
+                table.CIRCUIT_STATE,
+                table.STREAMS_OPEN,
+                table.STREAMS_LIMIT,
+                table.UPSTREAM_WAITING,
+            ):
+                self._metrics.set(gauge, nan, upstream)  # not zero: nobody has told yet
             for status in Status:
-                self._metrics.add(table.JOBS_ENDED, 0, upstream, status.value)
+                add(table.JOBS_ENDED, 0, upstream, status.value)
         for code in ErrorCode:
-            self._metrics.add(table.JOB_ERRORS, 0, code.value)
+            add(table.JOB_ERRORS, 0, code.value)
+        for code in DEAD_LETTER_CODES:
+            add(table.DEAD_LETTERS, 0, code.value)
+        for part in KAFKA_PARTS:
+            add(table.KAFKA_FAILURES, 0, part)
+        for kind in ("started", "delta", "usage"):
+            self._count_events(kind, 0, 0)
+
+    def _count_deltas(self) -> None:
+        self._count_events("delta", self._deltas, self._delta_bytes)
+        self._deltas = self._delta_bytes = 0
+
+    def _count_events(self, kind: str, count: int, size: int) -> None:
+        self._metrics.add(table.EVENTS, count, kind)
+        self._metrics.add(table.EVENT_BYTES, size, kind)
+
+    def _oldest_s(self) -> float:
+        began = next(iter(self._open.values()), None)
+        return 0.0 if began is None else self._clock.monotonic() - began
 
     def _count_end(self, event: UsageEvent, upstream: str) -> None:
         count, status = self._metrics, event.status.value
         count.add(table.JOBS_ENDED, 1, upstream, status)
         count.observe(table.JOB_DURATION, event.timing.total / 1000, upstream, status)
-        count.observe(table.QUEUE, event.timing.queued / 1000)
         if event.error is not None:
             count.add(table.JOB_ERRORS, 1, event.error.code.value)
         for kind, name in _TOKENS.items():
@@ -148,13 +236,6 @@ class Telemetry:
 
     def _label(self, upstream: str) -> str:
         return upstream if upstream in self._upstreams else OTHER
-
-    def _close(self, source: Coordinates) -> None:
-        self._open.discard(source)
-        self._tell_open()
-
-    def _tell_open(self) -> None:
-        self._metrics.set(table.JOBS_OPEN, len(self._open))
 
 
 def _line(event: UsageEvent, job: Job, upstream: str) -> dict[str, Any]:

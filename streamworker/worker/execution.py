@@ -246,29 +246,29 @@ class Execution:
     async def _publish(self, events: Iterator[DeltaEvent]) -> None:
         tools = self._tools
         before = self.attempt.ledger.deltas
-        count = 0
+        count = total = 0
         for event in events:
             record = self._record(event)
-            if record.size > tools.max_record_bytes:
-                self.attempt.fail(_too_large("a delta", record.size, tools.max_record_bytes))
+            if (size := record.size) > tools.max_record_bytes:
+                self.attempt.fail(_too_large("a delta", size, tools.max_record_bytes))
                 continue  # the attempt has ended, and so have its events
             if not (tools.sink.has_room and self._started is not None and self._started.done()):
                 await self._wait_for_room()
             tools.sink.publish(record, self._receipt)
             count += 1
+            total += size
+        gap_s = self._note_delta(is_first=before == 0) if self.attempt.ledger.deltas != before else None
         if count:
-            tools.observer.deltas_published(count)
-        if self.attempt.ledger.deltas != before:
-            self._note_delta(is_first=before == 0)
+            tools.observer.deltas_published(self._slot.name, count, total, gap_s)
 
-    def _note_delta(self, *, is_first: bool) -> None:
-        if self._patience is not None:
-            self._patience.delta_came()
+    def _note_delta(self, *, is_first: bool) -> float | None:
+        gap_s = self._patience.delta_came() if self._patience is not None else None
         if is_first and self._permit is not None:
             self._permit.succeeded()
         if is_first and self.attempt.first_delta_ms is not None:
             seconds = (self.attempt.first_delta_ms - self.attempt.opened_ms) / 1000
             self._tools.observer.first_delta(self._slot.name, seconds)
+        return gap_s
 
     async def _wait_for_room(self) -> None:
         """Wait for our own side: `started` to be written, the broker to keep up. The socket is not read meanwhile."""

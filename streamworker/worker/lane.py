@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from streamworker.model import Outgoing, Partition
-    from streamworker.ports import Committer
+    from streamworker.ports import Committer, Observer
 
 __all__ = ["Lane"]
 
@@ -50,12 +50,20 @@ class Lane:
     """
 
     def __init__(
-        self, partition: Partition, committer: Committer, *, stamp: str, lost: Callable[[str], None]
+        self,
+        partition: Partition,
+        committer: Committer,
+        *,
+        stamp: str,
+        lost: Callable[[str], None],
+        observer: Observer | None = None,
     ) -> None:
         self.partition = partition
         self._committer = committer
         self._stamp = stamp
         self._lost = lost
+        self._observer = observer
+        self._busy_since: float | None = None
         self._progress: Progress | None = None
         self._waiting: list[_Entry] = []
         self._filled = asyncio.Event()
@@ -75,6 +83,16 @@ class Lane:
     def backlog(self) -> int:
         """How much waits to be committed."""
         return len(self._waiting)
+
+    @property
+    def busy_s(self) -> float:
+        """How long the commit under way has been under way; 0 if none is."""
+        return 0.0 if self._busy_since is None else asyncio.get_running_loop().time() - self._busy_since
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a `progress`."""
+        return self._progress is not None
 
     @property
     def progress(self) -> Progress:
@@ -111,6 +129,8 @@ class Lane:
             except KafkaError as error:
                 self._lost(str(error))
                 return
+            finally:
+                self._busy_since = None
             for entry in entries:
                 if not entry.done.done():
                     entry.done.set_result(None)
@@ -134,19 +154,24 @@ class Lane:
         for entry in entries:
             if entry.offset is not None:
                 self.progress.finish(entry.offset)
+        self._busy_since = asyncio.get_running_loop().time()
         while True:
             records = [record for entry in entries for record in entry.records]
             point = self.progress.point()
             if self.progress.is_cut:
                 log.error("lane.offset_map_cut", partition=str(self.partition), size=self.progress.map_size)
             try:
-                return await self._committer.commit(records, point)
+                await self._committer.commit(records, point)
             except RecordTooLarge as refusal:
                 log.error("lane.record_refused", partition=str(self.partition), reason=str(refusal))  # noqa: TRY400 - no bug, no trace
                 if not _fall_back(entries):
                     # The topic takes less than it did at the start. Nothing is passed over and nothing begun anew, for
                     # that would pay again: the commit waits until a person has raised the topic's limit.
                     await asyncio.sleep(_REFUSED_BACKOFF_S)
+            else:
+                if self._observer is not None:
+                    self._observer.committed(records, self.busy_s)
+                return
 
 
 def _fall_back(entries: list[_Entry]) -> bool:

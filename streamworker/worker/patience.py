@@ -42,6 +42,7 @@ class Patience:
         self._deadline_means = Interruption.DEADLINE
         self._due = inf
         self._due_means = Interruption.FIRST_DELTA
+        self._last_delta: float | None = None
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -68,14 +69,17 @@ class Patience:
             return False
         return task.uncancel() <= self._cancelling and kind is asyncio.CancelledError
 
-    def delta_came(self) -> None:
-        """Wait for the next one."""
+    def delta_came(self) -> float | None:
+        """Wait for the next one; return the seconds since the one before, None for the first."""
+        now, before = self._loop.time(), self._last_delta
+        self._last_delta = now
         self._due_means = Interruption.IDLE
-        self._due = self._loop.time() + self._idle_s
+        self._due = now + self._idle_s
         if (
             self._timer is None or self._due < self._timer.when()
         ):  # it waits for the first delta, longer than idle
             self._arm()
+        return None if before is None else now - before
 
     def pause(self) -> float:
         """Stop the clock, for we ourselves are in the way; return what `resume` wants back: the time left."""

@@ -19,6 +19,7 @@ from streamworker.worker.course import Course
 from streamworker.worker.intake import Accepted
 from streamworker.worker.lane import Lane
 from streamworker.worker.partition import Holding, PartitionWork
+from streamworker.worker.vitals import vitals_of
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from streamworker.worker.execution import Tools, UpstreamSlot
     from streamworker.worker.gates import Gates
     from streamworker.worker.intake import Intake, Refused
+    from streamworker.worker.vitals import Vitals
 
 __all__ = ["Worker", "WorkerLimits"]
 
@@ -82,6 +84,7 @@ class Worker:
         self._room = asyncio.Event()
         gates.on_release = self._room.set
         self._draining = asyncio.Event()
+        self._draining_since: float | None = None
         self._side_tasks: set[asyncio.Task[None]] = set()
         self._releasing: set[asyncio.Task[None]] = set()
         self._is_stopping = False
@@ -116,6 +119,8 @@ class Worker:
 
     def drain(self) -> None:
         """Take no more jobs, let the open ones end, then stop."""
+        if self._draining_since is None:
+            self._draining_since = self._tools.clock.monotonic()
         self._draining.set()
         self._room.set()
 
@@ -141,7 +146,21 @@ class Worker:
             "upstreams": self._gates.states(),
         }
 
+    def vitals(self) -> Vitals:
+        """Return what is measured of the worker when somebody looks."""
+        now = self._tools.clock.monotonic()
+        return vitals_of(
+            self._works.values(),
+            is_ready=self.readiness()[0],
+            poll_age_s=now - self.last_poll,
+            draining_s=0.0 if self._draining_since is None else now - self._draining_since,
+        )
+
     # Assignments
+
+    def rebalancing(self) -> None:
+        """The group calls its members together: what is ours goes on until `assigned` says otherwise."""
+        self._observer.rebalancing()
 
     def assigned(self, partitions: frozenset[Partition], *, is_continuous: bool) -> None:
         """Keep what stays, let go at once of what left, take over what is new."""
@@ -163,7 +182,8 @@ class Worker:
         def lost(reason: str) -> None:
             self._spawn(self._reopen(work, reason))
 
-        lane = Lane(partition, self._committers.committer(partition), stamp=self._stamp, lost=lost)
+        committer = self._committers.committer(partition)
+        lane = Lane(partition, committer, stamp=self._stamp, lost=lost, observer=self._observer)
         work = self._works[partition] = PartitionWork(lane)
         work.opening = self._spawn(self._open(work))
 
@@ -179,6 +199,7 @@ class Worker:
         """Another worker fenced us. If the group still says that the partition is ours, take it over anew."""
         partition = work.lane.partition
         log.warning("partition.fenced", partition=str(partition), reason=reason)
+        self._observer.partition_fenced(partition)
         await asyncio.wait([self._release(work, "fenced")])
         while self._is_current(work):
             await asyncio.sleep(_RETRY_S)
@@ -223,6 +244,7 @@ class Worker:
                 records = await self._source.receive(ready, room)
             except KafkaError as error:
                 log.warning("kafka.unavailable", reason=str(error))
+                self._observer.kafka_failed("poll")
                 await asyncio.sleep(_RETRY_S)
                 continue
             slept_s = self._tools.clock.monotonic() - self.last_poll
@@ -323,6 +345,7 @@ class Worker:
                     return await self._watched(course, held)
                 except Exception:
                     log.exception("job.crashed", job_id=course.job.job_id)
+                    self._observer.job_crashed(course.job)
                 await asyncio.sleep(_CRASH_BACKOFF_S)
                 deliveries += 1
                 decision = self._intake.take(record, deliveries, self._limits.max_deliveries)

@@ -43,6 +43,9 @@ class Heard:
     def __init__(self) -> None:
         self.partitions: frozenset[Partition] | None = None
 
+    def rebalancing(self) -> None:
+        """Nothing is kept of it."""
+
     def assigned(self, partitions: frozenset[Partition], *, is_continuous: bool) -> None:
         self.partitions = partitions
 

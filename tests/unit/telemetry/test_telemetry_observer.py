@@ -8,12 +8,14 @@ from structlog.testing import capture_logs
 
 from streamworker import ports
 from streamworker.core.redaction import Redactor
+from streamworker.memory import MemoryClock
 from streamworker.model import (
     Coordinates,
     ErrorCode,
     Job,
     JobError,
     Observed,
+    Outgoing,
     Partition,
     Rejection,
     Status,
@@ -24,11 +26,11 @@ from streamworker.model import (
 from streamworker.telemetry import Metrics, Telemetry, configure_logging
 from streamworker.telemetry.metrics import (
     CIRCUIT_STATE,
-    JOBS_WAITING,
     PREFIX,
     STREAMS_LIMIT,
     STREAMS_OPEN,
     TABLE,
+    UPSTREAM_WAITING,
 )
 
 AT = Coordinates("streamworker.jobs", 3, 42)
@@ -62,13 +64,25 @@ def ended(**members: Any) -> UsageEvent:
 class Watch:
     def __init__(self) -> None:
         self.metrics = Metrics()
-        self.telemetry: ports.Observer = Telemetry(self.metrics, ["default", "second"])
+        self.clock = MemoryClock(2000)
+        self.telemetry: ports.Observer = Telemetry(self.metrics, ["default", "second"], self.clock)
 
     def __getitem__(self, name: str) -> float | None:
         """Return a sample, `name` or `name{label=value,...}`, without the prefix."""
         name, _, labels = name.rstrip("}").partition("{")
         pairs = dict(pair.split("=") for pair in labels.split(",")) if labels else {}
         return self.metrics.registry.get_sample_value(PREFIX + name, pairs)
+
+
+def event(kind: str, size: int) -> Outgoing:
+    header = ("streamworker-type", kind.encode())
+    return Outgoing(Partition("events", 0), b"", b"x" * (size - len(header[0] + kind)), (header,))
+
+
+def letter() -> Outgoing:
+    return Outgoing(
+        Partition("dlq", 0), b"", b"whatever it was", (("__streamworker.errors.code", b"invalid_job"),)
+    )
 
 
 @pytest.fixture
@@ -80,7 +94,7 @@ def test_completed_job_is_one_line(watch: Watch) -> None:
     with capture_logs() as lines:
         watch.telemetry.job_started(JOB, "default")
         watch.telemetry.first_delta("default", 0.3)
-        watch.telemetry.deltas_published(3)
+        watch.telemetry.deltas_published("default", 3, 300, None)
         watch.telemetry.job_ended(ended(), JOB, "default")
 
     assert lines == [
@@ -143,13 +157,24 @@ def test_counts_and_times_of_a_job(watch: Watch) -> None:
     watch.telemetry.job_started(JOB, "default")
     assert watch["jobs_open"] == 1
     watch.telemetry.first_delta("default", 0.3)
-    watch.telemetry.deltas_published(3)
-    watch.telemetry.deltas_published(2)
+    watch.telemetry.deltas_published("default", 3, 300, None)
+    watch.telemetry.deltas_published("default", 2, 200, 0.25)
+    watch.telemetry.committed([event("started", 100), letter(), event("usage", 150)], 0.003)
+    watch.telemetry.batch_acknowledged(5, 0.002)
     watch.telemetry.job_ended(ended(), JOB, "default")
     assert watch["jobs_open"] == 0
     assert watch["jobs_started_total{upstream=default}"] == 1
     assert watch["jobs_ended_total{upstream=default,status=completed}"] == 1
-    assert watch["deltas_total"] == 5
+    assert watch["attempts_total{upstream=default}"] == 1
+    for kind, count, size in (("started", 1, 100), ("delta", 5, 500), ("usage", 1, 150)):
+        assert watch[f"events_total{{type={kind}}}"] == count
+        assert watch[f"event_bytes_total{{type={kind}}}"] == size
+    assert watch["delta_gap_seconds_sum{upstream=default}"] == 0.25
+    assert watch["delta_gap_seconds_count{upstream=default}"] == 1
+    assert watch["lane_commit_seconds_sum"] == 0.003
+    assert watch["lane_commit_records_sum"] == 3
+    assert watch["sink_batch_seconds_sum"] == 0.002
+    assert watch["sink_batch_records_sum"] == 5
     assert watch["time_to_first_delta_seconds_sum{upstream=default}"] == 0.3
     assert watch["job_duration_seconds_sum{upstream=default,status=completed}"] == 1.5
     assert watch["queue_seconds_sum"] == 2.0
@@ -165,6 +190,7 @@ def test_known_series_exist_from_the_start(watch: Watch) -> None:
 
 def test_upstream_that_is_not_configured_is_no_label(watch: Watch) -> None:
     watch.telemetry.job_started(JOB, "evil")
+    watch.telemetry.deltas_published("evil", 1, 100, 0.1)
     watch.telemetry.first_delta("evil", 1)
     watch.telemetry.job_ended(ended(), JOB, "evil")
     page = generate_latest(watch.metrics.registry).decode()
@@ -191,10 +217,13 @@ def test_usage_that_is_none_is_neither_counted_nor_logged(watch: Watch, usage: d
 
 
 def test_open_jobs_are_counted_once_each(watch: Watch) -> None:
-    """A job that restarts is told twice; one that never began may end."""
+    """A job that restarts is told twice and queued once; one that never began may end."""
     watch.telemetry.job_started(JOB, "default")
+    watch.clock.turn(60)
     watch.telemetry.job_started(JOB, "default")
-    assert watch["jobs_open"] == 1
+    assert watch["jobs_open"] == watch["jobs_started_total{upstream=default}"] == 1
+    assert watch["attempts_total{upstream=default}"] == 2
+    assert (watch["queue_seconds_count"], watch["queue_seconds_sum"]) == (1, 2)
     watch.telemetry.job_ended(ended(), JOB, "default")
     watch.telemetry.job_ended(ended(), JOB, "default")
     watch.telemetry.job_abandoned(JOB, "drain")
@@ -221,6 +250,9 @@ def test_rejected_record(watch: Watch) -> None:
     assert watch["dead_letters_total{code=invalid_job}"] == 1
     assert watch["job_errors_total{code=invalid_job}"] == 1
     assert watch["jobs_ended_total{upstream=none,status=rejected}"] == 1
+
+    watch.telemetry.job_rejected(REJECTION, ErrorCode.MAX_DELIVERIES)
+    assert watch["jobs_ended_total{upstream=none,status=failed}"] == 1
 
 
 def test_many_long_faults_are_bounded(watch: Watch) -> None:
@@ -274,6 +306,7 @@ def test_rebalance_tombstone_and_skipped_record(watch: Watch) -> None:
 
     assert lines == [{"log_level": "info", "event": "partitions.changed", "owned": 4, "gained": 3, "lost": 1}]
     assert watch["rebalances_total"] == 1
+    assert watch["rebalance_seconds_count"] == 0
     assert watch["partitions_owned"] == 4
     assert watch["tombstones_total"] == 1
     assert watch["records_skipped_total"] == 1
@@ -297,6 +330,42 @@ def test_fallbacks_and_circuits_are_counted_and_told(watch: Watch) -> None:
         ("job.fell_back", "warning"),
     ]
     assert "my prompt" not in str(lines)
+def test_rebalance_lasts_from_the_first_call_to_the_assignment(watch: Watch) -> None:
+    """A group that begins anew before it has ended is one rebalance."""
+    for wait_s in (2, 3):
+        watch.telemetry.rebalancing()
+        watch.clock.turn(wait_s)
+    watch.telemetry.partitions_changed(4, 4, 0)
+    watch.clock.turn(100)
+    watch.telemetry.rebalancing()
+    watch.telemetry.partitions_changed(4, 0, 0)
+
+    assert (watch["rebalance_seconds_count"], watch["rebalance_seconds_sum"]) == (2, 5)
+
+
+def test_oldest_job_is_the_one_that_has_been_open_longest(watch: Watch) -> None:
+    """Its age goes with it; the next one takes its place."""
+    second = Job(job_id="k", source=AT._replace(offset=43), timestamp=0, model="m", request={})
+    assert watch["oldest_job_age_seconds"] == 0
+    watch.telemetry.job_started(JOB, "default")
+    watch.clock.turn(30)
+    watch.telemetry.job_started(second, "default")
+    watch.clock.turn(10)
+    assert watch["oldest_job_age_seconds"] == 40
+    watch.telemetry.job_ended(ended(), JOB, "default")
+    assert watch["oldest_job_age_seconds"] == 10
+
+
+def test_what_goes_wrong_is_counted(watch: Watch) -> None:
+    """Beside the log lines, for nobody is paged by a line."""
+    watch.telemetry.job_crashed(JOB)
+    watch.telemetry.partition_fenced(Partition("t", 0))
+    watch.telemetry.kafka_failed("sink")
+    watch.telemetry.kafka_failed("sink")
+
+    assert watch["job_crashes_total"] == watch["partitions_fenced_total"] == 1
+    assert watch["kafka_failures_total{part=sink}"] == 2
+    assert watch["kafka_failures_total{part=lane}"] == 0
 
 
 def test_telemetry_has_the_methods_of_the_port() -> None:
@@ -314,7 +383,7 @@ def test_nothing_of_a_job_but_its_facts_is_ever_told(watch: Watch, stream: Any) 
     secret = JobError(ErrorCode.AUTH, f"wrong key {CANARY}", 401)
     echoed = JobError(ErrorCode.UPSTREAM_REJECTED, "you said: my prompt", 400, "you said: my prompt")
     watch.telemetry.job_started(JOB, "default")
-    watch.telemetry.deltas_published(1)
+    watch.telemetry.deltas_published("default", 1, 100, 0.1)
     watch.telemetry.job_ended(ended(**{**FAILED, "error": secret}), JOB, "default")
     watch.telemetry.job_ended(ended(usage={"note": CANARY}), JOB, CANARY)
     watch.telemetry.job_ended(ended(**{**FAILED, "error": echoed}), JOB, "default")
@@ -342,7 +411,7 @@ def test_page_has_every_metric_of_the_table_after_a_busy_day(watch: Watch) -> No
     watch.telemetry.job_ended(ended(), JOB, "default")
     watch.telemetry.job_rejected(REJECTION, ErrorCode.INVALID_JOB)
     watch.telemetry.job_abandoned(JOB, "drain")
-    for gauge in (CIRCUIT_STATE, STREAMS_OPEN, STREAMS_LIMIT, JOBS_WAITING):
+    for gauge in (CIRCUIT_STATE, STREAMS_OPEN, STREAMS_LIMIT, UPSTREAM_WAITING):
         watch.metrics.track(gauge, lambda: 1, "default")
     page = generate_latest(watch.metrics.registry).decode()
     for definition in TABLE:

@@ -85,12 +85,12 @@ async def test_ready_says_why_not(probes: Probes, worker: Worker) -> None:
 
 async def test_metrics_in_the_format_that_is_asked_for(worker: Worker) -> None:
     metrics = Metrics()
-    metrics.add(table.DELTAS, 3)
+    metrics.add(table.TOMBSTONES, 3)
     probes = probes_of(worker, metrics=metrics)
     await probes.start()
     status, content_type, body = await get(probes, "/metrics")
     assert (status, content_type.partition(";")[0]) == (200, "text/plain")
-    assert b"\nstreamworker_deltas_total 3.0\n" in body
+    assert b"\nstreamworker_tombstones_total 3.0\n" in body
     _, content_type, body = await get(
         probes, "/metrics", accept="application/openmetrics-text; version=1.0.0"
     )

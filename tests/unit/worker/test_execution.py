@@ -496,7 +496,7 @@ async def test_execution_task_cancelled_closes_the_call_and_writes_nothing_more(
 
 async def test_execution_tells_the_observer_what_happened(bench: Bench) -> None:
     """Started, the first delta once, every delta, and the end."""
-    bench.begin([word("a"), gate := asyncio.Event(), word("b") + word("c"), FINISH + DONE])
+    bench.begin([word("a"), gate := asyncio.Event(), word("b") + word("c"), 3.0, FINISH + DONE])
     await until(lambda: bench.text == "a")
     bench.clock.turn(2)
     gate.set()
@@ -504,14 +504,18 @@ async def test_execution_tells_the_observer_what_happened(bench: Bench) -> None:
 
     assert [name for name, _ in bench.observer.told] == [
         "job_started",
-        "deltas_published",
         "first_delta",
+        "deltas_published",
         "deltas_published",
         "deltas_published",
         "job_ended",
     ]
     assert bench.observer.all("first_delta") == [("default", 0.0)]
-    assert bench.observer.all("deltas_published") == [(1,), (2,), (1,)]
+    reads = bench.observer.all("deltas_published")
+    assert [(upstream, count) for upstream, count, _, _ in reads] == [("default", n) for n in (1, 2, 1)]
+    assert sum(size for _, _, size, _ in reads) == sum(record.size for record in bench.sink.records)  # type: ignore[misc]
+    assert reads[0][3] is None
+    assert reads[2][3] == 3
     event, job, upstream = bench.observer.all("job_ended")[0]
     assert read(bench.broker.records()[-1])["timing"] == {"queued": 40, "first_delta": 0, "total": 2000}
     assert (job.job_id, upstream, event.job_id) == ("job-1", "default", "job-1")  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from streamworker.core.offsetmap import FULL, OffsetMap, decode_map, encode_map
+from streamworker.core.offsetmap import FULL, LIMIT, OffsetMap, decode_map, encode_map
 from streamworker.errors import KafkaUnavailable
 from streamworker.memory import (
     MemoryClock,
@@ -24,6 +24,7 @@ from streamworker.memory import (
     Step,
 )
 from streamworker.model import CommitPoint
+from streamworker.worker.vitals import Vitals
 from streamworker.worker.worker import Worker, WorkerLimits
 from tests.turnable import quiet, run, until
 from tests.unit.worker.bench import (
@@ -228,6 +229,7 @@ async def test_worker_broker_that_cannot_be_reached_is_asked_again(make: Any) ->
         await bench.ended(1)
 
     assert [entry["event"] for entry in logs].count("kafka.unavailable") == 3
+    assert bench.observer.all("kafka_failed") == [("poll",)] * 3
 
 
 async def test_worker_tombstone_is_skipped_and_its_offset_committed(make: Any) -> None:
@@ -489,6 +491,7 @@ async def test_worker_fenced_drops_the_partition_and_takes_it_over_anew(make: An
         "redelivered",
     ]
     assert [why for _, why in bench.observer.all("job_abandoned")] == ["fenced"]
+    assert bench.observer.all("partition_fenced") == [(JOBS,)]
     assert bench.broker.opened == [JOBS, JOBS]
     assert bench.upstream.open_calls == 0
 
@@ -540,6 +543,7 @@ async def test_worker_crash_in_a_job_is_tried_again_as_a_delivery_then_given_up(
     assert (terminal["error"]["code"], terminal["seq"]) == ("max_deliveries", 1)
     assert terminal["attempt"] == bench.written()[-2]["attempt"]
     assert [entry["event"] for entry in logs].count("job.crashed") == 3
+    assert len(bench.observer.all("job_crashed")) == 3
     assert bench.broker.points[JOBS].offset == 1
     assert bench.upstream.open_calls == 0
 
@@ -739,6 +743,59 @@ async def test_worker_with_a_bug_in_a_lane_ends_with_it(make: Any) -> None:
 
     with pytest.raises(ZeroDivisionError):
         await bench.task
+
+
+async def test_worker_vitals_tell_a_partition_that_does_not_open_from_one_that_works(make: Any) -> None:
+    """What is measured is what an alert needs: not ready, and why."""
+    bench: Bench = make()
+    assert bench.worker.vitals() == Vitals()
+    bench.broker.opening.clear()
+    await bench.start()
+    bench.source.assign(JOBS, OTHER)
+    await quiet()
+    assert bench.worker.vitals()._replace(poll_age_s=0) == Vitals(partitions_opening=2)
+    bench.broker.opening.set()
+    await bench.opened(JOBS, OTHER)
+
+    assert bench.worker.vitals()._replace(poll_age_s=0) == Vitals(is_ready=True)
+    assert bench.observer.all("rebalancing") == [()]
+
+
+async def test_worker_vitals_tell_of_a_commit_that_does_not_get_through(make: Any) -> None:
+    """How long it has been tried, and what waits behind it."""
+    bench: Bench = make([word("a"), FOREVER()])
+    await bench.start(JOBS)
+    bench.broker.committing.clear()
+    bench.source.put(JOBS, job("j0"))
+    await until(lambda: bench.broker.under_way)
+    bench.source.put(JOBS, job("j1"))
+    await asyncio.sleep(70)
+    stuck = bench.worker.vitals()
+    bench.broker.committing.set()
+    await until(lambda: bench.types()["started"] == 2)
+    free = bench.worker.vitals()
+
+    assert 69 < stuck.lane_busy_s <= 71
+    assert stuck.lane_waiting == 1
+    assert (free.lane_busy_s, free.lane_waiting) == (0, 0)
+    assert sum(len(records) for records, _ in bench.observer.all("committed")) == 2  # type: ignore[arg-type, misc]
+    assert bench.observer.all("committed")[0][1] == pytest.approx(stuck.lane_busy_s, abs=0.1)
+
+
+async def test_worker_vitals_tell_how_full_the_largest_map_is_and_how_long_the_drain_lasts(make: Any) -> None:
+    """Of the map: before anything else is refused."""
+    bench: Bench = make([word("a"), 25.0, *said("b")], max_in_flight=1)
+    bench.broker.points[JOBS] = _point(0, [offset * offset + 1 for offset in range(1, 2200)])
+    bench.source.put(JOBS, job("j0"), offset=0)
+    await bench.start(JOBS, OTHER)
+    await until(lambda: bench.sink.records)
+    bench.worker.drain()
+    bench.clock.turn(7)
+    bench.worker.drain()
+
+    assert bench.worker.vitals().offset_map_fill > FULL / LIMIT
+    assert bench.worker.vitals().draining_s == 7
+    assert not bench.worker.vitals().is_ready
 
 
 async def test_worker_full_map_with_nothing_open_goes_on(make: Any) -> None:
