@@ -145,6 +145,7 @@ class App:
         self.metrics.track(table.UNACKNOWLEDGED, lambda: sink.unacknowledged_bytes)
         consumer = GroupConsumer(settings)
         self.metrics.track(table.RECORDS_BEHIND, lambda: consumer.records_behind)
+        self.metrics.track(table.HEARTBEAT_AGE, lambda: consumer.heartbeat_age_s)
         stack.push_async_callback(consumer.stop)
         committers = await self._start_committers(stack, consumer, sink)
         worker = self._worker = self._compose(sink, consumer, committers, self._open_upstreams(stack))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -56,6 +57,7 @@ class GroupConsumer:
         self._next: dict[Partition, int] = {}  # where we were in each partition that is ours
         self._tenures: dict[Partition, object] = {}
         self._membership: tuple[str, int] | None = None  # member id and generation of the last assignment
+        self._heartbeat_at = monotonic()
         self.before_rebalance: Callable[[], Awaitable[None]] | None = None
         """Awaited while the generation that is about to end can still commit. Must be bounded in time."""
 
@@ -143,6 +145,11 @@ class GroupConsumer:
         return int(offsets[topic_partition])
 
     @property
+    def heartbeat_age_s(self) -> float:
+        """Seconds since the group's coordinator last answered a heartbeat, or since we joined."""
+        return monotonic() - self._heartbeat_at
+
+    @property
     def records_behind(self) -> int:
         """How many records of our partitions are not handed out yet, as far as the broker's last answers tell."""
         if self._consumer is None:
@@ -214,6 +221,19 @@ class GroupConsumer:
         except BaseException:
             await self._leave()  # a consumer that failed to start leaves tasks behind
             raise
+        self._listen_to_heartbeats(consumer._coordinator)  # noqa: SLF001 - it has no public name
+
+    def _listen_to_heartbeats(self, coordinator: Any) -> None:
+        """Note each heartbeat that was answered: nothing else tells a broker that is away from one with no records."""
+        heartbeat = coordinator._do_heartbeat  # noqa: SLF001 - nothing public is told
+
+        async def noted() -> bool:
+            if is_answered := await heartbeat():
+                self._heartbeat_at = monotonic()
+            return bool(is_answered)
+
+        self._heartbeat_at = monotonic()
+        coordinator._do_heartbeat = noted  # noqa: SLF001
 
     async def _leave(self) -> None:
         consumer, self._consumer = self._consumer, None

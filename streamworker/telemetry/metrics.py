@@ -172,6 +172,9 @@ REBALANCE_SECONDS = _histogram(
     "From the group calling its members together to the new assignment: nothing is taken up meanwhile.",
     buckets=JOB_BUCKETS,
 )
+HEARTBEAT_AGE = _gauge(
+    "group_heartbeat_age_seconds", "How long ago the group's coordinator last answered a heartbeat."
+)
 RECORDS_BEHIND = _gauge(
     "records_behind", "Records of our partitions not taken up, as of the last answer of the broker."
 )
@@ -227,6 +230,7 @@ TABLE = (
     PARTITIONS_FENCED,
     REBALANCES,
     REBALANCE_SECONDS,
+    HEARTBEAT_AGE,
     RECORDS_BEHIND,
     OFFSET_MAP_FILL,
     READY,

@@ -30,6 +30,9 @@ NO_UPSTREAM = "none"
 DEAD_LETTER_CODES = (ErrorCode.INVALID_JOB, ErrorCode.UNKNOWN_UPSTREAM, ErrorCode.MAX_DELIVERIES)
 """What makes a record a dead letter."""
 
+REASONS = ("revoked", "fenced", "drain", "drain_timeout", "stopped")
+"""Why the worker lets jobs go."""
+
 KAFKA_PARTS = get_args(KafkaPart)
 
 MAX_FAULTS = 8
@@ -206,6 +209,8 @@ class Telemetry:
             add(table.JOB_ERRORS, 0, code.value)
         for code in DEAD_LETTER_CODES:
             add(table.DEAD_LETTERS, 0, code.value)
+        for reason in REASONS:
+            add(table.JOBS_ABANDONED, 0, reason)
         for part in KAFKA_PARTS:
             add(table.KAFKA_FAILURES, 0, part)
         for kind in ("started", "delta", "usage"):

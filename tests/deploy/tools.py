@@ -1,0 +1,69 @@
+"""Native tools that no Python package brings. Each is had once and kept in the cache of the user, beside Apache Kafka."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from tests.brokers.requirement import need
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamworker-tests"
+COMPOSE = Path(__file__).with_name("compose")
+
+BUILD_S = 600
+
+
+@cache
+def promtool() -> str:
+    """Prometheus' own tool: from the PATH, or out of Debian's package, which need not be installed for it."""
+    if found := shutil.which("promtool"):
+        return found
+    kept = CACHE / "promtool"
+    if not kept.is_file():
+        if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+            need("promtool is not on the PATH, and only from Debian's packages can it be fetched")
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as fresh:
+            if _run(["apt-get", "download", "prometheus"], fresh) and _run(
+                ["apt-get", "update", "-qq"], fresh
+            ):
+                need("promtool is not on the PATH, and apt-get update failed")
+            packages = list(Path(fresh).glob("*.deb"))
+            if not packages and (fault := _run(["apt-get", "download", "prometheus"], fresh)):
+                need(f"promtool is not on the PATH, and apt-get download failed: {fault}")
+            (package,) = Path(fresh).glob("*.deb")
+            if fault := _run(["dpkg-deb", "-x", str(package), fresh], fresh):
+                need(f"promtool is not on the PATH, and its package cannot be opened: {fault}")
+            (Path(fresh) / "usr/bin/promtool").rename(kept)
+    return str(kept)
+
+
+@cache
+def compose_loader() -> str:
+    """The compose program's own reader, built from the Go module proxy. A changed source is another program."""
+    sources = b"".join((COMPOSE / name).read_bytes() for name in ("main.go", "go.mod", "go.sum"))
+    kept = CACHE / f"compose-{hashlib.sha256(sources).hexdigest()[:8]}"
+    if not kept.is_file():
+        if shutil.which("go") is None:
+            need("the compose file's reader needs Go on the PATH, once")
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as fresh:
+            program = Path(fresh) / "compose"
+            if fault := _run(["go", "build", "-trimpath", "-o", str(program), "."], str(COMPOSE)):
+                need(f"the compose file's reader cannot be built: {fault}")
+            program.rename(kept)
+    return str(kept)
+
+
+def _run(command: list[str], directory: str) -> str:
+    """Return what a command had to say if it failed, else nothing."""
+    try:
+        done = subprocess.run(
+            command, cwd=directory, capture_output=True, text=True, timeout=BUILD_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"{command[0]} did not end within {BUILD_S} s"
+    return (done.stdout + done.stderr)[-2000:] or f"exit code {done.returncode}" if done.returncode else ""

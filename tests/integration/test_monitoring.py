@@ -1,0 +1,129 @@
+"""What the dashboard and the alerts ask for is what a worker that has worked really shows."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+from streamworker.demo.child import free_port
+from streamworker.telemetry.metrics import PREFIX, TABLE
+from tests.integration.stage import Stage, eventually
+from tests.queries import questions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from prometheus_client.samples import Sample
+
+    from streamworker.demo.broker import EmbeddedBroker
+    from streamworker.practice import PracticeUpstream
+    from tests.brokers.apache import ApacheKafka
+
+TARGET = {"job", "instance", "namespace", "pod"}
+"""Labels that the one who scrapes adds."""
+
+
+async def scrape(port: int) -> dict[str, list[Sample]]:
+    """Samples by name, as Prometheus would get them."""
+    url = f"http://127.0.0.1:{port}/metrics"
+    async with aiohttp.ClientSession() as session, session.get(url) as answer:
+        page = await answer.text()
+    samples = defaultdict(list)
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            samples[sample.name].append(sample)
+    return samples
+
+
+async def test_every_query_asks_for_what_a_worker_shows(
+    embedded_broker: EmbeddedBroker,
+    practice: PracticeUpstream,
+    topics: Callable[[str], str],
+    tmp_path: Path,
+) -> None:
+    """Each metric, each label, and for each label value that is named a series that has it.
+
+    And every metric is asked for: one that nobody looks at is a cost.
+    """
+    port = free_port()
+    async with Stage(embedded_broker, practice, topics, tmp_path) as stage:
+        await stage.open()
+        async with stage.worker(telemetry__http_port=port):
+            await stage.submit("well", "practice?deltas=20&pace_ms=1")
+            await stage.submit("again", "practice?deltas=3&status=503&times=1&retry_after_ms=1")
+            await stage.submit("breaks", "practice?deltas=8&break_after=3&times=1", on_break="restart")
+            await stage.submit("key", "practice?status=401")
+            await stage.submit_bytes(b"no job")
+            await stage.submit_bytes(None, key=b"gone")
+            await stage.ended("well", "again", "breaks", "key")
+            await stage.dead_letters(1)
+            samples = await scrape(port)
+
+    def value(name: str, **labels: str) -> float:
+        return sum(
+            sample.value for sample in samples[PREFIX + name] if labels.items() <= sample.labels.items()
+        )
+
+    asked = set()
+    for question in questions():
+        labels = set(TARGET)
+        for metric, patterns in question.selectors:
+            found = samples[metric]
+            asked.add(re.sub(r"_(bucket|sum|count)$", "", metric))
+            assert found, f"{question.where}: no worker shows {metric}"
+            for label, pattern in patterns.items():
+                known = {"" if label in TARGET else sample.labels.get(label) for sample in found}
+                alternatives = pattern.split("|")
+                assert all(
+                    any(one is not None and re.fullmatch(alternative, one) for one in known)
+                    for alternative in alternatives
+                ), f"{question.where}: {metric} has no {label} like {pattern}, only {known}"
+            labels |= found[0].labels.keys()
+        assert question.labels <= labels, f"{question.where}: nothing has {question.labels - labels}"
+    assert {PREFIX + definition.name for definition in TABLE} - asked == set()
+
+    # What was shown is true as well, where it can be told.
+    assert value("jobs_started_total") == value("queue_seconds_count") == 4
+    assert value("attempts_total") == 5
+    assert value("jobs_ended_total", status="completed") == 3
+    assert value("retries_total", code="upstream_unavailable") == 1
+    assert value("job_errors_total", code="auth") == 1
+    assert value("dead_letters_total", code="invalid_job") == 1
+    assert value("tombstones_total") == value("rebalances_total") == value("rebalance_seconds_count") == 1
+    assert value("events_total", type="delta") == sum(
+        record.event["type"] == "delta" for record in stage.records
+    )
+    assert value("event_bytes_total", type="usage") > 4 * 300
+    assert value("delta_gap_seconds_count") >= 10
+    assert value("lane_commit_records_sum") == value("events_total", type="started") + value(
+        "events_total", type="usage"
+    ) + value("dead_letters_total")
+    assert value("sink_batch_records_sum") == value("events_total", type="delta")
+    assert value("jobs_open") == value("records_behind") == value("oldest_job_age_seconds") == 0
+    assert value("ready") == value("partitions_owned") == 1
+    assert 0 <= value("group_heartbeat_age_seconds") < 10
+    assert 0 < value("offset_map_fill_ratio") < 0.1
+
+
+async def test_broker_that_is_away_is_seen_by_a_worker_that_has_nothing_to_do(
+    apache: Stage, apache_kafka: ApacheKafka
+) -> None:
+    """Nothing fails where nothing is asked for; the heartbeats tell. They come again with the broker."""
+    await apache.open()
+    worker = apache.worker()
+    async with worker:
+        registry = worker.app.metrics.registry
+
+        def gauge(name: str) -> float:
+            return registry.get_sample_value(PREFIX + name) or 0.0
+
+        await eventually(lambda: gauge("ready") == 1)
+        apache_kafka.pause()
+        await eventually(lambda: gauge("group_heartbeat_age_seconds") > 2.5)
+        apache_kafka.resume()
+        await eventually(lambda: gauge("group_heartbeat_age_seconds") < 1)
