@@ -6,10 +6,10 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos bench lint format docs lock clean
+.PHONY: help demo test chaos bench lint format docs chart-docs lock clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 $(READY): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -45,8 +45,12 @@ format: $(READY) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(READY) ## write the pages of docs/ that follow from code
+docs: $(READY) ## write the pages and the dashboard that follow from code
 	$(BIN)/python -m tests.reference
+	$(BIN)/python -m monitoring.dashboard
+
+chart-docs: ## write the chart's README from its values (needs Go)
+	go run github.com/norwoodj/helm-docs/cmd/helm-docs@v1.14.2 --chart-search-root helm --skip-version-footer --log-level warning
 
 lock: $(READY) ## pin every dependency again, with hashes
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \

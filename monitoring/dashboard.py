@@ -191,7 +191,7 @@ def _laid_out() -> list[dict[str, Any]]:
 
 
 def _panel(panel: Panel, at: dict[str, int]) -> dict[str, Any]:
-    style = {"fillOpacity": 20 if panel.is_stacked else 0, "showPoints": "never"}
+    style: dict[str, Any] = {"fillOpacity": 20 if panel.is_stacked else 0, "showPoints": "never"}
     if panel.is_stacked:
         style |= {"stacking": {"mode": "normal", "group": "A"}}
     targets = [

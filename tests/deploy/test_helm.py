@@ -1,98 +1,78 @@
 """The chart, rendered by Helm and held to the schemas of Kubernetes."""
 
 import copy
+import json
+import os
 import re
+import subprocess
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
 from streamworker import __version__
+from streamworker.cli.commands import cli
 from streamworker.config import Settings, load
+from tests.deploy.schemas import schema
+from tests.deploy.tools import promtool
+from tests.queries import DASHBOARD, rules
 
 Values = dict[str, Any]
 Manifests = dict[str, dict[str, Any]]
 
 CHART = "helm/streamworker"
 
-EVERYTHING = """
-replicaCount: 7
-image: {repository: registry.example/streamworker, digest: "sha256:%s"}
-imagePullSecrets: [{name: registry-credentials}]
-config:
-  kafka:
-    bootstrap_servers: a.example:9093,b.example:9093
-    security_protocol: SASL_SSL
-    sasl_mechanism: SCRAM-SHA-512
-    sasl_username: streamworker
-    ssl_cafile: /etc/kafka-ca/ca.crt
-  topics: {jobs: [urgent, bulk], allowed_reply_to: [replies.eu]}
-  events: {format: cloudevents}
-  worker: {drain_timeout_s: 900, ordering: key, session_timeout_s: 22.5}
-  upstreams:
-    default: null
-    vllm: {base_url: "http://vllm.models:8000/a&b/v1", include_usage: false}
-    eu_2-b: {base_url: "https://h.example/v1", models: ["say \\"hi\\"", "päth\\\\n", "tab\\t"]}
-  telemetry: {http_port: 8080, log_format: console}
-secretEnv: [{name: STREAMWORKER_KAFKA__SASL_PASSWORD, secretName: kafka, key: password}]
-extraEnv:
-  - {name: HTTPS_PROXY, value: "http://proxy:3128"}
-  - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
-terminationMarginSeconds: 45
-probes: {liveness: {initialDelaySeconds: 3}}
-podLabels: {team: inference, app.kubernetes.io/name: taken}
-podAnnotations: {example.com/owner: inference}
-serviceAccount: {name: inference, annotations: {example.com/role: reader}}
-extraVolumes: [{name: kafka-ca, secret: {secretName: kafka-ca}}]
-extraVolumeMounts: [{name: kafka-ca, mountPath: /etc/kafka-ca, readOnly: true}]
-nodeSelector: {kubernetes.io/arch: amd64}
-tolerations: [{key: spot, operator: Exists, effect: NoSchedule}]
-affinity:
-  podAntiAffinity:
-    preferredDuringSchedulingIgnoredDuringExecution:
-      - {weight: 1, podAffinityTerm: {topologyKey: zone, labelSelector: {matchLabels: {a: b}}}}
-topologySpreadConstraints:
-  - {topologyKey: zone, maxSkew: 2, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {a: b}}}
-priorityClassName: high
-""" % ("a" * 64)
+VALUE_SETS = {
+    path.name.removesuffix("-values.yaml"): path.read_text()
+    for path in sorted((Path(__file__).parents[2] / CHART / "ci").glob("*-values.yaml"))
+}
+EVERYTHING, BARE = VALUE_SETS["everything"], VALUE_SETS["bare"]
 
-BARE = """
-replicaCount: 0
-config: {upstreams: {default: {api_key_env: null}}}
-secretEnv: []
-podDisruptionBudget: {enabled: false}
-serviceAccount: {create: false}
-topologySpreadConstraints: []
-resources: {limits: {cpu: 2}}
-"""
-
-VALUE_SETS = {"defaults": "{}", "bare": BARE, "everything": EVERYTHING}
+CUSTOM = {"PodMonitor", "PrometheusRule", "ScaledObject"}
+"""Kinds that an operator brings; their schemas lie in `schemas`."""
 
 
 @pytest.fixture
 def render(helm: ModuleType, root: Path) -> Callable[..., Manifests]:
-    """Helm's own reading of YAML values, its own rendering; kind to manifest."""
+    """Helm's own reading of YAML values, its own rendering; manifests by kind, those beside the worker as `Kind component`."""
 
     def rendered(values: str = "{}", release: str = "release") -> Manifests:
         with helm.Chart.load(root / CHART) as chart:
             files = chart.render(helm.values_from_yaml(values), name=release, namespace="inference")
-        manifests = [yaml.safe_load(text) for name, text in files.items() if name.endswith(".yaml")]
-        return {manifest["kind"]: manifest for manifest in manifests if manifest}
+        texts = [text for name, text in files.items() if name.endswith(".yaml")]
+        manifests = [one for text in texts for one in yaml.safe_load_all(text) if one]
+        named = {_name(manifest): manifest for manifest in manifests}
+        assert len(named) == len(manifests)
+        return named
 
     return rendered
 
 
-def pod(manifests: Manifests) -> dict[str, Any]:
-    spec: dict[str, Any] = manifests["Deployment"]["spec"]["template"]["spec"]
+def _name(manifest: dict[str, Any]) -> str:
+    component = manifest["metadata"]["labels"]["app.kubernetes.io/component"]
+    is_own = component == "worker" or manifest["kind"] in CUSTOM
+    return manifest["kind"] if is_own else f"{manifest['kind']} {component}"
+
+
+def workload(manifests: Manifests) -> dict[str, Any]:
+    """What makes the workers."""
+    (only,) = [manifests[kind] for kind in ("Deployment", "StatefulSet") if kind in manifests]
+    return only
+
+
+def pod(manifests: Manifests, of: str = "") -> dict[str, Any]:
+    made = manifests[of] if of else workload(manifests)
+    spec: dict[str, Any] = made["spec"] if made["kind"] == "Pod" else made["spec"]["template"]["spec"]
     return spec
 
 
-def container(manifests: Manifests) -> dict[str, Any]:
-    (only,) = pod(manifests)["containers"]
+def container(manifests: Manifests, of: str = "") -> dict[str, Any]:
+    (only,) = pod(manifests, of)["containers"]
     assert isinstance(only, dict)
     return only
 
@@ -102,9 +82,7 @@ def toml(manifests: Manifests) -> dict[str, Any]:
 
 
 def checksum(manifests: Manifests) -> str:
-    annotation: str = manifests["Deployment"]["spec"]["template"]["metadata"]["annotations"][
-        "checksum/config"
-    ]
+    annotation: str = workload(manifests)["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
     return annotation
 
 
@@ -130,12 +108,44 @@ def test_manifests_fit_the_schemas_of_kubernetes(
 ) -> None:
     """Strictly: a member that the API does not know fails. The versions are the chart's oldest and the newest one known."""
     for manifest in render(values).values():
-        kubernetes.validate(manifest, version, strict=True)
+        if manifest["kind"] not in CUSTOM:
+            kubernetes.validate(manifest, version, strict=True)
+
+
+@pytest.mark.parametrize("values", VALUE_SETS.values(), ids=VALUE_SETS.keys())
+def test_manifests_fit_the_schemas_of_their_operators(render: Callable[..., Manifests], values: str) -> None:
+    """KEDA's and the Prometheus operator's, strictly as well: an API server drops what it does not know in silence."""
+    for manifest in render(values).values():
+        if manifest["kind"] in CUSTOM:
+            jsonschema.validate(manifest, schema(manifest["kind"]))
+
+
+def test_schemas_of_operators_refuse_a_member_that_they_do_not_know(render: Callable[..., Manifests]) -> None:
+    """Else the test above would say nothing."""
+    for kind in CUSTOM:
+        manifest = render(EVERYTHING)[kind]
+        manifest["spec"]["misspelt"] = True
+        with pytest.raises(jsonschema.ValidationError, match="misspelt"):
+            jsonschema.validate(manifest, schema(kind))
 
 
 def test_chart_renders_only_what_is_switched_on(render: Callable[..., Manifests]) -> None:
-    assert set(render()) == {"ConfigMap", "Deployment", "PodDisruptionBudget", "ServiceAccount"}
-    assert set(render(BARE)) == {"ConfigMap", "Deployment"}
+    always, usual = {"ConfigMap", "Pod check"}, {"PodDisruptionBudget", "ServiceAccount"}
+    extra = {"NetworkPolicy", "ConfigMap topics", "Job topics", "ConfigMap dashboard", *CUSTOM}
+
+    assert set(render()) == {"Deployment", *always, *usual}
+    assert set(render(BARE)) == {"Deployment", *always}
+    assert set(render(EVERYTHING)) == {"Deployment", *always, *usual, *extra}
+    assert set(render(VALUE_SETS["static"])) == {"StatefulSet", "Service", *always, *usual}
+
+
+def test_chart_has_a_set_of_values_for_each_thing_that_can_be_switched_on(
+    render: Callable[..., Manifests],
+) -> None:
+    kinds = {kind for values in VALUE_SETS.values() for kind in render(values)}
+
+    assert len(VALUE_SETS) >= 6
+    assert {"StatefulSet", "Service", "NetworkPolicy", "Job topics", "ConfigMap dashboard", *CUSTOM} <= kinds
 
 
 def test_chart_deploys_this_version_of_the_worker(
@@ -161,7 +171,7 @@ def test_grace_period_is_the_drain_and_a_margin(
 
     assert toml(manifests)["worker"]["drain_timeout_s"] == drain
     assert pod(manifests)["terminationGracePeriodSeconds"] == grace
-    assert manifests["Deployment"]["spec"]["progressDeadlineSeconds"] > grace
+    assert workload(manifests)["spec"]["progressDeadlineSeconds"] > grace
 
 
 @pytest.mark.parametrize("values", VALUE_SETS.values(), ids=VALUE_SETS.keys())
@@ -261,16 +271,20 @@ def test_rollout_never_has_a_pod_too_many(render: Callable[..., Manifests]) -> N
 @pytest.mark.parametrize("values", VALUE_SETS.values(), ids=VALUE_SETS.keys())
 def test_selectors_hold_three_labels_and_meet_the_pods(render: Callable[..., Manifests], values: str) -> None:
     manifests = render(values)
-    selector = manifests["Deployment"]["spec"]["selector"]["matchLabels"]
+    selector = workload(manifests)["spec"]["selector"]["matchLabels"]
 
     assert selector == {
         "app.kubernetes.io/name": "streamworker",
         "app.kubernetes.io/instance": "release",
         "app.kubernetes.io/component": "worker",
     }
-    assert selector.items() <= manifests["Deployment"]["spec"]["template"]["metadata"]["labels"].items()
-    if budget := manifests.get("PodDisruptionBudget"):
-        assert budget["spec"]["selector"]["matchLabels"] == selector
+    assert selector.items() <= workload(manifests)["spec"]["template"]["metadata"]["labels"].items()
+    for kind in ("PodDisruptionBudget", "PodMonitor"):
+        if kind in manifests:
+            assert manifests[kind]["spec"]["selector"]["matchLabels"] == selector
+    for one_shot in (manifests["Pod check"], manifests.get("Job topics", {}).get("spec", {}).get("template")):
+        if one_shot:
+            assert one_shot["metadata"]["labels"]["app.kubernetes.io/component"] != "worker"
 
 
 def test_spread_counts_the_pods_of_the_release_unless_told_otherwise(
@@ -287,14 +301,16 @@ def test_spread_counts_the_pods_of_the_release_unless_told_otherwise(
 def test_pods_have_no_rights(render: Callable[..., Manifests], values: str) -> None:
     manifests = render(values)
 
-    assert pod(manifests)["automountServiceAccountToken"] is False
-    assert pod(manifests)["securityContext"]["runAsNonRoot"]
-    assert pod(manifests)["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert container(manifests)["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
+    for of in {"", "Pod check", "Job topics"} & {"", *manifests}:
+        assert pod(manifests, of)["automountServiceAccountToken"] is False
+        assert pod(manifests, of)["enableServiceLinks"] is False
+        assert pod(manifests, of)["securityContext"]["runAsNonRoot"]
+        assert pod(manifests, of)["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert container(manifests, of)["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
     if account := manifests.get("ServiceAccount"):
         assert account["automountServiceAccountToken"] is False
         assert pod(manifests)["serviceAccountName"] == account["metadata"]["name"]
@@ -363,6 +379,18 @@ def test_key_that_nothing_provides_fails_the_install(
         # what would make the pods contradict the chart
         ("extraEnv: [{name: STREAMWORKER_WORKER__DRAIN_TIMEOUT_S, value: '600'}]", "/extraEnv/0/name"),
         ("extraEnv: [{name: STREAMWORKER_TELEMETRY__HTTP_PORT, value: '80'}]", "/extraEnv/0/name"),
+        ("extraEnv: [{name: STREAMWORKER_WORKER__GROUP_INSTANCE_ID, value: me}]", "/extraEnv/0/name"),
+        # what would end streams, or see no work where there is some
+        (
+            "autoscaling: {scaleDown: {stabilizationWindowSeconds: 60}}",
+            "/autoscaling/scaleDown/stabilizationWindowSeconds",
+        ),
+        ("autoscaling: {excludePersistentLag: true}", "excludePersistentLag"),
+        ("autoscaling: {kafkaVersion: 1.0.0}", "/autoscaling/kafkaVersion"),
+        ("prometheusRule: {disabled: [StreamworkerGon]}", "/prometheusRule/disabled/0"),
+        ("networkPolicy: {kafka: {ports: ['9092']}}", "/networkPolicy/kafka/ports/0"),
+        ("podMonitor: {interval: 15}", "/podMonitor/interval"),
+        ("staticMembership: true", "/staticMembership"),
     ],
 )
 def test_wrong_value_is_refused_by_its_name(
@@ -385,7 +413,12 @@ def test_wrong_value_is_refused_by_its_name(
 def test_objects_are_named_after_the_release(
     render: Callable[..., Manifests], release: str, values: str, name: str
 ) -> None:
-    assert {manifest["metadata"]["name"] for manifest in render(values, release).values()} == {name}
+    manifests = render(values, release)
+
+    assert {manifest["metadata"]["name"] for manifest in manifests.values() if manifest["kind"] != "Pod"} == {
+        name
+    }
+    assert manifests["Pod check"]["metadata"]["name"] == f"{name[:57]}-check"
 
 
 def test_notes_tell_what_was_installed(helm: ModuleType, root: Path) -> None:
@@ -398,17 +431,227 @@ def test_notes_tell_what_was_installed(helm: ModuleType, root: Path) -> None:
     assert "streamworker, key OPENAI_API_KEY" in notes
 
 
-def test_every_value_is_in_the_readme_and_in_the_schema(
-    helm: ModuleType, root: Path, chart_values: Values
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ("config: {worker: {group_instance_id: me}}", "set staticMembership.enabled instead"),
+        (
+            "config: {kafka: {security_protocol: SASL_SSL}}",
+            "provide STREAMWORKER_KAFKA__SASL_PASSWORD in secretEnv",
+        ),
+        ("autoscaling: {enabled: true}", "say in autoscaling.partitions how many"),
+        (
+            "autoscaling: {enabled: true, partitions: 3, minReplicas: 4}",
+            "minReplicas is 4, but .* only 3 partitions",
+        ),
+    ],
+)
+def test_what_would_go_wrong_later_is_said_at_once_and_what_to_do(
+    helm: ModuleType, render: Callable[..., Manifests], values: str, told: str
 ) -> None:
-    table = (root / CHART / "README.md").read_text().partition("## Values")[2]
-    documented = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)))
+    with pytest.raises(helm.HelmRenderError, match=told):
+        render(values)
+
+
+def test_static_member_is_called_after_its_pod(render: Callable[..., Manifests]) -> None:
+    """A name that is the process's alone, in every namespace, and survives it."""
+    manifests = render(VALUE_SETS["static"])
+    variables = container(manifests)["env"]
+    names = [variable["name"] for variable in variables]
+
+    assert variables[-2]["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+    assert variables[-1] == {
+        "name": "STREAMWORKER_WORKER__GROUP_INSTANCE_ID",
+        "value": f"inference.$({variables[-2]['name']})",
+    }
+    assert len(names) == len(set(names))
+    assert workload(manifests)["spec"]["serviceName"] == manifests["Service"]["metadata"]["name"]
+    assert manifests["Service"]["spec"]["clusterIP"] == "None"
+    assert "STREAMWORKER_WORKER__GROUP_INSTANCE_ID" not in str(render(EVERYTHING)["Deployment"])
+    plain = {"OPENAI_API_KEY": "key", variables[-2]["name"]: "release-streamworker-0"}
+    given = {**plain, "STREAMWORKER_WORKER__GROUP_INSTANCE_ID": "inference.release-streamworker-0"}
+    assert load(None, given).worker.group_instance_id == "inference.release-streamworker-0"
+
+
+def test_autoscaling_never_takes_a_worker_with_long_streams_for_an_idle_one(
+    render: Callable[..., Manifests],
+) -> None:
+    manifests = render(VALUE_SETS["autoscaled"])
+    spec = manifests["ScaledObject"]["spec"]
+    triggers = {trigger["metadata"]["topic"]: trigger["metadata"] for trigger in spec["triggers"]}
+    settings = toml(manifests)
+
+    assert set(triggers) == set(settings["topics"]["jobs"])
+    for metadata in triggers.values():
+        assert all(isinstance(value, str) for value in metadata.values())
+        assert metadata["offsetResetPolicy"] == "earliest"
+        assert metadata["consumerGroup"] == settings["worker"]["group_id"]
+        assert metadata["lagThreshold"] == str(settings["worker"]["max_in_flight"])
+        for dangerous in ("excludePersistentLag", "allowIdleConsumers", "scaleToZeroOnInvalidOffset"):
+            assert metadata[dangerous] == "false"
+    down = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
+    assert down["stabilizationWindowSeconds"] >= 300
+    assert down["policies"] == [{"type": "Pods", "value": 1, "periodSeconds": 120}]
+    assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (0, 48)
+    assert "replicas" not in workload(manifests)["spec"], "the two would undo each other at every upgrade"
+
+
+@pytest.mark.parametrize("name", ["everything", "autoscaled", "autoscaled-static"])
+def test_autoscaling_scales_what_there_is_to_the_partitions_at_most(
+    render: Callable[..., Manifests], name: str
+) -> None:
+    manifests = render(VALUE_SETS[name])
+    spec = manifests["ScaledObject"]["spec"]
+    target = workload(manifests)
+
+    assert spec["scaleTargetRef"] == {
+        "apiVersion": target["apiVersion"],
+        "kind": target["kind"],
+        "name": target["metadata"]["name"],
+    }
+    assert spec["maxReplicaCount"] == yaml.safe_load(VALUE_SETS[name])["autoscaling"]["partitions"]
+
+
+def test_topics_are_created_before_the_workers_by_the_same_configuration(
+    render: Callable[..., Manifests],
+) -> None:
+    manifests = render(EVERYTHING)
+    job, own = manifests["Job topics"], manifests["ConfigMap topics"]
+    (volume,) = [volume for volume in pod(manifests, "Job topics")["volumes"] if volume["name"] == "config"]
+    arguments = container(manifests, "Job topics")["args"]
+    command = cli.commands["topics"].commands["create"]  # type: ignore[attr-defined]
+
+    assert own["data"] == manifests["ConfigMap"]["data"]
+    assert volume["configMap"]["name"] == own["metadata"]["name"]
+    assert arguments[:2] == ["topics", "create"]
+    parsed = command.make_context("create", [*arguments[2:3], os.devnull, *arguments[4:]]).params
+    assert (parsed["partitions"], parsed["replicas"]) == (12, 3)
+    for made in (job, own):
+        assert made["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
+    weights = [int(made["metadata"]["annotations"].get("helm.sh/hook-weight", 0)) for made in (own, job)]
+    assert weights[0] < weights[1]
+    # Nothing of the release is there yet.
+    assert "serviceAccountName" not in pod(manifests, "Job topics")
+
+
+def test_chart_test_asks_what_an_operator_would(render: Callable[..., Manifests]) -> None:
+    manifests = render(EVERYTHING)
+
+    assert manifests["Pod check"]["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    assert container(manifests, "Pod check")["args"] == ["check", *container(manifests)["args"][1:]]
+    assert container(manifests, "Pod check")["env"] == container(manifests)["env"]
+    assert pod(manifests, "Pod check")["restartPolicy"] == "Never"
+
+
+def test_network_policy_lets_out_what_the_configuration_needs(render: Callable[..., Manifests]) -> None:
+    policy = render(VALUE_SETS["locked-down"])["NetworkPolicy"]["spec"]
+    out = [({port["port"] for port in rule["ports"]}, "to" in rule) for rule in policy["egress"]]
+
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert out == [({53}, True), ({9093}, True), ({8443, 80}, False)]
+    assert [port["port"] for port in policy["ingress"][0]["ports"]] == [9464]
+    assert "from" in policy["ingress"][0]
+    everything = render(EVERYTHING)["NetworkPolicy"]["spec"]
+    assert [{port["port"] for port in rule["ports"]} for rule in everything["egress"]] == [
+        {53},
+        {9093, 9094},
+        {443, 8000},
+    ]
+
+
+def test_alerts_watch_this_release_alone(render: Callable[..., Manifests], tmp_path: Path) -> None:
+    """Every metric in every rule, and Prometheus reads them all."""
+    spec = render(VALUE_SETS["monitored"])["PrometheusRule"]["spec"]
+    made = [rule for group in spec["groups"] for rule in group["rules"]]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(spec))
+    checked = subprocess.run(
+        [promtool(), "check", "rules", str(tmp_path / "rules.yaml")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert [rule["alert"] for rule in made] == [
+        rule["alert"] for rule in rules() if rule["alert"] != "StreamworkerGone"
+    ]
+    for rule, plain in zip(
+        made, [rule for rule in rules() if rule["alert"] != "StreamworkerGone"], strict=True
+    ):
+        assert rule["expr"].count('job="inference/release-streamworker"') == plain["expr"].count(
+            "streamworker_"
+        )
+        assert (
+            re.sub(r'\{job="[^"]+"\}', "", rule["expr"]).replace('job="inference/release-streamworker", ', "")
+            == plain["expr"]
+        )
+        assert (
+            rule["annotations"]["runbook_url"]
+            == f"https://wiki.example.com/streamworker#{rule['alert'].lower()}"
+        )
+        assert rule["annotations"]["summary"] == plain["annotations"]["summary"]
+        assert rule["labels"] == plain["labels"]
+        assert rule.get("for") == plain.get("for")
+    everything = render(EVERYTHING)["PrometheusRule"]
+    assert {rule["labels"]["team"] for group in everything["spec"]["groups"] for rule in group["rules"]} == {
+        "inference"
+    }
+    assert everything["metadata"]["labels"]["release"] == "prometheus"
+
+
+def test_pod_monitor_scrapes_the_port_that_is_open(render: Callable[..., Manifests]) -> None:
+    manifests = render(EVERYTHING)
+    (endpoint,) = manifests["PodMonitor"]["spec"]["podMetricsEndpoints"]
+
+    assert endpoint["port"] == container(manifests)["ports"][0]["name"]
+    assert endpoint["path"] == "/metrics"
+    assert endpoint["interval"] == "30s"
+
+
+def test_dashboard_reaches_grafana_as_it_is(render: Callable[..., Manifests]) -> None:
+    """Its legends look like templates of Helm's, and are none."""
+    made = render(VALUE_SETS["monitored"])["ConfigMap dashboard"]
+
+    assert json.loads(made["data"]["streamworker.json"]) == json.loads(DASHBOARD.read_text())
+    assert made["metadata"]["labels"]["grafana_dashboard"] == "1"
+
+
+def test_every_value_is_in_the_schema(helm: ModuleType, root: Path, chart_values: Values) -> None:
     with helm.Chart.load(root / CHART) as chart:
         schema = chart.schema
 
-    assert documented == list(chart_values)
     assert set(schema["properties"]) - {"global"} == set(chart_values)
     assert not schema["additionalProperties"]
+
+
+def test_readme_says_what_the_values_say(root: Path) -> None:
+    """A row for each described value, with its description, as helm-docs writes it; `make chart-docs` has been run."""
+    table = (root / CHART / "README.md").read_text().partition("## Values")[2]
+    rows = dict(re.findall(r"^\| ([\w.]+) \| \w+ \| .*? \| (.*) \|$", table, re.MULTILINE))
+
+    del rows["Key"]
+    assert rows == _described((root / CHART / "values.yaml").read_text())
+
+
+def _described(values: str) -> dict[str, str]:
+    """Path of each value that has a `# --` comment, and that comment as one line."""
+    found: dict[str, str] = {}
+    path: list[tuple[int, str]] = []
+    comment: list[str] = []
+    for line in values.splitlines():
+        if match := re.match(r" *# (-- )?(.*)", line):
+            comment = [match[2]] if match[1] else [*comment, match[2]] if comment else []
+        elif match := re.match(r"( *)(\w+):", line):
+            path = [
+                *((indent, name) for indent, name in path if indent < len(match[1])),
+                (len(match[1]), match[2]),
+            ]
+            if comment:
+                found[".".join(name for _, name in path)] = " ".join(comment)
+            comment = []
+        else:
+            comment = []
+    return found
 
 
 def test_readme_example_installs(root: Path, render: Callable[..., Manifests]) -> None:

@@ -70,17 +70,72 @@ Names need no quotes: the schema admits only those that TOML takes bare.
 {{- end -}}
 {{- end -}}
 
-{{/* A key that the configuration asks for and no variable brings would otherwise be found out by a crash loop. */}}
-{{- define "streamworker.checkKeys" -}}
+{{/* What the schema cannot tell, or not in words: found out now, and not by a crash loop. */}}
+{{- define "streamworker.checks" -}}
+{{- $config := .Values.config -}}
 {{- $provided := list -}}
 {{- range concat .Values.secretEnv .Values.extraEnv -}}
 {{- $provided = append $provided .name -}}
 {{- end -}}
-{{- range $upstream, $settings := .Values.config.upstreams -}}
+{{- range $upstream, $settings := $config.upstreams -}}
 {{- with $settings.api_key_env -}}
 {{- if not (has . $provided) -}}
 {{- fail (printf "config.upstreams.%s.api_key_env is %s, but neither secretEnv nor extraEnv provides that variable" $upstream .) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- if $config.worker.group_instance_id -}}
+{{- fail "config.worker.group_instance_id would be the same in every pod, and they would put one another out of the group: set staticMembership.enabled instead" -}}
+{{- end -}}
+{{- if hasPrefix "SASL" (default "" $config.kafka.security_protocol) -}}
+{{- if not (or (has "STREAMWORKER_KAFKA__SASL_PASSWORD" $provided) (hasKey $config.kafka "sasl_password_file") (eq "OAUTHBEARER" (default "" $config.kafka.sasl_mechanism))) -}}
+{{- fail "config.kafka.security_protocol asks for SASL: provide STREAMWORKER_KAFKA__SASL_PASSWORD in secretEnv, or config.kafka.sasl_password_file" -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.autoscaling -}}
+{{- if .enabled -}}
+{{- if not .partitions -}}
+{{- fail "autoscaling.enabled: say in autoscaling.partitions how many partitions the job topics have; more workers would stand idle" -}}
+{{- end -}}
+{{- if lt (int .partitions) (int .minReplicas) -}}
+{{- fail (printf "autoscaling.minReplicas is %d, but the job topics have only %d partitions (autoscaling.partitions)" (int .minReplicas) (int .partitions)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "streamworker.kind" -}}
+{{- .Values.staticMembership.enabled | ternary "StatefulSet" "Deployment" -}}
+{{- end -}}
+
+{{/* What stands beside the worker is named after it, and its labels say that it is no worker: {root, component}. */}}
+{{- define "streamworker.labelsOf" -}}
+{{- $own := dict "app.kubernetes.io/component" .component -}}
+{{- merge $own (include "streamworker.labels" .root | fromYaml) | toYaml -}}
+{{- end -}}
+
+{{/* The label `job` of what Prometheus scrapes here; a PodMonitor's targets are called after it unless told otherwise. */}}
+{{- define "streamworker.job" -}}
+{{- default (printf "%s/%s" .Release.Namespace (include "streamworker.fullname" .)) .Values.prometheusRule.job -}}
+{{- end -}}
+
+{{/* Ports of a comma-separated list of host:port, as a JSON list. */}}
+{{- define "streamworker.brokerPorts" -}}
+{{- $ports := list -}}
+{{- range splitList "," .Values.config.kafka.bootstrap_servers -}}
+{{- $ports = append $ports (regexFind "[0-9]+$" . | int) -}}
+{{- end -}}
+{{- concat $ports .Values.networkPolicy.kafka.ports | uniq | toJson -}}
+{{- end -}}
+
+{{- define "streamworker.upstreamPorts" -}}
+{{- $ports := list -}}
+{{- range $name, $upstream := .Values.config.upstreams -}}
+{{- if $upstream -}}
+{{- $url := urlParse $upstream.base_url -}}
+{{- $given := regexFind ":[0-9]+$" $url.host | trimPrefix ":" -}}
+{{- $ports = append $ports ($given | default (eq $url.scheme "https" | ternary "443" "80") | int) -}}
+{{- end -}}
+{{- end -}}
+{{- concat $ports .Values.networkPolicy.upstreams.ports | uniq | toJson -}}
 {{- end -}}

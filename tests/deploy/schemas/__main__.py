@@ -1,0 +1,3 @@
+from tests.deploy.schemas import make
+
+make()
