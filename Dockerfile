@@ -6,6 +6,8 @@ ARG PYTHON_IMAGE=python:3.13-slim-trixie
 FROM ${PYTHON_IMAGE} AS wheel
 WORKDIR /src
 COPY requirements/build.txt requirements/
+# The cache is a mount and in no layer.
+# hadolint ignore=DL3042
 RUN --mount=type=cache,target=/pip-cache \
     pip install --cache-dir /pip-cache --require-hashes --no-deps --only-binary=:all: -r requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
@@ -19,6 +21,7 @@ FROM ${PYTHON_IMAGE} AS environment
 WORKDIR /src
 RUN python -m venv --without-pip /opt/venv
 COPY requirements/runtime.txt requirements/
+# hadolint ignore=DL3042
 RUN --mount=type=cache,target=/pip-cache \
     pip --python /opt/venv install --cache-dir /pip-cache --require-hashes --no-deps --only-binary=:all: -r requirements/runtime.txt
 RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \

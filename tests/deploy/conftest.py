@@ -1,3 +1,4 @@
+import contextlib
 import importlib
 import os
 from pathlib import Path
@@ -7,7 +8,20 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.deploy.tools import compose_loader, promtool
+
 ROOT = Path(__file__).parents[2]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Get the tools before the first test: a test's time limit is not made for a download or a build."""
+    wanted = any(item.path.parent == Path(__file__).parent for item in session.items)
+    if wanted and not session.config.option.collectonly:
+        for tool in (promtool, compose_loader):
+            with contextlib.suppress(
+                pytest.skip.Exception, pytest.fail.Exception
+            ):  # each test says so itself
+                tool()
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +29,7 @@ def root() -> Path:
     return ROOT
 
 
-def tool(name: str) -> ModuleType:
+def module(name: str) -> ModuleType:
     """A module that brings a native tool. Where it cannot be loaded the test is skipped, unless everything is required."""
     try:
         return importlib.import_module(name)
@@ -29,13 +43,13 @@ def tool(name: str) -> ModuleType:
 @pytest.fixture(scope="session")
 def helm() -> ModuleType:
     """Helm itself, as a library."""
-    return tool("helm_python")
+    return module("helm_python")
 
 
 @pytest.fixture(scope="session")
 def kubernetes() -> ModuleType:
     """The schemas of every Kubernetes version."""
-    return tool("kubernetes_validate")
+    return module("kubernetes_validate")
 
 
 @pytest.fixture(scope="session")

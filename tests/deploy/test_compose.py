@@ -1,5 +1,6 @@
 """docker-compose.yml: that its services can start, find one another and stop without losing work."""
 
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import pytest
 import yaml
 
 from streamworker.config import load
+from tests.deploy.tools import compose_loader
+from tests.queries import ALERTS, DASHBOARD
 
 Service = dict[str, Any]
 
@@ -53,18 +56,104 @@ def test_images_are_pinned(services: dict[str, Service]) -> None:
 
 
 def test_everything_of_ours_is_one_image_built_here(services: dict[str, Service]) -> None:
-    ours = {
-        name: (service["image"], service["build"]) for name, service in services.items() if name != "kafka"
-    }
+    ours = {name: service["image"] for name, service in services.items() if service.get("build") == "."}
 
     assert set(ours) == {"topics", "practice-upstream", "worker"}
-    assert set(ours.values()) == {("streamworker:dev", ".")}
+    assert set(ours.values()) == {"streamworker:dev"}
+
+
+def test_compose_reads_the_file_as_it_is_meant(root: Path, services: dict[str, Service]) -> None:
+    """By the library that the compose program is made of, every profile on: what it makes of it is what is written."""
+    read = subprocess.run(
+        [compose_loader(), str(root / "docker-compose.yml")], capture_output=True, text=True, check=False
+    )
+    assert (read.returncode, read.stderr) == (0, "")
+    project = json.loads(read.stdout)
+
+    assert project["name"] == "streamworker"
+    assert set(project["services"]) == set(services)
+    for name, service in services.items():
+        understood = project["services"][name]
+        given = {variable: str(value) for variable, value in service.get("environment", {}).items()}
+        assert understood["image"] == service["image"]
+        assert understood.get("environment", {}) == given
+        assert understood.get("command") == service.get("command")
+        assert {port["host_ip"] for port in understood.get("ports", ())} <= {"127.0.0.1"}
+        assert name == "kafka" or understood["cap_drop"] == ["ALL"]
+    assert project["services"]["worker"]["stop_grace_period"] == "2m30s"
+
+
+@pytest.mark.parametrize(
+    ("slip", "told"),
+    [
+        (("stop_grace_period", "stop_grace_perid"), "stop_grace_perid"),
+        (
+            (
+                "kafka:\n        condition: service_healthy\n    cap_drop",
+                "kfka:\n        condition: service_healthy\n    cap_drop",
+            ),
+            "kfka",
+        ),
+        (("- prometheus:/prometheus", "- promtheus:/prometheus"), "promtheus"),
+    ],
+)
+def test_compose_refuses_a_slip(root: Path, tmp_path: Path, slip: tuple[str, str], told: str) -> None:
+    """Else the test above would say nothing."""
+    text = (root / "docker-compose.yml").read_text()
+    assert slip[0] in text
+    (tmp_path / "docker-compose.yml").write_text(text.replace(*slip))
+    read = subprocess.run(
+        [compose_loader(), str(tmp_path / "docker-compose.yml")], capture_output=True, text=True, check=False
+    )
+
+    assert read.returncode == 1
+    assert told in read.stderr
+
+
+def test_files_that_are_mounted_exist_and_are_the_charts_own(
+    root: Path, services: dict[str, Service]
+) -> None:
+    """A bind mount of a file that is not there makes a directory of its name."""
+    mounts = {
+        Path(source): target
+        for service in services.values()
+        for source, target, *_ in (volume.split(":") for volume in service.get("volumes", ()))
+        if source.startswith(".")
+    }
+
+    assert all((root / source).is_file() for source in mounts)
+    assert mounts[ALERTS.relative_to(root)] == "/etc/prometheus/alerts.yaml"
+    assert mounts[DASHBOARD.relative_to(root)] == "/var/lib/grafana/dashboards/streamworker.json"
+    providers = yaml.safe_load((root / "monitoring/grafana/dashboards.yaml").read_text())["providers"]
+    assert [provider["options"]["path"] for provider in providers] == ["/var/lib/grafana/dashboards"]
+
+
+def test_monitoring_finds_what_it_looks_for(root: Path, services: dict[str, Service]) -> None:
+    """Prometheus the workers, Grafana Prometheus."""
+    scrape = yaml.safe_load((root / "monitoring/prometheus.yaml").read_text())["scrape_configs"][0]
+    source = yaml.safe_load((root / "monitoring/grafana/datasource.yaml").read_text())["datasources"][0]
+    (found,) = scrape["dns_sd_configs"]
+    port = load(None, services["worker"]["environment"]).telemetry.http_port
+
+    assert found["names"] == ["worker"]
+    assert found["port"] == port
+    assert source["url"] == "http://prometheus:9090"
+    assert set(services["prometheus"]["depends_on"]) == {"worker"}
+
+
+def test_profiles_add_and_take_nothing_away(services: dict[str, Service]) -> None:
+    profiles = {name: service["profiles"] for name, service in services.items() if "profiles" in service}
+
+    assert profiles == {"prometheus": ["monitoring"], "grafana": ["monitoring"], "kafka-ui": ["ui"]}
+    ports = [port for service in services.values() for port in published(service).values()]
+    assert len({port for _, port in ports}) == len(ports)
 
 
 def test_services_start_in_an_order_that_works(services: dict[str, Service]) -> None:
     waits = {
         name: {other: wait["condition"] for other, wait in service.get("depends_on", {}).items()}
         for name, service in services.items()
+        if "profiles" not in service
     }
 
     assert waits == {
@@ -78,7 +167,7 @@ def test_services_start_in_an_order_that_works(services: dict[str, Service]) -> 
 
 
 def test_commands_are_those_of_the_command_line(services: dict[str, Service]) -> None:
-    commands = {name: service["command"] for name, service in services.items() if "command" in service}
+    commands = {name: service["command"] for name, service in services.items() if service.get("build") == "."}
 
     assert commands == {
         "topics": ["topics", "create"],
@@ -119,6 +208,7 @@ def test_kafka_is_reached_from_the_host_and_from_containers(
 
     assert advertised["HOST"] == ("localhost", 9092)
     assert published(services["kafka"]) == {9092: ("127.0.0.1", 9092)}
+    assert services["kafka-ui"]["environment"]["KAFKA_CLUSTERS_0_BOOTSTRAPSERVERS"] == "kafka:19092"
     for client in ("topics", "worker"):
         host, port = services[client]["environment"]["STREAMWORKER_KAFKA__BOOTSTRAP_SERVERS"].split(":")
         assert (host, int(port)) == advertised["INTERNAL"]
@@ -170,8 +260,9 @@ def test_worker_shows_its_metrics_to_this_machine_only(services: dict[str, Servi
 
 def test_files_are_well_formed(root: Path) -> None:
     """yamllint sees what a YAML parser forgives: a key twice, an indent that slipped."""
-    rules = "{extends: default, rules: {line-length: {max: 130}, document-start: disable, braces: disable}}"
-    files = ["docker-compose.yml", "helm/streamworker/values.yaml", "helm/streamworker/Chart.yaml"]
+    rules = "{extends: default, rules: {line-length: {max: 170}, document-start: disable, braces: disable}}"
+    files = ["docker-compose.yml", "monitoring", "tests/deploy/alerts_test.yaml"]
+    files += [f"helm/streamworker/{name}" for name in ("values.yaml", "Chart.yaml", "files", "ci")]
     lint = subprocess.run(
         [sys.executable, "-m", "yamllint", "--strict", "--format", "parsable", "-d", rules, *files],
         cwd=root,

