@@ -287,10 +287,12 @@ class App:
             tries += 1
 
     def _vital(self, read: Callable[[Vitals], float]) -> float:
-        return read(Vitals() if self._worker is None else self._worker.vitals())
+        return read(self._worker.vitals() if self._worker is not None and self._is_joined else Vitals())
 
     def _heartbeat_age(self) -> float:
-        return 0.0 if self._worker is None else self._clock.monotonic() - self._worker.last_poll
+        if self._worker is None or not self._is_joined:  # there is no loop yet; Kafka may be long in coming
+            return 0.0
+        return self._clock.monotonic() - self._worker.last_poll
 
     def _readiness(self) -> tuple[bool, dict[str, object]]:
         return (False, {"connecting": True}) if self._worker is None else self._worker.readiness()
