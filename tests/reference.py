@@ -25,7 +25,13 @@ def configuration() -> str:
 
 def metrics() -> str:
     """Return docs/metrics.md."""
-    head = "# Metrics\n\nServed at `/metrics`.\n\n| metric | kind | labels | meaning |\n| --- | --- | --- | --- |\n"
+    head = (
+        "# Metrics\n\n"
+        "Served at `/metrics`, with the `process_*` metrics of the Prometheus client (CPU, memory, open files; on Linux).\n"
+        "What is told with every delta costs 0.2 µs, whatever the number of metrics. Alerts and dashboard:\n"
+        "[operations.md](operations.md#monitoring).\n\n"
+        "| metric | kind | labels | meaning |\n| --- | --- | --- | --- |\n"
+    )
     rows = (
         f"| `{PREFIX}{one.name}` | {one.kind} | {', '.join(f'`{label}`' for label in one.labels)} | {one.help} |\n"
         for one in TABLE
