@@ -241,7 +241,6 @@ def _variable(label: str, where: str = "") -> dict[str, Any]:
         "type": "query",
         "datasource": _DATASOURCE,
         "query": {"query": query, "refId": label},
-        "definition": query,
         "refresh": 2,
         "includeAll": True,
         "allValue": ".*",
