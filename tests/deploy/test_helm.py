@@ -18,6 +18,7 @@ import yaml
 from streamworker import __version__
 from streamworker.cli.commands import cli
 from streamworker.config import Settings, load
+from streamworker.errors import ConfigurationError
 from tests.deploy.schemas import schema
 from tests.deploy.tools import promtool
 from tests.queries import DASHBOARD, rules
@@ -219,6 +220,27 @@ def test_worker_takes_the_config_and_finds_its_own_defaults(
     )
     for section in ("topics", "worker", "events", "telemetry"):
         assert getattr(settings, section) == getattr(default, section), section
+
+
+@pytest.mark.parametrize("values", VALUE_SETS.values(), ids=VALUE_SETS.keys())
+def test_worker_finds_no_fault_with_what_its_pod_is_given(
+    tmp_path: Path, render: Callable[..., Manifests], values: str
+) -> None:
+    """File and variables together, but for files that only a cluster mounts."""
+    manifests = render(values)
+    file = tmp_path / "config.toml"
+    file.write_text(manifests["ConfigMap"]["data"]["config.toml"])
+    given = {
+        variable["name"]: variable.get("value", "given") for variable in container(manifests).get("env", ())
+    }
+    mounted = [mount["mountPath"] for mount in container(manifests)["volumeMounts"]]
+    try:
+        load(file, given)
+    except ConfigurationError as error:
+        for fault in error.faults:
+            found = re.fullmatch(r"kafka\.ssl_cafile: is no file that can be read: (\S+)/[^/]+", fault)
+            assert found, fault
+            assert found[1] in mounted
 
 
 def test_worker_is_given_the_file_that_the_config_map_holds(render: Callable[..., Manifests]) -> None:
