@@ -74,7 +74,7 @@ tolerations:
 {{- define "streamworker.containerBasics" -}}
 image: {{ include "streamworker.image" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
-{{- with include "streamworker.env" . }}
+{{- with include "streamworker.env" . | trim }}
 env:
   {{- . | nindent 2 }}
 {{- end }}
