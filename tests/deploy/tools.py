@@ -52,7 +52,9 @@ def compose_loader() -> str:
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as fresh:
             program = Path(fresh) / "compose"
-            if fault := _run(["go", "build", "-trimpath", "-o", str(program), "."], str(COMPOSE)):
+            if fault := _run(
+                ["go", "build", "-trimpath", "-buildvcs=false", "-o", str(program), "."], str(COMPOSE)
+            ):
                 need(f"the compose file's reader cannot be built: {fault}")
             program.rename(kept)
     return str(kept)

@@ -13,6 +13,7 @@ from aiokafka.errors import KafkaConnectionError
 from streamworker.errors import Fenced, KafkaUnavailable
 from streamworker.kafka.committers import CommittedOffsets, TransactionalCommitters
 from streamworker.kafka.consumer import GroupConsumer
+from streamworker.memory import MemoryObserver
 from streamworker.model import CommitPoint, Outgoing, Partition
 from tests.integration.stage import Stage, eventually
 
@@ -35,6 +36,7 @@ class Member(NamedTuple):
     consumer: GroupConsumer
     committed: CommittedOffsets
     committer: Committer
+    observer: MemoryObserver
 
 
 class Heard:
@@ -56,13 +58,13 @@ async def member(stage: Stage) -> AsyncIterator[Member]:
     heard, consumer = Heard(), GroupConsumer(settings)
     committed = CommittedOffsets(settings, consumer)
     await committed.start()
-    committer = TransactionalCommitters(settings, committed, consumer).committer(
-        Partition(stage.jobs_topic, 0)
-    )
+    observer = MemoryObserver()
+    committers = TransactionalCommitters(settings, committed, consumer, observer)
+    committer = committers.committer(Partition(stage.jobs_topic, 0))
     try:
         await consumer.start(heard)
         await eventually(lambda: heard.partitions is not None)
-        yield Member(consumer, committed, committer)
+        yield Member(consumer, committed, committer, observer)
     finally:
         await committer.close()
         await consumer.stop()
@@ -136,8 +138,10 @@ async def test_owner_whose_transaction_the_broker_ended_is_still_the_owner(apach
             bootstrap_servers=apache.broker.bootstrap,
             transactional_id=f"{apache.group}.{apache.jobs_topic}.0",
         ):
+            assert only.observer.told == []
             await only.committer.commit([note(apache, "second")], CommitPoint(2, "sw1:a.2::"))
         await apache.until(lambda: "second" in told(apache))
+        assert set(only.observer.all("kafka_failed")) == {("lane",)}
     assert told(apache) == ["first", "second"]
 
 
