@@ -84,11 +84,10 @@ def backoff_s(tries: int, random: float) -> float:
 
 
 def _number(text: str | None, scale: float = 1.0) -> float | None:
-    if text is None or not _DECIMAL.fullmatch(
-        text.strip()
-    ):  # float() takes "1_0", "nan" and other alphabets' digits
+    digits = (text or "").strip()
+    if not _DECIMAL.fullmatch(digits):  # float() takes "1_0", "nan" and other alphabets' digits
         return None
-    value = float(text) * scale
+    value = float(digits) * scale
     return value if math.isfinite(value) else None
 
 
