@@ -85,11 +85,14 @@ class Course:
         following = upstreams[upstreams.index(upstream) + 1 :]
         with permit or nullcontext():
             execution = self._execution = self._begin(upstream, permit, has_fallback=bool(following))
-            await execution.stream(instead=None if isinstance(admission, Permit) else admission)
-            self._execution = None
-            left = self._what_follows(execution.attempt, upstream, following)
-            if not left:
-                await execution.finish()
+            try:
+                await execution.stream(instead=None if isinstance(admission, Permit) else admission)
+                self._execution = None
+                left = self._what_follows(execution.attempt, upstream, following)
+                if not left:  # in flight until its end is durable: what is not, a crash makes us pay for again
+                    await execution.finish()
+            finally:
+                execution.release()
         return left
 
     async def _admission(

@@ -155,16 +155,20 @@ class Execution:
             elif self._permit is None:
                 await self._wait_for_permit()
             else:
-                with self._permit:
-                    await self._try_patiently()
-                    self._give_back(self._permit)
-                self._permit = None
+                await self._try_patiently()
+                self._hang_up(self._permit)
+
+    def release(self) -> None:
+        """Give the permit back: the job is out of flight."""
+        permit, self._permit = self._permit, None
+        if permit is not None:
+            permit.release()
 
     async def _wait_for_permit(self) -> None:
         """Wait until the next try is due and its upstream lets it through."""
         patience = self._patient(first_delta_s=inf)
         async with patience:
-            await asyncio.sleep(self._next_try_s)
+            await self._gates.rest(self._next_try_s)
             try:
                 self._permit = await self._gates.enter(
                     [self._slot.name], self.job, is_retry=True, is_patient=not self._has_fallback
@@ -190,11 +194,13 @@ class Execution:
         )
         return self._patience
 
-    def _give_back(self, permit: Permit) -> None:
-        """Release the permit with what the call came to, as far as that is known."""
+    def _hang_up(self, permit: Permit) -> None:
+        """The call is over, and came to what is known of it. Before the next one others may go."""
         ledger = self.attempt.ledger
         was_refused = self._error is not None and self._error.http_status != 200
-        permit.release(0 if was_refused else ledger.total_tokens, ledger.completion_tokens)
+        permit.hang_up(0 if was_refused else ledger.total_tokens, ledger.completion_tokens)
+        if not self.attempt.is_ended:
+            self.release()
 
     def _left_s(self) -> float:
         return inf if self.job.deadline is None else self.job.deadline - self._tools.clock.now_ms() / 1000

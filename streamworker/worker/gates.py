@@ -34,11 +34,12 @@ _SWEEP_S = 1.0
 
 
 class Permit:
-    """The right to one call. Leaving its block gives it back, at the latest."""
+    """The right to one call, and a place among the jobs in flight. Leaving its block gives back both, at the latest."""
 
     def __init__(self, line: Line, call: Pass) -> None:
         self._line = line
         self._call: Pass | None = call
+        self._is_out = True
 
     @property
     def upstream(self) -> str:
@@ -55,11 +56,21 @@ class Permit:
         if self._call is not None:
             self._line.failed(self._call, error)
 
-    def release(self, tokens: int | None = None, completion: int | None = None) -> None:
-        """Give it back. What the call came to in tokens, and the generated part of them; None is unknown."""
+    def hang_up(self, tokens: int | None = None, completion: int | None = None) -> None:
+        """The call is over, the job is not: its upstream may serve another one.
+
+        What the call came to in tokens, and the generated part of them; None is unknown.
+        """
         call, self._call = self._call, None
         if call is not None:
             self._line.leave(call, tokens, completion)
+
+    def release(self) -> None:
+        """Give it back."""
+        self.hang_up()
+        if self._is_out:
+            self._is_out = False
+            self._line.gates.released()
 
     def __enter__(self) -> Self:
         """Use it."""
@@ -90,10 +101,25 @@ class Gates:
         }
         self.in_flight = 0
         """Permits that are out."""
-        self.on_release: Callable[[], None] = lambda: None
-        """Called when one has come back."""
+        self._resting = 0
+        self.on_room: Callable[[], None] = lambda: None
+        """Called when there is room for another job."""
         self._max_in_flight = max_in_flight
         self._turns = deque(self.lines.values())
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait in a line, or for their next try."""
+        return self._resting + sum(line.jobs_waiting for line in self.lines.values())
+
+    async def rest(self, seconds: float) -> None:
+        """Wait for the next try, without holding anything."""
+        self._resting += 1
+        self.on_room()
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._resting -= 1
 
     @property
     def has_room(self) -> bool:
@@ -116,6 +142,8 @@ class Gates:
             raise UpstreamError(line.refusal())
         line.join(waiter, ahead=is_retry)
         line.pump()
+        if not waiter.permit.done():
+            self.on_room()  # who waits leaves room for one more
         try:
             return await waiter.permit
         except asyncio.CancelledError:
@@ -139,7 +167,7 @@ class Gates:
         self._turns.rotate(-1)
         for line in self._turns:
             line.pump()
-        self.on_release()
+        self.on_room()
 
     def states(self) -> dict[str, dict[str, object]]:
         """Return what there is to say of each upstream."""
@@ -181,7 +209,7 @@ class Line:
         self.name = name
         self.gate = gate
         self.waiters: deque[Waiter] = deque()
-        self._gates = gates
+        self.gates = gates
         self._observer = observer
         self._circuit_wait_s = circuit_wait_s
         self._loop = asyncio.get_running_loop()
@@ -212,7 +240,7 @@ class Line:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self.waiters and self._gates.has_room:
+        while self.waiters and self.gates.has_room:
             now = self._loop.time()
             wait_s = self.gate.wait_s(self.waiters[0].demand, now)
             if wait_s > 0:
@@ -222,7 +250,7 @@ class Line:
             waiter = self.waiters.popleft()
             if waiter.permit.done():  # it was cancelled in this very moment
                 continue
-            self._gates.in_flight += 1
+            self.gates.in_flight += 1
             waiter.permit.set_result(Permit(self, self.gate.enter(waiter.demand, now)))
             self._look()
 
@@ -239,7 +267,7 @@ class Line:
     def leave(self, call: Pass, tokens: int | None, completion: int | None) -> None:
         """The call is over."""
         self.gate.leave(call, tokens, completion)
-        self._gates.released()
+        self.pump()
 
     def refusal(self) -> JobError:
         """Say why nobody is let through."""
@@ -298,7 +326,7 @@ class Line:
         waiting, self.waiters = self.waiters, deque()
         lines = {self}
         for waiter in waiting:
-            line = self._gates.choose(waiter.upstreams)
+            line = self.gates.choose(waiter.upstreams)
             if line.gate.is_open and not waiter.is_patient:
                 waiter.refuse(self.refusal())
             else:

@@ -105,6 +105,11 @@ class PartitionWork:
 
         task.add_done_callback(forget)
 
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for one of their key."""
+        return self._order.waiting
+
     @asynccontextmanager
     async def turn(self, key: bytes) -> AsyncIterator[None]:
         """Wait until the jobs of this key that came before have ended; leaving lets the next one go."""

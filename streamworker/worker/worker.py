@@ -82,7 +82,7 @@ class Worker:
         self._cancels = Cancels()
         self._courses: dict[str, set[Course]] = {}
         self._room = asyncio.Event()
-        gates.on_release = self._room.set
+        gates.on_room = self._room.set
         self._draining = asyncio.Event()
         self._draining_since: float | None = None
         self._side_tasks: set[asyncio.Task[None]] = set()
@@ -268,11 +268,10 @@ class Worker:
 
     def _free(self) -> int:
         """Return how many records may be taken in."""
-        in_flight = self._gates.in_flight
-        waiting = (
-            self._jobs_open - in_flight
-        )  # also those between two tries, and those whose end is being committed
-        return min(self._limits.max_in_flight - in_flight, self._limits.max_waiting - waiting)
+        waiting = self._gates.waiting + sum(work.waiting for work in self._works.values())
+        # Not the permits that are out: a job that was just taken has not come to its gate yet.
+        active = self._jobs_open - waiting
+        return min(self._limits.max_in_flight - active, self._limits.max_waiting - waiting)
 
     def _read_again(self, missed: set[Partition]) -> None:
         """Go back where a partition has come back so soon that its new assignment's records were passed over too."""

@@ -330,6 +330,8 @@ def test_fallbacks_and_circuits_are_counted_and_told(watch: Watch) -> None:
         ("job.fell_back", "warning"),
     ]
     assert "my prompt" not in str(lines)
+
+
 def test_rebalance_lasts_from_the_first_call_to_the_assignment(watch: Watch) -> None:
     """A group that begins anew before it has ended is one rebalance."""
     for wait_s in (2, 3):

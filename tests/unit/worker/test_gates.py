@@ -275,7 +275,7 @@ async def test_gates_tell_when_there_is_room_again() -> None:
     """The poll loop waits for that."""
     gates = two()
     told: list[int] = []
-    gates.on_release = lambda: told.append(gates.in_flight)
+    gates.on_room = lambda: told.append(gates.in_flight)
     permit = await take(gates, "a")
     permit.release()
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from streamworker.core.offsetmap import FULL, LIMIT, OffsetMap, decode_map, encode_map
-from streamworker.errors import KafkaUnavailable
+from streamworker.errors import KafkaUnavailable, UpstreamError
 from streamworker.memory import (
     MemoryClock,
     MemoryCommitters,
@@ -23,7 +23,7 @@ from streamworker.memory import (
     Script,
     Step,
 )
-from streamworker.model import CommitPoint
+from streamworker.model import Advice, CommitPoint, ErrorCode, JobError
 from streamworker.worker.vitals import Vitals
 from streamworker.worker.worker import Worker, WorkerLimits
 from tests.turnable import quiet, run, until
@@ -61,6 +61,7 @@ class Bench:
         self.upstream = MemoryUpstream(*(scripts or [said("a")]))
         self.clock = MemoryClock()
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.slot = make_slot(self.upstream)
         self.worker = self.new_worker(**limits)
         self.task: asyncio.Task[None] | None = None
 
@@ -72,7 +73,7 @@ class Bench:
             committers=self.broker,
             intake=make_intake(self.sink, self.clock),
             tools=tools,
-            slots={"default": make_slot(self.upstream)},
+            slots={"default": self.slot},
             gates=make_gates(self.observer, max_in_flight=(given | limits)["max_in_flight"]),
             limits=WorkerLimits(**(given | limits)),
             failure=self.failure,
@@ -198,10 +199,45 @@ async def test_worker_max_in_flight_is_respected(make: Any) -> None:
     await asyncio.sleep(50)
     assert bench.upstream.open_calls == 3
     assert len(bench.upstream.calls) == 3
+    assert sum(bench.source.positions.values()) == 3  # what another worker has room for is left to it
     gate.set()
     await bench.ended(16)
 
     assert all(limit <= 3 for _, limit in bench.source.asked)
+
+
+async def test_worker_job_whose_end_is_not_durable_is_in_flight(make: Any) -> None:
+    """A crash would make us pay for it again: such jobs must not pile up before a slow broker."""
+    gate = asyncio.Event()
+    bench: Bench = make([gate, *said("a")], max_in_flight=2)
+    for number in range(6):
+        bench.source.put(JOBS, job(f"j{number}"))
+    await bench.start(JOBS)
+    await asyncio.sleep(1)
+    bench.broker.committing.clear()
+    gate.set()
+    await asyncio.sleep(50)
+    assert bench.upstream.open_calls == 0
+    assert len(bench.upstream.calls) == 2
+    bench.broker.committing.set()
+    await bench.ended(6)
+
+
+async def test_worker_job_between_two_tries_is_not_in_flight(make: Any) -> None:
+    """It holds nothing, and another one uses the time."""
+    busy = JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "busy", 503, retriable=True)
+    late = Script([], before=[UpstreamError(busy, Advice(after_s=60))])
+    bench: Bench = make(late, said("a"), max_in_flight=1)
+    bench.slot = make_slot(bench.upstream, max_tries=2)
+    bench.worker = bench.new_worker(max_in_flight=1)
+    bench.source.put(JOBS, job("late"))
+    bench.source.put(JOBS, job("next"))
+    await bench.start(JOBS)
+    await bench.ended(1)
+    assert bench.ends() == {"next": "completed"}
+    await bench.ended(2)
+
+    assert bench.ends()["late"] == "completed"
 
 
 async def test_worker_at_its_limit_goes_on_polling(make: Any) -> None:
