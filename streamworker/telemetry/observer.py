@@ -82,7 +82,7 @@ class Telemetry:
 
         `gap_s` is the time since the read of this stream that brought deltas before; None for the first one.
         """
-        # Told with every delta: sums of ours, for a counter of the library costs ten times as much.
+        # Told with every delta: sums of ours, for a counter of the library takes its lock each time.
         self._deltas += count
         self._delta_bytes += size
         if gap_s is not None and (gaps := self._gaps.get(upstream)) is not None:
