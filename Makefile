@@ -56,7 +56,7 @@ lock: $(READY) ## pin every dependency again, with hashes
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 		--all-extras --group dev --custom-compile-command "make lock" $(ARGS) pyproject.toml -o requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
-		--constraint requirements/dev.txt --custom-compile-command "make lock" $(ARGS) pyproject.toml -o requirements/runtime.txt
+		--extra otel --constraint requirements/dev.txt --custom-compile-command "make lock" $(ARGS) pyproject.toml -o requirements/runtime.txt
 	echo hatchling | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 		--constraint requirements/dev.txt --custom-compile-command "make lock" $(ARGS) - -o requirements/build.txt
 
