@@ -14,13 +14,14 @@ import structlog
 from streamworker.codec.event import EventWriter
 from streamworker.core.gate import GateRules
 from streamworker.core.redaction import Redactor
-from streamworker.errors import KafkaRefused, KafkaUnavailable
+from streamworker.errors import ConfigurationError, KafkaRefused, KafkaUnavailable
 from streamworker.kafka.committers import CommittedOffsets, GroupCommitters, TransactionalCommitters
 from streamworker.kafka.connection import hush
 from streamworker.kafka.consumer import GroupConsumer
 from streamworker.kafka.control import ControlReader
 from streamworker.kafka.sink import KafkaSink
 from streamworker.kafka.topics import faults_of, open_admin
+from streamworker.ports import UNTRACED
 from streamworker.telemetry import metrics as table
 from streamworker.telemetry.logging import configure_logging
 from streamworker.telemetry.loop_lag import LoopLag
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from streamworker.config import Settings
-    from streamworker.ports import Committers
+    from streamworker.ports import Committers, Tracer
     from streamworker.telemetry.metrics import Definition
+    from streamworker.telemetry.otlp import Tracing
 
 __all__ = ["App", "SystemClock", "run_until_signalled"]
 
@@ -80,6 +82,7 @@ class App:
         self._clock = SystemClock()
         self.metrics = Metrics()
         self._telemetry = Telemetry(self.metrics, settings.upstreams, self._clock)
+        self._tracer: Tracer = UNTRACED
         self._worker: Worker | None = None
         self._is_joined = False
 
@@ -114,6 +117,9 @@ class App:
             self._worker.drain()
 
     async def _start_telemetry(self, stack: AsyncExitStack) -> None:
+        if (tracing := open_tracing(self._settings)) is not None:
+            self._tracer = tracing.tracer
+            stack.push_async_callback(tracing.close)
         lag = LoopLag()
         lag.start()
         stack.callback(lag.stop)
@@ -206,6 +212,7 @@ class App:
             group=settings.worker.group_id,
             max_job_bytes=settings.worker.max_job_bytes,
             max_record_bytes=settings.kafka.max_record_bytes,
+            tracer=self._tracer,
         )
         tools = Tools(
             sink=sink,
@@ -296,6 +303,22 @@ class App:
 
     def _readiness(self) -> tuple[bool, dict[str, object]]:
         return (False, {"connecting": True}) if self._worker is None else self._worker.readiness()
+
+
+def open_tracing(settings: Settings) -> Tracing | None:
+    """Make ready to send traces; None if they are turned off. Use it inside the loop, and close it.
+
+    Raises:
+        ConfigurationError: they are asked for and cannot be sent.
+    """
+    if settings.telemetry.traces == "off":
+        return None
+    try:
+        from streamworker.telemetry import otlp  # noqa: PLC0415 - an extra, and 20 MB that most do not need
+    except ImportError as error:
+        fault = f"telemetry.traces: {error.name} is not installed: pip install 'streamworker[otel]', or set it to off"
+        raise ConfigurationError([fault]) from None
+    return otlp.open_tracing(settings)
 
 
 async def run_until_signalled(app: App) -> int:

@@ -283,6 +283,9 @@ class TelemetrySettings(_Section):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error"
     )
+    traces: Literal["off", "otlp"] = Field(
+        "off", description="off, or otlp: send spans to a collector that OTEL_* environment variables name"
+    )
 
 
 class Settings(_Section):

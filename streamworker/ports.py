@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from streamworker.core.attempt import Attempt
     from streamworker.model import (
         CommitPoint,
         ErrorCode,
@@ -25,16 +26,21 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "UNTRACED",
     "Answer",
     "Assignments",
     "Clock",
     "Committer",
     "Committers",
+    "JobSpan",
     "KafkaPart",
     "Observer",
     "Receipt",
     "Sink",
     "Source",
+    "Tracer",
+    "TrySpan",
+    "Untraced",
     "Upstream",
 ]
 
@@ -184,7 +190,7 @@ class Upstream(Protocol):
 
 
 class Observer(Protocol):
-    """Is told what happened, for logs, metrics and traces. Must neither raise nor wait."""
+    """Is told what happened, for logs and metrics. Must neither raise nor wait."""
 
     def job_started(self, job: Job, upstream: str) -> None:
         """An attempt at a job began; with its first one the job was taken up."""
@@ -260,6 +266,96 @@ class Observer(Protocol):
     def kafka_failed(self, part: KafkaPart) -> None:
         """A request to Kafka failed and is made again."""
         ...
+
+
+class TrySpan(Protocol):
+    """One upstream call, as a trace has it."""
+
+    @property
+    def trace(self) -> Headers:
+        """The trace context for the upstream's request."""
+        ...
+
+    def first_delta(self) -> None:
+        """The call gave its first delta."""
+        ...
+
+    def ended(self, attempt: Attempt, error: JobError | None) -> None:
+        """The call is over, and the attempt with it unless it waits for another one.
+
+        `error` is why this call failed, if the attempt does not say: because another one follows.
+        """
+        ...
+
+
+class JobSpan(Protocol):
+    """One delivery of a job, as a trace has it. Exactly one of its ends counts: the first."""
+
+    @property
+    def trace(self) -> Headers:
+        """The trace context that the job carries from here on: into its events and calls."""
+        ...
+
+    def open_try(self, attempt: Attempt, upstream: str) -> TrySpan:
+        """An upstream is called next."""
+        ...
+
+    def ended(self, event: UsageEvent, upstream: str) -> None:
+        """The terminal event is durable."""
+        ...
+
+    def refused(self, code: ErrorCode) -> None:
+        """The record cannot be run; its dead letter and its terminal event are durable."""
+        ...
+
+    def abandoned(self, reason: str) -> None:
+        """The job was let go without a terminal event; its next owner runs it."""
+        ...
+
+    def crashed(self) -> None:
+        """A bug of ours ended it; it is run anew, as another delivery."""
+        ...
+
+
+class Tracer(Protocol):
+    """Opens the spans of deliveries. It and its spans must neither raise nor wait."""
+
+    def open_job(self, job: Job | Rejection, deliveries: int) -> JobSpan:
+        """A record was delivered for the so-manieth time, and is a job or is not."""
+        ...
+
+
+class Untraced:
+    """No tracing: a `Tracer`, `JobSpan` and `TrySpan` that hands on the context that the job's record carried."""
+
+    def __init__(self, trace: Headers = ()) -> None:
+        self.trace = trace
+
+    def open_job(self, job: Job | Rejection, deliveries: int) -> Untraced:  # noqa: ARG002 - the port's
+        """Hand on."""
+        return Untraced(job.trace)
+
+    def open_try(self, attempt: Attempt, upstream: str) -> Untraced:  # noqa: ARG002 - the port's
+        """Hand on."""
+        return Untraced(attempt.job.trace)
+
+    def first_delta(self) -> None:
+        """Nothing."""
+
+    def ended(self, *_: object) -> None:
+        """Nothing."""
+
+    def refused(self, code: ErrorCode) -> None:
+        """Nothing."""
+
+    def abandoned(self, reason: str) -> None:
+        """Nothing."""
+
+    def crashed(self) -> None:
+        """Nothing."""
+
+
+UNTRACED = Untraced()
 
 
 def trace_headers(trace: Headers) -> dict[str, str]:

@@ -9,7 +9,7 @@ events, keeps the account, and asks the table what each thing that happens means
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streamworker.core.chat import ChunkReader
 from streamworker.core.faults import UPSTREAM_TEXT_LIMIT, cut, stream_error
@@ -183,6 +183,22 @@ class Attempt:
         """Whether bytes of an event stream may come."""
         return self.state in _LISTENING
 
+    @property
+    def finish_reasons(self) -> dict[int, str]:
+        """Choice index → finish reason, of the choices that have one."""
+        reasons = sorted(self._reader.finish_reasons.items())
+        return {index: reason for index, reason in reasons if reason is not None}
+
+    @property
+    def chunk(self) -> dict[str, Any]:
+        """What the upstream says of its answer: the latest chunk's own members."""
+        return self._reader.chunk
+
+    @property
+    def reported_usage(self) -> dict[str, Any] | None:
+        """The upstream's own usage report, if it is of the whole latest try. Never an estimate."""
+        return self.ledger.reported(completed=self._is_whole)
+
     def started(self) -> Started:
         """Return the attempt's first event."""
         self._seq = 1
@@ -201,16 +217,13 @@ class Attempt:
         """Return the job's last event."""
         assert self.status is not None, "the terminal event of an attempt that has not ended"
         usage, source, method = self.ledger.settle(completed=self._is_whole)
-        reasons = self._reader.finish_reasons
         event = UsageEvent(
             job_id=self.job.job_id,
             attempt=self.id,
             seq=self._seq,
             ts=now_ms,
             status=self.status,
-            finish_reasons={
-                str(index): reason for index, reason in sorted(reasons.items()) if reason is not None
-            },
+            finish_reasons={str(index): reason for index, reason in self.finish_reasons.items()},
             usage=usage,
             usage_source=source,
             observed=self.ledger.observed,

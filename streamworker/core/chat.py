@@ -48,6 +48,11 @@ class ChunkReader:
         """Whether every choice that was opened has its finish reason, and one was opened."""
         return bool(self.finish_reasons) and None not in self.finish_reasons.values()
 
+    @property
+    def chunk(self) -> dict[str, Any]:
+        """The latest chunk's own members: id, model, created …; empty before the first."""
+        return self._chunk or {}
+
     def read(self, event: ServerSentEvent) -> list[News]:
         """Read one event: its deltas in the upstream's order, then what ends the stream, if this does."""
         try:

@@ -109,6 +109,10 @@ class Ledger:
             return {"completion_tokens": tokens}, UsageSource.ESTIMATED, method
         return None, UsageSource.NONE, None
 
+    def reported(self, *, completed: bool) -> dict[str, Any] | None:
+        """Return the upstream's report of the whole try; None if there is none, or a running total at most."""
+        return self._report if completed or self._final else None
+
     @property
     def total_tokens(self) -> int | None:
         """What the whole call came to, as reported; None if it was not."""

@@ -30,6 +30,7 @@ FLOORS = {
     "aiokafka": logging.WARNING,  # its debug log prints keys and values: prompts; its info log is chatter
     "asyncio": logging.INFO,
     "httpcore": logging.INFO,  # its debug log prints headers
+    "urllib3": logging.INFO,  # its debug log says every export of traces
     "httpx": logging.WARNING,  # says every request at info: one line per job is ours
 }
 """Libraries, and the level below which they are never heard, whatever the configuration says."""

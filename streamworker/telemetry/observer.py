@@ -19,7 +19,16 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from streamworker.model import Coordinates, Job, JobError, Outgoing, Partition, Rejection, UsageEvent
+    from streamworker.model import (
+        Coordinates,
+        Headers,
+        Job,
+        JobError,
+        Outgoing,
+        Partition,
+        Rejection,
+        UsageEvent,
+    )
     from streamworker.ports import Clock
 
 __all__ = ["NO_UPSTREAM", "Telemetry"]
@@ -41,6 +50,7 @@ _FAULT_BYTES = 300
 _MAX_TOKENS = 1 << 53  # beyond it a counter, which is a double, loses ones
 _MEMBER = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _REASON = re.compile(r"[a-z_ ]{1,40}")  # a few words; what names partitions or quotes errors is no label
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _TOKENS = {"prompt": "prompt_tokens", "completion": "completion_tokens"}
 
 
@@ -134,13 +144,15 @@ class Telemetry:
             faults=[cut(fault, _FAULT_BYTES) for fault in rejection.faults[:MAX_FAULTS]],
             fault_count=len(rejection.faults),
             **_place(rejection.source),
+            **_trace(rejection.trace),
         )
 
     def job_abandoned(self, job: Job, reason: str) -> None:
         """A job was let go without a terminal event; its next owner runs it."""
         self._open.pop(job.source, None)
         self._metrics.add(table.JOBS_ABANDONED, 1, reason if _REASON.fullmatch(reason) else OTHER)
-        self._log.warning("job.abandoned", job_id=job.job_id, reason=reason, **_place(job.source))
+        place = {**_place(job.source), **_trace(job.trace)}
+        self._log.warning("job.abandoned", job_id=job.job_id, reason=reason, **place)
 
     def tombstone_skipped(self, partition: Partition) -> None:  # noqa: ARG002 - counted as a whole
         """A record without a value was passed over."""
@@ -260,6 +272,7 @@ def _line(event: UsageEvent, job: Job, upstream: str) -> dict[str, Any]:
         "total_ms": event.timing.total,
         "tries": event.tries,
         **_place(job.source),
+        **_trace(job.trace),
     }
 
 
@@ -274,6 +287,12 @@ def _error(error: JobError | None) -> dict[str, Any]:
 
 def _place(source: Coordinates) -> dict[str, Any]:
     return {"topic": source.topic, "partition": source.partition, "offset": source.offset}
+
+
+def _trace(trace: Headers) -> dict[str, str]:
+    """Return the id of the trace that the job belongs to, if it does: the way from a line to its spans."""
+    found = _TRACEPARENT.fullmatch(dict(trace).get("traceparent") or b"")
+    return {} if found is None else {"trace_id": found[1].decode()}
 
 
 def _numbers(usage: dict[str, Any] | None) -> dict[str, float] | None:

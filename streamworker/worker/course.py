@@ -49,6 +49,7 @@ class Course:
     ) -> None:
         """Prepare it. `turn` is waited for before anything else: the job's place behind those of its key."""
         self.job = accepted.job
+        self.span = accepted.span
         self.is_waiting = True
         """Nothing of the job was begun: no call was made, nothing was written."""
         self._tools = tools
@@ -89,7 +90,9 @@ class Course:
                 await execution.stream(instead=None if isinstance(admission, Permit) else admission)
                 self._execution = None
                 left = self._what_follows(execution.attempt, upstream, following)
-                if not left:  # in flight until its end is durable: what is not, a crash makes us pay for again
+                if (
+                    not left
+                ):  # in flight until its end is durable: what is not, a crash makes us pay for again
                     await execution.finish()
             finally:
                 execution.release()
@@ -132,6 +135,7 @@ class Course:
             tries=self._tries,
             permit=permit,
             has_fallback=has_fallback,
+            span=self.span,
         )
         if self._cancel_reason is not None:
             execution.cancel(self._cancel_reason)

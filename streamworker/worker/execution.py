@@ -16,7 +16,7 @@ from streamworker.core.attempt import Attempt, State
 from streamworker.core.retry import next_try_s
 from streamworker.errors import RecordTooLarge, UpstreamError
 from streamworker.model import Advice, ErrorCode, JobError, Status, UsageSource
-from streamworker.ports import trace_headers
+from streamworker.ports import UNTRACED, trace_headers
 from streamworker.worker.patience import Interruption, Patience
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from streamworker.codec.event import EventWriter
     from streamworker.core.usage import Tokenizer
     from streamworker.model import Cause, DeltaEvent, Event, Job, Outgoing, Partition, UsageEvent
-    from streamworker.ports import Answer, Clock, Observer, Sink, Upstream
+    from streamworker.ports import Answer, Clock, JobSpan, Observer, Sink, TrySpan, Upstream
     from streamworker.worker.gates import Gates, Permit
     from streamworker.worker.lane import Lane
 
@@ -76,6 +76,7 @@ class Execution:
         tries: int = 0,
         permit: Permit | None = None,
         has_fallback: bool = False,
+        span: JobSpan = UNTRACED,
     ) -> None:
         """Prepare an attempt, after so many `tries` of the same delivery, with the `permit` for its first call.
 
@@ -94,6 +95,8 @@ class Execution:
         self._cancel_reason: str | None = None
         self._permit = permit
         self._has_fallback = has_fallback
+        self._span = span
+        self._try_span: TrySpan = UNTRACED
         self._tries_before = tries
         self._advice = Advice()
         self._next_try_s = 0.0
@@ -132,6 +135,7 @@ class Execution:
         event, record = self._terminal()
         await self._lane.finish(self.job.source.offset, [record])
         self._tools.observer.job_ended(event, self.job, self._slot.name)
+        self._span.ended(event, self._slot.name)
         return event
 
     def cancel(self, reason: str) -> None:
@@ -155,7 +159,7 @@ class Execution:
             elif self._permit is None:
                 await self._wait_for_permit()
             else:
-                await self._try_patiently()
+                await self._try_watched()
                 self._hang_up(self._permit)
 
     def release(self) -> None:
@@ -177,6 +181,14 @@ class Execution:
                 self.attempt.fail(self._error or refusal.error)
         if patience.interruption is not None and not self.attempt.is_ended:
             await self._end_interrupted(patience.interruption)
+
+    async def _try_watched(self) -> None:
+        self._error = None
+        self._try_span = self._span.open_try(self.attempt, self._slot.name)
+        try:
+            await self._try_patiently()
+        finally:
+            self._try_span.ended(self.attempt, self._error)
 
     async def _try_patiently(self) -> None:
         patience = self._patient(first_delta_s=self._slot.first_delta_timeout_s)
@@ -226,12 +238,12 @@ class Execution:
 
     async def _try(self) -> None:
         self.attempt.call()
-        self._advice, self._error = Advice(), None
+        self._advice = Advice()
         body = request_body(
             self.job, include_usage=self._slot.include_usage, continuous_usage=self._slot.continuous_usage
         )
         try:
-            async with self._slot.upstream.call(body, trace_headers(self.job.trace)) as answer:
+            async with self._slot.upstream.call(body, trace_headers(self._try_span.trace)) as answer:
                 self.attempt.answer()
                 await self._read(answer)
                 if self.attempt.status is Status.COMPLETED:
@@ -271,6 +283,8 @@ class Execution:
         gap_s = self._patience.delta_came() if self._patience is not None else None
         if is_first and self._permit is not None:
             self._permit.succeeded()
+        if is_first:
+            self._try_span.first_delta()
         if is_first and self.attempt.first_delta_ms is not None:
             seconds = (self.attempt.first_delta_ms - self.attempt.opened_ms) / 1000
             self._tools.observer.first_delta(self._slot.name, seconds)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import uuid4
 
+import msgspec
+
 from streamworker.codec.deadletter import dead_letter
 from streamworker.codec.job import read_job
 from streamworker.core.attempt import Attempt
@@ -23,6 +25,7 @@ from streamworker.model import (
     UsageEvent,
     UsageSource,
 )
+from streamworker.ports import UNTRACED, JobSpan, Tracer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,6 +42,7 @@ class Accepted(NamedTuple):
     job: Job
     upstreams: tuple[str, ...]
     to: Partition
+    span: JobSpan = UNTRACED
 
 
 class Refused(NamedTuple):
@@ -48,6 +52,7 @@ class Refused(NamedTuple):
     code: ErrorCode
     records: Sequence[Outgoing]
     fallback: Sequence[Outgoing]
+    span: JobSpan = UNTRACED
 
 
 class Intake:
@@ -67,6 +72,7 @@ class Intake:
         group: str,
         max_job_bytes: int,
         max_record_bytes: int,
+        tracer: Tracer = UNTRACED,
     ) -> None:
         self._sink = sink
         self._writer = writer
@@ -79,10 +85,19 @@ class Intake:
         self._group = group
         self._max_job_bytes = max_job_bytes
         self._max_record_bytes = max_record_bytes
+        self._tracer = tracer
 
     def take(self, record: Record, deliveries: int, max_deliveries: int) -> Accepted | Refused:
         """Decide about a record that has a value and was now delivered so often."""
         job = read_job(record, max_bytes=self._max_job_bytes)
+        span = self._tracer.open_job(job, deliveries)
+        if span.trace is not job.trace:
+            job = msgspec.structs.replace(job, trace=span.trace)
+        return self._decide(record, job, deliveries, max_deliveries)._replace(span=span)
+
+    def _decide(
+        self, record: Record, job: Job | Rejection, deliveries: int, max_deliveries: int
+    ) -> Accepted | Refused:
         if isinstance(job, Rejection):
             return self._refuse(record, job, ErrorCode.INVALID_JOB)
         if job.reply_to != self._allowed(job.reply_to):

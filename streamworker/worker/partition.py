@@ -65,6 +65,8 @@ class PartitionWork:
         self.committing: asyncio.Task[None] | None = None
         self._open: dict[int, _Open] = {}
         self._is_stopping = False
+        self.leaving = "stopped"
+        """Why jobs of it are let go, once they are."""
         self._order: KeyOrder[asyncio.Future[None]] = KeyOrder()
 
     async def open(self) -> int:
@@ -132,7 +134,7 @@ class PartitionWork:
         """Begin nothing new; return the jobs that had not begun. They are handed back with the partition."""
         if self.holding is not Holding.OPEN:
             return []
-        self.holding = Holding.DRAINING
+        self.holding, self.leaving = Holding.DRAINING, "drain"
         waiting = [one for one in self._open.values() if one.errand.is_waiting]
         for one in waiting:
             one.task.cancel()
@@ -160,6 +162,7 @@ class PartitionWork:
         """Stop the jobs that are open and put on record that it was not their fault; then let go."""
         waited = self.drain()
         was_open, self.holding = self.holding is Holding.DRAINING, Holding.GONE
+        self.leaving = "drain_timeout"
         begun = {one.errand.job.source.offset for one in self._open.values() if not one.errand.is_waiting}
         jobs = await self._stop_jobs()
         if was_open:

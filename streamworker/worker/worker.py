@@ -214,6 +214,7 @@ class Worker:
         return task
 
     async def _let_go(self, work: PartitionWork, reason: str) -> None:
+        work.leaving = reason
         for job in await work.let_go():
             self._observer.job_abandoned(job, reason)
         log.info("partition.let_go", partition=str(work.lane.partition), reason=reason)
@@ -302,6 +303,7 @@ class Worker:
         def ended() -> None:
             self._jobs_open -= 1
             self._room.set()
+            accepted.span.abandoned(work.leaving)  # of a job that was let go before its task began
 
         is_ordered = self._limits.in_key_order and record.key is not None
         turn = work.turn(record.key or b"") if is_ordered else None
@@ -331,8 +333,11 @@ class Worker:
         done = work.lane.finish(record.at.offset, refused.records, fallback=refused.fallback)
 
         def tell(future: asyncio.Future[None]) -> None:
-            if not future.cancelled():
-                self._observer.job_rejected(refused.rejection, refused.code)
+            if future.cancelled():
+                refused.span.abandoned(work.leaving)
+                return
+            self._observer.job_rejected(refused.rejection, refused.code)
+            refused.span.refused(refused.code)
 
         done.add_done_callback(tell)
 
@@ -345,6 +350,9 @@ class Worker:
                 except Exception:
                     log.exception("job.crashed", job_id=course.job.job_id)
                     self._observer.job_crashed(course.job)
+                    course.span.crashed()
+                finally:
+                    course.span.abandoned(work.leaving)  # unless it has its end
                 await asyncio.sleep(_CRASH_BACKOFF_S)
                 deliveries += 1
                 decision = self._intake.take(record, deliveries, self._limits.max_deliveries)

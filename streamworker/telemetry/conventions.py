@@ -1,0 +1,68 @@
+"""Every name that our spans use: OpenTelemetry's semantic conventions where they have one, `streamworker.*` elsewhere.
+
+Messaging and Kafka as of v1.44, generative AI as of the v1.42 split-off; both are in development and will rename
+things, so the names stand here and nowhere else. We never sent older ones, so there is nothing to opt in to.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Messaging, and Kafka in particular
+MESSAGING_SYSTEM: Final = "messaging.system"
+MESSAGING_OPERATION_NAME: Final = "messaging.operation.name"
+MESSAGING_OPERATION_TYPE: Final = "messaging.operation.type"
+MESSAGING_DESTINATION: Final = "messaging.destination.name"
+MESSAGING_PARTITION: Final = "messaging.destination.partition.id"
+MESSAGING_GROUP: Final = "messaging.consumer.group.name"
+MESSAGING_OFFSET: Final = "messaging.kafka.offset"
+
+KAFKA: Final = "kafka"
+PROCESS: Final = "process"
+
+# Generative AI
+GEN_AI_OPERATION: Final = "gen_ai.operation.name"
+GEN_AI_PROVIDER: Final = "gen_ai.provider.name"
+GEN_AI_REQUEST_MODEL: Final = "gen_ai.request.model"
+GEN_AI_REQUEST_STREAM: Final = "gen_ai.request.stream"
+GEN_AI_RESPONSE_ID: Final = "gen_ai.response.id"
+GEN_AI_RESPONSE_MODEL: Final = "gen_ai.response.model"
+GEN_AI_FINISH_REASONS: Final = "gen_ai.response.finish_reasons"
+GEN_AI_TIME_TO_FIRST_CHUNK: Final = "gen_ai.response.time_to_first_chunk"
+GEN_AI_INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
+GEN_AI_OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
+GEN_AI_CACHED_TOKENS: Final = "gen_ai.usage.cache_read.input_tokens"
+GEN_AI_REASONING_TOKENS: Final = "gen_ai.usage.reasoning.output_tokens"
+
+CHAT: Final = "chat"
+OPENAI: Final = "openai"
+"""The provider as the conventions mean it: whose API this is, not whose machine. `server.address` tells the latter."""
+
+# General
+ERROR_TYPE: Final = "error.type"
+HTTP_STATUS: Final = "http.response.status_code"
+SERVER_ADDRESS: Final = "server.address"
+SERVER_PORT: Final = "server.port"
+
+# Ours, where there is no convention
+JOB_ID: Final = "streamworker.job.id"
+JOB_STATUS: Final = "streamworker.job.status"
+JOB_DELIVERIES: Final = "streamworker.job.deliveries"
+JOB_TRIES: Final = "streamworker.job.tries"
+JOB_ABANDONED: Final = "streamworker.job.abandoned"
+"""Why the job was let go without a terminal event. A span has either this or a status."""
+
+UPSTREAM: Final = "streamworker.upstream"
+ATTEMPT_ID: Final = "streamworker.attempt.id"
+ATTEMPT_NUMBER: Final = "streamworker.attempt.number"
+TRY_NUMBER: Final = "streamworker.try.number"
+TRY_OUTCOME: Final = "streamworker.try.outcome"
+"""The attempt's status if the try ended it; `retried` if another one follows; `abandoned` with its job."""
+
+USAGE_SOURCE: Final = "streamworker.usage.source"
+USAGE_INPUT_TOKENS: Final = "streamworker.usage.input_tokens"
+USAGE_OUTPUT_TOKENS: Final = "streamworker.usage.output_tokens"
+"""What the terminal event says, whoever counted. `gen_ai.usage.*` are the upstream's own numbers and nothing else."""
+
+FIRST_DELTA: Final = "first_delta"
+"""A span event. There is one per try: a span per delta would cost more than the delta."""

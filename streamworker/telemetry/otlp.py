@@ -1,0 +1,165 @@
+"""Traces on their way to a collector: OTLP over HTTP, from a thread of the SDK's own.
+
+All that can be chosen is chosen where every other program's is: in the environment variables of OpenTelemetry's
+specification (endpoint, headers, sampler, service name, batch sizes). The queue is bounded and drops the oldest spans.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import structlog
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+
+from streamworker import __version__
+from streamworker.core.faults import cut
+from streamworker.errors import ConfigurationError
+from streamworker.telemetry.tracing import OtelTracer, Server
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from opentelemetry.sdk.trace import ReadableSpan
+
+    from streamworker.config import Settings
+
+__all__ = ["FLUSH_S", "Tracing", "open_tracing"]
+
+FLUSH_S = 3.0
+"""How long the end of the process waits for the collector. It comes after the drain, within the grace period."""
+
+_REASON_BYTES = 300
+_LIBRARY = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+_PROTOCOL = "http/protobuf"
+
+log = structlog.get_logger()
+
+
+class Tracing:
+    """A tracer, and the way out for its spans."""
+
+    def __init__(self, provider: TracerProvider, exporter: CalmExporter, tracer: OtelTracer) -> None:
+        self.tracer = tracer
+        self._provider = provider
+        self._exporter = exporter
+
+    async def close(self, within_s: float = FLUSH_S) -> None:
+        """Send what is left; what the collector has not taken in time is lost, and it is said."""
+        loop = asyncio.get_running_loop()
+        flushed = asyncio.Event()
+
+        def flush() -> None:
+            self._provider.shutdown()
+            with suppress(RuntimeError):  # nobody waited that long: the loop is closed
+                loop.call_soon_threadsafe(flushed.set)
+
+        # Not the loop's executor: the end of the loop would wait for its threads, however long they take.
+        threading.Thread(target=flush, name="traces-flush", daemon=True).start()
+        try:
+            async with asyncio.timeout(within_s):
+                await flushed.wait()
+        except TimeoutError:
+            log.warning("traces.not_flushed", waited_s=within_s)
+            self._exporter.shutdown()
+
+
+class CalmExporter(SpanExporter):
+    """An exporter that says once that its collector is away, and once that it is back."""
+
+    def __init__(self, exporter: SpanExporter) -> None:
+        self._exporter = exporter
+        self._failures = 0
+        self._is_shut = False
+        logging.getLogger(_LIBRARY).addFilter(_LAST_WORDS)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Send spans; called in the SDK's thread."""
+        result = self._exporter.export(spans)
+        if result is not SpanExportResult.SUCCESS:
+            self._failures += 1
+            if self._failures == 1:
+                log.warning("traces.export_failing", reason=_LAST_WORDS.text, meaning="spans are dropped")
+        elif self._failures:
+            log.info("traces.export_recovered", batches_lost=self._failures)
+            self._failures = 0
+        return result
+
+    def shutdown(self) -> None:
+        """Give up what is on its way."""
+        if not self._is_shut:
+            self._is_shut = True
+            self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Nothing is kept here."""
+        return self._exporter.force_flush(timeout_millis)
+
+
+class _LastWords(logging.Filter):
+    """Keeps what the library would log of every try of every batch."""
+
+    text = ""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.text = cut(record.getMessage(), _REASON_BYTES)
+        return False
+
+
+_LAST_WORDS = _LastWords()
+
+
+def open_tracing(settings: Settings, environ: Mapping[str, str] = os.environ) -> Tracing | None:
+    """Make ready to send traces; None if the environment turns them off. Use it inside the loop, and close it.
+
+    Raises:
+        ConfigurationError: the environment asks for what we cannot do.
+    """
+    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true" or _exporters(environ) == "none":
+        return None
+    if faults := _faults(environ):
+        raise ConfigurationError(faults)
+    exporter = CalmExporter(OTLPSpanExporter())
+    # No handler at exit: it would wait for a dead collector after everything else has ended well.
+    provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    servers = {name: _server(upstream.base_url) for name, upstream in settings.upstreams.items()}
+    return Tracing(provider, exporter, OtelTracer(provider, group=settings.worker.group_id, servers=servers))
+
+
+def _exporters(environ: Mapping[str, str]) -> str:
+    return environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
+
+
+def _faults(environ: Mapping[str, str]) -> list[str]:
+    faults = []
+    if (exporters := _exporters(environ)) not in {"", "otlp"}:
+        faults.append(
+            f"OTEL_TRACES_EXPORTER: {exporters!r} is not there; use otlp, or none to send no traces"
+        )
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        if protocol := environ.get(name, "").strip():
+            if protocol != _PROTOCOL:
+                advice = f"use {_PROTOCOL} and the collector's port for HTTP, usually 4318"
+                faults.append(f"{name}: {protocol!r} is not spoken; {advice}")
+            break  # the one for traces wins
+    return faults
+
+
+def _resource() -> Resource:
+    """Say who we are; the environment knows better."""
+    own = {"service.name": "streamworker", "service.version": __version__}
+    return Resource.create({**own, **OTELResourceDetector().detect().attributes})
+
+
+def _server(base_url: str) -> Server:
+    parts = urlsplit(base_url)
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)

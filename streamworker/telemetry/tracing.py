@@ -1,0 +1,241 @@
+"""Spans: one per delivery of a job, and in it one per upstream call.
+
+Contexts are handed from span to span and never left lying in the task: thousands of jobs share an event loop, and what
+is handed cannot be mixed up. No value is free text: names are cut, an upstream's words and all content stay out.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from streamworker import __version__
+from streamworker.core.attempt import State
+from streamworker.core.faults import cut
+from streamworker.model import ErrorCode
+from streamworker.model import Status as JobStatus
+from streamworker.ports import trace_headers
+from streamworker.telemetry import conventions as names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span, Tracer, TracerProvider
+    from opentelemetry.util.types import AttributeValue
+
+    from streamworker.core.attempt import Attempt
+    from streamworker.model import Headers, Job, JobError, Rejection, UsageEvent
+
+__all__ = ["OtelJobSpan", "OtelTracer", "OtelTrySpan", "Server"]
+
+_NAME_BYTES = 200
+_REASON_BYTES = 64
+_MAX_REASONS = 16
+_CRASHED = "crashed"
+_MAX_TOKENS = 1 << 53  # what a JSON number carries; beyond 63 bits a whole batch could not be encoded
+
+_W3C = TraceContextTextMapPropagator()
+
+Server = tuple[str, int]
+"""An upstream's host and port."""
+
+
+class OtelTracer:
+    """Implements `streamworker.ports.Tracer`. `servers` are the configured upstreams; `now_ns` is since the epoch."""
+
+    def __init__(
+        self,
+        provider: TracerProvider,
+        *,
+        group: str,
+        servers: Mapping[str, Server],
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._tracer = provider.get_tracer("streamworker", __version__)
+        self._group = group
+        self._servers = servers
+        self._now_ns = now_ns
+
+    def open_job(self, job: Job | Rejection, deliveries: int) -> OtelJobSpan:
+        """A record was delivered for the so-manieth time. Its span's parent is what its headers name."""
+        at = job.source
+        span = self._tracer.start_span(
+            f"{names.PROCESS} {at.topic}",
+            _W3C.extract(trace_headers(job.trace)),
+            SpanKind.CONSUMER,
+            {
+                names.MESSAGING_SYSTEM: names.KAFKA,
+                names.MESSAGING_OPERATION_NAME: names.PROCESS,
+                names.MESSAGING_OPERATION_TYPE: names.PROCESS,
+                names.MESSAGING_DESTINATION: at.topic,
+                names.MESSAGING_PARTITION: str(at.partition),
+                names.MESSAGING_OFFSET: at.offset,
+                names.MESSAGING_GROUP: self._group,
+                names.JOB_ID: job.job_id,
+                names.JOB_DELIVERIES: deliveries,
+            },
+            start_time=self._now_ns(),
+        )
+        return OtelJobSpan(span, self._tracer, self._servers, self._now_ns)
+
+
+class OtelJobSpan:
+    """Implements `streamworker.ports.JobSpan`."""
+
+    def __init__(
+        self, span: Span, tracer: Tracer, servers: Mapping[str, Server], now_ns: Callable[[], int]
+    ) -> None:
+        self._span = span
+        self._tracer = tracer
+        self._servers = servers
+        self._now_ns = now_ns
+        self._context = set_span_in_context(span)
+        self._attempt_id = ""
+        self._attempts = 0
+        self.trace = _headers(self._context)
+
+    def open_try(self, attempt: Attempt, upstream: str) -> OtelTrySpan:
+        """An upstream is called next."""
+        if attempt.id != self._attempt_id:
+            self._attempt_id = attempt.id
+            self._attempts += 1
+        job, model = attempt.job, _text(attempt.job.model)
+        attributes: dict[str, AttributeValue] = {
+            names.GEN_AI_OPERATION: names.CHAT,
+            names.GEN_AI_PROVIDER: names.OPENAI,
+            names.GEN_AI_REQUEST_MODEL: model,
+            names.GEN_AI_REQUEST_STREAM: True,
+            names.JOB_ID: job.job_id,
+            names.UPSTREAM: upstream,
+            names.ATTEMPT_ID: attempt.id,
+            names.ATTEMPT_NUMBER: self._attempts,
+            names.TRY_NUMBER: attempt.tries + 1,
+        }
+        if upstream in self._servers:
+            attributes[names.SERVER_ADDRESS], attributes[names.SERVER_PORT] = self._servers[upstream]
+        began_ns = self._now_ns()
+        span = self._tracer.start_span(
+            f"{names.CHAT} {model}", self._context, SpanKind.CLIENT, attributes, start_time=began_ns
+        )
+        return OtelTrySpan(span, began_ns, self._now_ns)
+
+    def ended(self, event: UsageEvent, upstream: str) -> None:
+        """The terminal event is durable."""
+        usage = event.usage or {}
+        attributes: dict[str, AttributeValue | None] = {
+            names.JOB_STATUS: event.status.value,
+            names.JOB_TRIES: event.tries,
+            names.UPSTREAM: upstream,
+            names.ATTEMPT_ID: event.attempt,
+            names.USAGE_SOURCE: event.usage_source.value,
+            names.USAGE_INPUT_TOKENS: _count(usage.get("prompt_tokens")),
+            names.USAGE_OUTPUT_TOKENS: _count(usage.get("completion_tokens")),
+        }
+        self._end(attributes, None if event.error is None else event.error.code)
+
+    def refused(self, code: ErrorCode) -> None:
+        """The record cannot be run; its dead letter and its terminal event are durable."""
+        status = JobStatus.FAILED if code is ErrorCode.MAX_DELIVERIES else JobStatus.REJECTED
+        self._end({names.JOB_STATUS: status.value, names.JOB_TRIES: 0}, code)
+
+    def abandoned(self, reason: str) -> None:
+        """The job was let go without a terminal event; its next owner runs it."""
+        self._end({names.JOB_ABANDONED: reason})
+
+    def crashed(self) -> None:
+        """A bug of ours ended it; it is run anew."""
+        self._span.set_attribute(names.ERROR_TYPE, _CRASHED)
+        self._span.set_status(Status(StatusCode.ERROR))
+        self._end({names.JOB_ABANDONED: _CRASHED})
+
+    def _end(self, attributes: Mapping[str, AttributeValue | None], code: ErrorCode | None = None) -> None:
+        if self._span.is_recording():  # no more after its end
+            _end(self._span, attributes, code, self._now_ns())
+
+
+class OtelTrySpan:
+    """Implements `streamworker.ports.TrySpan`."""
+
+    def __init__(self, span: Span, began_ns: int, now_ns: Callable[[], int]) -> None:
+        self._span = span
+        self._began_ns = began_ns
+        self._now_ns = now_ns
+        self.trace = _headers(set_span_in_context(span))
+
+    def first_delta(self) -> None:
+        """The call gave its first delta."""
+        now_ns = self._now_ns()
+        self._span.set_attribute(names.GEN_AI_TIME_TO_FIRST_CHUNK, max(0, now_ns - self._began_ns) / 1e9)
+        self._span.add_event(names.FIRST_DELTA, timestamp=now_ns)
+
+    def ended(self, attempt: Attempt, error: JobError | None) -> None:
+        """The call is over."""
+        if not self._span.is_recording():
+            return
+        outcome, told = _outcome(attempt, error)
+        attributes = {
+            names.TRY_OUTCOME: outcome,
+            names.HTTP_STATUS: None if told is None else told.http_status,
+            **_answer(attempt),
+        }
+        _end(self._span, attributes, None if told is None else told.code, self._now_ns())
+
+
+def _outcome(attempt: Attempt, error: JobError | None) -> tuple[str, JobError | None]:
+    if attempt.status is not None:
+        return attempt.status.value, attempt.error
+    return ("retried", error) if attempt.state is State.WAITING else ("abandoned", None)
+
+
+def _answer(attempt: Attempt) -> dict[str, AttributeValue | None]:
+    """Return what the upstream says of its answer."""
+    reasons = [cut(_text(reason), _REASON_BYTES) for reason in attempt.finish_reasons.values()]
+    usage = attempt.reported_usage or {}
+    return {
+        names.GEN_AI_RESPONSE_ID: _text_or_none(attempt.chunk.get("id")),
+        names.GEN_AI_RESPONSE_MODEL: _text_or_none(attempt.chunk.get("model")),
+        names.GEN_AI_FINISH_REASONS: reasons[:_MAX_REASONS] or None,
+        names.GEN_AI_INPUT_TOKENS: _count(usage.get("prompt_tokens")),
+        names.GEN_AI_OUTPUT_TOKENS: _count(usage.get("completion_tokens")),
+        names.GEN_AI_CACHED_TOKENS: _detail(usage, "prompt_tokens_details", "cached_tokens"),
+        names.GEN_AI_REASONING_TOKENS: _detail(usage, "completion_tokens_details", "reasoning_tokens"),
+    }
+
+
+def _end(
+    span: Span, attributes: Mapping[str, AttributeValue | None], code: ErrorCode | None, now_ns: int
+) -> None:
+    span.set_attributes({name: value for name, value in attributes.items() if value is not None})
+    if code is not None:
+        span.set_attribute(names.ERROR_TYPE, code.value)
+        if code is not ErrorCode.CANCELLED:  # somebody got what they asked for
+            span.set_status(Status(StatusCode.ERROR))
+    span.end(now_ns)
+
+
+def _headers(context: Context) -> Headers:
+    carrier: dict[str, str] = {}
+    _W3C.inject(carrier, context)
+    return tuple((name, value.encode()) for name, value in carrier.items())
+
+
+def _text(text: str) -> str:
+    """Cut a name that others chose. A lone surrogate would cost the whole batch: protobuf takes none."""
+    return cut(text, _NAME_BYTES).encode("utf-8", "replace").decode()
+
+
+def _text_or_none(value: Any) -> str | None:
+    return _text(value) if isinstance(value, str) else None
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value < _MAX_TOKENS else None
+
+
+def _detail(usage: Mapping[str, Any], group: str, name: str) -> int | None:
+    details = usage.get(group)
+    return _count(details.get(name)) if isinstance(details, dict) else None
