@@ -83,6 +83,7 @@ class CalmExporter(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send spans; called in the SDK's thread."""
+        _LAST_WORDS.text = ""
         result = self._exporter.export(spans)
         if result is not SpanExportResult.SUCCESS:
             self._failures += 1
@@ -105,12 +106,14 @@ class CalmExporter(SpanExporter):
 
 
 class _LastWords(logging.Filter):
-    """Keeps what the library would log of every try of every batch."""
+    """Keeps why a batch was not taken. The library would log it at every try of every batch."""
 
     text = ""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        self.text = cut(record.getMessage(), _REASON_BYTES)
+        # The last line says only that it gave up on the kind of things that it sends; the ones before say why.
+        if not self.text or len(record.args or ()) > 1:
+            self.text = cut(record.getMessage(), _REASON_BYTES)
         return False
 
 

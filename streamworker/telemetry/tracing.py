@@ -103,7 +103,7 @@ class OtelJobSpan:
         if attempt.id != self._attempt_id:
             self._attempt_id = attempt.id
             self._attempts += 1
-        job, model = attempt.job, _text(attempt.job.model)
+        job, model = attempt.job, cut(attempt.job.model, _NAME_BYTES)
         attributes: dict[str, AttributeValue] = {
             names.GEN_AI_OPERATION: names.CHAT,
             names.GEN_AI_PROVIDER: names.OPENAI,
@@ -193,11 +193,11 @@ def _outcome(attempt: Attempt, error: JobError | None) -> tuple[str, JobError | 
 
 def _answer(attempt: Attempt) -> dict[str, AttributeValue | None]:
     """Return what the upstream says of its answer."""
-    reasons = [cut(_text(reason), _REASON_BYTES) for reason in attempt.finish_reasons.values()]
+    reasons = [cut(reason, _REASON_BYTES) for reason in attempt.finish_reasons.values()]
     usage = attempt.reported_usage or {}
     return {
-        names.GEN_AI_RESPONSE_ID: _text_or_none(attempt.chunk.get("id")),
-        names.GEN_AI_RESPONSE_MODEL: _text_or_none(attempt.chunk.get("model")),
+        names.GEN_AI_RESPONSE_ID: _name(attempt.chunk.get("id")),
+        names.GEN_AI_RESPONSE_MODEL: _name(attempt.chunk.get("model")),
         names.GEN_AI_FINISH_REASONS: reasons[:_MAX_REASONS] or None,
         names.GEN_AI_INPUT_TOKENS: _count(usage.get("prompt_tokens")),
         names.GEN_AI_OUTPUT_TOKENS: _count(usage.get("completion_tokens")),
@@ -223,13 +223,8 @@ def _headers(context: Context) -> Headers:
     return tuple((name, value.encode()) for name, value in carrier.items())
 
 
-def _text(text: str) -> str:
-    """Cut a name that others chose. A lone surrogate would cost the whole batch: protobuf takes none."""
-    return cut(text, _NAME_BYTES).encode("utf-8", "replace").decode()
-
-
-def _text_or_none(value: Any) -> str | None:
-    return _text(value) if isinstance(value, str) else None
+def _name(value: Any) -> str | None:
+    return cut(value, _NAME_BYTES) if isinstance(value, str) else None
 
 
 def _count(value: Any) -> int | None:
