@@ -1,4 +1,4 @@
-"""`streamworker check`: which of configuration, broker, topics, upstreams and keys is wrong, and what to do."""
+"""`streamworker check`: which of configuration, broker, topics, upstreams, keys and traces is wrong, and what to do."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from streamworker.app import open_tracing
 from streamworker.cli.shared import config_option, quietly, run_async, settings_of
-from streamworker.errors import KafkaError, UpstreamError
+from streamworker.errors import ConfigurationError, KafkaError, UpstreamError
 from streamworker.kafka.topics import faults_of, open_admin
 from streamworker.model import ErrorCode
 from streamworker.upstream.client import HttpUpstream
@@ -31,7 +32,7 @@ _ADVICE = {
 @config_option
 @click.pass_context
 def check(context: click.Context, config: Path | None) -> int:
-    """Check configuration, broker, topics, upstreams and keys, and say what is wrong and what to do."""
+    """Check configuration, broker, topics, upstreams, keys and traces; say what is wrong and what to do."""
     settings = settings_of(context, config, needs_keys=True)
     quietly()
     click.echo("ok      configuration")
@@ -42,6 +43,7 @@ async def _check(settings: Settings) -> bool:
     results = [await _check_kafka(settings)]
     for name, upstream in settings.upstreams.items():
         results.append(await _check_upstream(name, upstream))
+    results.append(await _check_traces(settings))
     return all(results)
 
 
@@ -80,3 +82,19 @@ async def _check_upstream(name: str, settings: UpstreamSettings) -> bool:
         await upstream.close()
     click.echo(f"ok      {what}: {len(models)} models")
     return True
+
+
+async def _check_traces(settings: Settings) -> bool:
+    try:
+        tracing = open_tracing(settings)
+    except ConfigurationError as error:
+        for fault in error.faults:
+            click.echo(f"wrong   {fault}")
+        return False
+    if tracing is None:
+        return True
+    refusal = await tracing.fault()
+    await tracing.close()
+    advice = "is the collector running, and is OTEL_EXPORTER_OTLP_ENDPOINT right?"
+    click.echo("ok      traces" if refusal is None else f"wrong   traces: {refusal} {advice}")
+    return refusal is None

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from streamworker import app as composition
-from streamworker.errors import ConfigurationError
 from tests.collector import Collector, value_of
 from tests.integration.stage import Stage
 
@@ -51,7 +49,7 @@ async def test_trace_goes_from_the_submitter_through_job_and_calls_to_upstream_a
 ) -> None:
     """One trace: the job is the submitter's child, each call the job's, and each tells the next whose child it is."""
     stage = embedded
-    model = "practice?deltas=3&fail=1&status=503"
+    model = "practice?deltas=3&status=503&times=1&retry_after_ms=20"
     async with stage.worker(telemetry__traces="otlp"):
         await stage.submit("traced", model, headers=TRACE)
         await stage.submit("alone", "practice?deltas=1")
@@ -96,18 +94,6 @@ async def test_trace_goes_from_the_submitter_through_job_and_calls_to_upstream_a
     assert {len(others), len({span.trace_id for span in others})} == {2, 1}
     assert {value_of(resource, "service.name") for resource in collector.resources} == {"chat-workers"}
     assert b"prompt of" not in b"".join(span.SerializeToString() for span in collector.spans)
-
-
-async def test_traces_without_the_extra_are_refused_with_what_to_install(
-    embedded: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Asked for and not sent would be found out on the day they are needed."""
-    import sys
-
-    monkeypatch.setitem(sys.modules, "streamworker.telemetry.otlp", None)
-    monkeypatch.delattr("streamworker.telemetry.otlp", raising=False)
-    with pytest.raises(ConfigurationError, match=r"telemetry.traces: .* pip install 'streamworker\[otel\]'"):
-        composition.open_tracing(embedded.settings(telemetry__traces="otlp"))
 
 
 def _header(span: Span) -> str:

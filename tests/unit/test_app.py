@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AsyncExitStack
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from streamworker.app import App
-from streamworker.config import Settings, TelemetrySettings
+from streamworker.app import App, open_tracing
+from streamworker.config import Settings, TelemetrySettings, load
+from streamworker.errors import ConfigurationError
 from streamworker.telemetry.metrics import PREFIX
 from streamworker.worker.vitals import Vitals
 
@@ -63,3 +65,20 @@ async def test_vitals_are_on_the_page(app: App) -> None:
         }
 
     assert list(shown.values()) == [1, 2, 3, 4, 0.5, 6, 7]
+
+
+def test_traces_that_are_off_need_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default: OpenTelemetry is not even imported."""
+    monkeypatch.setitem(sys.modules, "streamworker.telemetry.otlp", None)
+
+    assert open_tracing(load(None, {})) is None
+
+
+def test_traces_without_the_extra_are_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for and not sent would be found out on the day they are needed."""
+    monkeypatch.delitem(sys.modules, "streamworker.telemetry.otlp", raising=False)
+    monkeypatch.delattr("streamworker.telemetry.otlp", raising=False)
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+
+    with pytest.raises(ConfigurationError, match=r"telemetry.traces: .* pip install 'streamworker\[otel\]'"):
+        open_tracing(load(None, {"STREAMWORKER_TELEMETRY__TRACES": "otlp"}))

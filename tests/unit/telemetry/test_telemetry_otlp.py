@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from streamworker import __version__
+from streamworker.cli.check import _check_traces
 from streamworker.config import load
 from streamworker.demo.child import free_port
 from streamworker.errors import ConfigurationError
@@ -117,6 +118,29 @@ async def test_collector_that_refuses_is_told_with_its_reason(trace_to: Any) -> 
     [line] = logs
     assert (line["event"], line["log_level"]) == ("traces.export_failing", "warning")
     assert "code: 404, reason: Not Found" in line["reason"]
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("", "ok      traces\n"),
+        ("/wrong", "wrong   traces: Failed to export spans batch code: 404, reason: Not Found "),
+    ],
+)
+async def test_check_asks_the_collector(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    settings: Settings,
+    path: str,
+    said: str,
+) -> None:
+    """It is sent nothing, and whether it takes that is told."""
+    with Collector() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint + path)
+        assert await _check_traces(settings) is (path == "")
+
+    assert collector.spans == []
+    assert capsys.readouterr().out.startswith(said)
 
 
 def test_reason_is_kept_from_the_line_that_has_one() -> None:
