@@ -107,6 +107,7 @@ def test_config_defaults_are_the_contracts() -> None:
             "http_port": 9464,
             "log_format": "json",
             "log_level": "info",
+            "traces": "off",
         },
     }
 

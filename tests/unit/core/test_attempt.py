@@ -492,3 +492,24 @@ def test_wound_up_attempt_that_hears_no_report_is_estimated() -> None:
 
     assert (terminal.status, terminal.usage_source) == (Status.CANCELLED, "estimated")
     assert terminal.error == JobError(ErrorCode.CANCELLED, "enough")
+
+
+def test_attempt_tells_of_its_latest_try_what_the_upstream_said() -> None:
+    """For who watches the calls; a try that comes after knows nothing of it."""
+    attempt = listening(may_retry=lambda _: True)
+    assert (attempt.finish_reasons, attempt.chunk, attempt.reported_usage) == ({}, {}, None)
+    list(attempt.receive(data({"choices": [], "usage": {"completion_tokens": 1}}), NOW))
+    running_total = attempt.reported_usage
+    attempt.fail(ERROR)
+    attempt.call()
+    attempt.answer()
+    last = data(
+        chunk({"content": "a"}, "stop", id="second"),
+        {"choices": [], "usage": {"completion_tokens": 2}},
+        b"[DONE]",
+    )
+    list(attempt.receive(last, NOW))
+
+    assert running_total is None
+    assert (attempt.finish_reasons, attempt.reported_usage) == ({0: "stop"}, {"completion_tokens": 2})
+    assert (attempt.chunk["id"], attempt.chunk["model"]) == ("second", "m")

@@ -109,6 +109,7 @@ def test_settle_with_reports_takes_the_last_verbatim(
     ledger.report(last, final=final)
 
     assert ledger.settle(completed=completed) == (last, source, None)
+    assert ledger.reported(completed=completed) == (last if source is UsageSource.UPSTREAM else None)
 
 
 def words(text: str) -> int:

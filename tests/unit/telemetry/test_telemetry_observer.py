@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from msgspec import structs
 from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 
@@ -122,6 +123,26 @@ def test_completed_job_is_one_line(watch: Watch) -> None:
             "offset": 42,
         }
     ]
+
+
+@pytest.mark.parametrize(
+    ("traceparent", "told"),
+    [
+        (b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "4bf92f3577b34da6a3ce929d0e0e4736"),
+        (b"00-" + CANARY.encode(), None),
+        (None, None),
+    ],
+)
+def test_line_of_a_job_in_a_trace_names_it(watch: Watch, traceparent: bytes | None, told: str | None) -> None:
+    """The way from a line to its spans; a header that is none is anybody's text."""
+    trace = (("traceparent", traceparent),)
+    job, rejection = structs.replace(JOB, trace=trace), structs.replace(REJECTION, trace=trace)
+    with capture_logs() as lines:
+        watch.telemetry.job_ended(ended(), job, "default")
+        watch.telemetry.job_abandoned(job, "revoked")
+        watch.telemetry.job_rejected(rejection, ErrorCode.INVALID_JOB)
+
+    assert [line.get("trace_id") for line in lines] == [told] * 3
 
 
 def test_failed_job_is_a_warning_that_says_why(watch: Watch) -> None:
