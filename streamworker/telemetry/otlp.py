@@ -73,7 +73,6 @@ class Tracing:
                 await flushed.wait()
         except TimeoutError:
             log.warning("traces.not_flushed", waited_s=within_s)
-            self._exporter.shutdown()
 
 
 class CalmExporter(SpanExporter):
@@ -82,7 +81,6 @@ class CalmExporter(SpanExporter):
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
         self._failures = 0
-        self._is_shut = False
         logging.getLogger(_LIBRARY).addFilter(_LAST_WORDS)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -106,9 +104,7 @@ class CalmExporter(SpanExporter):
 
     def shutdown(self) -> None:
         """Give up what is on its way."""
-        if not self._is_shut:
-            self._is_shut = True
-            self._exporter.shutdown()
+        self._exporter.shutdown()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Nothing is kept here."""

@@ -66,6 +66,7 @@ class Lane:
         self._busy_since: float | None = None
         self._progress: Progress | None = None
         self._waiting: list[_Entry] = []
+        self._under_way: list[_Entry] = []
         self._filled = asyncio.Event()
 
     async def open(self) -> int:
@@ -122,6 +123,7 @@ class Lane:
         while True:
             await self._filled.wait()
             entries, self._waiting = self._waiting[:MAX_COMMIT_RECORDS], self._waiting[MAX_COMMIT_RECORDS:]
+            self._under_way = entries
             if not self._waiting:
                 self._filled.clear()
             try:
@@ -134,10 +136,11 @@ class Lane:
             for entry in entries:
                 if not entry.done.done():
                     entry.done.set_result(None)
+            self._under_way = []
 
     async def close(self) -> None:
-        """Let go. What waits is not written; whoever waited for it was told to stop before."""
-        for entry in self._waiting:
+        """Let go. What waits is not written, what is under way may be; whoever waited was told to stop before."""
+        for entry in (*self._under_way, *self._waiting):
             entry.done.cancel()
         self._waiting.clear()
         await self._committer.close()

@@ -187,6 +187,15 @@ def test_traces_over_grpc_are_refused_with_what_to_do(settings: Settings, name: 
         open_tracing(settings, {name: "grpc"})
 
 
+async def test_protocol_for_traces_wins_over_the_one_for_all(settings: Settings) -> None:
+    """Metrics of others may go another way."""
+    ours, all_others = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"
+    tracing = open_tracing(settings, {ours: "http/protobuf", all_others: "grpc"})
+
+    assert tracing is not None
+    await tracing.close()
+
+
 def test_traces_to_another_exporter_are_refused_with_what_to_do(settings: Settings) -> None:
     """Zipkin and the console are not there."""
     with pytest.raises(

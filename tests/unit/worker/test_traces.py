@@ -147,7 +147,7 @@ class Bench:
 
 
 @pytest.fixture
-async def make() -> AsyncIterator[Any]:
+async def make(caplog: pytest.LogCaptureFixture) -> AsyncIterator[Any]:
     benches: list[Bench] = []
 
     def make(**scripts: Any) -> Bench:
@@ -157,6 +157,8 @@ async def make() -> AsyncIterator[Any]:
     yield make
     for bench in benches:
         await bench.stop()
+    # Where a span is ended twice, or is told what it cannot hold.
+    assert [record for record in caplog.get_records("call") if record.name.startswith("opentelemetry")] == []
 
 
 def attributes(span: ReadableSpan) -> Mapping[str, Any]:
@@ -445,6 +447,39 @@ async def test_trace_shows_our_own_crashes_and_the_end_they_come_to(make: Any) -
         "max_deliveries",
     ]
     assert {span.status.status_code for span in bench.spans()} == {StatusCode.ERROR}
+
+
+async def test_trace_of_a_job_that_crashed_and_is_then_let_go_has_both_ends(make: Any) -> None:
+    """The second delivery is within the first one's task."""
+    bench: Bench = make(a=[[ValueError("a bug")], [word("a"), FOREVER()]])
+    bench.put(job("j"))
+    with capture_logs():
+        await bench.start()
+        await until(lambda: bench.sink.records)
+    bench.source.assign()
+    await until(lambda: len(bench.spans()) == 2)
+
+    assert [attributes(span)["streamworker.job.abandoned"] for span in bench.spans()] == [
+        "crashed",
+        "revoked",
+    ]
+
+
+async def test_trace_of_a_rejected_record_whose_partition_is_lost_says_so(make: Any) -> None:
+    """Neither the commit that is under way nor what waits behind it is known to be written."""
+    bench: Bench = make(a=[said("never")])
+    await bench.start()
+    await until(lambda: bench.source.positions)
+    bench.broker.committing.clear()
+    bench.put(b"nonsense")
+    await until(lambda: bench.broker.under_way)
+    bench.put(b"more nonsense")
+    await until(lambda: bench.source.positions.get(JOBS) == 2)
+    bench.source.assign()
+    await until(lambda: len(bench.spans()) == 2)
+    bench.broker.committing.set()
+
+    assert [attributes(span)["streamworker.job.abandoned"] for span in bench.spans()] == ["revoked"] * 2
 
 
 async def test_traces_hold_neither_prompts_nor_answers_nor_an_upstreams_words(make: Any) -> None:
