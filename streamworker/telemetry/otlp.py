@@ -12,7 +12,7 @@ import os
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 
 import structlog
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -22,11 +22,12 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 
 from streamworker import __version__
 from streamworker.core.faults import cut
+from streamworker.core.redaction import Redactor
 from streamworker.errors import ConfigurationError
-from streamworker.telemetry.tracing import OtelTracer, Server
+from streamworker.telemetry.tracing import OtelTracer, server_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from opentelemetry.sdk.trace import ReadableSpan
 
@@ -76,31 +77,32 @@ class Tracing:
 
 
 class CalmExporter(SpanExporter):
-    """An exporter that says once that its collector is away, and once that it is back."""
+    """An exporter that says once that its collector is away, and once that it is back; `redact` cleans the reason."""
 
-    def __init__(self, exporter: SpanExporter) -> None:
+    def __init__(self, exporter: SpanExporter, redact: Callable[[str], str]) -> None:
         self._exporter = exporter
+        self._redact = redact
         self._failures = 0
         logging.getLogger(_LIBRARY).addFilter(_LAST_WORDS)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send spans; called in the SDK's thread."""
-        _LAST_WORDS.text = ""
-        result = self._exporter.export(spans)
-        if result is not SpanExportResult.SUCCESS:
-            self._failures += 1
-            if self._failures == 1:
-                log.warning("traces.export_failing", reason=_LAST_WORDS.text, meaning="spans are dropped")
-        elif self._failures:
-            log.info("traces.export_recovered", batches_lost=self._failures)
+        fault = self.fault(spans)
+        if fault is None:
+            if self._failures:
+                log.info("traces.export_recovered", batches_lost=self._failures)
             self._failures = 0
-        return result
+            return SpanExportResult.SUCCESS
+        self._failures += 1
+        if self._failures == 1:
+            log.warning("traces.export_failing", reason=fault, meaning="spans are dropped")
+        return SpanExportResult.FAILURE
 
-    def fault(self) -> str | None:
-        """Send an empty batch; return why it was not taken."""
+    def fault(self, spans: Sequence[ReadableSpan] = ()) -> str | None:
+        """Send a batch, an empty one if none is given; return why it was not taken."""
         _LAST_WORDS.text = ""
-        is_taken = self._exporter.export(()) is SpanExportResult.SUCCESS
-        return None if is_taken else _LAST_WORDS.text
+        is_taken = self._exporter.export(spans) is SpanExportResult.SUCCESS
+        return None if is_taken else cut(self._redact(_LAST_WORDS.text), _REASON_BYTES)
 
     def shutdown(self) -> None:
         """Give up what is on its way."""
@@ -119,7 +121,7 @@ class _LastWords(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         # The last line says only that it gave up on the kind of things that it sends; the ones before say why.
         if not self.text or len(record.args or ()) > 1:
-            self.text = cut(record.getMessage(), _REASON_BYTES)
+            self.text = record.getMessage()
         return False
 
 
@@ -136,11 +138,11 @@ def open_tracing(settings: Settings, environ: Mapping[str, str] = os.environ) ->
         return None
     if faults := _faults(environ):
         raise ConfigurationError(faults)
-    exporter = CalmExporter(OTLPSpanExporter())
+    exporter = CalmExporter(OTLPSpanExporter(), Redactor(_secrets(environ)))
     # No handler at exit: it would wait for a dead collector after everything else has ended well.
     provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter))
-    servers = {name: _server(upstream.base_url) for name, upstream in settings.upstreams.items()}
+    servers = {name: server_of(upstream.base_url) for name, upstream in settings.upstreams.items()}
     return Tracing(provider, exporter, OtelTracer(provider, group=settings.worker.group_id, servers=servers))
 
 
@@ -169,6 +171,8 @@ def _resource() -> Resource:
     return Resource.create({**own, **OTELResourceDetector().detect().attributes})
 
 
-def _server(base_url: str) -> Server:
-    parts = urlsplit(base_url)
-    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+def _secrets(environ: Mapping[str, str]) -> list[str]:
+    """Return what may be secret in the headers that the collector is sent: a bad one is quoted in an error's text."""
+    names = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
+    headers = [header for name in names for header in environ.get(name, "").split(",")]
+    return [word for header in headers for word in unquote(header.partition("=")[2]).split()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from streamworker.core.attempt import Attempt
     from streamworker.model import Headers, Job, JobError, Rejection, UsageEvent
 
-__all__ = ["OtelJobSpan", "OtelTracer", "OtelTrySpan", "Server"]
+__all__ = ["OtelJobSpan", "OtelTracer", "OtelTrySpan", "Server", "server_of"]
 
 _NAME_BYTES = 200
 _REASON_BYTES = 64
@@ -148,13 +149,11 @@ class OtelJobSpan:
 
     def crashed(self) -> None:
         """A bug of ours ended it; it is run anew."""
-        self._span.set_attribute(names.ERROR_TYPE, _CRASHED)
-        self._span.set_status(Status(StatusCode.ERROR))
-        self._end({names.JOB_ABANDONED: _CRASHED})
+        self._end({names.JOB_ABANDONED: _CRASHED}, _CRASHED)
 
-    def _end(self, attributes: Mapping[str, AttributeValue | None], code: ErrorCode | None = None) -> None:
+    def _end(self, attributes: Mapping[str, AttributeValue | None], error: str | None = None) -> None:
         if self._span.is_recording():  # no more after its end
-            _end(self._span, attributes, code, self._now_ns())
+            _end(self._span, attributes, error, self._now_ns())
 
 
 class OtelTrySpan:
@@ -179,10 +178,16 @@ class OtelTrySpan:
         outcome, told = _outcome(attempt, error)
         attributes = {
             names.TRY_OUTCOME: outcome,
-            names.HTTP_STATUS: None if told is None else told.http_status,
+            names.HTTP_STATUS: None if told is None else _count(told.http_status),
             **_answer(attempt),
         }
         _end(self._span, attributes, None if told is None else told.code, self._now_ns())
+
+
+def server_of(base_url: str) -> Server:
+    """Return where an upstream is."""
+    parts = urlsplit(base_url)
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def _outcome(attempt: Attempt, error: JobError | None) -> tuple[str, JobError | None]:
@@ -206,14 +211,11 @@ def _answer(attempt: Attempt) -> dict[str, AttributeValue | None]:
     }
 
 
-def _end(
-    span: Span, attributes: Mapping[str, AttributeValue | None], code: ErrorCode | None, now_ns: int
-) -> None:
-    span.set_attributes({name: value for name, value in attributes.items() if value is not None})
-    if code is not None:
-        span.set_attribute(names.ERROR_TYPE, code.value)
-        if code is not ErrorCode.CANCELLED:  # somebody got what they asked for
-            span.set_status(Status(StatusCode.ERROR))
+def _end(span: Span, attributes: Mapping[str, AttributeValue | None], error: str | None, now_ns: int) -> None:
+    told = {**attributes, names.ERROR_TYPE: None if error is None else str(error)}
+    span.set_attributes({name: value for name, value in told.items() if value is not None})
+    if error not in {None, ErrorCode.CANCELLED}:  # who cancels gets what they asked for
+        span.set_status(Status(StatusCode.ERROR))
     span.end(now_ns)
 
 

@@ -143,6 +143,21 @@ async def test_check_asks_the_collector(
     assert capsys.readouterr().out.startswith(said)
 
 
+async def test_reason_quotes_no_secret(trace_to: Any) -> None:
+    """A header that cannot be sent is quoted in the error; it is often the key."""
+    with capture_logs() as logs:
+        tracing = trace_to(
+            "http://user:canary-1@127.0.0.1:1",
+            OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20canary-2%0Ax",
+        )
+        tell(tracing)
+        await tracing.close()
+
+    [line] = logs
+    assert "header" in line["reason"]
+    assert "canary" not in str(line)
+
+
 def test_reason_is_kept_from_the_line_that_has_one() -> None:
     """The library says of each try what was wrong, and in the end that it gave up."""
     words = _LastWords()
