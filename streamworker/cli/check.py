@@ -96,5 +96,5 @@ async def _check_traces(settings: Settings) -> bool:
     refusal = await tracing.fault()
     await tracing.close()
     advice = "is the collector running, and is OTEL_EXPORTER_OTLP_ENDPOINT right?"
-    click.echo("ok      traces" if refusal is None else f"wrong   traces: {refusal} {advice}")
+    click.echo("ok      traces" if refusal is None else f"wrong   traces: {refusal}; {advice}")
     return refusal is None

@@ -38,7 +38,7 @@ __all__ = ["FLUSH_S", "Tracing", "open_tracing"]
 FLUSH_S = 3.0
 """How long the end of the process waits for the collector. It comes after the drain, within the grace period."""
 
-_REASON_BYTES = 300
+_REASON_BYTES = 500
 _LIBRARY = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 _PROTOCOL = "http/protobuf"
 
@@ -121,7 +121,7 @@ class _LastWords(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         # The last line says only that it gave up on the kind of things that it sends; the ones before say why.
         if not self.text or len(record.args or ()) > 1:
-            self.text = record.getMessage()
+            self.text = record.getMessage().partition(", retrying in")[0]
         return False
 
 

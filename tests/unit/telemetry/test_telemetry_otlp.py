@@ -124,7 +124,7 @@ async def test_collector_that_refuses_is_told_with_its_reason(trace_to: Any) -> 
     ("path", "said"),
     [
         ("", "ok      traces\n"),
-        ("/wrong", "wrong   traces: Failed to export spans batch code: 404, reason: Not Found "),
+        ("/wrong", "wrong   traces: Failed to export spans batch code: 404, reason: Not Found; "),
     ],
 )
 async def test_check_asks_the_collector(
@@ -169,7 +169,7 @@ def test_reason_is_kept_from_the_line_that_has_one() -> None:
         record = logging.LogRecord("x", logging.WARNING, "", 0, message, arguments, None)
         assert words.filter(record) is False
 
-    assert words.text == "Transient error refused, retrying in 1.00s."
+    assert words.text == "Transient error refused"
 
 
 async def test_collector_that_hangs_holds_up_neither_jobs_nor_the_end(trace_to: Any) -> None:
@@ -182,10 +182,10 @@ async def test_collector_that_hangs_holds_up_neither_jobs_nor_the_end(trace_to: 
         began = time.monotonic()
         for _ in range(2000):
             tell(tracing)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 10  # a call that waited would wait for 30 s
         assert len(_queue(tracing)) == 600
         await tracing.close(within_s=0.1)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 20
 
     assert [line["event"] for line in logs] == ["traces.not_flushed"]
 
