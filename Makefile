@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+PEERS  := $(VENV)/.peers
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos bench lint format docs chart-docs lock clean
+.PHONY: help demo test chaos bench soak lint format docs chart-docs lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -31,7 +32,14 @@ test: $(READY) ## every test, on the embedded broker and on Apache Kafka (skippe
 chaos: $(READY) ## workers, brokers and upstreams that die at random, on Apache Kafka (ARGS="--seeds 20")
 	$(BIN)/python -m tests.chaos --apache --seeds 20 $(ARGS)
 
-bench: $(READY) ## memory over many jobs, and what exactly-once costs in time
+$(PEERS): $(READY) requirements/bench.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt
+	@touch $@
+
+bench: $(PEERS) ## CPU per delta, latency and memory, beside peers and the limit (ARGS="--size quick")
+	$(BIN)/python -m benchmarks $(ARGS)
+
+soak: $(READY) ## memory over many jobs, and what exactly-once costs in time
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 	$(BIN)/python -m benchmarks.latency
 
@@ -57,6 +65,8 @@ lock: $(READY) ## pin every dependency again, with hashes
 		--all-extras --group dev --custom-compile-command "make lock" $(ARGS) pyproject.toml -o requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 		--extra otel --constraint requirements/dev.txt --custom-compile-command "make lock" $(ARGS) pyproject.toml -o requirements/runtime.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
+		--group pyproject.toml:bench --constraint requirements/dev.txt --custom-compile-command "make lock" $(ARGS) -o requirements/bench.txt
 	echo hatchling | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 		--constraint requirements/dev.txt --custom-compile-command "make lock" $(ARGS) - -o requirements/build.txt
 

@@ -1,0 +1,88 @@
+"""Side by side: `python -m benchmarks --size quick`. What is measured and how: benchmarks/README.md."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import subprocess
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+from benchmarks import scenarios
+from benchmarks.processes import started
+from benchmarks.report import machine, medians, table, write
+from benchmarks.stage import CONTENDERS, Contender, Figures, Stage
+from streamworker.demo.child import accepts, free_port
+from tests.brokers.apache import ApacheKafka
+
+UPSTREAM_START_S = 10
+
+
+def chosen(names: str) -> list[Contender]:
+    """Return the contenders that were asked for and whose libraries are there."""
+    asked = [contender for contender in CONTENDERS if contender.name in names.split(",")]
+    if find_spec("faststream") is None:
+        print("faststream is left out: it is not installed (make bench installs it)")
+        asked = [contender for contender in asked if contender.name != "faststream"]
+    return asked
+
+
+async def measure(stage: Stage, arguments: argparse.Namespace) -> list[Figures]:
+    """Run every scenario with every contender that can sustain it, so many times over."""
+    runs = []
+    for scenario in scenarios.QUICK if arguments.size == "quick" else scenarios.FULL:
+        if arguments.only not in scenario.name:
+            continue
+        for _ in range(arguments.repeat):
+            for contender in chosen(arguments.contenders):
+                if scenario.offered <= contender.ceiling:
+                    runs.append(await stage.run(contender, scenario, arguments.window))
+                    print(table(runs[-1:]).splitlines()[-1], flush=True)
+    return runs
+
+
+def commit() -> str:
+    """Return what is checked out, or nothing outside of a repository."""
+    told = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    return told.stdout.strip()
+
+
+def main() -> None:
+    """Parse arguments, start Apache Kafka and the upstream, measure, report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=("quick", "full"), default="full")
+    parser.add_argument("--contenders", default=",".join(contender.name for contender in CONTENDERS))
+    parser.add_argument("--only", default="", help="part of a scenario's name")
+    parser.add_argument("--repeat", type=int, default=1, help="runs of each, of which the median counts")
+    parser.add_argument("--window", type=float, help="seconds that are measured; 8, or 2 with --size quick")
+    parser.add_argument("--out", type=Path, help="directory for figures.json and cpu.svg")
+    arguments = parser.parse_args()
+    arguments.window = arguments.window or (2.0 if arguments.size == "quick" else 8.0)
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it tells of every topic that is new to it
+    port = free_port()
+    broker = ApacheKafka()
+    broker.start()
+    begun = time.monotonic()
+    directory = Path(tempfile.mkdtemp(prefix="streamworker-bench-"))
+    try:
+        with started(["benchmarks.upstream", "--port", str(port)], {}, directory / "upstream.log"):
+            deadline = time.monotonic() + UPSTREAM_START_S
+            while not accepts(port) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            runs = asyncio.run(measure(Stage(broker.bootstrap, port, directory), arguments))
+    finally:
+        broker.stop()
+    figures = medians(runs)
+    print(f"\n{table(figures)}\n\n{machine()}\n{time.monotonic() - begun:.0f} s; logs in {directory}")
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        write(arguments.out, figures, runs, commit())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Processes that are measured from outside: what they used, as the kernel accounts for it (proc(5))."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["Usage", "started", "usage_of"]
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+STOP_TIMEOUT_S = 3
+
+
+class Usage(NamedTuple):
+    """Processor time in user and system mode, all threads, in seconds; resident memory in bytes."""
+
+    cpu_s: float
+    resident: int
+
+
+def usage_of(pid: int) -> Usage:
+    """Ask the kernel. Processor time comes in ticks of 10 ms."""
+    # The second field is the command's name in brackets, which may hold anything.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return Usage((int(fields[11]) + int(fields[12])) / _TICKS, pages * _PAGE)
+
+
+@contextmanager
+def started(arguments: list[str], environment: Mapping[str, str], log: Path) -> Iterator[int]:
+    """Run `python -m <arguments>` for the block; give its process id. What it says goes to `log`."""
+    with (
+        log.open("wb") as told,
+        subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=told,
+            stderr=told,
+        ) as process,
+    ):
+        try:
+            yield process.pid
+            if process.poll() is not None:
+                raise SystemExit(f"{arguments[0]} ended with {process.returncode}; see {log}")
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:  # it drains what nobody waits for any more
+                process.kill()

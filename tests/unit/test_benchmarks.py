@@ -1,0 +1,148 @@
+"""The benchmarks measure what they say: their upstream, the limit's reader, and the report. No figure is judged here."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, cast
+from xml.etree import ElementTree as ET
+
+import orjson
+import pytest
+
+from benchmarks.contenders.limit import Sink, Stream
+from benchmarks.report import medians, table, write
+from benchmarks.scenarios import FULL, QUICK, Scenario
+from benchmarks.stage import CONTENDERS, Figures
+from benchmarks.upstream import STAMP_DIGITS, Account, Connection
+from streamworker.config import UpstreamSettings
+from streamworker.upstream.client import HttpUpstream
+from tests.streams import listening
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from streamworker.model import DeltaEvent
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[tuple[HttpUpstream, Account]]:
+    account = Account()
+    server = await asyncio.get_running_loop().create_server(lambda: Connection(account), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    client = HttpUpstream(UpstreamSettings(base_url=f"http://127.0.0.1:{port}/v1"))
+    yield client, account
+    await client.close()
+    server.close()
+
+
+async def stream(client: HttpUpstream, scenario: Scenario, account: Account, enough: int) -> list[DeltaEvent]:
+    """Read a scenario's stream through the attempt; have it finished once there is enough."""
+    attempt = listening()
+    deltas: list[DeltaEvent] = []
+    async with client.call(orjson.dumps({"model": scenario.model}), {}) as answer:
+        async for data in answer:
+            deltas += attempt.receive(data, 0)
+            if len(deltas) >= enough:
+                for connection in list(account.streams):
+                    connection.finish()
+            if attempt.is_ended:
+                break
+    assert attempt.status == "completed"
+    return deltas
+
+
+@pytest.mark.parametrize(
+    ("scenario", "characters"),
+    [
+        (Scenario("", 1, rate=200), 24),
+        (Scenario("", 1, rate=50, burst=7), 24),
+        (Scenario("", 1, rate=100, bytes=8192), 8192),
+        (Scenario("", 1, deltas=20), 24),
+    ],
+)
+async def test_benchmarks_upstream_streams_as_the_scenario_says(
+    upstream: tuple[HttpUpstream, Account], scenario: Scenario, characters: int
+) -> None:
+    """A whole chat completion; each delta says when it was written."""
+    client, account = upstream
+    begun = time.monotonic_ns() // 1000
+    deltas = await stream(client, scenario, account, 20)
+    texts = [event.delta["content"] for event in deltas[:-1]]
+    assert len(texts) >= 20
+    assert len(texts) == account.written
+    assert deltas[-1].finish_reason == "stop"
+    for text in texts:
+        assert len(text) == characters
+        assert begun <= int(text[1 : 1 + STAMP_DIGITS]) <= time.monotonic_ns() // 1000
+
+
+class Kept:
+    """What the limit would have sent."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def append(self, _: int, key: bytes, event: dict[str, Any], headers: list[Any]) -> None:
+        assert key == b"job-1"
+        assert headers[1] == ("streamworker-type", event["type"].encode())
+        self.events.append(event)
+
+
+class Wire:
+    """Collects what the benchmarks' upstream writes."""
+
+    def __init__(self) -> None:
+        self.written = b""
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100, 1 << 20])
+async def test_benchmarks_limit_reads_all_however_it_is_cut(size: int) -> None:
+    """It leaves out what can be left out, and no delta."""
+    wire, kept = Wire(), Kept()
+    connection = Connection(Account())
+    connection.connection_made(cast("Any", wire))
+    body = orjson.dumps({"model": "bench?deltas=3"})
+    connection.data_received(
+        b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    )
+    limit = Stream({"job_id": "job-1", "request": {}}, cast("Sink", kept), 0, "host", "/v1")
+    limit.connection_made(cast("Any", Wire()))
+    for at in range(0, len(wire.written), size):
+        limit.data_received(wire.written[at : at + size])
+    assert [event["seq"] for event in kept.events] == [0, 1, 2, 3, 4]
+    assert [event["type"] for event in kept.events] == ["delta"] * 4 + ["usage"]
+    assert kept.events[4]["usage"] is not None
+
+
+def figures(contender: str, cpu_us: float, **members: Any) -> Figures:
+    given = dict.fromkeys(Figures._fields, 1.0) | {"contender": contender, "scenario": FULL[0].name}
+    return Figures(**cast("Any", given | {"cpu_us": cpu_us, "fault": None, "lag_ms": None} | members))
+
+
+def test_benchmarks_report_takes_medians_and_compares_with_the_limit(tmp_path: Path) -> None:
+    """Table, JSON and picture show the same."""
+    runs = [figures("limit", cpu) for cpu in (10, 30, 20)] + [
+        figures("streamworker", 50, fault="it fell behind")
+    ]
+    taken = medians(runs)
+    assert [(run.contender, run.cpu_us) for run in taken] == [("limit", 20), ("streamworker", 50)]
+    assert "| streamworker | 50.0 | 2.50 |" in table(taken)
+    assert "it fell behind" in table(taken)
+    write(tmp_path, taken, runs, "abc")
+    told = orjson.loads((tmp_path / "figures.json").read_bytes())
+    assert [run["cpu_us"] for run in told["runs"]] == [10, 30, 20, 50]
+    assert told["machine"]["cores"] >= 1
+    assert len(ET.parse(tmp_path / "cpu.svg").getroot().findall("{*}rect")) == 1 + len(CONTENDERS) + 2
+
+
+def test_benchmarks_scenarios_have_names_of_their_own() -> None:
+    """Figures are told apart by them."""
+    assert len({scenario.name for scenario in (*FULL, *QUICK)}) == len(FULL) + len(QUICK)
