@@ -145,7 +145,8 @@ class App:
         topics = settings.topics
         await self._patiently(self._check_topics)
         written = [topics.events, topics.dlq, *topics.allowed_reply_to]
-        sink = KafkaSink(settings.kafka, written, self._telemetry)
+        linger_s = settings.events.linger_ms / 1000
+        sink = KafkaSink(settings.kafka, written, self._telemetry, linger_s=linger_s)
         await self._patiently(sink.start)
         stack.push_async_callback(sink.stop)
         self.metrics.track(table.UNACKNOWLEDGED, lambda: sink.unacknowledged_bytes)

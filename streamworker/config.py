@@ -270,6 +270,12 @@ class EventSettings(_Section):
         "json", description="cloudevents adds CloudEvents 1.0 headers"
     )
     source: str = Field("/streamworker", min_length=1, description="the ce_source of CloudEvents")
+    linger_ms: float = Field(
+        5,
+        ge=0,
+        le=1000,
+        description="how long deltas may wait for others to share a request; a job's first never does",
+    )
 
 
 class TelemetrySettings(_Section):

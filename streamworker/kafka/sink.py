@@ -1,7 +1,7 @@
 """Where deltas go: one idempotent producer per process, a queue and a pump per events partition.
 
-A pump has one batch on the way; what comes meanwhile makes the next one. So the first delta of a quiet partition leaves
-at once, and under load batches grow by themselves: no linger to tune, no future per record.
+A pump has one batch on the way; what comes meanwhile makes the next one. No future per record. What comes after a quiet
+while leaves at once, and so does the first delta of a job; else the pumps leave together, at most once per linger.
 
 A failed batch poisons aiokafka's producer for its partition: the sequence number has moved on without the broker
 (aiokafka #1017). The batch is still in our hands, so a new producer is made and the same records are sent again, in
@@ -62,10 +62,12 @@ def producer_arguments(settings: KafkaSettings) -> dict[str, Any]:
 class SinkReceipt:
     """One job's account with the sink."""
 
-    __slots__ = ("_waiter", "error", "pending")
+    __slots__ = ("_waiter", "error", "is_new", "pending")
 
     def __init__(self) -> None:
         self.pending = 0
+        self.is_new = True
+        """Whether nothing was published yet: the first record of a job waits for no others."""
         self.error: RecordTooLarge | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -84,15 +86,22 @@ class SinkReceipt:
             self._waiter.set_result(None)
 
 
-_Entry = tuple[Outgoing, SinkReceipt]
+_Entry = tuple[Outgoing, SinkReceipt, int]
+"""A record, the account it is on, its size. A bare tuple: a named one takes thrice as long to make."""
 
 
 class KafkaSink:
     """The sink of the whole process."""
 
     def __init__(
-        self, settings: KafkaSettings, topics: Iterable[str], observer: Observer | None = None
+        self,
+        settings: KafkaSettings,
+        topics: Iterable[str],
+        observer: Observer | None = None,
+        *,
+        linger_s: float = 0.0,
     ) -> None:
+        """Prepare to write to `topics`. No two requests leave within `linger_s`, but for a job's first record."""
         self._settings = settings
         self._observer = observer
         self._topics = tuple(topics)
@@ -102,7 +111,10 @@ class KafkaSink:
         self._renewal = asyncio.Lock()
         self._retired: set[asyncio.Task[None]] = set()
         self._pumps: dict[Partition, _Pump] = {}
+        self._departures = _Departures(linger_s)
         self._marks = Marks(settings.max_unacknowledged_bytes)
+        self.has_room = True
+        """Whether the broker keeps up."""
         self._room = asyncio.Event()
         self._room.set()
 
@@ -133,18 +145,18 @@ class KafkaSink:
         """Take a record. Never waits."""
         assert isinstance(receipt, SinkReceipt), "a receipt of another sink"
         receipt.pending += 1
-        self._marks.add(record.size)
+        size = record.size
+        self._marks.add(size)
         if self._marks.is_closed:
+            self.has_room = False
             self._room.clear()
         pump = self._pumps.get(record.to)
         if pump is None:
-            pump = self._pumps[record.to] = _Pump(self, record.to)
-        pump.put((record, receipt))
-
-    @property
-    def has_room(self) -> bool:
-        """Whether the broker keeps up."""
-        return not self._marks.is_closed
+            pump = self._pumps[record.to] = _Pump(self, record.to, self._departures)
+        pump.put((record, receipt, size))
+        if receipt.is_new:
+            receipt.is_new = False
+            pump.hurry()
 
     @property
     def unacknowledged_bytes(self) -> int:
@@ -193,10 +205,11 @@ class KafkaSink:
         """Settle the accounts of a batch that took so long."""
         if self._observer is not None:
             self._observer.batch_acknowledged(len(batch), seconds)
-        self._marks.remove(sum(record.size for record, _ in batch))
-        for _, receipt in batch:
+        self._marks.remove(sum(size for _, _, size in batch))
+        for _, receipt, _ in batch:
             receipt.acknowledge()
         if not self._marks.is_closed:
+            self.has_room = True
             self._room.set()
 
     def pump_ended(self, task: asyncio.Task[None]) -> None:
@@ -241,23 +254,76 @@ async def publish(settings: KafkaSettings, topic: str, entries: Iterable[tuple[b
         await sink.stop()
 
 
+class _Departures:
+    """When batches leave: at once after a quiet while, else all together, at most once per `linger_s`.
+
+    A request costs as much as dozens of records, whatever is in it, and aiokafka puts what is ready for a broker into
+    one. A linger in each partition's own time would spread them again.
+    """
+
+    def __init__(self, linger_s: float) -> None:
+        self._linger_s = linger_s
+        self._loop = asyncio.get_running_loop()
+        self._last = -linger_s
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiting: list[_Pump] = []
+
+    def ask(self, pump: _Pump, *, at_once: bool) -> None:
+        """Have `pump.leave` called, together with the others that wait."""
+        self._waiting.append(pump)
+        if at_once:
+            self.hurry()
+        elif self._timer is None:
+            self._timer = self._loop.call_at(self._last + self._linger_s, self._leave)
+
+    def hurry(self) -> None:
+        """Let those that wait leave in the loop's next turn."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(0, self._leave)
+
+    def _leave(self) -> None:
+        self._timer = None
+        self._last = self._loop.time()
+        waiting, self._waiting = self._waiting, []
+        for pump in waiting:
+            pump.leave()
+
+
 class _Pump:
     """The queue of one partition and the task that empties it, batch after batch."""
 
-    def __init__(self, sink: KafkaSink, to: Partition) -> None:
+    def __init__(self, sink: KafkaSink, to: Partition, departures: _Departures) -> None:
         self._sink = sink
         self._to = to
+        self._departures = departures
         self._queue: deque[_Entry] = deque()
-        self._filled = asyncio.Event()
+        self._leaves = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
+        self._is_idle = True  # nothing is queued, nothing is on the way
+        self._is_waiting = False  # for its departure
+        self._is_urgent = False
         self._task = asyncio.create_task(self._run(), name=f"pump {to}")
         self._task.add_done_callback(sink.pump_ended)
 
     def put(self, entry: _Entry) -> None:
         self._queue.append(entry)
-        self._filled.set()
-        self._empty.clear()
+        if self._is_idle:
+            self._is_idle = False
+            self._empty.clear()
+            self._ask()
+
+    def hurry(self) -> None:
+        """Do not keep waiting what is queued; if a batch is on the way, it goes right after that."""
+        self._is_urgent = True
+        if self._is_waiting:
+            self._departures.hurry()
+
+    def leave(self) -> None:
+        """Send what is queued."""
+        self._is_waiting = self._is_urgent = False
+        self._leaves.set()
 
     async def idle(self) -> None:
         await self._empty.wait()
@@ -267,21 +333,29 @@ class _Pump:
         with suppress(asyncio.CancelledError):
             await self._task
 
+    def _ask(self) -> None:
+        self._is_waiting = True
+        self._departures.ask(self, at_once=self._is_urgent)
+
     async def _run(self) -> None:
         while True:
-            await self._filled.wait()
-            while self._queue:
-                batch, began = self._next_batch(), monotonic()
-                await self._deliver(batch)
-                self._sink.acknowledged(batch, monotonic() - began)
-            self._filled.clear()
-            self._empty.set()
+            await self._leaves.wait()
+            self._leaves.clear()
+            batch, began = self._next_batch(), monotonic()
+            await self._deliver(batch)
+            self._sink.acknowledged(batch, monotonic() - began)
+            if self._queue:
+                self._ask()
+            else:
+                self._is_idle = True
+                self._empty.set()
 
     def _next_batch(self) -> list[_Entry]:
-        batch = [self._queue.popleft()]
-        size = batch[0][0].size
-        while self._queue and (size := size + self._queue[0][0].size) <= BATCH_BYTES:
-            batch.append(self._queue.popleft())
+        queue = self._queue
+        batch = [queue.popleft()]
+        _, _, total = batch[0]
+        while queue and (total := total + queue[0][2]) <= BATCH_BYTES:
+            batch.append(queue.popleft())
         return batch
 
     async def _deliver(self, batch: list[_Entry]) -> None:
@@ -304,21 +378,18 @@ class _Pump:
 
     async def _send(self, producer: Any, batch: list[_Entry]) -> None:
         builder = producer.create_batch()
-        for record, _ in batch:
-            fits = builder.append(
-                timestamp=None, key=record.key, value=record.value, headers=list(record.headers)
-            )
+        append = builder.append
+        for record, _, _ in batch:
+            fits = append(timestamp=None, key=record.key, value=record.value, headers=list(record.headers))
             assert fits is not None, "a builder holds twice what we put into a batch"
         acknowledged = await producer.send_batch(builder, self._to.topic, partition=self._to.partition)
         await acknowledged
 
     async def _deliver_in_parts(self, batch: list[_Entry]) -> None:
         if len(batch) == 1:
-            record, receipt = batch[0]
-            receipt.error = RecordTooLarge(
-                f"the broker refused a record of {record.size} bytes for {self._to}"
-            )
-            log.error("sink.record_refused", to=str(self._to), bytes=record.size)
+            _, receipt, size = batch[0]
+            receipt.error = RecordTooLarge(f"the broker refused a record of {size} bytes for {self._to}")
+            log.error("sink.record_refused", to=str(self._to), bytes=size)
             return
         middle = len(batch) // 2
         await self._deliver(batch[:middle])

@@ -1,0 +1,88 @@
+"""When the sink's batches leave: at once after a quiet while, else all together, at most once per linger."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from streamworker.kafka.sink import _Departures
+
+LINGER_S = 0.005
+
+
+class Pump:
+    """Notes when it may leave, in milliseconds from the beginning."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._begun = self._loop.time()
+        self.left: list[float] = []
+
+    def leave(self) -> None:
+        self.left.append(round((self._loop.time() - self._begun) * 1000, 3))
+
+
+def pumps(count: int) -> list[Any]:
+    return [cast("Any", Pump()) for _ in range(count)]
+
+
+async def test_departures_after_a_quiet_while_leave_at_once() -> None:
+    """A slow stream's deltas never wait."""
+    (pump,) = pumps(1)
+    departures = _Departures(LINGER_S)
+    for _ in range(3):
+        departures.ask(pump, at_once=False)
+        await asyncio.sleep(0.050)
+    assert pump.left == [0, 50, 100]
+
+
+async def test_departures_under_load_leave_together_once_per_linger() -> None:
+    """Whoever asks a moment after a departure waits for the next; all that have asked leave with it."""
+    first, second, third = pumps(3)
+    departures = _Departures(LINGER_S)
+    departures.ask(first, at_once=False)
+    await asyncio.sleep(0.001)
+    departures.ask(second, at_once=False)
+    await asyncio.sleep(0.001)
+    departures.ask(third, at_once=False)
+    await asyncio.sleep(0.010)
+    assert (first.left, second.left, third.left) == ([0], [5], [5])
+
+
+async def test_departures_urgent_takes_the_others_along() -> None:
+    """A job's first delta does not wait, and there is no second request for those that did."""
+    first, second, third = pumps(3)
+    departures = _Departures(LINGER_S)
+    departures.ask(first, at_once=False)
+    await asyncio.sleep(0.001)
+    departures.ask(second, at_once=False)
+    departures.ask(third, at_once=True)
+    await asyncio.sleep(0.010)
+    assert (first.left, second.left, third.left) == ([0], [1], [1])
+
+
+async def test_departures_hurried_while_waiting_leave_at_once() -> None:
+    """And the linger is counted from then on."""
+    (pump,) = pumps(1)
+    departures = _Departures(LINGER_S)
+    departures.ask(pump, at_once=False)
+    await asyncio.sleep(0.001)
+    departures.ask(pump, at_once=False)
+    departures.hurry()
+    await asyncio.sleep(0.001)
+    departures.ask(pump, at_once=False)
+    await asyncio.sleep(0.010)
+    assert pump.left == [0, 1, 6]
+
+
+@pytest.mark.parametrize("count", [1, 40])
+async def test_departures_without_linger_never_wait(count: int) -> None:
+    """For commands: what is there is sent."""
+    (pump,) = pumps(1)
+    departures = _Departures(0.0)
+    for _ in range(count):
+        departures.ask(pump, at_once=False)
+        await asyncio.sleep(0.001)
+    assert pump.left == list(range(count))
