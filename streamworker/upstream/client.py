@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING
 
 import aiohttp
 import httpx
-from httpx_aiohttp.transport import AiohttpResponseStream, AiohttpTransport
+from httpx_aiohttp.transport import AiohttpResponseStream, AiohttpTransport, map_aiohttp_exceptions
 
 from streamworker import __version__
 from streamworker.core.faults import fault_of_body, http_error, is_retriable, usage_of_body
@@ -129,9 +130,12 @@ class HttpAnswer:
 
     def __init__(self, response: httpx.Response, base_url: str) -> None:
         self._base_url = base_url
+        body: _Body = response.extensions["body"]
         # Raw, unless the upstream compresses although it was asked not to.
-        is_encoded = response.headers.get("content-encoding", "identity").lower() != "identity"
-        self._body = response.aiter_bytes() if is_encoded else response.aiter_raw()
+        if response.headers.get("content-encoding", "identity").lower() == "identity":
+            self._read, self._rest = body.read, body.rest
+        else:
+            self._read, self._rest = partial(anext, response.aiter_bytes(), b""), bytes
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """Go through the body."""
@@ -140,10 +144,15 @@ class HttpAnswer:
     async def __anext__(self) -> bytes:
         """Return what the socket gave. Raises UpstreamError when the connection breaks."""
         try:
-            return await anext(self._body)
+            data = await self._read()
         except (httpx.HTTPError, httpx.StreamError, aiohttp.ClientError, OSError):
-            with foreign_errors_as_ours(Phase.READING, self._base_url):
-                raise
+            data = self._rest()
+            if not data:
+                with foreign_errors_as_ours(Phase.READING, self._base_url):
+                    raise
+        if not data:
+            raise StopAsyncIteration
+        return data
 
     async def drain(self) -> None:
         """Read on for a moment after the end was seen, so that the connection can serve the next call."""
@@ -157,21 +166,37 @@ class _Transport(AiohttpTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         response: httpx.Response = await super().handle_async_request(request)
         assert isinstance(response.stream, AiohttpResponseStream)
-        response.stream = _WholeStream(response.stream._aiohttp_response)  # noqa: SLF001 - no public name
+        body = _Body(response.stream._aiohttp_response)  # noqa: SLF001 - no public name
+        response.stream = response.extensions["body"] = body  # httpx wraps the first, and hands on the second
         return response
 
 
-class _WholeStream(AiohttpResponseStream):
-    """A body of which nothing is lost when it breaks: aiohttp tells of the break before it gives what came before."""
+class _Body(AiohttpResponseStream):
+    """A body that is read without the five generators between httpx and aiohttp: they cost more than parsing it.
+
+    Nothing of it is lost when it breaks: aiohttp tells of the break before it gives what came before, and goes on to
+    tell of it.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        super().__init__(response)
+        self.read = response.content.readany
+        """Waits; returns what has come since the last time, at least a byte; nothing at the end."""
+
+    def rest(self) -> bytes:
+        """Return what came before it broke and was not read."""
+        return self._aiohttp_response.content._read_nowait(-1)  # noqa: SLF001 - the public one raises
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for data in super().__aiter__():
-                yield data
-        except httpx.HTTPError:
-            if rest := self._aiohttp_response.content._read_nowait(-1):  # noqa: SLF001 - the public one raises
-                yield rest
-            raise
+        """Give it to httpx, which decompresses it."""
+        with map_aiohttp_exceptions():
+            try:
+                while data := await self.read():
+                    yield data
+            except (aiohttp.ClientError, OSError):
+                if rest := self.rest():
+                    yield rest
+                raise
 
 
 def _new_session() -> aiohttp.ClientSession:
