@@ -33,7 +33,7 @@ from streamworker.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from streamworker.core.usage import Tokenizer
 
@@ -119,9 +119,6 @@ LIFE: Mapping[State, Mapping[Happening, Transition]] = {
 }
 
 
-_LISTENING = frozenset({State.LISTENING, State.STREAMING, State.WINDING_UP})
-
-
 class Impossible(Exception):
     """Something happened that the table has no row for: a bug in the caller, never the upstream's doing."""
 
@@ -181,7 +178,9 @@ class Attempt:
     @property
     def is_listening(self) -> bool:
         """Whether bytes of an event stream may come."""
-        return self.state in _LISTENING
+        # By identity: an Enum's hash is written in Python, and this is asked at each read.
+        state = self.state
+        return state is _S.STREAMING or state is _S.LISTENING or state is _S.WINDING_UP
 
     @property
     def finish_reasons(self) -> dict[int, str]:
@@ -257,12 +256,8 @@ class Attempt:
         it is as if the event had never been: its `seq` is the terminal event's.
         """
         self.ledger.bytes += len(data)
-        for event in self._parser.feed(data):
-            yield from self._read(event, now_ms)
-            if not self.is_listening:
-                return
-        if self._parser.overflowed:
-            self._break(_protocol(f"the upstream sent an event of more than {self._max_event_bytes} bytes"))
+        events = self._parser.feed(data)
+        return self._read(events, now_ms, is_cut=self._parser.overflowed)
 
     def close(self, now_ms: int, *, broken: JobError | None = None) -> Iterator[DeltaEvent]:
         """Take the end of the response body; `broken` says how the connection broke, if it did.
@@ -270,10 +265,9 @@ class Attempt:
         The rest may still hold the `[DONE]` that had no line end. Where every choice has its finish reason nothing is
         missing, however the body ended: some gateways send no `[DONE]`.
         """
-        for event in self._parser.close():
-            yield from self._read(event, now_ms)
-            if not self.is_listening:
-                return
+        yield from self._read(self._parser.close(), now_ms, is_cut=False)
+        if not self.is_listening:
+            return
         if self._reader.is_finished:
             self._move(Happening.DONE)
         else:
@@ -318,23 +312,27 @@ class Attempt:
             is_wound_up = status is Status.CANCELLED and self._cancelled is not None
             self.error = self._clean(self._cancelled if is_wound_up else error)
 
-    def _read(self, event: ServerSentEvent, now_ms: int) -> Iterator[DeltaEvent]:
-        for news in self._reader.read(event):
-            if type(news) is ChunkDelta:
-                state = self.state
-                if state is State.WINDING_UP:
-                    self._move(Happening.DELTA)
-                    continue
-                yield self._numbered(news, now_ms)
-                if self.state is not state:  # it could not be published
+    def _read(self, events: Iterable[ServerSentEvent], now_ms: int, *, is_cut: bool) -> Iterator[DeltaEvent]:
+        """Go through it all in one generator: another one inside it would cost as much as all else here."""
+        for event in events:
+            for news in self._reader.read(event):
+                if type(news) is ChunkDelta:
+                    state = self.state
+                    if state is _S.WINDING_UP:
+                        self._move(Happening.DELTA)
+                        continue
+                    yield self._numbered(news, now_ms)
+                    if self.state is not state:  # it could not be published
+                        return
+                    self._published(news, now_ms)
+                elif type(news) is Done:
+                    self._move(Happening.DONE)
                     return
-                self._published(news, now_ms)
-            elif type(news) is Done:
-                self._move(Happening.DONE)
-                return
-            elif type(news) is Fault:
-                self._break(stream_error(news))
-                return
+                elif type(news) is Fault:
+                    self._break(stream_error(news))
+                    return
+        if is_cut:
+            self._break(_protocol(f"the upstream sent an event of more than {self._max_event_bytes} bytes"))
 
     def _numbered(self, news: ChunkDelta, now_ms: int) -> DeltaEvent:
         return DeltaEvent(

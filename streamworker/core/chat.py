@@ -6,14 +6,25 @@ What it knows it places, what it does not know it keeps under `extra`, and it ad
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
 
 from streamworker.core.faults import cut, fault_in
-from streamworker.core.json import InvalidJSON, decode, decode_strict, encode, replace_surrogates
+from streamworker.core.json import (
+    InvalidJSON,
+    decode,
+    decode_strict,
+    encode,
+    is_shallow,
+    replace_surrogates,
+)
 from streamworker.core.usage import generated_text
 from streamworker.model import ChunkDelta, Done, Fault, News
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from streamworker.core.sse import ServerSentEvent
     from streamworker.core.usage import Ledger
 
@@ -33,12 +44,46 @@ _KNOWN_IN_CHOICE = frozenset({"index", "delta", "finish_reason", "logprobs", "us
 _CHUNK_MARKS = frozenset({*_CHUNK_MEMBERS, "choices", "usage"})
 
 
+class _UsualChoice(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    delta: dict[str, Any]
+    index: int = 0
+    finish_reason: str | None = None
+    logprobs: Any = None
+
+
+class _UsualChunk(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """What nearly every chunk is: read into its places in one go, a third of the time. All else is read the long way.
+
+    It has to mean the same on both ways: no error, no unknown member, nothing of a type that needs a decision.
+    """
+
+    choices: list[_UsualChoice]
+    id: Any = msgspec.UNSET
+    object: Literal["chat.completion.chunk"] | msgspec.UnsetType = msgspec.UNSET
+    created: Any = msgspec.UNSET
+    model: Any = msgspec.UNSET
+    system_fingerprint: Any = msgspec.UNSET
+    service_tier: Any = msgspec.UNSET
+    usage: dict[str, Any] | None = None
+    error: None = None
+    obfuscation: Any = None
+
+    @property
+    def members(self) -> tuple[Any, ...]:
+        """The values of `_CHUNK_MEMBERS`, in their order."""
+        return (self.id, self.object, self.created, self.model, self.system_fingerprint, self.service_tier)
+
+
+_USUAL = msgspec.json.Decoder(_UsualChunk)
+
+
 class ChunkReader:
     """Reads the events of one try. Books chunks and usage reports into `ledger`; deltas are booked when published."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._chunk: dict[str, Any] | None = None
+        self._usual_members: tuple[Any, ...] | None = None  # of `_chunk`, where the last one was usual
         self.finish_reasons: dict[int, str | None] = {}
         """Choice index → reason; None while the choice is unfinished."""
         self._halves: dict[tuple[int, str], str] = {}
@@ -53,8 +98,34 @@ class ChunkReader:
         """The latest chunk's own members: id, model, created …; empty before the first."""
         return self._chunk or {}
 
-    def read(self, event: ServerSentEvent) -> list[News]:
+    def read(self, event: ServerSentEvent) -> Sequence[News]:
         """Read one event: its deltas in the upstream's order, then what ends the stream, if this does."""
+        if event.type == "message" and not self._halves and is_shallow(event.data):
+            try:
+                return self._usual_news(_USUAL.decode(event.data))
+            except (ValueError, RecursionError):  # msgspec's errors and UnicodeDecodeError are the first
+                pass
+        return self._read_closely(event)
+
+    def _usual_news(self, chunk: _UsualChunk) -> list[ChunkDelta]:
+        if len(self.finish_reasons) + len(chunk.choices) > MAX_CHOICES:
+            raise ValueError
+        self._ledger.chunks += 1
+        news: list[ChunkDelta] = []
+        for choice in chunk.choices:
+            delta = ChunkDelta(choice.index, choice.delta, self._finish(choice.index, choice.finish_reason))
+            if choice.logprobs is not None:
+                delta.logprobs = choice.logprobs
+            news.append(delta)
+        if news and (members := chunk.members) != self._usual_members:
+            told = zip(_CHUNK_MEMBERS, members, strict=True)
+            self._tell_chunk(news[0], {name: value for name, value in told if value is not msgspec.UNSET})
+            self._usual_members = members
+        if chunk.usage:
+            self._ledger.report(chunk.usage, final=self.is_finished)
+        return news
+
+    def _read_closely(self, event: ServerSentEvent) -> list[News]:
         try:
             payload = decode_strict(event.data)
         except InvalidJSON:
@@ -135,11 +206,15 @@ class ChunkReader:
                 news.insert(0, first)
             first.extra = {**extra, **(first.extra or {})}
         if isinstance(first, ChunkDelta):
-            chunk = {name: payload[name] for name in _CHUNK_MEMBERS if name in payload}
-            if chunk != self._chunk:
-                first.chunk = chunk
-                # An event without choice is no delta: who skips it hears the next one tell all again.
-                self._chunk = chunk if first.choice is not None else None
+            self._usual_members = None
+            self._tell_chunk(first, {name: payload[name] for name in _CHUNK_MEMBERS if name in payload})
+
+    def _tell_chunk(self, first: ChunkDelta, chunk: dict[str, Any]) -> None:
+        """Let a chunk's first delta tell the chunk's own members, if they are not what was told last."""
+        if chunk != self._chunk:
+            first.chunk = chunk
+            # An event without choice is no delta: who skips it hears the next one tell all again.
+            self._chunk = chunk if first.choice is not None else None
 
     def _choice_news(self, choice: Any) -> ChunkDelta:
         if type(choice) is not dict:

@@ -15,7 +15,15 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["MAX_DEPTH", "InvalidJSON", "decode", "decode_strict", "encode", "replace_surrogates"]
+__all__ = [
+    "MAX_DEPTH",
+    "InvalidJSON",
+    "decode",
+    "decode_strict",
+    "encode",
+    "is_shallow",
+    "replace_surrogates",
+]
 
 MAX_DEPTH = 128
 """Levels that one text may nest, serde_json's number. What is read here is written elsewhere, deeper in the call stack:
@@ -81,9 +89,13 @@ def replace_surrogates(value: Any) -> Any:
     return value
 
 
+def is_shallow(text: bytes) -> bool:
+    """Whether a text is so short, or has so few brackets, that it cannot be nested too deeply; nearly every one is."""
+    return len(text) <= 2 * MAX_DEPTH or text.count(b"[") + text.count(b"{") <= MAX_DEPTH
+
+
 def _not_too_deep(value: Any, text: bytes) -> Any:
-    # Depth costs two brackets a level, so that short texts, which is nearly all, are not looked at.
-    if len(text) > 2 * MAX_DEPTH and text.count(b"[") + text.count(b"{") > MAX_DEPTH:
+    if not is_shallow(text):
         level = [value]
         for _ in range(MAX_DEPTH):
             level = [item for container in level for item in _items(container)]

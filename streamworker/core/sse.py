@@ -65,6 +65,7 @@ class EventStreamParser:
         self._tail_size = 0
         self._first_line = True
         self._swallow_lf = False
+        self._is_between_events = False
         self._unblanked = False
         self._id = ""
         self._pending = _Pending()
@@ -73,6 +74,17 @@ class EventStreamParser:
         """Take bytes as they came; return the events that they complete, oldest first."""
         if self.overflowed or not data:
             return []
+        end = len(data) - 2
+        if (  # one `data` line and the blank line after it: what nearly every read is
+            self._is_between_events
+            and data.startswith(b"data: ")
+            and data.find(b"\n") == end <= self._max
+            and data.endswith(b"\n")
+            and b"\r" not in data
+        ):
+            self._swallow_lf = False
+            self.last_event_id = self._id
+            return [ServerSentEvent("message", data[6:end], self._id)]
         if self._swallow_lf:  # CR ended its line at once; this LF is the other half of a CRLF cut in two
             data = data.removeprefix(b"\n")
         self._swallow_lf = data.endswith(b"\r")
@@ -87,6 +99,7 @@ class EventStreamParser:
                 if self.overflowed:
                     return self._hand_out()
         self._keep_tail(tail)
+        self._is_between_events = bool(lines) and not lines[-1] and not tail
         return self._hand_out()
 
     def close(self) -> list[ServerSentEvent]:
