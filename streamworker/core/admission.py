@@ -12,7 +12,7 @@ __all__ = ["Marks"]
 class Marks:
     """A level with two marks. `high` is the level at which the tap closes; `low` defaults to half of it."""
 
-    __slots__ = ("_closed", "high", "level", "low")
+    __slots__ = ("high", "is_closed", "level", "low")
 
     def __init__(self, high: int, low: int | None = None) -> None:
         if high < 1 or not 0 <= (low if low is not None else 0) < high:
@@ -20,27 +20,23 @@ class Marks:
         self.high = high
         self.low = high // 2 if low is None else low
         self.level = 0
-        self._closed = False
+        self.is_closed = False
+        """Whether nothing more should be let in."""
 
     def add(self, amount: int) -> None:
         """Raise the level."""
         self.level += amount
         if self.level >= self.high:
-            self._closed = True
+            self.is_closed = True
 
     def remove(self, amount: int) -> None:
         """Lower the level."""
         self.level -= amount
         assert self.level >= 0, "more was taken out than was put in"
         if self.level <= self.low:
-            self._closed = False
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether nothing more should be let in."""
-        return self._closed
+            self.is_closed = False
 
     @property
     def room(self) -> int:
         """How much fits below the high mark; 0 while closed."""
-        return 0 if self._closed else self.high - self.level
+        return 0 if self.is_closed else self.high - self.level

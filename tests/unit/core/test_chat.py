@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -12,6 +12,9 @@ from streamworker.core.sse import ServerSentEvent
 from streamworker.core.usage import Ledger
 from streamworker.model import ChunkDelta, Done, Fault, News
 from tests.streams import chunk, read
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 UNSET = msgspec.UNSET
 HEAD = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
@@ -28,7 +31,7 @@ def choice(**members: Any) -> dict[str, Any]:
     return HEAD | {"choices": [members]}
 
 
-def fault(news: list[News]) -> Fault:
+def fault(news: Sequence[News]) -> Fault:
     assert all(isinstance(one, ChunkDelta) for one in news[:-1])
     assert isinstance(news[-1], Fault)
     return news[-1]
