@@ -29,7 +29,11 @@ if TYPE_CHECKING:
     from streamworker.worker.gates import Gates, Permit
     from streamworker.worker.lane import Lane
 
-__all__ = ["Execution", "Tools", "UpstreamSlot"]
+__all__ = ["DELTAS_PER_TURN", "Execution", "Tools", "UpstreamSlot"]
+
+DELTAS_PER_TURN = 64
+"""Deltas of one stream that are published before others have their turn: about a millisecond of work. One read may
+bring thousands, and the heartbeats wait as well."""
 
 
 class UpstreamSlot(NamedTuple):
@@ -272,6 +276,8 @@ class Execution:
                 continue  # the attempt has ended, and so have its events
             if not (tools.sink.has_room and self._started is not None and self._started.done()):
                 await self._wait_for_room()
+            elif count and count % DELTAS_PER_TURN == 0:  # before it is published: a cancellation may come
+                await asyncio.sleep(0)
             tools.sink.publish(record, self._receipt)
             count += 1
             total += size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +20,7 @@ from streamworker.memory import (
     Step,
 )
 from streamworker.model import Coordinates, ErrorCode, JobError, Partition
-from streamworker.worker.execution import Execution
+from streamworker.worker.execution import DELTAS_PER_TURN, Execution
 from streamworker.worker.lane import Lane
 from tests.streams import NOW, chunk, data, make_job
 from tests.turnable import quiet, until
@@ -251,6 +252,40 @@ async def test_execution_many_deltas_in_one_read_stop_where_the_room_ends(bench:
     bench.sink.keeping_up.set()
     await asyncio.sleep(60)
     assert bench.text == "ab"
+
+
+async def test_execution_firehose_lets_others_have_their_turn(bench: Bench) -> None:
+    """One read with thousands of deltas does not keep the loop to itself, and loses nothing by it."""
+    turns: list[int] = []
+
+    async def other() -> None:
+        while True:
+            turns.append(len(bench.text))
+            await asyncio.sleep(0)
+
+    bystander = asyncio.create_task(other())
+    bench.begin([word("x") * 5 * DELTAS_PER_TURN, FINISH + DONE])
+    terminal = await bench.end()
+    bystander.cancel()
+
+    assert outcome(terminal) == ("completed", None)
+    assert bench.text == "x" * 5 * DELTAS_PER_TURN
+    steps = [after - before for before, after in pairwise(turns)]
+    assert max(steps) == DELTAS_PER_TURN
+
+
+async def test_execution_cancelled_between_turns_ends_with_what_was_published(bench: Bench) -> None:
+    """A delta that waits for its turn has not been: the terminal event takes its place."""
+    execution = bench.begin([word("x") * 3 * DELTAS_PER_TURN, asyncio.Event()])
+    while not bench.text:  # noqa: ASYNC110 - a turn of the loop at a time
+        await asyncio.sleep(0)
+    execution.cancel("enough")
+    terminal = await bench.end()
+
+    assert outcome(terminal) == ("cancelled", "cancelled")
+    assert len(bench.text) < 3 * DELTAS_PER_TURN
+    assert terminal["seq"] == len(bench.text) + 1
+    assert terminal["observed"]["deltas"] == len(bench.text)
 
 
 async def test_execution_cancelled_while_there_is_no_room_ends_cancelled(bench: Bench) -> None:
