@@ -24,6 +24,7 @@ from streamworker.core.retry import read_advice
 from streamworker.errors import ConfigurationError, UpstreamError
 from streamworker.model import ErrorCode, JobError
 from streamworker.upstream.errors import Phase, foreign_errors_as_ours
+from streamworker.upstream.turnstile import Turnstile
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -40,6 +41,9 @@ DRAIN_TIMEOUT_S = 0.1
 WRITE_TIMEOUT_S = 30.0
 KEEPALIVE_S = 15.0
 
+CALLS_PER_TURN = 8
+"""Calls that are begun in one turn of the loop: a few milliseconds of work."""
+
 
 class HttpUpstream:
     """One configured upstream. Make it inside the running loop."""
@@ -48,6 +52,7 @@ class HttpUpstream:
         self._settings = settings
         self._url = settings.base_url.rstrip("/") + "/chat/completions"
         self._redact = Redactor()
+        self._turnstile = Turnstile(CALLS_PER_TURN)
         # No cookie is kept: calls of different tenants share this client.
         jar = CookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
         self._client = httpx.AsyncClient(
@@ -64,6 +69,7 @@ class HttpUpstream:
     @asynccontextmanager
     async def call(self, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[HttpAnswer]:
         """Open a streaming completion; entering waits for the answer. Raises UpstreamError."""
+        await self._turnstile()
         with foreign_errors_as_ours(Phase.CALLING, self._settings.base_url):
             request = self._client.build_request(
                 "POST", self._url, content=body, headers=self._headers(headers)
