@@ -14,6 +14,7 @@ import structlog
 from streamworker.codec.event import EventWriter
 from streamworker.core.gate import GateRules
 from streamworker.core.redaction import Redactor
+from streamworker.descriptors import make_room
 from streamworker.errors import ConfigurationError, KafkaRefused, KafkaUnavailable
 from streamworker.kafka.committers import CommittedOffsets, GroupCommitters, TransactionalCommitters
 from streamworker.kafka.connection import hush
@@ -96,6 +97,7 @@ class App:
     async def run(self) -> None:
         """Work until drained. Raises KafkaRefused where a person has to change something, ConfigurationError."""
         hush(asyncio.get_running_loop())
+        make_room(self._settings.worker.max_in_flight)
         async with AsyncExitStack() as stack:
             await self._start_telemetry(stack)
             worker = await self._start_worker(stack)

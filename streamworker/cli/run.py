@@ -14,8 +14,6 @@ from streamworker.config import describe
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from streamworker.config import Settings
-
 __all__ = ["run"]
 
 
@@ -42,23 +40,6 @@ def run(context: click.Context, config: Path | None) -> int:
     async def work() -> int:
         app = App(settings)
         app.configure_logging()
-        _warn_of_limits(settings)
         return await run_until_signalled(app)
 
     return run_async(work())
-
-
-def _warn_of_limits(settings: Settings) -> None:
-    """Say it now, not at the thousandth stream: each open stream is a file descriptor."""
-    import resource  # noqa: PLC0415 - POSIX only
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = settings.worker.max_in_flight + 256
-    if soft < needed <= hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(needed, soft)), hard))
-    elif soft < needed:
-        click.echo(
-            f"warning: {soft} file descriptors are allowed and worker.max_in_flight = {settings.worker.max_in_flight} "
-            f"may need {needed}: raise the limit (ulimit -n) or lower the setting",
-            err=True,
-        )
