@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -125,3 +126,8 @@ def cut_at(text: bytes, cuts: Iterable[int]) -> list[bytes]:
 def bytewise(text: bytes) -> Sequence[bytes]:
     """Cut everywhere."""
     return [text[at : at + 1] for at in range(len(text))]
+
+
+def eventwise(text: bytes) -> Sequence[bytes]:
+    """Cut after each blank line that ends in LF, as upstreams flush."""
+    return [piece for piece in re.split(rb"(?<=\n\n)", text) if piece]

@@ -83,7 +83,6 @@ class EventStreamParser:
             and b"\r" not in data
         ):
             self._swallow_lf = False
-            self.last_event_id = self._id
             return [ServerSentEvent("message", data[6:end], self._id)]
         if self._swallow_lf:  # CR ended its line at once; this LF is the other half of a CRLF cut in two
             data = data.removeprefix(b"\n")

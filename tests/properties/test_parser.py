@@ -8,13 +8,13 @@ from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streamworker.core.sse import EventStreamParser, ServerSentEvent
 from tests.properties.strategies import CUTS, JSON, STREAMS, pieces_of
 from tests.properties.work import work_of
-from tests.streams import Parsed, bytewise, data, parse
+from tests.streams import Parsed, bytewise, data, eventwise, parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ERROR_FIELD = frozenset({b"error"})
 
 
+@example(b"data: a\n\ndata: b\rdata: c\n\n", [])
 @given(STREAMS, CUTS)
 def test_parser_any_cut_of_any_bytes_gives_the_same(stream: bytes, cuts: list[int]) -> None:
     """Events and state depend on the bytes, never on how they came."""
@@ -29,6 +30,7 @@ def test_parser_any_cut_of_any_bytes_gives_the_same(stream: bytes, cuts: list[in
 
     assert parse(pieces_of(stream, cuts), extra_fields=ERROR_FIELD) == whole
     assert parse(bytewise(stream), extra_fields=ERROR_FIELD) == whole
+    assert parse(eventwise(stream), extra_fields=ERROR_FIELD) == whole
 
 
 @given(STREAMS, CUTS, st.integers(1, 60))
@@ -40,6 +42,7 @@ def test_parser_overflow_comes_at_the_same_event_under_any_cut(
 
     assert parse(pieces_of(stream, cuts), max_event_bytes=limit) == whole
     assert parse(bytewise(stream), max_event_bytes=limit) == whole
+    assert parse(eventwise(stream), max_event_bytes=limit) == whole
 
 
 @given(STREAMS, STREAMS)
