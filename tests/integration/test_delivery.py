@@ -26,8 +26,8 @@ def sinks(monkeypatch: pytest.MonkeyPatch) -> list[KafkaSink]:
     made: list[KafkaSink] = []
 
     class Seen(KafkaSink):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
             made.append(self)
 
     monkeypatch.setattr("streamworker.app.KafkaSink", Seen)
