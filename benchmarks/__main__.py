@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import subprocess
 import tempfile
 import time
 from importlib.util import find_spec
@@ -44,14 +43,6 @@ async def measure(stage: Stage, arguments: argparse.Namespace) -> list[Figures]:
     return runs
 
 
-def commit() -> str:
-    """Return what is checked out, or nothing outside of a repository."""
-    told = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    return told.stdout.strip()
-
-
 def main() -> None:
     """Parse arguments, start Apache Kafka and the upstream, measure, report."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -81,7 +72,7 @@ def main() -> None:
     print(f"\n{table(figures)}\n\n{machine()}\n{time.monotonic() - begun:.0f} s; logs in {directory}")
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        write(arguments.out, figures, runs, commit())
+        write(arguments.out, figures, runs)
 
 
 if __name__ == "__main__":

@@ -89,9 +89,9 @@ def _note(run: Figures) -> str:
     return "; ".join(notes)
 
 
-def write(directory: Path, figures: Sequence[Figures], runs: Sequence[Figures], commit: str) -> None:
+def write(directory: Path, figures: Sequence[Figures], runs: Sequence[Figures]) -> None:
     """Write `figures.json` (every run, and the machine) and `cpu.svg`."""
-    told = {"machine": machine(), "commit": commit, "runs": [run._asdict() for run in runs]}
+    told = {"machine": machine(), "runs": [run._asdict() for run in runs]}
     (directory / "figures.json").write_bytes(orjson.dumps(told, option=orjson.OPT_INDENT_2) + b"\n")
     (directory / "cpu.svg").write_text(_picture(figures), "utf-8")
 

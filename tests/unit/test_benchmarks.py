@@ -136,7 +136,7 @@ def test_benchmarks_report_takes_medians_and_compares_with_the_limit(tmp_path: P
     assert [(run.contender, run.cpu_us) for run in taken] == [("limit", 20), ("streamworker", 50)]
     assert "| streamworker | 50.0 | 2.50 |" in table(taken)
     assert "it fell behind" in table(taken)
-    write(tmp_path, taken, runs, "abc")
+    write(tmp_path, taken, runs)
     told = orjson.loads((tmp_path / "figures.json").read_bytes())
     assert [run["cpu_us"] for run in told["runs"]] == [10, 30, 20, 50]
     assert told["machine"]["cores"] >= 1
