@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from tests.collector import Collector, value_of
 from tests.streams import make_job
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from streamworker.config import Settings
     from streamworker.telemetry.otlp import Tracing
@@ -30,6 +31,20 @@ VARIABLES = {
     "OTEL_BSP_SCHEDULE_DELAY": "20",  # ms
     "OTEL_EXPORTER_OTLP_TIMEOUT": "0.2",  # s
 }
+
+
+@pytest.fixture(autouse=True)
+def threads_have_ended() -> Iterator[None]:
+    """What is left sending draws random numbers for its backoff, in the middle of somebody else's property."""
+    yield
+    _join_threads()
+
+
+def _join_threads() -> None:
+    for thread in threading.enumerate():
+        if thread.name.startswith(("OtelBatch", "traces-")):
+            thread.join(20)
+            assert not thread.is_alive(), thread
 
 
 @pytest.fixture
@@ -186,6 +201,8 @@ async def test_collector_that_hangs_holds_up_neither_jobs_nor_the_end(trace_to: 
         assert len(_queue(tracing)) == 600
         await tracing.close(within_s=0.1)
         assert time.monotonic() - began < 20
+        collector.answering.set()
+        await asyncio.to_thread(_join_threads)
 
     assert [line["event"] for line in logs] == ["traces.not_flushed"]
 
