@@ -67,6 +67,8 @@ lock: $(READY) ## pin every dependency again, with hashes
 		--extra otel --constraint requirements/dev.txt --custom-compile-command "make lock" $(ARGS) pyproject.toml -o requirements/runtime.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 		--group pyproject.toml:bench --constraint requirements/dev.txt --custom-compile-command "make lock" $(ARGS) -o requirements/bench.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
+		--constraint requirements/dev.txt --custom-compile-command "make lock" $(ARGS) --group tools -o requirements/tools.txt
 	echo hatchling | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 		--constraint requirements/dev.txt --custom-compile-command "make lock" $(ARGS) - -o requirements/build.txt
 

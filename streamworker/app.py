@@ -274,6 +274,8 @@ class App:
 
     async def _check_topics(self) -> None:
         async with open_admin(self._settings) as admin:
+            if missing := await admin.missing_rights():
+                raise KafkaRefused("; ".join(missing))
             for wait_s in _TOPICS_BACKOFF_S:
                 topics = await admin.describe()
                 if None not in topics.values():

@@ -75,15 +75,25 @@ class KafkaSettings(_Section):
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
     )
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
-        "PLAIN", description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = Field(
+        "PLAIN", description="PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER"
     )
-    sasl_username: str | None = Field(None, description="user name for SASL")
-    sasl_password: SecretStr | None = Field(None, description="password for SASL; from the environment only")
-    sasl_password_file: Path | None = Field(None, description="file that holds the password for SASL")
+    sasl_username: str | None = Field(None, description="user name for PLAIN and SCRAM")
+    sasl_password: SecretStr | None = Field(
+        None, description="password for PLAIN and SCRAM; from the environment only"
+    )
+    sasl_password_file: Path | None = Field(
+        None, description="file that holds the password; read for each connection, so that it can be rotated"
+    )
+    sasl_oauth_token_file: Path | None = Field(
+        None,
+        description="file that holds the token for OAUTHBEARER; read for each connection, like the password",
+    )
     ssl_cafile: Path | None = Field(None, description="certificate authorities, PEM; default: the system's")
-    ssl_certfile: Path | None = Field(None, description="client certificate for mutual TLS, PEM")
-    ssl_keyfile: Path | None = Field(None, description="key of the client certificate, PEM")
+    ssl_certfile: Path | None = Field(
+        None, description="client certificate for mutual TLS, PEM; read for each connection"
+    )
+    ssl_keyfile: Path | None = Field(None, description="key of the client certificate, PEM, not encrypted")
     compression: Literal["none", "lz4", "snappy", "zstd", "gzip"] = Field(
         "lz4", description="compression of what we write"
     )
@@ -99,24 +109,82 @@ class KafkaSettings(_Section):
     request_timeout_s: Seconds = Field(30, description="how long a broker may take to answer one request")
 
     @model_validator(mode="after")
-    def _sasl_is_whole(self) -> KafkaSettings:
-        if self.security_protocol.startswith("SASL"):
-            if not self.sasl_username:
-                raise ValueError("security_protocol asks for SASL: set sasl_username")
-            if self.sasl_password is None and self.sasl_password_file is None:
-                raise ValueError(
-                    "security_protocol asks for SASL: set sasl_password_file, or the environment variable "
-                    f"{PREFIX}KAFKA__SASL_PASSWORD"
-                )
-        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
-            raise ValueError("ssl_certfile and ssl_keyfile go together: set both or none")
+    def _security_is_whole(self) -> KafkaSettings:
+        """Refuse what is missing and what would be passed over: who names a certificate means TLS."""
+        faults = [*self._sasl_faults(), *self._tls_faults()]
+        if faults:
+            raise ValueError("; ".join(faults))
         return self
 
+    def _sasl_faults(self) -> Iterator[str]:
+        password: dict[str, object] = {
+            "sasl_password": self.sasl_password,
+            "sasl_password_file": self.sasl_password_file,
+        }
+        named: dict[str, object] = {"sasl_username": self.sasl_username, **password}
+        token: dict[str, object] = {"sasl_oauth_token_file": self.sasl_oauth_token_file}
+        if not self.security_protocol.startswith("SASL"):
+            for name in _set(named | token):
+                yield f"{name} is set, but security_protocol = {self.security_protocol}: set SASL_SSL"
+            return
+        asks = f"security_protocol asks for SASL with {self.sasl_mechanism}"
+        if self.sasl_mechanism == "OAUTHBEARER":
+            if not _set(token):
+                yield f"{asks}: set sasl_oauth_token_file"
+            for name in _set(named):
+                yield f"{asks}, which takes a token: {name} does not go with it"
+            return
+        for name in _set(token):
+            yield f"{asks}, which takes a user and a password: {name} does not go with it"
+        if not self.sasl_username:
+            yield f"{asks}: set sasl_username"
+        if not _set(password):
+            yield f"{asks}: set sasl_password_file, or the environment variable {PREFIX}KAFKA__SASL_PASSWORD"
+
+    def _tls_faults(self) -> Iterator[str]:
+        files = {name: getattr(self, name) for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile")}
+        if not self.security_protocol.endswith("SSL"):
+            for name in _set(files):
+                yield f"{name} is set, but security_protocol = {self.security_protocol}: set SSL or SASL_SSL"
+        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
+            yield "ssl_certfile and ssl_keyfile go together: set both or none"
+
     def password(self) -> str | None:
-        """Return the SASL password, read from its file each time, so that it can be rotated."""
+        """Return the SASL password, read from its file each time, so that it can be rotated; None where none is set.
+
+        Raises:
+            ConfigurationError: the file cannot be read, or holds nothing.
+        """
         if self.sasl_password is not None:
             return self.sasl_password.get_secret_value()
-        return self.sasl_password_file.read_text().strip() if self.sasl_password_file else None
+        return _line_of("kafka.sasl_password_file", self.sasl_password_file)
+
+    def token(self) -> str | None:
+        """Return the token for OAUTHBEARER, read from its file each time; None where none is set.
+
+        Raises:
+            ConfigurationError: the file cannot be read, or holds nothing.
+        """
+        return _line_of("kafka.sasl_oauth_token_file", self.sasl_oauth_token_file)
+
+
+def _set(named: Mapping[str, object]) -> list[str]:
+    return [name for name, value in named.items() if value]
+
+
+def _line_of(setting: str, path: Path | None) -> str | None:
+    """Read a secret's file: one line. The message does not repeat it."""
+    if path is None:
+        return None
+    try:
+        text = path.read_text("utf-8").strip()
+    except OSError as error:
+        raise ConfigurationError([f"{setting}: {error.strerror}: {path}"]) from None
+    except UnicodeDecodeError:
+        text = ""
+    if not text or not text.isprintable():
+        raise ConfigurationError([f"{setting}: the file {path} has to hold one line of text"])
+    return text
 
 
 class TopicSettings(_Section):
@@ -469,9 +537,15 @@ def _missing_keys(settings: Settings, environ: Mapping[str, str]) -> list[str]:
 
 
 def _unreadable_files(settings: Settings) -> list[str]:
+    kafka = settings.kafka
     faults = []
-    for field in ("sasl_password_file", "ssl_cafile", "ssl_certfile", "ssl_keyfile"):
-        file = getattr(settings.kafka, field)
+    for field in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+        file = getattr(kafka, field)
         if file is not None and not (file.is_file() and os.access(file, os.R_OK)):
             faults.append(f"kafka.{field}: is no file that can be read: {file}")
+    for read in (kafka.password, kafka.token):
+        try:
+            read()
+        except ConfigurationError as error:
+            faults += error.faults
     return faults

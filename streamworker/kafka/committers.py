@@ -18,8 +18,9 @@ from aiokafka.errors import KafkaError as ForeignKafkaError
 from aiokafka.structs import OffsetAndMetadata
 
 from streamworker.errors import Fenced, KafkaError, KafkaUnavailable, RecordTooLarge
-from streamworker.kafka.connection import calm, client_arguments, close_producer
+from streamworker.kafka.connection import adopt, client_arguments, close_producer
 from streamworker.kafka.errors import foreign_errors_as_ours
+from streamworker.kafka.rights import transactional_id
 from streamworker.kafka.sink import producer_arguments
 from streamworker.model import CommitPoint, Partition
 
@@ -53,7 +54,7 @@ class CommittedOffsets:
     async def start(self) -> None:
         """Connect. Raises KafkaError."""
         self._admin = AIOKafkaAdminClient(**client_arguments(self._settings.kafka))
-        calm(self._admin._client)  # noqa: SLF001 - it has no public name
+        adopt(self._admin._client, self._settings.kafka)  # noqa: SLF001 - it has no public name
         with foreign_errors_as_ours(f"connecting to {self._settings.kafka.bootstrap_servers}"):
             await self._admin.start()
 
@@ -119,7 +120,7 @@ class _TransactionalCommitter:
         self._consumer = consumer
         self._partition = partition
         self._observer = observer
-        self._id = f"{settings.worker.group_id}.{partition.topic}.{partition.partition}"
+        self._id = transactional_id(settings.worker.group_id, partition.topic, partition.partition)
         self._producer: Any = None
         self._last: CommitPoint | None = None
 
@@ -212,7 +213,7 @@ class _TransactionalCommitter:
             transactional_id=self._id,
             transaction_timeout_ms=round(TRANSACTION_TIMEOUT_S * 1000),
         )
-        calm(producer.client)
+        adopt(producer.client, self._settings.kafka)
         try:
             with foreign_errors_as_ours(f"taking over {self._partition} (transactional id {self._id})"):
                 await producer.start()  # InitProducerId: it also ends the former owner's open transaction

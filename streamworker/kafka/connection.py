@@ -1,25 +1,29 @@
-"""Settings to the arguments that every aiokafka client shares."""
+"""Settings to the arguments that every aiokafka client shares, and what all of them have to do better."""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+import ssl
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from aiokafka.abc import AbstractTokenProvider
+from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import create_conn
+from aiokafka.errors import AuthenticationFailedError, KafkaConnectionError, ProducerClosed
 from aiokafka.errors import KafkaError as ForeignKafkaError
-from aiokafka.errors import ProducerClosed
-from aiokafka.helpers import create_ssl_context
 
 from streamworker.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    import ssl
+    from collections.abc import Iterator
 
     from streamworker.config import KafkaSettings
 
-__all__ = ["calm", "client_arguments", "close_producer", "compression_type", "hush"]
+__all__ = ["adopt", "client_arguments", "close_producer", "compression_type", "hush"]
 
 _CALM_S = 0.25
+_WHY_TIMEOUT_S = 5.0
 
 
 def client_arguments(settings: KafkaSettings) -> dict[str, Any]:
@@ -36,8 +40,11 @@ def client_arguments(settings: KafkaSettings) -> dict[str, Any]:
         arguments["ssl_context"] = _ssl_context(settings)
     if settings.security_protocol.startswith("SASL"):
         arguments["sasl_mechanism"] = settings.sasl_mechanism
-        arguments["sasl_plain_username"] = settings.sasl_username
-        arguments["sasl_plain_password"] = settings.password()
+        if settings.sasl_mechanism == "OAUTHBEARER":
+            arguments["sasl_oauth_token_provider"] = _TokenFile(settings)
+        else:
+            arguments["sasl_plain_username"] = settings.sasl_username
+            arguments["sasl_plain_password"] = settings.password()
     return arguments
 
 
@@ -46,21 +53,87 @@ def compression_type(settings: KafkaSettings) -> str | None:
     return None if settings.compression == "none" else settings.compression
 
 
-def calm(client: Any) -> None:
-    """Have an aiokafka client wait a little after it failed to get metadata.
+def adopt(client: Any, settings: KafkaSettings) -> None:
+    """Make an aiokafka client, which nobody can pass in, one of ours."""
+    client.__class__ = _Client
+    client.settings = settings
 
-    Left alone, one that waits for a partition's leader asks again at once: a broker that refuses connections costs a
-    processor and thousands of log lines a second.
-    """
-    update = client._metadata_update  # noqa: SLF001 - its one place where it asks
 
-    async def update_calmly(cluster: Any, topics: Any) -> bool:
-        if await update(cluster, topics):
+class _Client(AIOKafkaClient):  # type: ignore[misc]  # aiokafka is untyped
+    """aiokafka's client, calm, renewing its credentials, and telling why it cannot connect."""
+
+    settings: KafkaSettings
+
+    async def _metadata_update(self, cluster: Any, topics: Any) -> bool:
+        """Wait a little after a failure.
+
+        Left alone, one that waits for a partition's leader asks again at once: a broker that refuses connections costs
+        a processor and thousands of log lines a second.
+        """
+        if await super()._metadata_update(cluster, topics):
             return True
         await asyncio.sleep(_CALM_S)
         return False
 
-    client._metadata_update = update_calmly  # noqa: SLF001
+    @property
+    def _sasl_plain_password(self) -> str | None:
+        """Asked for once per connection. Set by aiokafka at its start, which a property of the class passes over."""
+        with _faults_as_foreign():
+            return self.settings.password()
+
+    @property
+    def _ssl_context(self) -> ssl.SSLContext | None:
+        """As above. What a context was given last counts for connections that come."""
+        context: ssl.SSLContext | None = self.__dict__["_ssl_context"]
+        if context is not None:
+            with _faults_as_foreign():
+                _load_certificate(context, self.settings)
+        return context
+
+    async def bootstrap(self) -> None:
+        """Connect for the first time. aiokafka logs why it cannot and raises that it cannot: ask once more, and raise."""
+        try:
+            await super().bootstrap()
+        except KafkaConnectionError:
+            async with asyncio.timeout(_WHY_TIMEOUT_S):
+                await self._try_first()
+            raise
+
+    async def _try_first(self) -> None:
+        host, port, _ = self.hosts[0]
+        connection = await create_conn(
+            host,
+            port,
+            client_id=self._client_id,
+            request_timeout_ms=self._request_timeout_ms,
+            ssl_context=self._ssl_context,
+            security_protocol=self._security_protocol,
+            sasl_mechanism=self._sasl_mechanism,
+            sasl_plain_username=self._sasl_plain_username,
+            sasl_plain_password=self._sasl_plain_password,
+            sasl_oauth_token_provider=self._sasl_oauth_token_provider,
+        )
+        connection.close()
+
+
+class _TokenFile(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka is untyped
+    """The token for OAUTHBEARER, as it lies in its file when a connection is made."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+
+    async def token(self) -> str:
+        with _faults_as_foreign():
+            return self._settings.token() or ""
+
+
+@contextmanager
+def _faults_as_foreign() -> Iterator[None]:
+    """Raise what aiokafka takes for a connection that failed: a file that is missing for a moment may come back."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise AuthenticationFailedError("; ".join(error.faults)) from None
 
 
 def hush(loop: asyncio.AbstractEventLoop) -> None:
@@ -101,13 +174,28 @@ async def close_producer(producer: Any, patience_s: float) -> None:
 
 def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext:
     try:
-        context: ssl.SSLContext = create_ssl_context(
-            cafile=str(settings.ssl_cafile) if settings.ssl_cafile else None,
-            certfile=str(settings.ssl_certfile) if settings.ssl_certfile else None,
-            keyfile=str(settings.ssl_keyfile) if settings.ssl_keyfile else None,
-        )
-    except (
-        OSError
-    ) as error:  # ssl.SSLError is one: a file that is no PEM, a key that is not the certificate's
-        raise ConfigurationError([f"kafka.ssl_cafile, ssl_certfile, ssl_keyfile: {error}"]) from error
+        context = ssl.create_default_context(cafile=settings.ssl_cafile)
+    except OSError as error:  # ssl.SSLError is one: a file that is no PEM
+        raise ConfigurationError([f"kafka.ssl_cafile: {_reason(error)}"]) from error
+    _load_certificate(context, settings)
     return context
+
+
+def _load_certificate(context: ssl.SSLContext, settings: KafkaSettings) -> None:
+    if settings.ssl_certfile is None:
+        return
+    try:
+        # Without a password given, OpenSSL would ask for one on the terminal and wait.
+        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, password=_no_password)
+    except (OSError, ValueError) as error:  # no PEM, an encrypted key, a key that is not the certificate's
+        raise ConfigurationError([f"kafka.ssl_certfile, ssl_keyfile: {_reason(error)}"]) from error
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted; give one that is not, readable for this user only")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or "not PEM").replace("_", " ").lower()
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)

@@ -24,7 +24,7 @@ from aiokafka.structs import OffsetAndMetadata
 
 from streamworker.errors import KafkaError, KafkaUnavailable
 from streamworker.kafka.assignor import new_sticky_assignor
-from streamworker.kafka.connection import calm, client_arguments
+from streamworker.kafka.connection import adopt, client_arguments
 from streamworker.kafka.errors import explained, foreign_errors_as_ours
 from streamworker.model import Coordinates, Partition, Record
 
@@ -178,6 +178,8 @@ class GroupConsumer:
         to stop what runs.
         """
         coordinator, membership = self._client._coordinator, self._membership  # noqa: SLF001 - no public way to ask
+        if coordinator is None:
+            raise KafkaUnavailable("the group is being joined anew")
         with foreign_errors_as_ours("asking the group's coordinator for our membership"):
             is_answered = await coordinator._do_heartbeat()  # noqa: SLF001 - it forgets our id if the group did
         if membership is None or coordinator.member_id != membership[0]:
@@ -210,7 +212,7 @@ class GroupConsumer:
             max_poll_interval_ms=_NEVER_MS,  # jobs last longer than any interval; the probes watch the poll loop
             partition_assignment_strategy=[assignor],
         )
-        calm(consumer._client)  # noqa: SLF001 - it has no public name
+        adopt(consumer._client, self._settings.kafka)  # noqa: SLF001 - it has no public name
         consumer.subscribe(list(self._settings.topics.jobs), listener=_Listener(self, consumer, assignor))
         self._consumer = consumer
         try:
@@ -255,10 +257,17 @@ class GroupConsumer:
 
     @property
     def _is_dead(self) -> bool:
+        """Whether this consumer will never be a member again.
+
+        A heartbeat that failed for good, such as for a right that was taken away, is never begun anew: the consumer
+        raises that error for ever, also when the right is back.
+        """
         if self._consumer is None:
             return True
-        task = getattr(self._consumer._coordinator, "_coordination_task", None)  # noqa: SLF001 - as above
-        return task is not None and task.done()
+        coordinator = self._consumer._coordinator  # noqa: SLF001 - as above
+        routine = getattr(coordinator, "_coordination_task", None)
+        heartbeat = getattr(coordinator, "_heartbeat_task", None)
+        return (routine is not None and routine.done()) or _has_failed(heartbeat)
 
     def _assigned(self, assigned: frozenset[Partition], *, is_continuous: bool) -> None:
         self._next = {partition: offset for partition, offset in self._next.items() if partition in assigned}
@@ -300,6 +309,10 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is
         self._owner._membership = (member, generation)  # noqa: SLF001
         ours = frozenset(Partition(*topic_partition) for topic_partition in assigned)
         self._owner._assigned(ours, is_continuous=is_continuous)  # noqa: SLF001
+
+
+def _has_failed(task: asyncio.Task[None] | None) -> bool:
+    return task is not None and task.done() and not task.cancelled() and task.exception() is not None
 
 
 def record_of(record: Any) -> Record:

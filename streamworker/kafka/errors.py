@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ _REFUSED = (
     errors.ClusterAuthorizationFailedError,
     errors.TransactionalIdAuthorizationFailed,
     errors.AuthenticationFailedError,
+    errors.SaslAuthenticationFailed,
     errors.UnsupportedSaslMechanismError,
     errors.IllegalSaslStateError,
     errors.InvalidTopicError,
@@ -31,15 +34,22 @@ _REFUSED = (
 )
 
 # What a person has to change, where the exception's own text does not say it.
+_WHICH = "`streamworker check` says which"
 _ADVICE: dict[type[BaseException], str] = {
-    errors.TopicAuthorizationFailedError: "the user has no right on the topic: grant READ on job and control topics, "
-    "WRITE on events and dead letters",
-    errors.GroupAuthorizationFailedError: "the user has no right on the consumer group: grant READ on the group",
-    errors.TransactionalIdAuthorizationFailed: "the user has no right on the transactional ids: grant WRITE on the "
-    "prefix <group_id>.",
-    errors.ClusterAuthorizationFailedError: "the user may not write idempotently: grant IDEMPOTENT_WRITE on the cluster",
-    errors.AuthenticationFailedError: "the broker did not accept the user or the password",
-    errors.UnsupportedSaslMechanismError: "the broker does not offer this kafka.sasl_mechanism",
+    errors.TopicAuthorizationFailedError: f"a right on a topic is missing: {_WHICH}",
+    errors.GroupAuthorizationFailedError: f"a right on the consumer group is missing: {_WHICH}",
+    errors.TransactionalIdAuthorizationFailed: f"a right on the transactional ids is missing: {_WHICH}",
+    errors.ClusterAuthorizationFailedError: "before Kafka 3.0 a producer like ours needs IDEMPOTENT_WRITE on the cluster",
+    errors.SaslAuthenticationFailed: "are kafka.sasl_mechanism, the user, and the password or token right?",
+    errors.UnsupportedSaslMechanismError: "choose another kafka.sasl_mechanism",
+    ssl.SSLCertVerificationError: "is kafka.ssl_cafile the authority of the broker's certificate, and is the broker "
+    "called by a name that stands in it?",
+    ssl.SSLError: "does the broker speak TLS at this port? see kafka.security_protocol",
+    ConnectionRefusedError: "is a broker running there, and is kafka.bootstrap_servers right?",
+    ConnectionResetError: "does the broker speak kafka.security_protocol at this port?",
+    socket.gaierror: "is kafka.bootstrap_servers right?",
+    errors.KafkaConnectionError: "does the broker speak kafka.security_protocol at this port, and does it want a client "
+    "certificate?",
 }
 
 
@@ -52,6 +62,8 @@ def foreign_errors_as_ours(what: str) -> Iterator[None]:
         raise
     except errors.KafkaError as error:
         raise _ours(error)(f"{what}: {explained(error)}") from error
+    except ssl.SSLError as error:
+        raise KafkaRefused(f"{what}: {explained(error)}") from error
     except (TimeoutError, asyncio.IncompleteReadError, OSError) as error:
         raise KafkaUnavailable(f"{what}: {explained(error)}") from error
 
@@ -61,6 +73,8 @@ def explained(error: BaseException) -> str:
     text = str(error) or type(error).__name__
     if isinstance(error, errors.KafkaConnectionError) and "bootstrap" in text:
         return "no broker answers there"
+    if isinstance(error, ssl.SSLError):
+        text = f"no TLS connection: {getattr(error, 'verify_message', '') or error.reason or text}"
     advice = next((advice for kind, advice in _ADVICE.items() if isinstance(error, kind)), None)
     return f"{text} ({advice})" if advice else text
 

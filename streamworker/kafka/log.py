@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import CorruptRecordException
 
 from streamworker.errors import KafkaRefused
-from streamworker.kafka.connection import calm, client_arguments
+from streamworker.kafka.connection import adopt, client_arguments
 from streamworker.kafka.consumer import record_of
 from streamworker.kafka.errors import foreign_errors_as_ours
 from streamworker.kafka.partitioner import partition_of
@@ -86,7 +86,7 @@ async def open_log(
         enable_auto_commit=False,
         isolation_level="read_committed" if committed_only else "read_uncommitted",
     )
-    calm(consumer._client)  # noqa: SLF001 - it has no public name
+    adopt(consumer._client, settings)  # noqa: SLF001 - it has no public name
     try:
         with foreign_errors_as_ours(f"connecting to {settings.bootstrap_servers}"):
             await consumer.start()

@@ -23,7 +23,7 @@ from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
 from streamworker.core.admission import Marks
 from streamworker.errors import KafkaRefused, RecordTooLarge
-from streamworker.kafka.connection import calm, client_arguments, close_producer, compression_type
+from streamworker.kafka.connection import adopt, client_arguments, close_producer, compression_type
 from streamworker.kafka.errors import explained, foreign_errors_as_ours
 from streamworker.kafka.partitioner import partition_of
 from streamworker.model import Outgoing, Partition
@@ -219,7 +219,7 @@ class KafkaSink:
 
     async def _new_producer(self) -> Any:
         producer = AIOKafkaProducer(**producer_arguments(self._settings))
-        calm(producer.client)
+        adopt(producer.client, self._settings)
         try:
             with foreign_errors_as_ours(f"connecting a producer to {self._settings.bootstrap_servers}"):
                 await producer.start()

@@ -10,8 +10,9 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import NoError, TopicAlreadyExistsError, for_code
 
 from streamworker.errors import KafkaRefused
-from streamworker.kafka.connection import client_arguments
+from streamworker.kafka.connection import adopt, client_arguments
 from streamworker.kafka.errors import explained, foreign_errors_as_ours
+from streamworker.kafka.rights import grant, missing_rights, principal_of, worker_rights
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -51,6 +52,15 @@ class TopicAdmin:
         return {
             name: await self._facts(name, listed[name]) if name in listed else None for name in self._names()
         }
+
+    async def missing_rights(self) -> list[str]:
+        """Return which rights of a worker the broker does not give us, one line each with what to do."""
+        with foreign_errors_as_ours("asking the broker what we are allowed to do"):
+            missing = await missing_rights(self._admin._client, self._settings, worker_rights(self._settings))  # noqa: SLF001
+        principal = principal_of(self._settings.kafka)
+        return [
+            f"{principal} lacks {right}, to {right.purpose}: {grant(right, principal)}" for right in missing
+        ]
 
     async def create(self, *, partitions: int, replicas: int | None = None) -> list[str]:
         """Create the topics that do not exist; return their names. Raises KafkaRefused.
@@ -113,6 +123,7 @@ class TopicAdmin:
 async def open_admin(settings: Settings) -> AsyncIterator[TopicAdmin]:
     """Connect an admin client. Raises KafkaError."""
     admin = AIOKafkaAdminClient(**client_arguments(settings.kafka))
+    adopt(admin._client, settings.kafka)  # noqa: SLF001 - it has no public name
     with foreign_errors_as_ours(f"connecting to {settings.kafka.bootstrap_servers}"):
         try:
             await admin.start()

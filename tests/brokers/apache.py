@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from streamworker.demo.child import Child, accepts, free_port
 from tests.brokers.requirement import need
+from tests.brokers.security import Credentials, format_arguments, listener_properties, make_credentials
 
 POM = Path(__file__).with_name("kafka-pom.xml")
 EXTERNAL = os.environ.get("STREAMWORKER_TEST_KAFKA")
@@ -27,8 +29,11 @@ process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller_port}
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port},\
+SASL://127.0.0.1:{sasl_port},MTLS://127.0.0.1:{mtls_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL://127.0.0.1:{sasl_port},MTLS://127.0.0.1:{mtls_port}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL:SASL_SSL,MTLS:SSL
+inter.broker.listener.name=PLAINTEXT
 log.dirs={data}
 auto.create.topics.enable=false
 group.initial.rebalance.delay.ms=0
@@ -53,7 +58,8 @@ class ApacheKafka:
     """One broker; blocking methods. What was stopped, killed or paused comes back on its port with its data."""
 
     def __init__(self) -> None:
-        self.port = 0
+        self.port = self.sasl_port = self.mtls_port = 0
+        self._credentials: Credentials | None = None
         self._directory: Path | None = None
         self._child: Child | None = None
         self._paused = False
@@ -61,6 +67,13 @@ class ApacheKafka:
     @property
     def bootstrap(self) -> str:
         return EXTERNAL or f"127.0.0.1:{self.port}"
+
+    @property
+    def credentials(self) -> Credentials:
+        """What a client of the secured listeners is given; skips on a broker that is not ours."""
+        if self._credentials is None:
+            need("STREAMWORKER_TEST_KAFKA names a broker whose users the tests do not know")
+        return self._credentials
 
     def start(self) -> None:
         """The first time on a free port with no data, after that where it was."""
@@ -74,12 +87,12 @@ class ApacheKafka:
     def _prepared(self) -> Child:
         libraries = fetched()
         self._directory = Path(tempfile.mkdtemp(prefix="streamworker-kafka-"))
-        self.port, controller_port = free_port(), free_port()
+        self._credentials = make_credentials(self._directory, secrets.token_hex(12))
+        self.port, self.sasl_port, self.mtls_port = free_port(), free_port(), free_port()
         properties = self._directory / "server.properties"
-        data = self._directory / "data"
-        properties.write_text(
-            PROPERTIES.format(port=self.port, controller_port=controller_port, data=data), "ascii"
-        )
+        ports = {"port": self.port, "sasl_port": self.sasl_port, "mtls_port": self.mtls_port}
+        text = PROPERTIES.format(**ports, controller_port=free_port(), data=self._directory / "data")
+        properties.write_text(text + listener_properties(self._credentials), "ascii")
         java = [
             "java",
             "-Xmx512m",
@@ -98,7 +111,11 @@ class ApacheKafka:
             "--config",
         ]
         formatted = subprocess.run(
-            [*format_, str(properties)], capture_output=True, text=True, timeout=START_S, check=False
+            [*format_, str(properties), *format_arguments(self._credentials)],
+            capture_output=True,
+            text=True,
+            timeout=START_S,
+            check=False,
         )
         assert formatted.returncode == 0, formatted.stdout + formatted.stderr
         return Child(

@@ -49,6 +49,7 @@ def test_config_defaults_are_the_contracts() -> None:
             "sasl_username": None,
             "sasl_password": None,
             "sasl_password_file": None,
+            "sasl_oauth_token_file": None,
             "ssl_cafile": None,
             "ssl_certfile": None,
             "ssl_keyfile": None,
@@ -309,15 +310,47 @@ def test_config_tells_every_fault_at_once_with_path_and_variable(toml: Any) -> N
         ("[topics]\nevents = 'x'\ncontrol = 'x'", "topics: events, control and dlq must be three topics"),
         (
             "[kafka]\nsecurity_protocol = 'SASL_SSL'",
-            "kafka: security_protocol asks for SASL: set sasl_username",
+            "kafka: security_protocol asks for SASL with PLAIN: set sasl_username",
         ),
         (
             "[kafka]\nsecurity_protocol = 'SASL_SSL'\nsasl_username = 'u'",
-            "kafka: security_protocol asks for SASL: set sasl_password_file",
+            "kafka: security_protocol asks for SASL with PLAIN: set sasl_password_file",
         ),
-        ("[kafka]\nssl_certfile = 'x'", "kafka: ssl_certfile and ssl_keyfile go together"),
         (
-            "[kafka]\nssl_cafile = '/nowhere/ca.pem'",
+            "[kafka]\nsecurity_protocol = 'SASL_SSL'\nsasl_mechanism = 'OAUTHBEARER'",
+            "kafka: security_protocol asks for SASL with OAUTHBEARER: set sasl_oauth_token_file",
+        ),
+        (
+            (
+                "[kafka]\nsecurity_protocol = 'SASL_SSL'\nsasl_mechanism = 'OAUTHBEARER'\nsasl_username = 'u'\n"
+                "sasl_oauth_token_file = 'x'"
+            ),
+            "kafka: security_protocol asks for SASL with OAUTHBEARER, which takes a token: sasl_username does not",
+        ),
+        (
+            (
+                "[kafka]\nsecurity_protocol = 'SASL_SSL'\nsasl_username = 'u'\nsasl_password_file = 'x'\n"
+                "sasl_oauth_token_file = 'x'"
+            ),
+            (
+                "kafka: security_protocol asks for SASL with PLAIN, which takes a user and a password: "
+                "sasl_oauth_token_file does not"
+            ),
+        ),
+        (
+            "[kafka]\nsasl_username = 'u'",
+            "kafka: sasl_username is set, but security_protocol = PLAINTEXT: set SASL_SSL",
+        ),
+        (
+            "[kafka]\nssl_cafile = 'x'",
+            "kafka: ssl_cafile is set, but security_protocol = PLAINTEXT: set SSL or SASL_SSL",
+        ),
+        (
+            "[kafka]\nsecurity_protocol = 'SSL'\nssl_certfile = 'x'",
+            "kafka: ssl_certfile and ssl_keyfile go together",
+        ),
+        (
+            "[kafka]\nsecurity_protocol = 'SSL'\nssl_cafile = '/nowhere/ca.pem'",
             "kafka.ssl_cafile: is no file that can be read: /nowhere/ca.pem",
         ),
         ("[kafka]\nmax_record_bytes = 100", "kafka.max_record_bytes: "),
@@ -435,11 +468,54 @@ def test_config_password_file_is_read_each_time(tmp_path: Path) -> None:
     assert load(None, {}).kafka.password() is None
 
 
-def test_config_password_file_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
-    """At the start, not at the first connection."""
-    (fault,) = faults(None, {"STREAMWORKER_KAFKA__SASL_PASSWORD_FILE": str(tmp_path / "gone")})
+def test_config_token_file_is_read_each_time(tmp_path: Path) -> None:
+    """What mounts a token renews it."""
+    file = tmp_path / "token"
+    file.write_text("one\n")
+    kafka = load(None, TOKEN_FILE | {"STREAMWORKER_KAFKA__SASL_OAUTH_TOKEN_FILE": str(file)}).kafka
+    assert kafka.token() == "one"
+    file.write_text("two\n")
 
-    assert fault == f"kafka.sasl_password_file: is no file that can be read: {tmp_path / 'gone'}"
+    assert kafka.token() == "two"
+    assert load(None, {}).kafka.token() is None
+
+
+TOKEN_FILE = {
+    "STREAMWORKER_KAFKA__SECURITY_PROTOCOL": "SASL_SSL",
+    "STREAMWORKER_KAFKA__SASL_MECHANISM": "OAUTHBEARER",
+}
+PASSWORD_FILE = {
+    "STREAMWORKER_KAFKA__SECURITY_PROTOCOL": "SASL_SSL",
+    "STREAMWORKER_KAFKA__SASL_USERNAME": "u",
+}
+
+
+@pytest.mark.parametrize(
+    ("environ", "name"),
+    [(PASSWORD_FILE, "sasl_password_file"), (TOKEN_FILE, "sasl_oauth_token_file")],
+    ids=["password", "token"],
+)
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "No such file or directory: {}"),
+        (b" \n", "the file {} has to hold one line of text"),
+        (f"{SECRET}\n{SECRET}".encode(), "the file {} has to hold one line of text"),
+        (b"\xff" + SECRET.encode(), "the file {} has to hold one line of text"),
+    ],
+    ids=["absent", "empty", "two-lines", "bytes"],
+)
+def test_config_file_of_a_secret_that_holds_none_is_a_fault(
+    tmp_path: Path, environ: dict[str, str], name: str, content: bytes | None, told: str
+) -> None:
+    """At the start, not at the first connection; and it is not repeated."""
+    file = tmp_path / "secret"
+    if content is not None:
+        file.write_bytes(content)
+
+    (fault,) = faults(None, environ | {f"STREAMWORKER_KAFKA__{name.upper()}": str(file)})
+
+    assert fault == f"kafka.{name}: " + told.format(file)
 
 
 def test_config_key_that_is_missing_is_a_fault_at_the_start(tmp_path: Path) -> None:

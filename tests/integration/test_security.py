@@ -1,0 +1,224 @@
+"""Kafka behind TLS, SASL and ACLs: what a worker has to be given, and what it says when it is not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
+from click.testing import CliRunner
+
+from streamworker.cli.commands import cli
+from streamworker.errors import KafkaRefused, KafkaUnavailable
+from streamworker.kafka.rights import Right, worker_rights
+from streamworker.kafka.topics import TopicAdmin, open_admin
+from tests.brokers.security import USER, unsigned_token
+from tests.integration.stage import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+    from pathlib import Path
+
+    from tests.brokers.apache import ApacheKafka
+    from tests.integration.stage import Stage
+
+RESOURCES = {"TOPIC": 2, "GROUP": 3, "TRANSACTIONAL_ID": 5}
+OPERATIONS = {"READ": 3, "WRITE": 4}
+PATTERNS = {False: 3, True: 4}
+ALLOW = 3
+
+
+class Acls:
+    """Gives rights to the tests' user, and takes them away, as `kafka-acls.sh` does."""
+
+    def __init__(self, admin: Any) -> None:
+        self._client = admin._client
+
+    async def give(self, rights: Iterable[Right]) -> None:
+        for right in rights:
+            request = CreateAclsRequest(
+                RESOURCES[right.resource],
+                right.name,
+                PATTERNS[right.is_prefix],
+                f"User:{USER}",
+                "*",
+                OPERATIONS[right.operation],
+                ALLOW,
+            )
+            answer = await self._client.send(self._client.get_random_node(), request)
+            assert [code for code, _ in answer.creation_responses] == [0], answer
+
+    async def take(self, right: Right) -> None:
+        request = DeleteAclsRequest(
+            RESOURCES[right.resource],
+            right.name,
+            PATTERNS[right.is_prefix],
+            f"User:{USER}",
+            "*",
+            OPERATIONS[right.operation],
+            ALLOW,
+        )
+        answer = await self._client.send(self._client.get_random_node(), request)
+        [(code, _, matching)] = answer.filter_responses
+        assert code == 0, answer
+        assert len(matching) == 1, answer
+
+
+@pytest.fixture
+async def acls(apache: Stage) -> AsyncIterator[Acls]:
+    """The stage's topics, and nobody but the tests themselves allowed anything."""
+    await apache.open()
+    admin = AIOKafkaAdminClient(bootstrap_servers=apache.broker.bootstrap)
+    await admin.start()
+    yield Acls(admin)
+    await admin.close()
+
+
+def way_in(kafka: ApacheKafka, mechanism: str, directory: Path) -> dict[str, str]:
+    """Settings for one of the secured listeners, as variables without the prefix."""
+    credentials = kafka.credentials
+    sasl = {
+        "KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{kafka.sasl_port}",
+        "KAFKA__SECURITY_PROTOCOL": "SASL_SSL",
+        "KAFKA__SASL_MECHANISM": mechanism,
+        "KAFKA__SSL_CAFILE": str(credentials.authorities),
+    }
+    if mechanism == "mTLS":
+        return {
+            "KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{kafka.mtls_port}",
+            "KAFKA__SECURITY_PROTOCOL": "SSL",
+            "KAFKA__SSL_CAFILE": str(credentials.authorities),
+            "KAFKA__SSL_CERTFILE": str(credentials.certificate),
+            "KAFKA__SSL_KEYFILE": str(credentials.key),
+        }
+    secret = directory / "secret"
+    if mechanism == "OAUTHBEARER":
+        secret.write_text(unsigned_token())
+        return sasl | {"KAFKA__SASL_OAUTH_TOKEN_FILE": str(secret)}
+    secret.write_text(credentials.password)
+    return sasl | {"KAFKA__SASL_USERNAME": USER, "KAFKA__SASL_PASSWORD_FILE": str(secret)}
+
+
+def checked(stage: Stage) -> tuple[int, str]:
+    """Run `streamworker check` with the stage's settings."""
+    environment = {f"STREAMWORKER_{name}": value for name, value in stage.variables.items()}
+    result = CliRunner().invoke(cli, ["check"], env={**os.environ, **environment}, standalone_mode=False)
+    return result.return_value, result.output
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "mTLS"])
+async def test_worker_with_least_rights_runs_jobs(
+    apache: Stage, acls: Acls, apache_kafka: ApacheKafka, tmp_path: Path, mechanism: str
+) -> None:
+    """Each way in, with the rights of the table and no other: jobs, deltas, terminal events, a dead letter, commits."""
+    apache.variables |= way_in(apache_kafka, mechanism, tmp_path)
+    await acls.give(worker_rights(apache.settings()))
+
+    async with apache.worker():
+        await apache.submit("one")
+        await apache.submit_bytes(b"no job")
+        [terminal] = await apache.ended("one")
+
+        assert terminal["status"] == "completed"
+        assert len(await apache.dead_letters(1)) == 1
+
+    assert apache.breaches() == []
+    assert (await apache.committed())[0].offset == 2
+
+
+async def test_worker_without_one_right_names_it(
+    apache: Stage, acls: Acls, apache_kafka: ApacheKafka, tmp_path: Path
+) -> None:
+    """Each right in turn; `run` does not begin, and says the same as `check`, with the command that gives it."""
+    apache.variables |= way_in(apache_kafka, "SCRAM-SHA-512", tmp_path)
+    rights = worker_rights(apache.settings())
+    await acls.give(rights)
+
+    for right in rights:
+        await acls.take(right)
+        with pytest.raises(KafkaRefused) as refusal:
+            async with asyncio.timeout(20):
+                await apache.worker().app.run()
+
+        told = str(refusal.value)
+        assert told.startswith(f"User:{USER} lacks {right}, to {right.purpose}: kafka-acls.sh --add "), told
+        assert f"--operation {right.operation} " in told
+        assert f" {right.name}" in told
+        assert ";" not in told  # that one and no other
+        code, output = await asyncio.to_thread(checked, apache)
+        assert code == 1
+        assert f"wrong   {told}\n" in output
+        await acls.give([right])
+
+    code, output = await asyncio.to_thread(checked, apache)
+    assert "ok      rights\nok      topics\n" in output
+
+
+async def test_rights_that_are_taken_away_while_it_runs_lose_nothing(
+    apache: Stage, acls: Acls, apache_kafka: ApacheKafka, tmp_path: Path
+) -> None:
+    """All of them, in the middle of a stream: the worker waits, and goes on where it was when they are given back."""
+    apache.variables |= way_in(apache_kafka, "SCRAM-SHA-256", tmp_path)
+    rights = worker_rights(apache.settings())
+    await acls.give(rights)
+
+    async with apache.worker():
+        jobs = [(f"job-{number}", "practice?deltas=30&pace_ms=20", 0) for number in range(3)]
+        await apache.submit_many(jobs)
+        await apache.until(lambda: apache.deltas("job-0") > 3)
+        for right in rights:
+            await acls.take(right)
+        await eventually(lambda: [len(apache.calls(job_id)) for job_id, _, _ in jobs] == [1, 1, 1])
+        await apache.submit("late")
+        seen = len(apache.records)
+        await asyncio.sleep(
+            1.5
+        )  # longer than the streams: what they end with has to wait, and so has what is new
+        assert apache.terminals() == {}
+        assert len(apache.records) - seen < 10
+        await acls.give(rights)
+        terminals = await apache.ended()
+
+        assert {terminal["status"] for terminal in terminals} == {"completed"}
+
+    assert apache.breaches() == []
+    assert await apache.commit_breaches() == []
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "OAUTHBEARER", "mTLS"])
+async def test_secret_that_is_rotated_serves_the_next_connection(
+    apache_kafka: ApacheKafka, apache: Stage, tmp_path: Path, mechanism: str
+) -> None:
+    """It is read where it lies for each connection: one that is wrong for a while ends nothing for good."""
+    variables = way_in(apache_kafka, mechanism, tmp_path)
+    secret = tmp_path / "secret"
+    if mechanism == "mTLS":
+        secret.write_bytes(apache_kafka.credentials.certificate.read_bytes())
+        key = tmp_path / "key"
+        key.write_bytes(apache_kafka.credentials.key.read_bytes())
+        variables |= {"KAFKA__SSL_CERTFILE": str(secret), "KAFKA__SSL_KEYFILE": str(key)}
+    right, wrong = secret.read_text(), "the-next-one-came-too-soon"
+    apache.variables |= variables
+
+    async with open_admin(apache.settings()) as admin:
+        await admin.describe()
+        for text in (wrong, None):
+            secret.unlink() if text is None else secret.write_text(text)
+            await cut_connections(admin)
+            with pytest.raises(KafkaUnavailable) as failure:
+                await admin.describe()
+            assert wrong not in str(failure.value)
+
+        secret.write_text(right)
+        await admin.describe()
+
+
+async def cut_connections(admin: TopicAdmin) -> None:
+    """As a broker does that restarts, or whose idle limit has passed."""
+    client = admin._admin._client
+    for connection in client._conns.values():
+        connection.close()
+    await asyncio.sleep(0)
