@@ -7,10 +7,11 @@ import ssl
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from aiokafka import conn
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.client import AIOKafkaClient
-from aiokafka.conn import create_conn
-from aiokafka.errors import AuthenticationFailedError, KafkaConnectionError, ProducerClosed
+from aiokafka.conn import OAuthAuthenticator, create_conn
+from aiokafka.errors import KafkaConnectionError, ProducerClosed, SaslAuthenticationFailed
 from aiokafka.errors import KafkaError as ForeignKafkaError
 
 from streamworker.errors import ConfigurationError
@@ -127,13 +128,28 @@ class _TokenFile(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka is un
             return self._settings.token() or ""
 
 
+class _OAuthAuthenticator(OAuthAuthenticator):  # type: ignore[misc]  # aiokafka is untyped
+    """Hears a no. A broker that refuses a token says so in JSON and not by an error (RFC 7628 §3.2.2).
+
+    aiokafka takes any answer for a yes, and the next one, which is empty, for a cluster without topics.
+    """
+
+    async def step(self, payload: bytes | None) -> Any:
+        if self._token_sent and payload:
+            raise SaslAuthenticationFailed(f"the token is refused: {payload[:200].decode(errors='replace')}")
+        return await super().step(payload)
+
+
+conn.OAuthAuthenticator = _OAuthAuthenticator  # it has no other way in
+
+
 @contextmanager
 def _faults_as_foreign() -> Iterator[None]:
     """Raise what aiokafka takes for a connection that failed: a file that is missing for a moment may come back."""
     try:
         yield
     except ConfigurationError as error:
-        raise AuthenticationFailedError("; ".join(error.faults)) from None
+        raise SaslAuthenticationFailed("; ".join(error.faults)) from None
 
 
 def hush(loop: asyncio.AbstractEventLoop) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -222,3 +223,42 @@ async def cut_connections(admin: TopicAdmin) -> None:
     for connection in client._conns.values():
         connection.close()
     await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "over", "told"),
+    [
+        ("PLAIN", {"KAFKA__SASL_PASSWORD": "wrong"}, "Invalid username or password"),
+        ("SCRAM-SHA-512", {"KAFKA__SASL_PASSWORD": "wrong"}, "invalid credentials"),
+        ("PLAIN", {"KAFKA__SASL_USERNAME": "nobody"}, "are kafka.sasl_mechanism, the user, and the password"),
+        ("OAUTHBEARER", {"secret": "no-token"}, 'the token is refused: {"status":"invalid_token"}'),
+        ("OAUTHBEARER", {"secret": unsigned_token(lifetime_s=-60)}, "the token is refused"),
+        ("PLAIN", {"KAFKA__SSL_CAFILE": ""}, "is kafka.ssl_cafile the authority of the broker's certificate"),
+    ],
+    ids=["password", "scram", "user", "token", "expired", "authority"],
+)
+async def test_worker_that_is_not_let_in_says_why(
+    apache_kafka: ApacheKafka,
+    apache: Stage,
+    tmp_path: Path,
+    mechanism: str,
+    over: Mapping[str, str],
+    told: str,
+) -> None:
+    """And ends: no waiting will help. `check` says the same."""
+    apache.variables |= way_in(apache_kafka, mechanism, tmp_path)
+    for name, value in over.items():
+        if name == "secret":
+            (tmp_path / "secret").write_text(value)
+        else:
+            apache.variables[name] = value
+    apache.variables = {name: value for name, value in apache.variables.items() if value}
+
+    with pytest.raises(KafkaRefused, match=re.escape(told)) as refusal:
+        await apache.worker().app.run()
+    code, output = await asyncio.to_thread(checked, apache)
+
+    assert code == 1
+    assert told in output
+    assert "wrong" not in str(refusal.value)
+    assert apache_kafka.credentials.password not in str(refusal.value) + output
