@@ -20,7 +20,7 @@ from tests.brokers.security import USER, unsigned_token
 from tests.integration.stage import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Iterable, Mapping
     from pathlib import Path
 
     from tests.brokers.apache import ApacheKafka
