@@ -5,9 +5,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PEERS  := $(VENV)/.peers
+TOOLS  := $(VENV)/.tools
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos bench soak lint format docs chart-docs lock clean
+.PHONY: help demo test chaos bench soak fuzz lint format docs chart-docs lock audit-deps clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -19,6 +20,10 @@ $(READY): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(TOOLS): $(READY) requirements/tools.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/tools.txt
 	@touch $@
 
 demo: $(READY) ## run the whole thing on this machine: broker, upstream, worker, several jobs side by side
@@ -42,6 +47,9 @@ bench: $(PEERS) ## CPU per delta, latency and memory, beside peers and the limit
 soak: $(READY) ## memory over many jobs, and what exactly-once costs in time
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 	$(BIN)/python -m benchmarks.latency
+
+fuzz: $(TOOLS) ## whatever reads what others wrote, fuzzed (ARGS="--seconds 300 job")
+	$(BIN)/python -m fuzz $(ARGS)
 
 lint: $(READY) ## style, types and import rules
 	$(BIN)/ruff check .
@@ -71,6 +79,11 @@ lock: $(READY) ## pin every dependency again, with hashes
 		--constraint requirements/dev.txt --custom-compile-command "make lock" $(ARGS) --group tools -o requirements/tools.txt
 	echo hatchling | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 		--constraint requirements/dev.txt --custom-compile-command "make lock" $(ARGS) - -o requirements/build.txt
+
+audit-deps: $(TOOLS) ## known vulnerabilities of every pinned dependency, and an SBOM of the runtime ones in dist/
+	@mkdir -p dist
+	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON -o dist/sbom.cdx.json requirements/runtime.txt
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes $(ARGS) -r requirements/runtime.txt -r requirements/dev.txt -r requirements/build.txt
 
 clean: ## remove the environment and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache .import_linter_cache dist

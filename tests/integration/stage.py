@@ -16,8 +16,8 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
 from streamworker.app import App
-from streamworker.config import Settings, load
-from streamworker.kafka.connection import calm
+from streamworker.config import KafkaSettings, Settings, load
+from streamworker.kafka.connection import adopt
 from tests.integration.checker import Breach, EventRecord, JobRecord, breaches, events_of, unfinished_below
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class Stage:
             fetch_max_wait_ms=100,
             enable_auto_commit=False,
         )
-        calm(consumer._client)  # a broker that starts again needs the processor more than we do
+        adopt(consumer._client, KafkaSettings(bootstrap_servers=self.broker.bootstrap))  # a broker that starts again needs the processor more than we do
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(consumer.stop)
             await consumer.start()
