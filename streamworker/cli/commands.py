@@ -13,6 +13,7 @@ from streamworker.cli.audit import audit
 from streamworker.cli.cancel import cancel
 from streamworker.cli.check import check
 from streamworker.cli.demo import demo
+from streamworker.cli.dlq import dlq
 from streamworker.cli.practice import practice_upstream
 from streamworker.cli.run import run
 from streamworker.cli.submit import submit
@@ -42,7 +43,7 @@ def cli(context: click.Context, config: Path | None) -> None:
     context.obj = config
 
 
-for command in (run, demo, submit, tail, cancel, topics, check, audit, practice_upstream):
+for command in (run, demo, submit, tail, cancel, dlq, topics, check, audit, practice_upstream):
     cli.add_command(command)
 
 
