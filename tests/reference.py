@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from streamworker.config import describe
+from streamworker.config import Settings, describe
+from streamworker.kafka.rights import COMMANDS, grant
 from streamworker.telemetry.metrics import PREFIX, TABLE
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -38,7 +39,31 @@ def metrics() -> str:
     return head + "".join(rows)
 
 
-PAGES = {"configuration.md": configuration, "metrics.md": metrics}
+def rights() -> str:
+    """Return docs/rights.md."""
+    head = (
+        "# Rights on Kafka\n\n"
+        "What each command needs on a Kafka with ACLs, and no more; for the default names. READ and WRITE imply DESCRIBE.\n"
+        "`streamworker check` and the start of `streamworker run` name each right of a worker that is missing, with the\n"
+        "line below that gives it, for the names and the user of the configuration.\n\n"
+        "* `WRITE` on the transactional ids is for `delivery = \"exactly_once\"` only.\n"
+        "* Every topic of `topics.allowed_reply_to` is an events topic.\n"
+        "* Before Apache Kafka 3.0 whoever writes needs `--operation IDEMPOTENT_WRITE --cluster` besides.\n"
+        "* `DESCRIBE_CONFIGS` on the topics is not needed; with it, `check` can also see that a topic takes too small records.\n"
+        "* `streamworker topics create` needs `CREATE` on the topics (or the cluster): an operator's right.\n"
+    )
+    settings = Settings()
+    return head + "".join(
+        f"\n## {command}\n\n| right | to |\n| --- | --- |\n"
+        + "".join(f"| {right} | {right.purpose} |\n" for right in needed(settings))
+        + "\n```console\n"
+        + "".join(f"$ {grant(right, 'User:streamworker')} --bootstrap-server …\n" for right in needed(settings))
+        + "```\n"
+        for command, needed in COMMANDS.items()
+    )
+
+
+PAGES = {"configuration.md": configuration, "metrics.md": metrics, "rights.md": rights}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

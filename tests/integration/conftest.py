@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
 
+from tests.integration.secured import Acls
 from tests.integration.stage import Stage
 
 if TYPE_CHECKING:
@@ -33,3 +35,13 @@ async def apache(
     """A stage on Apache Kafka."""
     async with Stage(apache_kafka, practice, topics, tmp_path) as stage:
         yield stage
+
+
+@pytest.fixture
+async def acls(apache: Stage) -> AsyncIterator[Acls]:
+    """The stage's topics, and nobody but the tests themselves allowed anything."""
+    await apache.open()
+    admin = AIOKafkaAdminClient(bootstrap_servers=apache.broker.bootstrap)
+    await admin.start()
+    yield Acls(admin)
+    await admin.close()

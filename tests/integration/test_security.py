@@ -5,102 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
 from click.testing import CliRunner
 
 from streamworker.cli.commands import cli
 from streamworker.errors import KafkaRefused, KafkaUnavailable
-from streamworker.kafka.rights import Right, worker_rights
+from streamworker.kafka.rights import worker_rights
 from streamworker.kafka.topics import TopicAdmin, open_admin
 from tests.brokers.security import USER, unsigned_token
+from tests.integration.secured import way_in
 from tests.integration.stage import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from tests.brokers.apache import ApacheKafka
+    from tests.integration.secured import Acls
     from tests.integration.stage import Stage
-
-RESOURCES = {"TOPIC": 2, "GROUP": 3, "TRANSACTIONAL_ID": 5}
-OPERATIONS = {"READ": 3, "WRITE": 4}
-PATTERNS = {False: 3, True: 4}
-ALLOW = 3
-
-
-class Acls:
-    """Gives rights to the tests' user, and takes them away, as `kafka-acls.sh` does."""
-
-    def __init__(self, admin: Any) -> None:
-        self._client = admin._client
-
-    async def give(self, rights: Iterable[Right]) -> None:
-        for right in rights:
-            request = CreateAclsRequest(
-                RESOURCES[right.resource],
-                right.name,
-                PATTERNS[right.is_prefix],
-                f"User:{USER}",
-                "*",
-                OPERATIONS[right.operation],
-                ALLOW,
-            )
-            answer = await self._client.send(self._client.get_random_node(), request)
-            assert [code for code, _ in answer.creation_responses] == [0], answer
-
-    async def take(self, right: Right) -> None:
-        request = DeleteAclsRequest(
-            RESOURCES[right.resource],
-            right.name,
-            PATTERNS[right.is_prefix],
-            f"User:{USER}",
-            "*",
-            OPERATIONS[right.operation],
-            ALLOW,
-        )
-        answer = await self._client.send(self._client.get_random_node(), request)
-        [(code, _, matching)] = answer.filter_responses
-        assert code == 0, answer
-        assert len(matching) == 1, answer
-
-
-@pytest.fixture
-async def acls(apache: Stage) -> AsyncIterator[Acls]:
-    """The stage's topics, and nobody but the tests themselves allowed anything."""
-    await apache.open()
-    admin = AIOKafkaAdminClient(bootstrap_servers=apache.broker.bootstrap)
-    await admin.start()
-    yield Acls(admin)
-    await admin.close()
-
-
-def way_in(kafka: ApacheKafka, mechanism: str, directory: Path) -> dict[str, str]:
-    """Settings for one of the secured listeners, as variables without the prefix."""
-    credentials = kafka.credentials
-    sasl = {
-        "KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{kafka.sasl_port}",
-        "KAFKA__SECURITY_PROTOCOL": "SASL_SSL",
-        "KAFKA__SASL_MECHANISM": mechanism,
-        "KAFKA__SSL_CAFILE": str(credentials.authorities),
-    }
-    if mechanism == "mTLS":
-        return {
-            "KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{kafka.mtls_port}",
-            "KAFKA__SECURITY_PROTOCOL": "SSL",
-            "KAFKA__SSL_CAFILE": str(credentials.authorities),
-            "KAFKA__SSL_CERTFILE": str(credentials.certificate),
-            "KAFKA__SSL_KEYFILE": str(credentials.key),
-        }
-    secret = directory / "secret"
-    if mechanism == "OAUTHBEARER":
-        secret.write_text(unsigned_token())
-        return sasl | {"KAFKA__SASL_OAUTH_TOKEN_FILE": str(secret)}
-    secret.write_text(credentials.password)
-    return sasl | {"KAFKA__SASL_USERNAME": USER, "KAFKA__SASL_PASSWORD_FILE": str(secret)}
 
 
 def checked(stage: Stage) -> tuple[int, str]:

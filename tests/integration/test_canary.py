@@ -1,0 +1,226 @@
+"""Secrets that sing: distinctive ones wherever one can be, everything that can happen, and a look at all that came out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from streamworker.app import App
+from streamworker.config import load
+from streamworker.demo.child import free_port
+from streamworker.kafka.rights import worker_rights
+from tests.brokers.security import unsigned_token
+from tests.integration.secured import way_in
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
+
+    from tests.brokers.apache import ApacheKafka
+    from tests.integration.secured import Acls
+    from tests.integration.stage import Stage
+
+# No prefix by which a secret could be known, no word that a redactor knows by its shape.
+KEY = "canaryKEYq7Zt1"
+FILE_KEY = "canaryFILEKEYw8Yu2"
+WRONG = "canaryWRONGe9Xi3"
+PROMPT = "canaryPROMPTr0Co4"
+METADATA = "canaryMETAt1Vp5"
+TEXT = "canaryTEXTy2Ba6"
+USERINFO = "canaryUSERu3Ns7"
+
+
+class Echo:
+    """An upstream that repeats what it should not: the key, the header, the prompt."""
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        header = request.headers["authorization"]
+        told = f"Authorization: {header} ({header.split()[1]}) {json.dumps(body['messages'])}"
+        match body["model"]:
+            case "echo-401":
+                return web.json_response({"error": {"message": told}}, status=401, headers={"x-echo": told})
+            case "echo-html":
+                return web.Response(text=f"<pre>{told}</pre>", content_type="text/html")
+            case "echo-500":
+                return web.Response(text=told, status=500)
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(f"data: {json.dumps({'error': {'message': told}})}\n\n".encode())
+        return response
+
+    async def models(self, request: web.Request) -> web.Response:
+        return web.json_response({"error": {"message": str(dict(request.headers))}}, status=401)
+
+
+@pytest.fixture
+async def echo() -> AsyncIterator[str]:
+    """The base URL of an `Echo`."""
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", Echo().answer)
+    app.router.add_get("/v1/models", Echo().models)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    await runner.cleanup()
+
+
+async def command(environment: Mapping[str, str], *arguments: str) -> str:
+    """Run a command to its end and return all that it said."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "streamworker", *arguments),
+        env={**os.environ, **environment},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await asyncio.wait_for(process.communicate(), 30)
+    return output.decode()
+
+
+def found(texts: Mapping[str, str], secrets: Mapping[str, str]) -> list[str]:
+    """Name each secret that sings, and where."""
+    return [
+        f"{name} in {where}"
+        for where, text in texts.items()
+        for name, secret in secrets.items()
+        if secret in text
+    ]
+
+
+async def test_no_secret_sings(
+    apache: Stage,
+    acls: Acls,
+    apache_kafka: ApacheKafka,
+    echo: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Success, retries, echoes of every kind, a crash, rejections: keys nowhere, prompts and text where they belong."""
+    monkeypatch.setenv("CANARY_KEY", KEY)
+    file = tmp_path / "key"
+    file.write_text(FILE_KEY)
+    port = free_port()
+    apache.variables |= way_in(apache_kafka, "SCRAM-SHA-512", tmp_path) | {
+        "UPSTREAMS__DEFAULT__API_KEY_ENV": "CANARY_KEY",
+        "UPSTREAMS__ECHO__BASE_URL": echo,
+        "UPSTREAMS__ECHO__API_KEY_FILE": str(file),
+        "UPSTREAMS__ECHO__MODELS": "echo-*",
+        "UPSTREAMS__ECHO__MAX_TRIES": "2",
+        "TELEMETRY__LOG_LEVEL": "debug",
+        "TELEMETRY__HTTP_PORT": str(port),
+    }
+    await acls.give(worker_rights(apache.settings()))
+    messages = [{"role": "user", "content": PROMPT}]
+    apache.message = lambda job_id: messages  # type: ignore[method-assign]
+    members: dict[str, Any] = {"metadata": {"tenant": METADATA}}
+
+    process = await apache.process()
+    await apache.submit("slow", f"practice?text={TEXT}&deltas=40&pace_ms=100", **members)
+    await apache.until(lambda: apache.deltas("slow") > 3)
+    await process.kill()
+    process = await apache.process()
+    await process.logged("worker.started")
+    said = f"practice?text={TEXT}&deltas=3"
+    jobs = [("fine", said), ("retried", f"{said}&status=503&times=1"), ("broken", f"{said}&break_after=2")]
+    jobs += [(model, model) for model in ("echo-401", "echo-html", "echo-500", "echo-frame")]
+    await apache.submit_many([(job_id, model, 0) for job_id, model in jobs], **members)
+    await apache.submit_bytes(json.dumps({"request": {"messages": messages}, "metadata": METADATA}).encode())
+    await apache.submit_bytes(
+        f'{{"request": "{PROMPT}'.encode(), headers=[("traceparent", PROMPT.encode() + b"\r\nx: y")]
+    )
+    letters = await apache.dead_letters(2)
+    await apache.ended()
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+        pages = [await (await session.get(path)).text() for path in ("/livez", "/readyz", "/metrics")]
+    environment = {f"STREAMWORKER_{name}": value for name, value in apache.variables.items()}
+    checked = await command(environment, "check")
+    process.signal(15)  # type: ignore[arg-type]
+    await process.exit_code()
+    refused = await command(
+        {name: value for name, value in environment.items() if "PASSWORD" not in name}
+        | {"STREAMWORKER_KAFKA__SASL_PASSWORD": WRONG},
+        "run",
+    )
+    toml = tmp_path / "bad.toml"
+    toml.write_text(
+        f"[kafka]\nsasl_password = '{WRONG}'\nsasl_oauth_token = '{WRONG}'\n[upstreams.a]\nbase_url = 'http://u:{USERINFO}@h/v1'\n"
+        f"api_key = '{WRONG}'\n[upstreams.b]\nbase_url = 'http://h/v1'\napi_key_env = 'sk-{WRONG}'\n"
+    )
+    bad = await command({}, "check", "--config", str(toml))
+
+    logs = "".join(repr(process.log()) for process in apache.processes)
+    assert logs.count("'event': 'job.") >= 7
+    assert "Invalid" in refused or "invalid" in refused, refused
+    assert "401" in checked or "auth" in checked, checked
+    key_of_certificate = apache_kafka.credentials.key.read_text().splitlines()[1]
+    keys = {
+        "key": KEY, "file key": FILE_KEY, "wrong": WRONG, "password": apache_kafka.credentials.password,
+        "user info": USERINFO, "TLS key": key_of_certificate,
+    }  # fmt: skip
+    contents = {"prompt": PROMPT, "text": TEXT, "metadata": METADATA}
+    told = {"logs": logs, "pages": "".join(pages), "check": checked, "run": refused, "faults": bad}
+    assert found(told, keys) == []
+    assert PROMPT not in logs
+    assert METADATA not in logs
+    assert TEXT not in re.sub(r"practice\?text=\w+", "", logs)  # the model's name, as the job gave it
+    assert found({"check": checked, "pages": "".join(pages), "run": refused}, contents) == []
+
+    events = [(record.event, json.dumps(record.event) + str(record.headers)) for record in apache.records]
+    for event, text in events:
+        assert found({event["type"]: text}, keys) == []
+        if event["type"] != "usage" or event["error"] is None:
+            assert PROMPT not in text
+        if event["type"] == "usage":
+            assert TEXT not in text
+    for letter in letters:
+        assert found({"headers": str(letter.headers[-7:]), "value": letter.value.decode()}, keys) == []
+        assert found({"headers": str(letter.headers[-7:])}, contents) == []
+
+
+async def test_no_secret_is_in_what_objects_say_of_themselves(
+    apache: Stage, acls: Acls, apache_kafka: ApacheKafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`repr` and `str` of every object of a running worker, ours and our clients', and every dump of the settings."""
+    monkeypatch.setenv("CANARY_KEY", KEY)
+    token = unsigned_token()
+    for mechanism in ("SCRAM-SHA-256", "OAUTHBEARER"):
+        variables = apache.variables | way_in(apache_kafka, mechanism, tmp_path)
+        secrets = {"key": KEY, "password": apache_kafka.credentials.password, "token": token}
+        if mechanism == "OAUTHBEARER":
+            (tmp_path / "secret").write_text(token)
+        else:
+            variables["KAFKA__SASL_PASSWORD"] = (
+                variables.pop("KAFKA__SASL_PASSWORD_FILE") and secrets["password"]
+            )
+        variables["UPSTREAMS__DEFAULT__API_KEY_ENV"] = "CANARY_KEY"
+        settings = load(
+            None, {f"STREAMWORKER_{name}": value for name, value in variables.items()} | {"CANARY_KEY": KEY}
+        )
+        await acls.give(worker_rights(settings))
+        app = App(settings)
+        running = asyncio.create_task(app.run())
+        while not app.is_working:  # noqa: ASYNC110 - nobody announces it
+            await asyncio.sleep(0.02)
+        texts = {"settings": f"{settings!r}{settings}{settings.model_dump()}{settings.model_dump_json()}"}
+        for thing in gc.get_objects():
+            if type(thing).__module__.partition(".")[0] in {"streamworker", "aiokafka", "httpx", "aiohttp"}:
+                with contextlib.suppress(Exception):
+                    texts[type(thing).__qualname__] = (
+                        texts.get(type(thing).__qualname__, "") + f"{thing!r}{thing}"
+                    )
+        app.drain()
+        await running
+
+        assert {"App", "Worker", "HttpUpstream", "GroupConsumer", "AIOKafkaProducer"} <= texts.keys()
+        assert found(texts, secrets) == []
