@@ -33,6 +33,12 @@ __all__ = ["MAX_CHOICES", "ChunkReader"]
 MAX_CHOICES = 128
 """Choices a stream may open. openai-node's bound for tool calls; no API offers more completions than that."""
 
+MAX_REASON_BYTES = 256
+"""Of a finish reason, which every choice keeps until the end. None that we know of is longer than 30."""
+
+MAX_HALF_NAME = 64
+"""Characters of a member's name, such as `content`, whose text is joined over deltas."""
+
 _DONE = Done()
 _BLANKS = b" \t\r\n\x0c"
 # The chunk's own members, told with the first delta and whenever one of them changes.
@@ -241,7 +247,7 @@ class ChunkReader:
             reasons[index] = None
         if reason is None or reason == "":  # some gateways write "" where others write null
             return None
-        told = reason if isinstance(reason, str) else str(reason)
+        told = cut(reason if isinstance(reason, str) else str(reason), MAX_REASON_BYTES)
         if told == reasons[index]:
             return None
         reasons[index] = told
@@ -282,7 +288,8 @@ class ChunkReader:
         place = (_index(choice.get("index")), name)
         text = self._halves.pop(place, "") + text
         is_last = choice.get("finish_reason") is not None
-        if not is_last and "\ud800" <= text[-1:] <= "\udbff" and len(self._halves) < MAX_CHOICES:
+        is_half = not is_last and "\ud800" <= text[-1:] <= "\udbff"
+        if is_half and len(self._halves) < MAX_CHOICES and len(name) <= MAX_HALF_NAME:
             self._halves[place] = text[-1]
             return text[:-1]
         return text

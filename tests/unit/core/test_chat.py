@@ -435,3 +435,19 @@ def test_reader_half_a_character_at_the_end_is_told_as_replaced() -> None:
         {"content": "a"},
         {"content": "\ufffd"},
     ]
+
+
+def test_chat_finish_reason_is_kept_up_to_a_bound() -> None:
+    """Every choice keeps its own until the end: a stream could make us keep a megabyte for each."""
+    for size, kept in ((256, 256), (257, 256), (900_000, 256)):
+        [delta] = read(chunk({}, "x" * size))
+        assert isinstance(delta, ChunkDelta)
+        assert delta.finish_reason == "x" * kept
+
+
+def test_chat_halves_of_characters_wait_under_names_up_to_a_bound() -> None:
+    """A member with an endless name is passed on as it is, its lone surrogate replaced."""
+    for size, waits in ((64, True), (65, False)):
+        [delta] = read(b'{"choices":[{"delta":{"%s":"\\ud83d"}}]}' % (b"n" * size))
+        assert isinstance(delta, ChunkDelta)
+        assert delta.delta == {"n" * size: "" if waits else "\N{REPLACEMENT CHARACTER}"}
