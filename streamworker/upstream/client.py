@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import zlib
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -36,10 +37,15 @@ __all__ = ["HttpUpstream"]
 ERROR_BODY_BYTES = 64 << 10
 """How much of an error's body is read; a terminal event carries 2 KiB of it."""
 
+UNPACKED_BYTES = 64 << 10
+"""How much a compressed body may become at once."""
+
 ERROR_BODY_TIMEOUT_S = 5.0
 DRAIN_TIMEOUT_S = 0.1
 WRITE_TIMEOUT_S = 30.0
 KEEPALIVE_S = 15.0
+_RAW = frozenset({"identity", ""})
+_GZIP_OR_ZLIB = zlib.MAX_WBITS | 32  # told apart by their heads
 
 CALLS_PER_TURN = 8
 """Calls that are begun in one turn of the loop: a few milliseconds of work."""
@@ -136,12 +142,12 @@ class HttpAnswer:
 
     def __init__(self, response: httpx.Response, base_url: str) -> None:
         self._base_url = base_url
+        encoding = _encoding(response)
         body: _Body = response.extensions["body"]
-        # Raw, unless the upstream compresses although it was asked not to.
-        if response.headers.get("content-encoding", "identity").lower() == "identity":
+        if encoding in _RAW:
             self._read, self._rest = body.read, body.rest
-        else:
-            self._read, self._rest = partial(anext, response.aiter_bytes(), b""), bytes
+        else:  # although it was asked not to
+            self._read, self._rest = partial(anext, _unpacked(response, encoding), b""), bytes
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """Go through the body."""
@@ -194,7 +200,7 @@ class _Body(AiohttpResponseStream):
         return self._aiohttp_response.content._read_nowait(-1)  # noqa: SLF001 - the public one raises
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Give it to httpx, which decompresses it."""
+        """Give it to httpx, for what is not read at the upstream's pace: errors, and what has to be unpacked."""
         with map_aiohttp_exceptions():
             try:
                 while data := await self.read():
@@ -211,11 +217,38 @@ def _new_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
 
+def _encoding(response: httpx.Response) -> str:
+    encoding: str = response.headers.get("content-encoding", "identity").strip().lower()
+    return encoding
+
+
+async def _unpacked(response: httpx.Response, encoding: str) -> AsyncIterator[bytes]:
+    """Unpack in bounded pieces: a read of 64 KiB can hold 64 MiB, which httpx would make of it at once."""
+    if encoding not in {"gzip", "x-gzip", "deflate"}:
+        raise httpx.DecodingError(f"content-encoding {encoding[:40]!r} was not asked for")
+    unpacker = zlib.decompressobj(_GZIP_OR_ZLIB)
+    async for data in response.aiter_raw():
+        rest = data
+        while True:
+            try:
+                piece = unpacker.decompress(rest, UNPACKED_BYTES)
+            except zlib.error as error:
+                raise httpx.DecodingError(str(error)) from error
+            if piece:
+                yield piece
+            rest = unpacker.unconsumed_tail
+            if unpacker.eof and unpacker.unused_data:  # gzip may have several members
+                rest, unpacker = unpacker.unused_data, zlib.decompressobj(_GZIP_OR_ZLIB)
+            elif unpacker.eof or (not rest and len(piece) < UNPACKED_BYTES):
+                break
+
+
 async def _capped_body(response: httpx.Response) -> bytes:
     body = bytearray()
     with suppress(TimeoutError, httpx.HTTPError, aiohttp.ClientError, OSError):
         async with asyncio.timeout(ERROR_BODY_TIMEOUT_S):
-            async for data in response.aiter_bytes():
+            encoding = _encoding(response)
+            async for data in response.aiter_raw() if encoding in _RAW else _unpacked(response, encoding):
                 body += data
                 if len(body) >= ERROR_BODY_BYTES:
                     break
