@@ -46,7 +46,7 @@ def rights() -> str:
         "What each command needs on a Kafka with ACLs, and no more; for the default names. READ and WRITE imply DESCRIBE.\n"
         "`streamworker check` and the start of `streamworker run` name each right of a worker that is missing, with the\n"
         "line below that gives it, for the names and the user of the configuration.\n\n"
-        "* `WRITE` on the transactional ids is for `delivery = \"exactly_once\"` only.\n"
+        '* `WRITE` on the transactional ids is for `delivery = "exactly_once"` only.\n'
         "* Every topic of `topics.allowed_reply_to` is an events topic.\n"
         "* Before Apache Kafka 3.0 whoever writes needs `--operation IDEMPOTENT_WRITE --cluster` besides.\n"
         "* `DESCRIBE_CONFIGS` on the topics is not needed; with it, `check` can also see that a topic takes too small records.\n"
@@ -57,7 +57,9 @@ def rights() -> str:
         f"\n## {command}\n\n| right | to |\n| --- | --- |\n"
         + "".join(f"| {right} | {right.purpose} |\n" for right in needed(settings))
         + "\n```console\n"
-        + "".join(f"$ {grant(right, 'User:streamworker')} --bootstrap-server …\n" for right in needed(settings))
+        + "".join(
+            f"$ {grant(right, 'User:streamworker')} --bootstrap-server …\n" for right in needed(settings)
+        )
         + "```\n"
         for command, needed in COMMANDS.items()
     )
