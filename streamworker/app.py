@@ -91,7 +91,8 @@ class App:
         """Send log lines to standard output as the settings say, without the secrets that the settings name."""
         telemetry = self._settings.telemetry
         secrets = [upstream.api_key() or "" for upstream in self._settings.upstreams.values()]
-        redact = Redactor([*secrets, self._settings.kafka.password() or ""])
+        kafka = self._settings.kafka
+        redact = Redactor([*secrets, kafka.password() or "", kafka.token() or ""])
         configure_logging(telemetry.log_format, telemetry.log_level, redact=redact)
 
     async def run(self) -> None:
