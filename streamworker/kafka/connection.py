@@ -11,7 +11,12 @@ from aiokafka import conn
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import OAuthAuthenticator, create_conn
-from aiokafka.errors import KafkaConnectionError, ProducerClosed, SaslAuthenticationFailed
+from aiokafka.errors import (
+    AuthenticationFailedError,
+    KafkaConnectionError,
+    ProducerClosed,
+    SaslAuthenticationFailed,
+)
 from aiokafka.errors import KafkaError as ForeignKafkaError
 
 from streamworker.errors import ConfigurationError
@@ -149,7 +154,7 @@ def _faults_as_foreign() -> Iterator[None]:
     try:
         yield
     except ConfigurationError as error:
-        raise SaslAuthenticationFailed("; ".join(error.faults)) from None
+        raise AuthenticationFailedError("; ".join(error.faults)) from None
 
 
 def hush(loop: asyncio.AbstractEventLoop) -> None:

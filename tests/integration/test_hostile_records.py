@@ -74,3 +74,40 @@ async def test_trace_state_that_is_too_long_is_not_carried_on(stage: Stage) -> N
 
     assert end["status"] == "completed"
     assert "tracestate" not in stage.calls("one")[0].headers
+
+
+async def test_request_chooses_no_url_header_or_key_by_members_that_clients_know(stage: Stage) -> None:
+    """What client libraries would take out of the call's arguments is body to us, and the upstream's to judge."""
+    await stage.open()
+    members = {
+        "extra_headers": {"x-injected": "1", "authorization": "Bearer mine"},
+        "extra_query": {"a": "1"},
+        "extra_body": {"stream": False},
+        "base_url": "http://elsewhere.invalid/v1",
+        "api_key": "mine",
+        "timeout": 1,
+    }
+    request = {"model": "practice", "messages": stage.message("hostile"), "stream": False} | members
+    headers = [
+        ("authorization", b"Bearer mine"),
+        ("x-injected", b"1"),
+        ("traceparent", b"00-1\r\nx-injected: 1"),
+    ]
+    async with stage.worker():
+        await stage.submit_bytes(
+            json.dumps({"job_id": "hostile", "request": request}).encode(), headers=headers
+        )
+        [terminal] = await stage.ended("hostile")
+
+    assert terminal["status"] == "completed"
+    [call] = stage.calls("hostile")
+    assert call.path == "/v1/chat/completions"
+    assert call.body == request | {"stream": True, "stream_options": {"include_usage": True}}
+    assert call.headers.keys() == {
+        "host",
+        "accept",
+        "accept-encoding",
+        "content-length",
+        "content-type",
+        "user-agent",
+    } | ({"connection"} & call.headers.keys())
