@@ -93,7 +93,7 @@ def _dlq_rights(settings: Settings) -> list[Right]:
 COMMANDS = {
     "run, check": worker_rights,
     "submit": _submit_rights,
-    "tail": _tail_rights,
+    "tail, audit": _tail_rights,
     "cancel": _cancel_rights,
     "dlq": _dlq_rights,
 }

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from streamworker.cli.commands import cli
-from streamworker.errors import KafkaRefused, KafkaUnavailable
-from streamworker.kafka.rights import worker_rights
+from streamworker.errors import KafkaError, KafkaRefused, KafkaUnavailable
+from streamworker.kafka.rights import COMMANDS, worker_rights
 from streamworker.kafka.topics import TopicAdmin, open_admin
 from tests.brokers.security import USER, unsigned_token
 from tests.integration.secured import way_in
@@ -27,11 +27,18 @@ if TYPE_CHECKING:
     from tests.integration.stage import Stage
 
 
+def command(stage: Stage, *arguments: str) -> tuple[int, str]:
+    """Run a command with the stage's settings."""
+    environment = {f"STREAMWORKER_{name}": value for name, value in stage.variables.items()}
+    result = CliRunner().invoke(cli, arguments, env={**os.environ, **environment}, standalone_mode=False)
+    if result.exception is not None:
+        raise result.exception
+    return result.return_value or 0, result.output
+
+
 def checked(stage: Stage) -> tuple[int, str]:
     """Run `streamworker check` with the stage's settings."""
-    environment = {f"STREAMWORKER_{name}": value for name, value in stage.variables.items()}
-    result = CliRunner().invoke(cli, ["check"], env={**os.environ, **environment}, standalone_mode=False)
-    return result.return_value, result.output
+    return command(stage, "check")
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "mTLS"])
@@ -80,6 +87,34 @@ async def test_worker_without_one_right_names_it(
 
     code, output = await asyncio.to_thread(checked, apache)
     assert "ok      rights\nok      topics\n" in output
+
+
+@pytest.mark.parametrize(
+    ("named", "arguments"),
+    [
+        ("submit", ("submit", "-m", "practice", "hello")),
+        ("tail, audit", ("audit",)),
+        ("cancel", ("cancel", "job-1")),
+        ("dlq", ("dlq", "replay", "--all")),
+    ],
+    ids=["submit", "audit", "cancel", "dlq"],
+)
+async def test_command_needs_the_rights_of_its_table_only(
+    apache: Stage,
+    acls: Acls,
+    apache_kafka: ApacheKafka,
+    tmp_path: Path,
+    named: str,
+    arguments: tuple[str, ...],
+) -> None:
+    """With them it is done; with none of them it is refused."""
+    apache.variables |= way_in(apache_kafka, "SCRAM-SHA-512", tmp_path)
+    with pytest.raises(KafkaError):
+        await asyncio.to_thread(command, apache, *arguments)
+
+    await acls.give(COMMANDS[named](apache.settings()))
+
+    assert (await asyncio.to_thread(command, apache, *arguments))[0] == 0
 
 
 async def test_rights_that_are_taken_away_while_it_runs_lose_nothing(
