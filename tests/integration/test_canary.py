@@ -117,6 +117,7 @@ async def test_no_secret_sings(
         "UPSTREAMS__ECHO__API_KEY_FILE": str(file),
         "UPSTREAMS__ECHO__MODELS": "echo-*",
         "UPSTREAMS__ECHO__MAX_TRIES": "2",
+        "WORKER__GROUP_INSTANCE_ID": "canary",  # the second worker takes over at once
         "TELEMETRY__LOG_LEVEL": "debug",
         "TELEMETRY__HTTP_PORT": str(port),
     }
@@ -127,7 +128,7 @@ async def test_no_secret_sings(
     members: dict[str, Any] = {"metadata": {"tenant": METADATA}}
 
     process = await apache.process()
-    await apache.submit("slow", f"practice?text={TEXT}&deltas=40&pace_ms=100", **members)
+    await apache.submit("slow", f"practice?text={TEXT}&deltas=15&pace_ms=60", **members)
     await apache.until(lambda: apache.deltas("slow") > 3)
     await process.kill()
     process = await apache.process()
@@ -183,6 +184,11 @@ async def test_no_secret_sings(
             assert PROMPT not in text
         if event["type"] == "usage":
             assert TEXT not in text
+    ends = {event["job_id"]: event for event, _ in events if event["type"] == "usage"}
+    for job_id in ("echo-401", "echo-html", "echo-500", "echo-frame"):  # they did echo, and it was taken out
+        assert "***" in json.dumps(ends[job_id]["error"])
+    assert any(TEXT in text for event, text in events if event["type"] == "delta")
+    assert any(PROMPT in letter.value.decode() for letter in letters)
     for letter in letters:
         assert found({"headers": str(letter.headers[-7:]), "value": letter.value.decode()}, keys) == []
         assert found({"headers": str(letter.headers[-7:])}, contents) == []
