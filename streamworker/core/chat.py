@@ -115,7 +115,7 @@ class ChunkReader:
 
     def _usual_news(self, chunk: _UsualChunk) -> list[ChunkDelta]:
         if len(self.finish_reasons) + len(chunk.choices) > MAX_CHOICES:
-            raise ValueError
+            raise ValueError("the long way says which choice is one too many")
         self._ledger.chunks += 1
         news: list[ChunkDelta] = []
         for choice in chunk.choices:

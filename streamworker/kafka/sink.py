@@ -265,7 +265,8 @@ class _Departures:
         self._linger_s = linger_s
         self._loop = asyncio.get_running_loop()
         self._last = -linger_s
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._is_hurried = False
         self._waiting: list[_Pump] = []
 
     def ask(self, pump: _Pump, *, at_once: bool) -> None:
@@ -277,13 +278,17 @@ class _Departures:
             self._timer = self._loop.call_at(self._last + self._linger_s, self._leave)
 
     def hurry(self) -> None:
-        """Let those that wait leave in the loop's next turn."""
+        """Let those that wait leave in the loop's next turn, however many hurry until then."""
+        if self._is_hurried:
+            return
+        self._is_hurried = True
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(0, self._leave)
+        self._timer = self._loop.call_soon(self._leave)
 
     def _leave(self) -> None:
         self._timer = None
+        self._is_hurried = False
         self._last = self._loop.time()
         waiting, self._waiting = self._waiting, []
         for pump in waiting:

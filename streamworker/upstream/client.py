@@ -146,7 +146,7 @@ class HttpAnswer:
         body: _Body = response.extensions["body"]
         if encoding in _RAW:
             self._read, self._rest = body.read, body.rest
-        else:  # although it was asked not to
+        else:  # although it was asked not to; what is left of a broken one is of no use packed
             self._read, self._rest = partial(anext, _unpacked(response, encoding), b""), bytes
 
     def __aiter__(self) -> AsyncIterator[bytes]:

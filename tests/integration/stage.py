@@ -153,7 +153,9 @@ class Stage:
             fetch_max_wait_ms=100,
             enable_auto_commit=False,
         )
-        adopt(consumer._client, KafkaSettings(bootstrap_servers=self.broker.bootstrap))  # a broker that starts again needs the processor more than we do
+        adopt(
+            consumer._client, KafkaSettings(bootstrap_servers=self.broker.bootstrap)
+        )  # a broker that starts again needs the processor more than we do
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(consumer.stop)
             await consumer.start()

@@ -77,6 +77,40 @@ async def test_departures_hurried_while_waiting_leave_at_once() -> None:
     assert pump.left == [0, 1, 6]
 
 
+async def test_departures_hurried_in_every_turn_are_not_put_off() -> None:
+    """A thousand jobs that begin bring a first delta each turn; none keeps the others from leaving."""
+    first, second = pumps(2)
+    departures = _Departures(LINGER_S)
+    departures.ask(first, at_once=True)
+    for _ in range(20):
+        departures.hurry()
+        await asyncio.sleep(0)
+    departures.ask(second, at_once=True)
+    await asyncio.sleep(0.001)
+    assert (first.left, second.left) == ([0], [0])
+
+
+async def test_departures_late_hurry_does_not_put_off_what_is_due() -> None:
+    """Whoever hurries before the departure's own callback in the same turn changes nothing."""
+    (pump,) = pumps(1)
+    loop = asyncio.get_running_loop()
+    departures = _Departures(LINGER_S)
+    turns = 0
+
+    def hurry() -> None:
+        nonlocal turns
+        turns += 1
+        if turns < 20 and not pump.left:
+            loop.call_soon(hurry)
+        departures.hurry()
+
+    loop.call_soon(hurry)
+    departures.ask(pump, at_once=True)
+    await asyncio.sleep(0.001)
+    assert pump.left == [0]
+    assert turns <= 3
+
+
 @pytest.mark.parametrize("count", [1, 40])
 async def test_departures_without_linger_never_wait(count: int) -> None:
     """For commands: what is there is sent."""
