@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--size", choices=("quick", "full"), default="full")
     parser.add_argument("--contenders", default=",".join(contender.name for contender in CONTENDERS))
     parser.add_argument("--only", default="", help="part of a scenario's name")
+    parser.add_argument("--partitions", type=int, default=8, help="of each topic")
     parser.add_argument("--repeat", type=int, default=1, help="runs of each, of which the median counts")
     parser.add_argument("--window", type=float, help="seconds that are measured; 8, or 2 with --size quick")
     parser.add_argument("--out", type=Path, help="directory for figures.json and cpu.svg")
@@ -65,7 +66,8 @@ def main() -> None:
             deadline = time.monotonic() + UPSTREAM_START_S
             while not accepts(port) and time.monotonic() < deadline:
                 time.sleep(0.05)
-            runs = asyncio.run(measure(Stage(broker.bootstrap, port, directory), arguments))
+            stage = Stage(broker.bootstrap, port, directory, partitions=arguments.partitions)
+            runs = asyncio.run(measure(stage, arguments))
     finally:
         broker.stop()
     figures = medians(runs)

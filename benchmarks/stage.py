@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CONTENDERS", "Contender", "Figures", "Stage"]
 
-PARTITIONS = 8
 WARM_UP = Scenario("warm-up", 8, deltas=20)
 START_S = 60
 END_S = 120
@@ -73,10 +72,12 @@ class Figures(NamedTuple):
 class Stage:
     """A broker, an upstream, and room for one contender at a time."""
 
-    def __init__(self, bootstrap: str, upstream_port: int, directory: Path) -> None:
+    def __init__(self, bootstrap: str, upstream_port: int, directory: Path, *, partitions: int) -> None:
+        """Use a broker and an upstream that run; topics get so many `partitions`, logs go to `directory`."""
         self._bootstrap = bootstrap
         self._upstream = f"http://127.0.0.1:{upstream_port}"
         self._directory = directory
+        self._partitions = partitions
         self._runs = 0
 
     async def run(self, contender: Contender, scenario: Scenario, window_s: float) -> Figures:
@@ -85,7 +86,7 @@ class Stage:
         jobs, events = await self._topics()
         metrics_port = free_port()
         log = self._directory / f"{self._runs}-{contender.name}.log"
-        async with Watcher(self._bootstrap, events, PARTITIONS) as watcher:
+        async with Watcher(self._bootstrap, events, self._partitions) as watcher:
             with self._contender(contender, jobs, events, metrics_port, log) as pid:
                 await self._publish(jobs, WARM_UP, "warm")
                 if not await watcher.until(lambda: watcher.ended >= WARM_UP.streams, START_S):
@@ -166,7 +167,7 @@ class Stage:
         """Make topics that nobody has written to."""
         settings = load(None, self._kafka_environment())
         async with open_admin(settings) as admin:
-            await admin.create(partitions=PARTITIONS)
+            await admin.create(partitions=self._partitions)
         return settings.topics.jobs[0], settings.topics.events
 
     def _kafka_environment(self) -> dict[str, str]:
