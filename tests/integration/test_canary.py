@@ -135,8 +135,9 @@ async def test_no_secret_sings(
     await process.logged("worker.started")
     said = f"practice?text={TEXT}&deltas=3"
     jobs = [("fine", said), ("retried", f"{said}&status=503&times=1"), ("broken", f"{said}&break_after=2")]
-    jobs += [(model, model) for model in ("echo-401", "echo-html", "echo-500", "echo-frame")]
     await apache.submit_many([(job_id, model, 0) for job_id, model in jobs], **members)
+    echoes = [(model, model, 0) for model in ("echo-401", "echo-html", "echo-500", "echo-frame")]
+    await apache.submit_many(echoes, upstream="echo", **members)
     await apache.submit_bytes(json.dumps({"request": {"messages": messages}, "metadata": METADATA}).encode())
     await apache.submit_bytes(
         f'{{"request": "{PROMPT}'.encode(), headers=[("traceparent", PROMPT.encode() + b"\r\nx: y")]
@@ -185,7 +186,7 @@ async def test_no_secret_sings(
         if event["type"] == "usage":
             assert TEXT not in text
     ends = {event["job_id"]: event for event, _ in events if event["type"] == "usage"}
-    for job_id in ("echo-401", "echo-html", "echo-500", "echo-frame"):  # they did echo, and it was taken out
+    for job_id, _, _ in echoes:  # they did echo, and it was taken out
         assert "***" in json.dumps(ends[job_id]["error"])
     assert any(TEXT in text for event, text in events if event["type"] == "delta")
     assert any(PROMPT in letter.value.decode() for letter in letters)
