@@ -322,7 +322,7 @@ class Attempt:
                         self._move(Happening.DELTA)
                         continue
                     yield self._numbered(news, now_ms)
-                    if self.state is not state:  # it could not be published
+                    if self.state is not state and not self._was_published(state):
                         return
                     self._published(news, now_ms)
                 elif type(news) is Done:
@@ -333,6 +333,10 @@ class Attempt:
                     return
         if is_cut:
             self._break(_protocol(f"the upstream sent an event of more than {self._max_event_bytes} bytes"))
+
+    def _was_published(self, before: State) -> bool:
+        """Tell what became of an event that was handed out; a `wind_up` meanwhile does not take it back."""
+        return self.state is before or self.state is _S.WINDING_UP
 
     def _numbered(self, news: ChunkDelta, now_ms: int) -> DeltaEvent:
         return DeltaEvent(
@@ -351,7 +355,7 @@ class Attempt:
     def _published(self, news: ChunkDelta, now_ms: int) -> None:
         # Unknown members of a chunk without choices are told, but they are no delta.
         if news.choice is not None:
-            if self.state is not State.STREAMING:
+            if self.first_delta_ms is None:
                 self._move(Happening.DELTA)
                 self.first_delta_ms = now_ms
             self.ledger.count_delta(news.delta)

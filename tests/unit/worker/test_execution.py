@@ -288,6 +288,24 @@ async def test_execution_cancelled_between_turns_ends_with_what_was_published(be
     assert terminal["observed"]["deltas"] == len(bench.text)
 
 
+async def test_execution_wound_up_while_there_is_no_room_counts_what_it_then_publishes(bench: Bench) -> None:
+    """The delta on its way goes out when there is room, and the terminal event comes after it, with the report."""
+    report = data(b'{"choices":[],"usage":{"completion_tokens":2}}')
+    script: list[Step] = [word("a"), 1.0, word("b") + word("c") + FINISH + report + DONE]
+    execution = bench.begin(script, slot={"usage_grace_s": 60})
+    await until(lambda: bench.text == "a")
+    bench.sink.keeping_up.clear()
+    await asyncio.sleep(2)
+    execution.cancel("enough")
+    bench.sink.keeping_up.set()
+    terminal = await bench.end()
+
+    assert outcome(terminal) == ("cancelled", "cancelled")
+    assert bench.text == "ab"
+    assert (terminal["seq"], terminal["observed"]["deltas"]) == (3, 2)
+    assert terminal["usage"] == {"completion_tokens": 2}
+
+
 async def test_execution_cancelled_while_there_is_no_room_ends_cancelled(bench: Bench) -> None:
     """A control record gets through where deltas do not; the delta that found no room never had a seq."""
     execution = bench.begin([word("a"), asyncio.Event()])
