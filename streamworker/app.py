@@ -226,6 +226,7 @@ class App:
             max_record_bytes=settings.kafka.max_record_bytes,
             max_event_bytes=settings.worker.max_event_bytes,
             tokenizer=load_tokenizer(),
+            coalesce_s=settings.events.coalesce_ms / 1000,
         )
         limits = WorkerLimits(
             max_in_flight=settings.worker.max_in_flight,

@@ -344,6 +344,12 @@ class EventSettings(_Section):
         le=1000,
         description="how long deltas may wait for others to share a request; a job's first never does",
     )
+    coalesce_ms: float = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="how long text may wait to become one event with the text after it; 0: every delta is an event",
+    )
 
 
 class TelemetrySettings(_Section):

@@ -203,7 +203,8 @@ class Observer(Protocol):
     def deltas_published(self, upstream: str, count: int, size: int, gap_s: float | None) -> None:
         """One read of a stream gave so many delta events of `size` bytes in all, now with the sink.
 
-        `gap_s` is the time since the read of this stream that brought deltas before; None for the first one.
+        `gap_s` is the time since the read of this stream that brought deltas before; None for the first one, and for
+        text that was held and leaves without a read.
         """
         ...
 

@@ -12,9 +12,10 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streamworker.core.chat import ChunkReader
+from streamworker.core.coalesce import Coalescer
 from streamworker.core.faults import UPSTREAM_TEXT_LIMIT, cut, stream_error
 from streamworker.core.redaction import Redactor
-from streamworker.core.sse import EventStreamParser, ServerSentEvent
+from streamworker.core.sse import EventStreamParser
 from streamworker.core.usage import Ledger
 from streamworker.model import (
     Cause,
@@ -33,9 +34,10 @@ from streamworker.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from streamworker.core.usage import Tokenizer
+    from streamworker.model import News
 
 __all__ = ["LIFE", "Attempt", "Happening", "Impossible", "State", "Transition"]
 
@@ -142,11 +144,13 @@ class Attempt:
         tries: int = 0,
         may_retry: Callable[[JobError], bool] = lambda _: False,
         tokenizer: Tokenizer | None = None,
+        coalesces: bool = False,
     ) -> None:
         """Open an attempt after so many `tries` of earlier ones.
 
         `may_retry` is asked when a try fails before its first delta; if it says yes, `call` follows. `tokenizer` counts
-        what an upstream generated and did not report.
+        what an upstream generated and did not report. With `coalesces`, text deltas after the first are held, to be
+        merged with those that follow, until something else comes, the stream ends, or `flush` is called.
         """
         self.job = job
         self.id = attempt_id
@@ -165,6 +169,7 @@ class Attempt:
         self._may_retry = may_retry
         self._cancelled: JobError | None = None
         self._is_whole = False  # the stream ended as the protocol says
+        self._coalescer = Coalescer() if coalesces else None
         self._reader = ChunkReader(self.ledger)
         self._parser = self._new_parser()
 
@@ -181,6 +186,12 @@ class Attempt:
         # By identity: an Enum's hash is written in Python, and this is asked at each read.
         state = self.state
         return state is _S.STREAMING or state is _S.LISTENING or state is _S.WINDING_UP
+
+    @property
+    def held_deltas(self) -> int:
+        """How many choice deltas came and are held."""
+        held = None if self._coalescer is None else self._coalescer.held
+        return 0 if held is None else held.parts
 
     @property
     def finish_reasons(self) -> dict[int, str]:
@@ -256,8 +267,22 @@ class Attempt:
         it is as if the event had never been: its `seq` is the terminal event's.
         """
         self.ledger.bytes += len(data)
-        events = self._parser.feed(data)
-        return self._read(events, now_ms, is_cut=self._parser.overflowed)
+        chunks = map(self._reader.read, self._parser.feed(data))
+        read = self._read if self._coalescer is None else self._read_merging
+        return read(chunks, now_ms, is_cut=self._parser.overflowed)
+
+    def flush(self) -> Iterator[DeltaEvent]:
+        """Hand out what is held, as `receive` does, and not while it does. Ask before `cancel`, `wind_up`, `expire`."""
+        if self._coalescer is None or self._coalescer.held is None or self.state is not _S.STREAMING:
+            return
+        held = self._coalescer.held
+        news = held.news
+        yield self._numbered(news, held.since_ms)
+        if self._was_published(_S.STREAMING):
+            # Only now: who is interrupted before it is published finds it here again, and no text is left out.
+            self._coalescer.drop()
+            self._published(news, held.since_ms)
+            self.ledger.deltas += held.parts - 1
 
     def close(self, now_ms: int, *, broken: JobError | None = None) -> Iterator[DeltaEvent]:
         """Take the end of the response body; `broken` says how the connection broke, if it did.
@@ -265,7 +290,10 @@ class Attempt:
         The rest may still hold the `[DONE]` that had no line end. Where every choice has its finish reason nothing is
         missing, however the body ended: some gateways send no `[DONE]`.
         """
-        yield from self._read(self._parser.close(), now_ms, is_cut=False)
+        chunks = map(self._reader.read, self._parser.close())
+        read = self._read if self._coalescer is None else self._read_merging
+        yield from read(chunks, now_ms, is_cut=False)
+        yield from self.flush()
         if not self.is_listening:
             return
         if self._reader.is_finished:
@@ -312,10 +340,10 @@ class Attempt:
             is_wound_up = status is Status.CANCELLED and self._cancelled is not None
             self.error = self._clean(self._cancelled if is_wound_up else error)
 
-    def _read(self, events: Iterable[ServerSentEvent], now_ms: int, *, is_cut: bool) -> Iterator[DeltaEvent]:
+    def _read(self, chunks: Iterable[Sequence[News]], now_ms: int, *, is_cut: bool) -> Iterator[DeltaEvent]:
         """Go through it all in one generator: another one inside it would cost as much as all else here."""
-        for event in events:
-            for news in self._reader.read(event):
+        for chunk in chunks:
+            for news in chunk:
                 if type(news) is ChunkDelta:
                     state = self.state
                     if state is _S.WINDING_UP:
@@ -333,6 +361,30 @@ class Attempt:
                     return
         if is_cut:
             self._break(_protocol(f"the upstream sent an event of more than {self._max_event_bytes} bytes"))
+
+    def _read_merging(
+        self, chunks: Iterable[Sequence[News]], now_ms: int, *, is_cut: bool
+    ) -> Iterator[DeltaEvent]:
+        """Read one by one what cannot be held, each after what is held; nothing is numbered before it leaves."""
+        for chunk in chunks:
+            for news in chunk:
+                if self._holds(news, now_ms):
+                    continue
+                yield from self.flush()
+                # What ended a hold may begin the next one.
+                if not self.is_ended and not self._holds(news, now_ms):
+                    yield from self._read([[news]], now_ms, is_cut=False)
+                if not self.is_listening:
+                    return
+        if is_cut:
+            yield from self.flush()
+            if self.is_listening:
+                yield from self._read((), now_ms, is_cut=True)
+
+    def _holds(self, news: News, now_ms: int) -> bool:
+        if type(news) is not ChunkDelta or self.state is not _S.STREAMING or self._coalescer is None:
+            return False
+        return self._coalescer.take(news, now_ms)
 
     def _was_published(self, before: State) -> bool:
         """Tell what became of an event that was handed out; a `wind_up` meanwhile does not take it back."""

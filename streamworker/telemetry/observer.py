@@ -90,7 +90,8 @@ class Telemetry:
     def deltas_published(self, upstream: str, count: int, size: int, gap_s: float | None) -> None:
         """One read of a stream gave so many delta events of `size` bytes in all, now with the sink.
 
-        `gap_s` is the time since the read of this stream that brought deltas before; None for the first one.
+        `gap_s` is the time since the read of this stream that brought deltas before; None for the first one, and for
+        text that was held and leaves without a read.
         """
         # Told with every delta: sums of ours, for a counter of the library takes its lock each time.
         self._deltas += count

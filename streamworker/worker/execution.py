@@ -52,7 +52,10 @@ class UpstreamSlot(NamedTuple):
 
 
 class Tools(NamedTuple):
-    """What all executions share. Limits in bytes: an event record we write, a server-sent event we read."""
+    """What all executions share. Limits in bytes: an event record we write, a server-sent event we read.
+
+    `coalesce_s` is how long text deltas may be held to be merged; 0 holds none.
+    """
 
     sink: Sink
     writer: EventWriter
@@ -61,6 +64,7 @@ class Tools(NamedTuple):
     max_record_bytes: int
     max_event_bytes: int
     tokenizer: Tokenizer | None = None
+    coalesce_s: float = 0
 
 
 class Execution:
@@ -96,6 +100,8 @@ class Execution:
         self._receipt = tools.sink.receipt()
         self._started: asyncio.Future[None] | None = None
         self._patience: Patience | None = None
+        self._release: asyncio.TimerHandle | None = None
+        """Lets go of held deltas; None while others are being published."""
         self._cancel_reason: str | None = None
         self._permit = permit
         self._has_fallback = has_fallback
@@ -116,6 +122,7 @@ class Execution:
             tries=tries,
             may_retry=self._may_retry,
             tokenizer=tools.tokenizer,
+            coalesces=tools.coalesce_s > 0,
         )
 
     async def stream(self, *, instead: Interruption | JobError | None = None) -> None:
@@ -148,6 +155,8 @@ class Execution:
         if self._patience is None:
             return
         if self._slot.usage_grace_s and self.attempt.state is State.STREAMING:
+            if self._release is not None:
+                self._let_go()
             self.attempt.wind_up(reason)
             self._patience.hurry(self._slot.usage_grace_s, Interruption.CANCEL)
         else:
@@ -257,12 +266,16 @@ class Execution:
             if error.usage is not None:
                 self.attempt.ledger.report(error.usage, final=True)
             await self._end_broken(error.error)
+        finally:
+            self._stop_release()
 
     async def _read(self, answer: Answer) -> None:
+        publish = self._publish_merging if self._tools.coalesce_s else self._publish
         async for data in answer:
-            await self._publish(self.attempt.receive(data, self._tools.clock.now_ms()))
+            await publish(self.attempt.receive(data, self._tools.clock.now_ms()))
             if not self.attempt.is_listening:
                 return
+        self._stop_release()
         await self._publish(self.attempt.close(self._tools.clock.now_ms()))
 
     async def _publish(self, events: Iterator[DeltaEvent]) -> None:
@@ -284,6 +297,31 @@ class Execution:
         gap_s = self._note_delta(is_first=before == 0) if self.attempt.ledger.deltas != before else None
         if count:
             tools.observer.deltas_published(self._slot.name, count, total, gap_s)
+
+    async def _publish_merging(self, events: Iterator[DeltaEvent]) -> None:
+        """Publish, and have what is held then leave in time. Never both at once: that would number two events alike."""
+        attempt, loop = self.attempt, asyncio.get_running_loop()
+        published, held = attempt.ledger.deltas, attempt.held_deltas
+        due = loop.time() + self._tools.coalesce_s if self._release is None else self._release.when()
+        self._stop_release()
+        await self._publish(events)
+        if attempt.ledger.deltas == published and attempt.held_deltas > held:  # a sign of life all the same
+            self._tools.observer.deltas_published(self._slot.name, 0, 0, self._note_delta(is_first=False))
+        if attempt.held_deltas:
+            self._release = loop.call_at(due, self._let_go)
+
+    def _let_go(self) -> None:
+        """Publish what is held, room or not: it is small, and it was read before there was none."""
+        self._stop_release()
+        for event in self.attempt.flush():
+            record = self._record(event)
+            self._tools.sink.publish(record, self._receipt)
+            self._tools.observer.deltas_published(self._slot.name, 1, record.size, None)
+
+    def _stop_release(self) -> None:
+        if self._release is not None:
+            self._release.cancel()
+            self._release = None
 
     def _note_delta(self, *, is_first: bool) -> float | None:
         gap_s = self._patience.delta_came() if self._patience is not None else None
@@ -307,11 +345,13 @@ class Execution:
 
     async def _end_broken(self, error: JobError) -> None:
         if self.attempt.is_listening:
+            self._stop_release()
             await self._publish(self.attempt.close(self._tools.clock.now_ms(), broken=error))
         elif not self.attempt.is_ended and self.attempt.state is not State.WAITING:
             self.attempt.fail(error)
 
     async def _end_interrupted(self, interruption: Interruption) -> None:
+        self._let_go()
         match interruption:
             case Interruption.DEADLINE:
                 self.attempt.expire()

@@ -102,7 +102,7 @@ def test_config_defaults_are_the_contracts() -> None:
                 "usage_grace_s": 0,
             }
         },
-        "events": {"format": "json", "source": "/streamworker", "linger_ms": 5},
+        "events": {"format": "json", "source": "/streamworker", "linger_ms": 5, "coalesce_ms": 0},
         "telemetry": {
             "http_host": "0.0.0.0",
             "http_port": 9464,

@@ -573,3 +573,124 @@ async def test_execution_tells_the_observer_what_happened(bench: Bench) -> None:
     assert read(bench.broker.records()[-1])["timing"] == {"queued": 40, "first_delta": 0, "total": 2000}
     assert (job.job_id, upstream, event.job_id) == ("job-1", "default", "job-1")  # type: ignore[attr-defined]
     assert summary(bench.broker.records()) == ["started job-1", "usage job-1"]
+
+
+# Merging
+
+MERGING = {"coalesce_s": 0.05}
+
+
+def told(bench: Bench) -> list[str]:
+    return [event["delta"].get("content", "") for event in events(bench.sink.records)]
+
+
+async def test_execution_merges_text_that_comes_within_the_time(bench: Bench) -> None:
+    """The first delta leaves at once; what comes later waits for no longer than it is told to, even if nothing comes."""
+    bench.begin([word("a"), 1.0, word("b"), 0.04, word("c"), 20.0, word("d"), FINISH + DONE], tools=MERGING)
+    began = asyncio.get_running_loop().time()
+    times = []
+    for text in ("a", "abc"):
+        await until(lambda: bench.text == text, every_s=0.001)  # noqa: B023 - asked at once
+        times.append(asyncio.get_running_loop().time() - began)
+    terminal = await bench.end()
+
+    assert told(bench) == ["a", "bc", "d", ""]
+    assert times == pytest.approx([0, 1.05], abs=0.002)
+    assert [event["seq"] for event in events(bench.sink.records)] == [1, 2, 3, 4]
+    assert (terminal["seq"], terminal["observed"]["deltas"]) == (5, 5)
+    assert outcome(terminal) == ("completed", None)
+    published = [members for name, members in bench.observer.told if name == "deltas_published"]
+    assert sum(members[1] for members in published) == 4  # type: ignore[misc]
+    assert sum(members[2] for members in published) == sum(record.size for record in bench.sink.records)  # type: ignore[misc]
+
+
+async def test_execution_merges_nothing_unless_told_to(bench: Bench) -> None:
+    """Every delta of the upstream is an event."""
+    await bench.play([word("a") + word("b"), word("c") + FINISH + DONE])
+    assert told(bench) == ["a", "b", "c", ""]
+
+
+@pytest.mark.parametrize(
+    ("last", "end"),
+    [
+        (UpstreamError(JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "reset")), "interrupted"),
+        (data(b'{"error":{"message":"m"}}'), "interrupted"),
+        (data(b"x" * 3000), "interrupted"),
+        (FINISH + DONE, "completed"),
+        (b"", "interrupted"),
+    ],
+    ids=["broken", "error", "too long", "done", "truncated"],
+)
+async def test_execution_that_ends_while_text_is_held_publishes_it_first(
+    bench: Bench, last: Step, end: str
+) -> None:
+    """Nothing that was said is missing before the terminal event, and no timer is left."""
+    terminal = await bench.play(
+        [word("a"), word("b"), word("c"), last], tools=MERGING | {"max_event_bytes": 2000}
+    )
+
+    assert told(bench)[:2] == ["a", "bc"]
+    assert terminal["status"] == end
+    assert terminal["seq"] == len(bench.sink.records) + 1
+    assert terminal["observed"]["content_chars"] == 3
+    await asyncio.sleep(1)
+    assert terminal["seq"] == len(bench.sink.records) + 1
+
+
+@pytest.mark.parametrize("grace_s", [0, 60])
+async def test_execution_cancelled_while_text_is_held_publishes_it_first(bench: Bench, grace_s: int) -> None:
+    """Whether the connection is closed at once or read on for the report."""
+    script: list[Step] = [word("a"), word("b"), word("c"), 0.04, word("d") + FINISH + DONE]
+    execution = bench.begin(script, tools=MERGING, slot={"usage_grace_s": grace_s})
+    await asyncio.sleep(0.03)
+    assert bench.text == "a"
+    execution.cancel("enough")
+    terminal = await bench.end()
+
+    assert told(bench) == ["a", "bc"]
+    assert outcome(terminal) == ("cancelled", "cancelled")
+    assert (terminal["seq"], terminal["observed"]["deltas"]) == (3, 3)
+
+
+@pytest.mark.parametrize("ends", ["cancel", "grace", "deadline"])
+async def test_execution_that_ends_while_held_text_finds_no_room_leaves_no_hole(
+    bench: Bench, ends: str
+) -> None:
+    """What was held is published, what came after it is not: a reader has the beginning of the upstream's text."""
+    call = data(chunk({"tool_calls": [{"index": 0}]}))
+    script: list[Step] = [word("a"), word("b"), 0.01, call + word("c"), asyncio.Event()]
+    deadline = {"deadline": NOW / 1000 + 3} if ends == "deadline" else {}
+    slot = {"usage_grace_s": 5 if ends == "grace" else 0}
+    execution = bench.begin(script, tools=MERGING, slot=slot, **deadline)
+    await until(lambda: bench.text == "a", every_s=0.001)
+    bench.sink.keeping_up.clear()
+    await asyncio.sleep(1)
+    assert bench.text == "a"
+    if ends != "deadline":
+        execution.cancel("enough")
+    if ends == "grace":
+        bench.sink.keeping_up.set()
+    terminal = await bench.end()
+
+    assert told(bench) == ["a", "b"]
+    assert terminal["status"] == ("expired" if ends == "deadline" else "cancelled")
+    assert (terminal["seq"], terminal["observed"]["deltas"]) == (3, 2)
+
+
+async def test_execution_held_text_is_a_sign_of_life(bench: Bench) -> None:
+    """The idle timeout counts from when text came, not from when it left."""
+    script: list[Step] = [word("a"), 0.8, word("b"), 0.9, word("c"), 0.9, FINISH + DONE]
+    terminal = await bench.play(script, tools={"coalesce_s": 1.0}, slot={"idle_timeout_s": 1})
+    assert told(bench) == ["a", "bc", ""]
+    assert outcome(terminal) == ("completed", None)
+
+
+async def test_execution_task_cancelled_while_text_is_held_writes_nothing_more(bench: Bench) -> None:
+    """The partition has another owner: what is held goes nowhere, and no timer brings it back."""
+    bench.begin([word("a"), word("b"), asyncio.Event()], tools=MERGING)
+    await until(lambda: bench.text == "a", every_s=0.001)
+    assert bench.task is not None
+    bench.task.cancel()
+    await asyncio.gather(bench.task, return_exceptions=True)
+    await asyncio.sleep(1)
+    assert told(bench) == ["a"]
