@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streamworker.core.chat import ChunkReader
 from streamworker.core.coalesce import Coalescer
-from streamworker.core.faults import UPSTREAM_TEXT_LIMIT, cut, stream_error
+from streamworker.core.faults import RAW_TEXT_LIMIT, UPSTREAM_TEXT_LIMIT, cut, stream_error
 from streamworker.core.redaction import Redactor
 from streamworker.core.sse import EventStreamParser
 from streamworker.core.usage import Ledger
@@ -170,6 +170,7 @@ class Attempt:
         self._cancelled: JobError | None = None
         self._is_whole = False  # the stream ended as the protocol says
         self._coalescer = Coalescer() if coalesces else None
+        self._opening = b""  # the stream's first bytes, read before the first delta
         self._reader = ChunkReader(self.ledger)
         self._parser = self._new_parser()
 
@@ -257,6 +258,7 @@ class Attempt:
     def answer(self) -> None:
         """The upstream answered with an event stream; bytes follow."""
         self._move(Happening.ANSWER)
+        self._opening = b""
         self._reader = ChunkReader(self.ledger)
         self._parser = self._new_parser()
 
@@ -267,6 +269,8 @@ class Attempt:
         it is as if the event had never been: its `seq` is the terminal event's.
         """
         self.ledger.bytes += len(data)
+        if self.state is _S.LISTENING:
+            self._opening += data[: RAW_TEXT_LIMIT - len(self._opening)]
         chunks = map(self._reader.read, self._parser.feed(data))
         read = self._read if self._coalescer is None else self._read_merging
         return read(chunks, now_ms, is_cut=self._parser.overflowed)
@@ -423,9 +427,11 @@ class Attempt:
         unfinished = sum(reason is None for reason in self._reader.finish_reasons.values())
         if unfinished:
             message = f"the event stream ended without [DONE] and with {unfinished} unfinished choice(s)"
-        else:
-            message = "the event stream ended without [DONE] and without any choice"
-        return JobError(ErrorCode.TRUNCATED, message, 200, retriable=True)
+            return JobError(ErrorCode.TRUNCATED, message, 200, retriable=True)
+        # It may be HTML, or JSON without `data:`, and no event stream at all: its first bytes say so (wire facts §7).
+        opening = cut(self._opening.decode("utf-8", "replace"))
+        message = "the event stream ended without [DONE] and without any choice"
+        return JobError(ErrorCode.TRUNCATED, message, 200, opening or None, retriable=True)
 
     def _timing(self, now_ms: int) -> Timing:
         first = None if self.first_delta_ms is None else max(0, self.first_delta_ms - self.opened_ms)

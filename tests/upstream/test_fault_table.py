@@ -95,6 +95,7 @@ class Row(NamedTuple):
     status: Status = FAILED
     words: str | None = None
     http_status: int | None = None
+    frame: str | None = None
 
 
 def refused(status: int, body: bytes = b"{}", headers: bytes = JSON) -> Act:
@@ -382,7 +383,8 @@ BEFORE = {
     "end of the body after comments": Row(stream(NOTHING), 3, BACKOFF, TRUNCATED, True),
     "end of the connection": Row(until_close(), 3, BACKOFF, TRUNCATED, True),
     "an empty chunk": Row(stream(EMPTY), 3, BACKOFF, TRUNCATED, True),
-    "html": Row(stream(HTML), 3, BACKOFF, TRUNCATED, True),
+    "html": Row(stream(HTML), 3, BACKOFF, TRUNCATED, True, frame=HTML.decode()),
+    "a whole completion": Row(stream(COMPLETION), 3, BACKOFF, TRUNCATED, True, frame=COMPLETION.decode()),
     "no json": Row(stream(data(b"oops")), 3, BACKOFF, PROTOCOL, True),
     "a number": Row(stream(data(b"5")), 3, BACKOFF, PROTOCOL, True),
     "malformed choices": Row(stream(data({"choices": 5})), 3, BACKOFF, PROTOCOL, True),
@@ -507,6 +509,7 @@ def check(row: Row, got: Outcome) -> None:
         assert end.error.retriable is row.retriable
         assert row.words is None or end.error.message == row.words
         assert row.http_status is None or end.error.http_status == row.http_status
+        assert row.frame is None or end.error.upstream == row.frame
 
 
 @contextmanager

@@ -254,7 +254,6 @@ def test_receive_event_over_the_limit_ends_the_try(pieces: int) -> None:
             Status.INTERRUPTED,
             "with 3 unfinished choice(s)",
         ),
-        (data({"choices": []}), Status.FAILED, "without any choice"),
         (b"", Status.FAILED, "without any choice"),
         (TEXT[:-1], Status.INTERRUPTED, "with 1 unfinished choice(s)"),
     ],
@@ -272,6 +271,47 @@ def test_close_without_sentinel_is_an_end_only_if_every_choice_finished(
         assert end.error == JobError(
             ErrorCode.TRUNCATED, f"the event stream ended without [DONE] and {message}", 200, retriable=True
         )
+
+
+@pytest.mark.parametrize("pieces", [1, 7])
+@pytest.mark.parametrize(
+    ("stream", "told"),
+    [
+        (b"<html>bad gateway</html>", "<html>bad gateway</html>"),
+        (b'{"choices":[{"message":{"content":"all"}}]}', '{"choices":[{"message":{"content":"all"}}]}'),
+        (data({"choices": []}), 'data: {"choices":[]}\n\n'),
+        (b"Authorization: Bearer canary\nno", "Authorization: Bearer ***\nno"),
+        (b"<" + b"x" * 2046 + "é".encode() + b"y" * 9000, "<" + "x" * 2046),
+        (b"\xff\xfe", "\ufffd\ufffd"),
+    ],
+)
+def test_close_without_any_choice_tells_what_came_instead(stream: bytes, told: str, pieces: int) -> None:
+    """HTML under the name of an event stream, for one: bounded, and without secrets."""
+    size = -(-len(stream) // pieces)
+    end = play([stream[at : at + size] for at in range(0, len(stream), size)]).end
+
+    assert end.error == JobError(
+        ErrorCode.TRUNCATED,
+        "the event stream ended without [DONE] and without any choice",
+        200,
+        told,
+        retriable=True,
+    )
+
+
+def test_close_without_any_choice_tells_what_came_in_the_last_try_only() -> None:
+    """Each try has its own first bytes."""
+    answers = iter([True, False])
+    attempt = listening(may_retry=lambda _: next(answers))
+    assert list(attempt.receive(b"<html>first</html>", NOW)) == []
+    assert list(attempt.close(NOW)) == []
+    attempt.call()
+    attempt.answer()
+    assert list(attempt.receive(b"<html>second</html>", NOW)) == []
+    assert list(attempt.close(NOW)) == []
+
+    assert attempt.error is not None
+    assert attempt.error.upstream == "<html>second</html>"
 
 
 BROKEN = JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "connection reset", 200, retriable=True)
