@@ -414,6 +414,7 @@ class Attempt:
             if self.first_delta_ms is None:
                 self._move(Happening.DELTA)
                 self.first_delta_ms = now_ms
+                self._opening = b""
             self.ledger.count_delta(news.delta)
         self._seq += 1
 
