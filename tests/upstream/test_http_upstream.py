@@ -429,6 +429,26 @@ async def test_http_upstream_with_an_untrusted_certificate_is_refused(certificat
     assert server.requests == []
 
 
+async def test_http_upstream_shares_the_one_tls_context_of_the_process(
+    certificate: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading the authorities takes the loop tens of milliseconds, and there may be many upstreams. It still verifies."""
+
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("the authorities were read again")
+
+    for method in ("load_default_certs", "load_verify_locations"):
+        monkeypatch.setattr(ssl.SSLContext, method, load)
+    async with serving(STREAM, tls=certificate) as server:
+        error = await refusal(server.base_url)
+        host = server.base_url.replace("127.0.0.1", "localhost")
+        other = await refusal(host)
+
+    for one in (error, other):
+        assert (one.code, one.retriable) == (ErrorCode.UPSTREAM_UNAVAILABLE, False)
+        assert "no TLS connection" in one.message
+
+
 async def test_http_upstream_that_speaks_no_tls_is_refused() -> None:
     """`https` where `http` was meant."""
 
