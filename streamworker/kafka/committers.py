@@ -20,6 +20,7 @@ from aiokafka.structs import OffsetAndMetadata
 from streamworker.errors import Fenced, KafkaError, KafkaUnavailable, RecordTooLarge
 from streamworker.kafka.connection import adopt, client_arguments, close_producer
 from streamworker.kafka.errors import foreign_errors_as_ours
+from streamworker.kafka.outage import Outage
 from streamworker.kafka.rights import transactional_id
 from streamworker.kafka.sink import producer_arguments
 from streamworker.model import CommitPoint, Partition
@@ -120,6 +121,7 @@ class _TransactionalCommitter:
         self._consumer = consumer
         self._partition = partition
         self._observer = observer
+        self._outage = Outage("lane.recovered", partition=str(partition))
         self._id = transactional_id(settings.worker.group_id, partition.topic, partition.partition)
         self._producer: Any = None
         self._last: CommitPoint | None = None
@@ -145,13 +147,13 @@ class _TransactionalCommitter:
                 break
             except KafkaError as error:
                 # Even Fenced asks first: a broker that was away too long has ended our transaction by itself.
-                log.warning("lane.transaction_failed", partition=str(self._partition), reason=str(error))
-                self._failed()
+                self._failed("lane.transaction_failed", error)
                 if await self._recover(point):
                     break
                 if isinstance(error, RecordTooLarge):
                     raise
         self._last = point
+        self._outage.worked()
 
     async def close(self) -> None:
         """Let go. Bounded in time; never raises."""
@@ -191,15 +193,15 @@ class _TransactionalCommitter:
                 await self._fence()
                 found = await self._committed.read(self._partition)
             except KafkaError as error:
-                log.warning("lane.unavailable", partition=str(self._partition), reason=str(error))
-                self._failed()
+                self._failed("lane.unavailable", error)
                 continue
             if found not in {self._last, point}:
                 raise Fenced(f"{self._partition}: another worker has committed")
             return found == point
         raise Fenced(f"{self._partition}: no member of the group any more")
 
-    def _failed(self) -> None:
+    def _failed(self, event: str, error: KafkaError) -> None:
+        self._outage.failed(event, asyncio.get_running_loop().time(), reason=str(error))
         if self._observer is not None:
             self._observer.kafka_failed("lane")
 

@@ -22,9 +22,11 @@ from aiokafka.errors import KafkaError as ForeignKafkaError
 from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
 from streamworker.core.admission import Marks
+from streamworker.core.repeats import Repeats
 from streamworker.errors import KafkaRefused, RecordTooLarge
 from streamworker.kafka.connection import adopt, client_arguments, close_producer, compression_type
 from streamworker.kafka.errors import explained, foreign_errors_as_ours
+from streamworker.kafka.outage import Outage
 from streamworker.kafka.partitioner import partition_of
 from streamworker.model import Outgoing, Partition
 
@@ -109,6 +111,7 @@ class KafkaSink:
         self._producer: Any = None
         self._partitions: dict[str, int] = {}  # how many each topic had when we last knew
         self._renewal = asyncio.Lock()
+        self._replacements = Repeats()
         self._retired: set[asyncio.Task[None]] = set()
         self._pumps: dict[Partition, _Pump] = {}
         self._departures = _Departures(linger_s)
@@ -194,7 +197,8 @@ class KafkaSink:
             task = asyncio.create_task(self._retire(poisoned))
             self._retired.add(task)
             task.add_done_callback(self._retired.discard)
-            log.warning("sink.producer_replaced")
+            if (repeats := self._replacements.failed(monotonic())) is not None:
+                log.warning("sink.producer_replaced", **({"repeats": repeats} if repeats else {}))
 
     def failed(self) -> None:
         """Tell that Kafka did not take something and is asked again."""
@@ -302,6 +306,7 @@ class _Pump:
         self._sink = sink
         self._to = to
         self._departures = departures
+        self._outage = Outage("sink.recovered", to=str(to))
         self._queue: deque[_Entry] = deque()
         self._leaves = asyncio.Event()
         self._empty = asyncio.Event()
@@ -373,12 +378,10 @@ class _Pump:
                 await self._replace(producer)
                 await self._deliver_in_parts(batch)
             except ForeignKafkaError as error:
-                log.warning(
-                    "sink.batch_failed", to=str(self._to), records=len(batch), reason=explained(error)
-                )
-                self._sink.failed()
+                self._failed("sink.batch_failed", error, records=len(batch))
                 await self._replace(producer)
                 continue
+            self._outage.worked()
             return
 
     async def _send(self, producer: Any, batch: list[_Entry]) -> None:
@@ -405,6 +408,9 @@ class _Pump:
             try:
                 return await self._sink.renew(producer)
             except Exception as error:  # noqa: BLE001 - whatever it is, the records must not be lost
-                log.warning("sink.unavailable", reason=explained(error))
-                self._sink.failed()
+                self._failed("sink.unavailable", error)
                 await asyncio.sleep(_BACKOFF_S)
+
+    def _failed(self, event: str, error: Exception, **facts: object) -> None:
+        self._outage.failed(event, monotonic(), **facts, reason=explained(error))
+        self._sink.failed()
