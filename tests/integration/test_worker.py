@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from streamworker.demo.child import free_port
-from streamworker.practice import expected_text, expected_usage
+from streamworker.practice import PracticeUpstream, expected_text, expected_usage
 from tests.integration.checker import text_of
 from tests.integration.stage import Stage, eventually
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from streamworker.practice import PracticeUpstream
+    from streamworker.demo.broker import EmbeddedBroker
     from tests.brokers.apache import ApacheKafka
 
 DELIVERIES = pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
@@ -321,6 +321,32 @@ async def test_upstream_faults_end_jobs_with_their_code_and_keep_what_was_receiv
     }
     assert "practice upstream failed" in ends["error_frame"]["error"]["message"]
     assert ends["error_frame"]["error"]["upstream"]
+
+
+async def test_upstream_key_that_is_rotated_is_used_by_the_next_call(
+    embedded_broker: EmbeddedBroker, practice: PracticeUpstream, topics: Callable[[str], str], tmp_path: Path
+) -> None:
+    """The upstream takes only the new key: the old one is refused, and the same worker goes on with the new one."""
+    file = tmp_path / "key"
+    file.write_text("the-old-key\n")
+    async with (
+        PracticeUpstream(api_key="the-new-key") as strict,
+        Stage(embedded_broker, practice, topics, tmp_path) as stage,
+    ):
+        await stage.open()
+        async with stage.worker(
+            upstreams__default__base_url=strict.base_url, upstreams__default__api_key_file=file
+        ):
+            await stage.submit("before")
+            [refused] = await stage.ended("before")
+            (tmp_path / "renewed").write_text("the-new-key\n")
+            (tmp_path / "renewed").replace(file)  # at once, as Kubernetes does
+            await stage.submit("after")
+            [taken] = await stage.ended("after")
+
+    assert (refused["status"], refused["error"]["code"], refused["tries"]) == ("failed", "auth", 1)
+    assert (taken["status"], taken["error"], taken["tries"]) == ("completed", None, 1)
+    assert [call.headers["authorization"] for call in strict.calls] == ["wrong", "matched"]
 
 
 async def test_upstream_that_nobody_serves_ends_the_job_as_unavailable(stage: Stage) -> None:
