@@ -1,4 +1,4 @@
-"""Keep secrets out of what an upstream makes us say. Error bodies echo keys, headers and URLs."""
+"""Keep secrets out of what we say. Error bodies echo keys, headers and URLs; exceptions quote what they fell over."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Redactor"]
+__all__ = ["Redactor", "wordless"]
 
 _MASK = "***"
 _SHAPES = re.compile(
@@ -38,3 +38,19 @@ class Redactor:
 
     def __repr__(self) -> str:
         return f"<Redactor of {len(self._secrets)} secrets>"
+
+
+def wordless(error: BaseException, *, causes: int = 16) -> BaseException:
+    """Return an error with the same name and trace, as its causes have, that says nothing.
+
+    What fell over a job may quote it: `KeyError` and `int()` do. Where it fell is what a person needs.
+    """
+    kind = type(error)
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    silent: BaseException = type(kind.__name__, (Exception,), names)().with_traceback(error.__traceback__)
+    if causes:  # a chain may be a ring
+        if error.__cause__ is not None:
+            silent.__cause__ = wordless(error.__cause__, causes=causes - 1)
+        elif error.__context__ is not None and not error.__suppress_context__:
+            silent.__context__ = wordless(error.__context__, causes=causes - 1)
+    return silent

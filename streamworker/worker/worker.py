@@ -14,6 +14,7 @@ from uuid import uuid4
 import structlog
 
 from streamworker.core.cancels import Cancels
+from streamworker.core.redaction import wordless
 from streamworker.errors import KafkaError
 from streamworker.worker.course import Course
 from streamworker.worker.intake import Accepted
@@ -347,8 +348,8 @@ class Worker:
             while True:
                 try:
                     return await self._watched(course, held)
-                except Exception:
-                    log.exception("job.crashed", job_id=course.job.job_id)
+                except Exception as error:
+                    log.error("job.crashed", job_id=course.job.job_id, exc_info=wordless(error))  # noqa: TRY400 - its words may be the prompt
                     self._observer.job_crashed(course.job)
                     course.span.crashed()
                 finally:

@@ -60,6 +60,8 @@ class Stage:
         self.jobs: list[JobRecord] = []
         self.records: list[EventRecord] = []
         self.processes: list[Process] = []
+        self.bug = ""
+        """Python that each worker process runs first."""
         self._workers: list[InProcess] = []
         self.variables = {
             "KAFKA__BOOTSTRAP_SERVERS": broker.bootstrap,
@@ -249,7 +251,7 @@ class Stage:
         environment = {**os.environ, **self._environment(over)}
         with log.open("wb") as output:
             child = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-c", "from streamworker.cli import main; main()", "run"),
+                *(sys.executable, "-c", f"{self.bug}\nfrom streamworker.cli import main; main()", "run"),
                 env=environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,

@@ -21,14 +21,16 @@ from streamworker.demo.child import free_port
 from streamworker.kafka.rights import worker_rights
 from tests.brokers.security import unsigned_token
 from tests.integration.secured import way_in
+from tests.integration.stage import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
+    from streamworker.demo.broker import EmbeddedBroker
+    from streamworker.practice import PracticeUpstream
     from tests.brokers.apache import ApacheKafka
     from tests.integration.secured import Acls
-    from tests.integration.stage import Stage
 
 # No prefix by which a secret could be known, no word that a redactor knows by its shape.
 KEY = "canaryKEYq7Zt1"
@@ -38,6 +40,24 @@ PROMPT = "canaryPROMPTr0Co4"
 METADATA = "canaryMETAt1Vp5"
 TEXT = "canaryTEXTy2Ba6"
 USERINFO = "canaryUSERu3Ns7"
+
+# A bug of ours, planted before the worker starts: it falls over a prompt and a key, and both are in what Python says.
+BUG = """
+import os
+from streamworker.worker import execution
+
+def fall(job, **_):
+    prompt = bytes(job.request["messages"])
+    with open(os.environ["STREAMWORKER_UPSTREAMS__DEFAULT__API_KEY_FILE"]) as file:
+        key = file.read()
+    try:
+        raise PermissionError(f"Bearer {key}, {key}")
+    except PermissionError as error:
+        error.add_note(key)
+        return int(prompt)
+
+execution.request_body = fall
+"""
 
 
 class Echo:
@@ -193,6 +213,34 @@ async def test_no_secret_sings(
     for letter in letters:
         assert found({"headers": str(letter.headers[-7:]), "value": letter.value.decode()}, keys) == []
         assert found({"headers": str(letter.headers[-7:])}, contents) == []
+
+
+async def test_no_secret_sings_in_a_crash_of_ours(
+    embedded_broker: EmbeddedBroker, practice: PracticeUpstream, topics: Callable[[str], str], tmp_path: Path
+) -> None:
+    """Python's own errors quote what they fell over: no words, no local variables, and yet the place of the crash."""
+    file = tmp_path / "key"
+    file.write_text(KEY)
+    async with Stage(embedded_broker, practice, topics, tmp_path) as stage:
+        await stage.open()
+        stage.variables |= {
+            "UPSTREAMS__DEFAULT__API_KEY_FILE": str(file),
+            "TELEMETRY__LOG_LEVEL": "debug",
+        }
+        stage.message = lambda job_id: [{"role": "user", "content": PROMPT}]  # type: ignore[method-assign]
+        stage.bug = BUG
+        process = await stage.process()
+        await process.logged("partition.opened")
+        file.write_text(FILE_KEY)  # which no redactor of the log has seen
+        await stage.submit("j", metadata={"tenant": METADATA})
+        [crash, *_] = await process.logged("job.crashed")
+        logs = repr(process.log())
+
+    assert [
+        (one["exc_type"], one["exc_value"], one["exc_notes"], one["frames"][-1]["name"])
+        for one in crash["exception"]
+    ] == [("ValueError", "", [], "fall"), ("PermissionError", "", [], "fall")]
+    assert found({"logs": logs}, {"key": FILE_KEY, "prompt": PROMPT, "metadata": METADATA}) == []
 
 
 async def test_no_secret_is_in_what_objects_say_of_themselves(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import traceback
+
 import pytest
 
-from streamworker.core.redaction import Redactor
+from streamworker.core.redaction import Redactor, wordless
 
 
 @pytest.mark.parametrize(
@@ -52,3 +54,58 @@ def test_redactor_very_short_secret_is_not_searched() -> None:
 def test_redactor_repr_does_not_tell_secrets() -> None:
     """A redactor in a traceback says how many, never which."""
     assert repr(Redactor(["hush-hush", "hush-hush", "other-one"])) == "<Redactor of 2 secrets>"
+
+
+def crashed(prompt: str) -> Exception:
+    """Fall over a prompt, twice, and over a third one that nobody is told of."""
+    try:
+        try:
+            int(prompt)
+        except ValueError as error:
+            error.add_note(prompt)
+            dict[str, str]()[prompt]
+    except KeyError as error:
+        try:
+            try:
+                raise LookupError(prompt)  # noqa: TRY301 - what comes of it is what is tested
+            except LookupError:
+                raise UnicodeError(prompt) from error
+        except UnicodeError as last:
+            return last
+    raise AssertionError
+
+
+def test_wordless_error_keeps_names_and_places_and_no_words() -> None:
+    """The whole chain as Python prints it, without what was quoted, and nothing of the original is touched."""
+    error = crashed("canary")
+    assert "canary" in "".join(traceback.format_exception(error))
+
+    told = "".join(traceback.format_exception(wordless(error)))
+
+    assert "canary" not in told
+    assert [line for line in told.splitlines() if not line.startswith((" ", "Trace"))] == [
+        *("ValueError", "", "During handling of the above exception, another exception occurred:", ""),
+        *("KeyError", "", "The above exception was the direct cause of the following exception:", ""),
+        "UnicodeError",
+    ]
+    assert told.count("in crashed") == 3
+    assert error.args == ("canary",)
+
+
+def test_wordless_error_of_our_own_keeps_its_whole_name() -> None:
+    """As the log of any other error has it."""
+    told = traceback.format_exception_only(wordless(OwnError("canary")))
+
+    assert told == [f"{__name__}.OwnError\n"]
+
+
+def test_wordless_errors_in_a_ring_come_to_an_end() -> None:
+    """Two that are each other's cause."""
+    first, second = ValueError("canary"), KeyError("canary")
+    first.__cause__, second.__cause__ = second, first
+
+    assert "canary" not in "".join(traceback.format_exception(wordless(first)))
+
+
+class OwnError(Exception):
+    pass
