@@ -34,6 +34,7 @@ class Circuit:
         self._first_open_s = open_s
         self._open_s = open_s
         self._probe_at = 0.0
+        self._since = -inf
         self._is_probed = False
 
     def wait_s(self, now: float) -> float:
@@ -46,23 +47,29 @@ class Circuit:
             case CircuitState.OPEN:
                 return max(0.0, self._probe_at - now)
 
-    def enter(self) -> bool:
+    def enter(self, now: float) -> bool:
         """A call begins that `wait_s` let go; return whether it is a probe."""
         if self.state is CircuitState.CLOSED:
             return False
-        self.state = CircuitState.HALF_OPEN
+        self.state, self._since = CircuitState.HALF_OPEN, now
         self._is_probed = True
         return True
 
-    def succeeded(self) -> None:
-        """The upstream is alive. What began before it was found dead says nothing of now."""
+    def succeeded(self, now: float) -> None:
+        """The upstream is alive."""
         self._failures = 0
         if self.state is CircuitState.HALF_OPEN:
-            self.state = CircuitState.CLOSED
+            self.state, self._since = CircuitState.CLOSED, now
             self._open_s = self._first_open_s
 
-    def failed(self, now: float) -> None:
-        """A call failed in a way that is the upstream's own."""
+    def failed(self, now: float, *, began: float) -> None:
+        """A call failed in a way that is the upstream's own.
+
+        It counts if it began in the state that the circuit is in: what hung when the upstream died runs into its timeout
+        long after the upstream is back.
+        """
+        if began < self._since:
+            return
         self._failures += 1
         if self.state is CircuitState.HALF_OPEN:
             self._open_s = min(MAX_OPEN_S, 2 * self._open_s)
@@ -75,6 +82,6 @@ class Circuit:
         self._is_probed = False
 
     def _open(self, now: float) -> None:
-        self.state = CircuitState.OPEN
+        self.state, self._since = CircuitState.OPEN, now
         self._is_probed = False
         self._probe_at = now + self._open_s

@@ -22,6 +22,7 @@ _FIRST_GUESS = 256.0
 """Tokens of a completion before one was seen."""
 
 _LEARNING = 0.1
+_MOST = 1 << 17  # tokens of a completion that are believed to be usual
 _OWN = frozenset(
     {
         ErrorCode.UPSTREAM_UNAVAILABLE,
@@ -84,16 +85,16 @@ class Gate:
     def enter(self, demand: Demand | None, now: float) -> Pass:
         """A call begins."""
         self.streams += 1
-        is_probe = self.circuit.enter()
+        is_probe = self.circuit.enter(now)
         if self._requests is not None:
             self._requests.take(1, now)
         tokens = None if self._tokens is None else self._tokens.take(self._expected(demand), now)
         return Pass(now, tokens, is_probe=is_probe)
 
-    def succeeded(self, call: Pass) -> None:
+    def succeeded(self, call: Pass, now: float) -> None:
         """The call had its first delta, or ended well without one."""
         call.is_probe = False
-        self.circuit.succeeded()
+        self.circuit.succeeded(now)
 
     def failed(self, call: Pass, error: JobError, now: float) -> None:
         """The call failed before its first delta."""
@@ -101,9 +102,9 @@ class Gate:
         if error.code is ErrorCode.RATE_LIMITED and error.retriable:  # an empty account is no congestion
             self._concurrency.refused(call.at, self.streams, now)
         if is_upstreams_own(error):
-            self.circuit.failed(now)
+            self.circuit.failed(now, began=call.at)
         else:
-            self.circuit.succeeded()
+            self.circuit.succeeded(now)
 
     def leave(self, call: Pass, tokens: int | None, completion: int | None = None) -> None:
         """The call is over. `tokens` is what it came to, `completion` the part that was generated; None is unknown."""
@@ -113,7 +114,7 @@ class Gate:
         if self._tokens is not None and call.tokens is not None and tokens is not None:
             self._tokens.settle(call.tokens, tokens)
         if completion is not None:
-            self._usual_completion += _LEARNING * (completion - self._usual_completion)
+            self._usual_completion += _LEARNING * (min(completion, _MOST) - self._usual_completion)
 
     def limit(self, now: float) -> int:
         """Return how many streams may be open now."""

@@ -49,6 +49,7 @@ class Throttle:
     def settle(self, taken: Taken, amount: float) -> None:
         """Replace what was reserved by what it came to. What is older than a minute is history."""
         if not taken.is_past:
+            amount = min(amount, self.limit)  # it fills its minute, and no more than that
             self._sum += amount - taken.amount
             taken.amount = amount
 

@@ -22,6 +22,9 @@ ESTIMATE_METHOD = (
     f"utf8_bytes/{BYTES_PER_TOKEN} of the generated text that was received; the prompt is not counted"
 )
 _METHOD_OF_TOKENIZER = "{} tokens of the generated text that was received; the prompt is not counted"
+_MOST_TOKENS = 1 << 40
+"""A count beyond it is none: an upstream may report any number, and JSON has no largest one."""
+
 _COUNTED_AT_ONCE = 1 << 16
 """Characters that are kept to be counted as one; a cut costs a token at most."""
 
@@ -186,7 +189,7 @@ def _rest(delta: dict[str, Any]) -> str:
 
 def _count(report: dict[str, Any] | None, name: str) -> int | None:
     value = None if report is None else report.get(name)
-    return value if type(value) is int and value >= 0 else None
+    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:

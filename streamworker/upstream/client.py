@@ -239,6 +239,7 @@ async def _unpacked(response: httpx.Response, encoding: str) -> AsyncIterator[by
                 raise httpx.DecodingError(str(error)) from error
             if piece:
                 yield piece
+                await asyncio.sleep(0)  # hours of pings fit into one read
             rest = unpacker.unconsumed_tail
             if unpacker.eof and unpacker.unused_data:  # gzip may have several members
                 rest, unpacker = unpacker.unused_data, zlib.decompressobj(_GZIP_OR_ZLIB)

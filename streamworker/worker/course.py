@@ -83,16 +83,16 @@ class Course:
         admission = await self._admission(upstreams, held)
         permit = admission if isinstance(admission, Permit) else None
         upstream = upstreams[0] if permit is None else permit.upstream
-        following = upstreams[upstreams.index(upstream) + 1 :]
+        # Where no permit was had, all of them said no.
+        following = () if isinstance(admission, JobError) else upstreams[upstreams.index(upstream) + 1 :]
         with permit or nullcontext():
             execution = self._execution = self._begin(upstream, permit, has_fallback=bool(following))
             try:
                 await execution.stream(instead=None if isinstance(admission, Permit) else admission)
                 self._execution = None
                 left = self._what_follows(execution.attempt, upstream, following)
-                if (
-                    not left
-                ):  # in flight until its end is durable: what is not, a crash makes us pay for again
+                if not left:
+                    # In flight until its end is durable: for what is not, a crash makes us pay again.
                     await execution.finish()
             finally:
                 execution.release()

@@ -222,7 +222,10 @@ class Execution:
     def _hang_up(self, permit: Permit) -> None:
         """The call is over, and came to what is known of it. Before the next one others may go."""
         ledger = self.attempt.ledger
-        was_refused = self._error is not None and self._error.http_status != 200
+        error = self._error
+        was_refused = error is not None and (
+            error.http_status not in {None, 200} or error.code is ErrorCode.TIMEOUT_CONNECT
+        )
         permit.hang_up(0 if was_refused else ledger.total_tokens, ledger.completion_tokens)
         if not self.attempt.is_ended:
             self.release()
@@ -290,7 +293,7 @@ class Execution:
             if not (tools.sink.has_room and self._started is not None and self._started.done()):
                 await self._wait_for_room()
             elif count and count % DELTAS_PER_TURN == 0:  # before it is published: a cancellation may come
-                await asyncio.sleep(0)
+                await self._let_others_go()
             tools.sink.publish(record, self._receipt)
             count += 1
             total += size
@@ -333,6 +336,13 @@ class Execution:
             seconds = (self.attempt.first_delta_ms - self.attempt.opened_ms) / 1000
             self._tools.observer.first_delta(self._slot.name, seconds)
         return gap_s
+
+    async def _let_others_go(self) -> None:
+        """Give up a turn of the loop. What the others take is not the upstream's silence."""
+        left = self._patience.pause() if self._patience is not None else 0.0
+        await asyncio.sleep(0)
+        if self._patience is not None:
+            self._patience.resume(left)
 
     async def _wait_for_room(self) -> None:
         """Wait for our own side: `started` to be written, the broker to keep up. The socket is not read meanwhile."""

@@ -136,11 +136,11 @@ class Gates:
         Raises:
             UpstreamError: all are thought dead, and were for as long as a job waits; at once for who is not patient.
         """
-        waiter = Waiter(upstreams, job, is_patient=is_patient)
+        waiter = Waiter(upstreams, job, is_retry=is_retry, is_patient=is_patient)
         line = self.choose(upstreams)
-        if line.gate.is_open and not is_patient:
+        if line.is_shut and not is_patient:
             raise UpstreamError(line.refusal())
-        line.join(waiter, ahead=is_retry)
+        line.join(waiter)
         line.pump()
         if not waiter.permit.done():
             self.on_room()  # who waits leaves room for one more
@@ -154,10 +154,10 @@ class Gates:
             raise
 
     def choose(self, upstreams: Sequence[str]) -> Line:
-        """Take the first whose circuit is not open; if all are, the one that is probed next."""
+        """Take the first that is not shut; if all are, the one that is probed next."""
         lines = [self.lines[name] for name in upstreams]
         for line in lines:
-            if not line.gate.is_open:
+            if not line.is_shut:
                 return line
         return min(lines, key=lambda line: line.probed_in_s)
 
@@ -177,10 +177,11 @@ class Gates:
 class Waiter:
     """Somebody in a line."""
 
-    def __init__(self, upstreams: Sequence[str], job: Job, *, is_patient: bool) -> None:
+    def __init__(self, upstreams: Sequence[str], job: Job, *, is_retry: bool, is_patient: bool) -> None:
         loop = asyncio.get_running_loop()
         self.upstreams = upstreams
         self.job = job
+        self.is_retry = is_retry
         self.is_patient = is_patient
         self.since = loop.time()
         self.demand: Demand | None = None
@@ -224,13 +225,19 @@ class Line:
         """How long until the circuit lets a call through."""
         return self.gate.circuit.wait_s(self._loop.time())
 
-    def join(self, waiter: Waiter, *, ahead: bool = False) -> None:
-        """Let somebody wait here. `pump` has to follow."""
+    @property
+    def is_shut(self) -> bool:
+        """Whether who has a choice goes elsewhere: thought dead, and not to be probed now, or by somebody else."""
+        is_closed = self.gate.circuit.state is CircuitState.CLOSED
+        return not is_closed and (bool(self.waiters) or self.probed_in_s > 0)
+
+    def join(self, waiter: Waiter) -> None:
+        """Let somebody wait here, a retry behind the other retries. `pump` has to follow."""
         waiter.line = self
         if self.gate.counts_tokens and waiter.demand is None:
             waiter.demand = demand_of(waiter.job.request)
-        if ahead:
-            self.waiters.appendleft(waiter)
+        if waiter.is_retry:
+            self.waiters.insert(sum(other.is_retry for other in self.waiters), waiter)
         else:
             self.waiters.append(waiter)
         self._watch_patience()
@@ -256,7 +263,7 @@ class Line:
 
     def succeeded(self, call: Pass) -> None:
         """The call had its first delta, or ended well without one."""
-        self.gate.succeeded(call)
+        self.gate.succeeded(call, self._loop.time())
         self._look()
 
     def failed(self, call: Pass, error: JobError) -> None:
@@ -327,7 +334,7 @@ class Line:
         lines = {self}
         for waiter in waiting:
             line = self.gates.choose(waiter.upstreams)
-            if line.gate.is_open and not waiter.is_patient:
+            if line.is_shut and not waiter.is_patient:
                 waiter.refuse(self.refusal())
             else:
                 line.join(waiter)

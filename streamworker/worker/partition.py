@@ -107,16 +107,25 @@ class PartitionWork:
 
         task.add_done_callback(forget)
 
+    def replace(self, errand: Errand) -> None:
+        """Let another errand stand for the job that a task works on: the former one crashed."""
+        offset = errand.job.source.offset
+        self._open[offset] = self._open[offset]._replace(errand=errand)
+
     @property
     def waiting(self) -> int:
         """Jobs that wait for one of their key."""
         return self._order.waiting
 
     @asynccontextmanager
-    async def turn(self, key: bytes) -> AsyncIterator[None]:
-        """Wait until the jobs of this key that came before have ended; leaving lets the next one go."""
+    async def turn(self, key: bytes, *, waits: Callable[[], None]) -> AsyncIterator[None]:
+        """Wait until the jobs of this key that came before have ended; leaving lets the next one go.
+
+        `waits` is called if it has to wait: another one may be taken in.
+        """
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if not self._order.enter(key, place):
+            waits()
             try:
                 await place
             except asyncio.CancelledError:

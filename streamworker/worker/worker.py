@@ -307,7 +307,7 @@ class Worker:
             accepted.span.abandoned(work.leaving)  # of a job that was let go before its task began
 
         is_ordered = self._limits.in_key_order and record.key is not None
-        turn = work.turn(record.key or b"") if is_ordered else None
+        turn = work.turn(record.key or b"", waits=self._room.set) if is_ordered else None
         course = self._new_course(work, accepted, deliveries, turn)
         self._jobs_open += 1
         work.run(course, self._run(work, record, course, deliveries), ended=ended)
@@ -360,6 +360,7 @@ class Worker:
                 if not isinstance(decision, Accepted):
                     return self._refuse(work, record, decision)
                 course = self._new_course(work, decision, deliveries)
+                work.replace(course)
 
     async def _watched(self, course: Course, held: AsyncExitStack) -> None:
         """Run a job so that a cancellation finds it, also one that came before."""

@@ -127,3 +127,13 @@ def test_gate_probe_that_leaves_without_a_verdict_lets_the_next_one_probe() -> N
 def test_failures_that_are_the_upstreams_own(code: ErrorCode, retriable: bool, own: bool) -> None:
     """The others are about the call."""
     assert is_upstreams_own(JobError(code, "", retriable=retriable)) is own
+
+
+def test_gate_believes_no_absurd_completion_to_be_usual() -> None:
+    """One upstream's nonsense must not hold back all calls that come after."""
+    gate = make_gate(tokens_per_minute=1_000_000)
+    gate.leave(gate.enter(Demand(0), 0), 1 << 40, 1 << 40)
+
+    assert gate.wait_s(Demand(0), 62) == 0
+    gate.enter(Demand(0), 62)
+    assert gate.wait_s(Demand(0), 62) == 0

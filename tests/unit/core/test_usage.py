@@ -168,6 +168,7 @@ def test_ledger_with_a_report_asks_no_tokenizer() -> None:
         ({"prompt_tokens": 3, "completion_tokens": 4}, 7, 4),
         ({"completion_tokens": 4}, None, 4),
         ({"total_tokens": "many", "completion_tokens": -1, "prompt_tokens": True}, None, None),
+        ({"total_tokens": 10**400, "completion_tokens": 10**18}, None, None),
     ],
 )
 def test_ledger_tells_what_a_call_came_to_as_far_as_it_was_reported(

@@ -23,7 +23,17 @@ from streamworker.worker.intake import Accepted
 from streamworker.worker.lane import Lane
 from tests.streams import NOW, data, make_job
 from tests.turnable import quiet, until
-from tests.unit.worker.bench import JOBS, events, make_gates, make_rules, make_slot, make_tools, said, word
+from tests.unit.worker.bench import (
+    FINISH,
+    JOBS,
+    events,
+    make_gates,
+    make_rules,
+    make_slot,
+    make_tools,
+    said,
+    word,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -217,14 +227,17 @@ async def test_course_upstream_found_dead_between_two_tries_is_waited_for_withou
     assert bench.loop.time() - began >= 5
 
 
-async def test_course_upstream_that_stays_dead_fails_the_job_with_what_it_said_to_it(make: Any) -> None:
+async def test_course_upstream_that_stays_dead_fails_the_job_with_what_it_said_to_it(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A job waits for a dead upstream so long and no longer; the probe is another's, and hangs."""
+    monkeypatch.setattr("streamworker.worker.execution.random", lambda: 0.5)
     bench: Bench = await make(a=[refused(BUSY)])
     bench.max_tries = 9
     task = bench.begin(bench.course())
-    await until(lambda: bench.gates.lines["a"].waiters)  # for the probe
+    await until(lambda: bench.gates.lines["a"].gate.is_open, every_s=0.001)
     began = bench.loop.time()
-    with await bench.gates.enter(["a"], make_job(), is_retry=True):
+    with await bench.gates.enter(["a"], make_job(), is_retry=True):  # it comes out of its backoff later
         await task
 
     end = bench.written[-1]
@@ -243,6 +256,30 @@ async def test_course_upstream_that_was_dead_before_fails_the_job_without_a_call
 
     assert (end["status"], end["error"]["code"], end["tries"]) == ("failed", "upstream_unavailable", 0)
     assert "no call was made" in end["error"]["message"]
+
+
+async def test_course_job_waits_once_where_all_its_upstreams_are_dead(make: Any) -> None:
+    """Not once for each of them: they were all asked."""
+    bench: Bench = await make(a=[refused(BUSY)], b=[refused(BUSY)])
+    for name in ("a", "b"):
+        while not bench.gates.lines[name].gate.is_open:
+            with await bench.gates.enter([name], make_job()) as permit:
+                permit.failed(BUSY)
+    began = bench.loop.time()
+    with await bench.gates.enter(["a"], make_job()), await bench.gates.enter(["b"], make_job()):  # the probes
+        end = await bench.play()
+
+    assert (end["status"], end["tries"], len(bench.starts)) == ("failed", 0, 1)
+    assert bench.loop.time() - began < 75
+
+
+async def test_course_absurd_usage_report_is_an_account_like_any_other(make: Any) -> None:
+    """Told verbatim; it ends the job once."""
+    report = b'{"choices":[],"usage":{"completion_tokens":1' + b"0" * 400 + b"}}"
+    bench: Bench = await make(a=[[*said("well")[:-1], FINISH + data(report, b"[DONE]")]])
+    end = await bench.play()
+
+    assert (end["status"], end["usage"]["completion_tokens"]) == ("completed", 10**400)
 
 
 async def test_course_job_whose_deadline_passes_in_the_line_ends_without_a_call(make: Any) -> None:

@@ -108,11 +108,14 @@ async def test_gates_retry_goes_before_first_calls() -> None:
     gates = make_gates(MemoryObserver(), {"a": make_rules(max_streams=1)})
     permit = await take(gates, "a")
     newcomer = await enter_later(gates, "a")
-    retry = await enter_later(gates, "a", is_retry=True)
+    retries = [await enter_later(gates, "a", is_retry=True) for _ in range(2)]
     permit.release()
     await quiet()
+    assert [task.done() for task in (*retries, newcomer)] == [True, False, False]
+    (await retries[0]).release()
+    await quiet()
 
-    assert [retry.done(), newcomer.done()] == [True, False]
+    assert [task.done() for task in (*retries, newcomer)] == [True, True, False]
 
 
 async def test_gates_waiting_that_is_cancelled_leaves_its_place() -> None:
@@ -192,6 +195,19 @@ async def test_gates_dead_upstream_is_passed_over_where_there_is_another() -> No
 
     assert (await take(gates, "a", "b")).upstream == "b"
     assert observer.all("circuit_changed") == [("a", "open")]
+
+
+async def test_gates_dead_upstream_is_probed_by_jobs_that_could_go_elsewhere_too() -> None:
+    """One at a time, when the probe is due; or it would never come back. The others do not wait for the verdict."""
+    gates = two()
+    await kill(gates, "a")
+    await asyncio.sleep(5.01)
+    probe, other = await take(gates, "a", "b"), await take(gates, "a", "b")
+    assert (probe.upstream, other.upstream) == ("a", "b")
+    probe.succeeded()
+    probe.release()
+
+    assert (await take(gates, "a", "b")).upstream == "a"
 
 
 async def test_gates_waiting_for_an_upstream_that_is_found_dead_goes_elsewhere() -> None:

@@ -300,7 +300,7 @@ async def test_partition_turn_comes_when_those_of_the_key_before_have_left(bench
     gates = {name: asyncio.Event() for name in ("a1", "a2", "a3", "b1")}
 
     async def take_turn(name: str, key: bytes) -> None:
-        async with bench.work.turn(key):
+        async with bench.work.turn(key, waits=lambda: None):
             begun.append(name)
             await gates[name].wait()
 
@@ -327,7 +327,7 @@ async def test_partition_turn_of_one_that_gave_up_goes_to_the_next(
     gate = asyncio.Event()
 
     async def take_turn(name: str) -> None:
-        async with bench.work.turn(b"k"):
+        async with bench.work.turn(b"k", waits=lambda: None):
             begun.append(name)
             await gate.wait()
 
