@@ -301,6 +301,8 @@ class UpstreamSettings(_Section):
     def _one_key(self) -> UpstreamSettings:
         if self.api_key_env and self.api_key_file:
             raise ValueError("set api_key_env or api_key_file, not both")
+        if self.base_url.rstrip("/").endswith("/chat/completions"):
+            raise ValueError("base_url ends before /chat/completions, which is added: with /v1")
         if "@" in self.base_url.partition("//")[2].partition("/")[0]:
             raise ValueError("base_url must not hold a user or password: use api_key_env or api_key_file")
         return self

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import click
 
 from streamworker.cli.shared import config_option, quietly, run_async, settings_of
 from streamworker.codec.control import write_cancel
+from streamworker.codec.job import JOB_ID_PATTERN
 from streamworker.kafka.sink import publish
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ def cancel(context: click.Context, config: Path | None, job_id: str, reason: str
 
     A job that has ended is left alone, and so is one that is submitted later under the same id.
     """
+    if not re.fullmatch(JOB_ID_PATTERN, job_id):
+        raise click.UsageError(f"{job_id!r} is no job id: 1 to 200 of A-Z a-z 0-9 . _ : -")
     settings = settings_of(context, config)
     quietly()
     value = write_cancel(job_id, reason)

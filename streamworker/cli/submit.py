@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from streamworker.config import TopicSettings
+
 __all__ = ["submit"]
 
 
@@ -55,10 +57,21 @@ def submit(
     settings = settings_of(context, config)
     quietly()
     jobs = list(_jobs(**given))
+    _check_topics(settings.topics, topic, jobs)
     entries = [((key or job["job_id"]).encode(), encode(job)) for job in jobs]
     run_async(publish(settings.kafka, topic or settings.topics.jobs[0], entries))
     for job in jobs:
         click.echo(job["job_id"])
+
+
+def _check_topics(topics: TopicSettings, topic: str | None, jobs: Sequence[dict[str, Any]]) -> None:
+    """Refuse what no worker of this configuration would read, or answer to."""
+    if topic is not None and topic not in topics.jobs:
+        raise click.UsageError(f"--topic {topic} is not one of topics.jobs: {', '.join(topics.jobs)}")
+    for job in jobs:
+        if (to := job.get("reply_to")) is not None and to not in topics.allowed_reply_to:
+            allowed = ", ".join(topics.allowed_reply_to) or "there is none"
+            raise click.UsageError(f"reply_to {to} is not one of topics.allowed_reply_to: {allowed}")
 
 
 def _jobs(

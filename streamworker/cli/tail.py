@@ -58,13 +58,17 @@ async def _follow(
     silence = f"no event of {job_id} yet; waiting (Ctrl-C ends)"
     hint = asyncio.get_running_loop().call_later(_SILENCE_S, lambda: click.echo(silence, err=True))
     async with open_log(settings.kafka, topic) as log:
-        async for record in log.follow([log.partition_for(key)]):
+        home = log.partition_for(key)
+        # A job that was replayed, or an id that was used again, has ended more than once: what counts is the last end.
+        known = [record.at.offset async for record in log.snapshot([home]) if record.key == key]
+        async for record in log.follow([home]):
             if record.key != key or record.value is None:
                 continue
             hint.cancel()
             for reading in reader.read(read_event(record.value)):
                 show(record, reading)
-                if reading.notice is Notice.VALID and reading.event["type"] == "usage":
+                has_ended = reading.notice is Notice.VALID and reading.event["type"] == "usage"
+                if has_ended and record.at.offset >= max(known, default=-1):
                     return str(reading.event["status"])
     raise AssertionError("a log is followed for ever")
 
@@ -85,6 +89,8 @@ def _text_shower(choice: int) -> Callable[[Record, Reading], None]:
                 click.echo(_summary(event), err=True)
             case Notice.SUPERSEDED:
                 click.echo("\n[the job begins anew]", err=True)
+            case Notice.AFTER_END if event["type"] == "started":
+                click.echo("[the job was run again]", err=True)
             case Notice.GAP:
                 click.echo(f"\n[events are missing: {reading.detail}]", err=True)
 

@@ -89,6 +89,8 @@ class _Job:
             yield from self._open(event)
         elif self.attempt is None:
             yield from self._unopened(event)
+        elif event["attempt"] != self.attempt and self.is_ended and _is_lone(event):
+            yield Reading(Notice.AFTER_END, event, "another terminal event of a job that has ended")
         elif event["attempt"] != self.attempt:
             yield Reading(Notice.STALE, event, f"attempt {event['attempt']}, the valid one is {self.attempt}")
         else:
@@ -109,7 +111,7 @@ class _Job:
 
     def _unopened(self, event: Mapping[str, Any]) -> Iterator[Reading]:
         """A rejected job has a terminal event and nothing else; of any other the beginning was not seen."""
-        if event["type"] == "usage" and event["seq"] == 0:
+        if _is_lone(event):
             self.attempt = event["attempt"]
             yield from self._in_order(event)
         else:
@@ -128,6 +130,11 @@ class _Job:
         self.next_seq = seq + 1
         self.is_ended = event["type"] == "usage"
         yield Reading(Notice.VALID, event)
+
+
+def _is_lone(event: Mapping[str, Any]) -> bool:
+    """Whether this is the only event of its attempt: the terminal event of a rejected job."""
+    return bool(event["type"] == "usage" and event["seq"] == 0)
 
 
 class Breach(NamedTuple):

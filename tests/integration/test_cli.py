@@ -98,6 +98,11 @@ async def test_commands_play_together(cli: Cli) -> None:
         )
         failed = await cli("tail", "p1")
         audited = await cli("audit", "--complete")
+        astray = [
+            await cli("submit", "-m", "practice", "--topic", "nowhere", "hi"),
+            await cli("submit", "-m", "practice", "--reply-to", "nowhere", "hi"),
+            await cli("cancel", ""),
+        ]
     finally:
         worker.terminate()
         await worker.communicate()
@@ -117,6 +122,10 @@ async def test_commands_play_together(cli: Cli) -> None:
         True,
     )
     assert worker.returncode == 0
+    assert [one.code for one in astray] == [2, 2, 2]
+    assert "topics.jobs" in astray[0].err
+    assert "topics.allowed_reply_to" in astray[1].err
+    assert "is no job id" in astray[2].err
 
 
 async def test_cancel_ends_a_job_that_runs(cli: Cli) -> None:

@@ -38,12 +38,15 @@ async def stage(
 
 async def dlq(stage: Stage, *arguments: str) -> Result:
     """Run `streamworker dlq`."""
+    return await command(stage, "dlq", *arguments)
+
+
+async def command(stage: Stage, *arguments: str) -> Result:
+    """Run a command in this process."""
     environment = {f"STREAMWORKER_{name}": value for name, value in stage.variables.items()}
 
     def run() -> Result:
-        result = CliRunner().invoke(
-            cli, ["dlq", *arguments], env={**os.environ, **environment}, standalone_mode=False
-        )
+        result = CliRunner().invoke(cli, arguments, env={**os.environ, **environment}, standalone_mode=False)
         if result.exception is not None:
             raise result.exception
         return Result(result.return_value or 0, result.stdout, result.stderr)
@@ -110,6 +113,9 @@ async def test_dead_letters_are_listed_and_replayed_once_their_cause_is_gone(sta
         await stage.until(lambda: stage.terminals().get("late", {}).get("status") == "completed")
     [call] = stage.practice.calls
     assert call.body["messages"] == [{"role": "user", "content": "late"}]
+    told_last = await command(stage, "tail", "late")
+    assert (told_last.code, "[the job was run again]" in told_last.err) == (0, True)
+    assert told_last.out.strip() == call.content_sent[0].strip()
 
 
 async def test_dead_letter_that_dies_again_is_not_replayed_for_ever(stage: Stage) -> None:

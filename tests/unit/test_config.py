@@ -596,3 +596,10 @@ def test_config_fallback_is_a_list_in_order() -> None:
     settings = load(None, urls | {"STREAMWORKER_UPSTREAMS__DEFAULT__FALLBACK": "b,a"})
 
     assert settings.upstreams["default"].fallback == ("b", "a")
+
+
+@pytest.mark.parametrize("url", ["http://h/v1/chat/completions", "http://h/v1/chat/completions/"])
+def test_config_base_url_that_goes_too_far_is_refused(url: str) -> None:
+    """What is added would stand there twice, and every job fail."""
+    with pytest.raises(ConfigurationError, match="base_url ends before /chat/completions"):
+        load(None, {"STREAMWORKER_UPSTREAMS__DEFAULT__BASE_URL": url})

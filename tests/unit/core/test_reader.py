@@ -43,6 +43,15 @@ def test_reader_hands_on_a_whole_attempt() -> None:
     assert notices(attempt("a", 2)) == [Notice.VALID] * 4
 
 
+def test_reader_second_rejection_of_a_job_is_after_its_end() -> None:
+    """Each has an attempt of its own and no `started`; two terminal events are one too many all the same."""
+    rejections = [event("usage", 0, name) for name in ("a", "b")]
+
+    assert notices(rejections) == [Notice.VALID, Notice.AFTER_END]
+    assert notices([*attempt("x", 1), *rejections])[3:] == [Notice.AFTER_END] * 2
+    assert notices([event("started", 0, "x"), rejections[0]])[1:] == [Notice.STALE]
+
+
 def test_reader_follows_the_latest_started() -> None:
     """A new attempt voids the former one, whose late events are ignored."""
     events = [
