@@ -23,6 +23,16 @@ PATTERNS = {False: 3, True: 4}
 ALLOW = 3
 
 
+def _entry(right: Right) -> tuple[int, str, int, str, str, int, int]:
+    """What both requests say of a right."""
+    kind, pattern, operation = (
+        RESOURCES[right.resource],
+        PATTERNS[right.is_prefix],
+        OPERATIONS[right.operation],
+    )
+    return (kind, right.name, pattern, f"User:{USER}", "*", operation, ALLOW)
+
+
 class Acls:
     """Gives rights to the tests' user, and takes them away, as `kafka-acls.sh` does."""
 
@@ -31,29 +41,13 @@ class Acls:
 
     async def give(self, rights: Iterable[Right]) -> None:
         for right in rights:
-            request = CreateAclsRequest(
-                RESOURCES[right.resource],
-                right.name,
-                PATTERNS[right.is_prefix],
-                f"User:{USER}",
-                "*",
-                OPERATIONS[right.operation],
-                ALLOW,
+            answer = await self._client.send(
+                self._client.get_random_node(), CreateAclsRequest(*_entry(right))
             )
-            answer = await self._client.send(self._client.get_random_node(), request)
             assert [code for code, _ in answer.creation_responses] == [0], answer
 
     async def take(self, right: Right) -> None:
-        request = DeleteAclsRequest(
-            RESOURCES[right.resource],
-            right.name,
-            PATTERNS[right.is_prefix],
-            f"User:{USER}",
-            "*",
-            OPERATIONS[right.operation],
-            ALLOW,
-        )
-        answer = await self._client.send(self._client.get_random_node(), request)
+        answer = await self._client.send(self._client.get_random_node(), DeleteAclsRequest(*_entry(right)))
         [(code, _, matching)] = answer.filter_responses
         assert code == 0, answer
         assert len(matching) == 1, answer

@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 from contextlib import asynccontextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,6 +157,31 @@ async def test_http_upstream_that_compresses_unasked_is_unpacked() -> None:
     answer = chunked(gzip.compress(EVENT + DONE), headers=EVENT_STREAM + b"content-encoding: gzip\r\n")
     async with serving(answer) as server, client(server.base_url) as upstream:
         assert await read(upstream) == EVENT + DONE
+
+
+async def test_http_upstream_unpacking_a_whole_hour_of_pings_lets_others_go() -> None:
+    """A few kilobytes of them are many megabytes, which come in one read."""
+    packed = gzip.compress(b": ping\n\n" * 500_000)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    answer = chunked(packed, headers=EVENT_STREAM + b"content-encoding: gzip\r\n")
+    async with (
+        serving(answer) as server,
+        client(server.base_url) as upstream,
+        upstream.call(b"{}", {}) as body,
+    ):
+        task = asyncio.create_task(others())
+        seen = [turns async for _ in body]
+        task.cancel()
+
+    assert len(seen) > 40
+    assert all(before < after for before, after in pairwise(seen[1:]))
 
 
 async def test_http_upstream_body_without_length_ends_with_the_connection() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from streamworker.core.demand import Demand
 from streamworker.errors import UpstreamError
 from streamworker.memory import (
     MemoryClock,
@@ -377,6 +378,27 @@ async def test_course_backoff_holds_no_permit(make: Any) -> None:
     await first
 
     assert bench.written[-1]["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_kept"),
+    [
+        pytest.param(JobError(ErrorCode.RATE_LIMITED, "slow down", 429), False, id="refused"),
+        pytest.param(JobError(ErrorCode.TIMEOUT_CONNECT, "no connection"), False, id="never reached"),
+        pytest.param(BUSY, False, id="unavailable"),
+        pytest.param(JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "hung up"), True, id="hung up"),
+        pytest.param(JobError(ErrorCode.TIMEOUT_FIRST_DELTA, "silence"), True, id="silence"),
+    ],
+)
+async def test_course_call_that_may_have_cost_tokens_keeps_its_reservation(
+    make: Any, error: JobError, is_kept: bool
+) -> None:
+    """What was refused cost nothing; an upstream that fell silent may have generated all the same."""
+    bench: Bench = await make(a=[refused(error)])
+    bench.gates = make_gates(bench.observer, {"a": make_rules(tokens_per_minute=1000)})
+    await bench.play()
+
+    assert (bench.gates.lines["a"].gate.wait_s(Demand(900, 100), bench.loop.time()) > 0) is is_kept
 
 
 async def test_course_cancelled_stream_with_grace_is_read_on_for_its_usage(make: Any) -> None:

@@ -694,3 +694,21 @@ async def test_execution_task_cancelled_while_text_is_held_writes_nothing_more(b
     await asyncio.gather(bench.task, return_exceptions=True)
     await asyncio.sleep(1)
     assert told(bench) == ["a"]
+
+
+async def test_execution_time_that_others_take_is_not_the_upstreams_silence(bench: Bench) -> None:
+    """A large read is published over many turns of the loop, and each may last."""
+
+    async def others() -> None:
+        while True:
+            asyncio.get_running_loop()._jumping.now += 0.4  # type: ignore[attr-defined]  # work, not waiting
+            await asyncio.sleep(0)
+
+    body = b"".join(word("x") for _ in range(10 * DELTAS_PER_TURN)) + FINISH + DONE
+    bench.begin([word("x"), 0.1, body], slot={"idle_timeout_s": 1})
+    await until(lambda: bench.sink.records)
+    task = asyncio.create_task(others())
+    terminal = await bench.end()
+    task.cancel()
+
+    assert outcome(terminal) == ("completed", None)

@@ -297,10 +297,11 @@ async def test_partition_turn_comes_when_those_of_the_key_before_have_left(bench
     """Jobs of other keys do not wait."""
     await bench.open()
     begun: list[str] = []
+    waited: list[str] = []
     gates = {name: asyncio.Event() for name in ("a1", "a2", "a3", "b1")}
 
     async def take_turn(name: str, key: bytes) -> None:
-        async with bench.work.turn(key, waits=lambda: None):
+        async with bench.work.turn(key, waits=lambda: waited.append(name)):
             begun.append(name)
             await gates[name].wait()
 
@@ -308,6 +309,7 @@ async def test_partition_turn_comes_when_those_of_the_key_before_have_left(bench
         bench.run(len(bench.work.open_jobs), take_turn(name, name[:1].encode()))
     await quiet()
     assert begun == ["a1", "b1"]
+    assert waited == ["a2", "a3"]
     gates["a1"].set()
     await quiet()
     assert begun == ["a1", "b1", "a2"]

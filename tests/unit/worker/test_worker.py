@@ -34,6 +34,7 @@ from tests.unit.worker.bench import (
     job,
     make_gates,
     make_intake,
+    make_rules,
     make_slot,
     make_tools,
     read,
@@ -62,6 +63,7 @@ class Bench:
         self.clock = MemoryClock()
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.slot = make_slot(self.upstream)
+        self.max_streams = 1000
         self.worker = self.new_worker(**limits)
         self.task: asyncio.Task[None] | None = None
 
@@ -74,7 +76,11 @@ class Bench:
             intake=make_intake(self.sink, self.clock),
             tools=tools,
             slots={"default": self.slot},
-            gates=make_gates(self.observer, max_in_flight=(given | limits)["max_in_flight"]),
+            gates=make_gates(
+                self.observer,
+                {"default": make_rules(max_streams=self.max_streams)},
+                max_in_flight=(given | limits)["max_in_flight"],
+            ),
             limits=WorkerLimits(**(given | limits)),
             failure=self.failure,
         )
@@ -595,6 +601,26 @@ async def test_worker_crash_that_passes_ends_well(make: Any) -> None:
     assert [event["cause"] for event in started] == ["new", "redelivered"]
     assert bench.ends() == {"j": "completed"}
     assert bench.written()[-1]["attempt"] == started[-1]["attempt"]
+
+
+async def test_worker_crashed_job_that_waits_for_its_next_attempt_is_handed_back_by_a_drain(
+    make: Any,
+) -> None:
+    """It has not begun anew; the delivery that crashed stays on record."""
+    bench: Bench = make([ValueError("a bug")], [FOREVER()])
+    bench.max_streams = 1
+    bench.worker = bench.new_worker(drain_timeout_s=5)
+    for name in ("crashes", "streams"):
+        bench.source.put(JOBS, job(name))
+    await bench.start(JOBS)
+    await until(lambda: bench.upstream.open_calls and len(bench.upstream.calls) == 2)
+    await asyncio.sleep(10)  # its backoff is over: it stands in the line
+    assert bench.worker._gates.lines["default"].jobs_waiting == 1
+    await bench.drained()
+
+    abandoned = [(job.job_id, why) for job, why in bench.observer.all("job_abandoned")]  # type: ignore[attr-defined]
+    assert abandoned == [("crashes", "drain"), ("streams", "drain_timeout")]
+    assert bench.deliveries() == {0: 1}
 
 
 async def test_worker_job_that_kills_worker_after_worker_becomes_a_dead_letter(make: Any) -> None:
