@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from streamworker.core.circuit import Circuit, CircuitState
-from streamworker.core.throttle import Concurrency, Throttle
+from streamworker.core.concurrency import Concurrency
+from streamworker.core.throttle import Throttle
 from streamworker.model import ErrorCode
 
 if TYPE_CHECKING:

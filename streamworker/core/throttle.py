@@ -1,22 +1,16 @@
-"""How much may go upstream: so much per minute, and so many streams at once.
+"""How much may go upstream per minute: in *any* minute, not on average.
 
-A throttle holds for *any* minute, not for the average: a bucket that fills up would let twice its limit pass within
-one. The number of streams adapts to what the upstream refuses, as TCP's window does to lost packets.
+A bucket that fills up would let twice its limit pass within one.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from math import inf
 
-__all__ = ["Concurrency", "Throttle"]
+__all__ = ["Throttle"]
 
 SPAN_S = 61.0
 """A minute, and a second for the way: a call that is on its way counts at the upstream when it arrives."""
-
-CUT = 0.7
-CUT_EVERY_S = 1.0
-RECOVERY_S = 10.0
 
 
 class Throttle:
@@ -71,41 +65,3 @@ class Taken:
         self.at = at
         self.amount = amount
         self.is_past = False
-
-
-class Concurrency:
-    """How many streams may be open: `ceiling`, or less while the upstream refuses calls with 429.
-
-    Additive increase: the whole ceiling within `RECOVERY_S`. Multiplicative decrease: to `CUT` of what is open, once in
-    `CUT_EVERY_S`: an upstream that refuses a share of all calls, whatever we do, must not starve us.
-    """
-
-    def __init__(self, ceiling: int) -> None:
-        self.ceiling = ceiling
-        self._limit = float(ceiling)
-        self._known_at = 0.0
-        self._cut_at = -CUT_EVERY_S
-
-    def limit(self, now: float) -> int:
-        """Return how many streams may be open now, at least one."""
-        self._recover(now)
-        return int(self._limit)
-
-    def wait_s(self, open_streams: int, now: float) -> float:
-        """Return how long until one more fits if none of the open ones ends, 0 for now."""
-        if open_streams >= self.ceiling:
-            return inf
-        self._recover(now)
-        return max(0.0, (open_streams + 1 - self._limit) * RECOVERY_S / self.ceiling)
-
-    def refused(self, called_at: float, open_streams: int, now: float) -> None:
-        """A call was answered 429. One that was on its way when we last cut says nothing new."""
-        self._recover(now)
-        if called_at > self._cut_at and now - self._cut_at >= CUT_EVERY_S:
-            self._cut_at = now
-            self._limit = max(1.0, CUT * min(self._limit, open_streams))
-
-    def _recover(self, now: float) -> None:
-        grown = self._limit + (now - self._known_at) * self.ceiling / RECOVERY_S
-        self._limit = min(float(self.ceiling), max(self._limit, grown))
-        self._known_at = now
