@@ -150,7 +150,9 @@ class Execution:
         return event
 
     def cancel(self, reason: str) -> None:
-        """End the attempt because a control record asked for it."""
+        """End the attempt because a control record asked for it. A record may be heard twice: the first one counts."""
+        if self._cancel_reason is not None:
+            return
         self._cancel_reason = reason
         if self._patience is None:
             return
