@@ -3,19 +3,51 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import secrets
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+import structlog
 
 from streamworker.demo.broker import EmbeddedBroker, find_binary
 from streamworker.practice import PracticeUpstream
+from streamworker.telemetry.logging import FLOORS
 from tests.brokers.apache import EXTERNAL, ApacheKafka, fetched
 from tests.brokers.requirement import need
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_logger_is_cached() -> Iterator[None]:
+    """One that was cached in a test that configures logging would pass by `capture_logs` in all that come after."""
+    configure = structlog.configure
+
+    def configure_without_cache(**options: Any) -> None:
+        configure(**options | {"cache_logger_on_first_use": False})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(structlog, "configure", configure_without_cache)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """Logging is the process's; leave it as it was found."""
+    loggers = [logging.getLogger(), *map(logging.getLogger, FLOORS)]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+    for handler in loggers[0].handlers[:]:
+        if type(handler).__module__.startswith("streamworker."):
+            loggers[0].removeHandler(handler)
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+
 
 _MARKS = {"embedded_broker": pytest.mark.embedded, "apache_kafka": pytest.mark.kafka}
 _apache: list[ApacheKafka] = []
