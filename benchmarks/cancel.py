@@ -17,9 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 from statistics import quantiles
 
-from streamworker.codec.control import write_cancel
 from streamworker.practice import PracticeUpstream
 from streamworker.telemetry.logging import configure_logging
+from streamworker.wire.control import write_cancel
 from tests.brokers.apache import ApacheKafka
 from tests.integration.stage import Stage
 

@@ -29,7 +29,7 @@ from streamworker.demo.child import free_port
 from streamworker.kafka.log import open_log
 from streamworker.kafka.sink import KafkaSink
 from streamworker.kafka.topics import open_admin
-from streamworker.model import Outgoing, Partition
+from streamworker.model import ProducerRecord, TopicPartition
 from streamworker.telemetry.logging import configure_logging
 from tests.brokers.apache import ApacheKafka
 
@@ -43,7 +43,7 @@ async def watch(settings: Settings, seen: Seen, *, committed: bool) -> None:
     """Note when each event is visible."""
     topic = settings.topics.events
     async with open_log(settings.kafka, topic, committed_only=committed) as log:
-        async for record in log.follow([Partition(topic, number) for number in log.partitions]):
+        async for record in log.follow([TopicPartition(topic, number) for number in log.partitions]):
             event = orjson.loads(record.value or b"{}")
             seen[event["job_id"], event["seq"]] = (time.time(), event)
 
@@ -67,7 +67,7 @@ async def measure(settings: Settings, partitions: int, jobs: int, model: str) ->
     for number in range(jobs):
         key = f"job-{number}".encode()
         job = orjson.dumps({"job_id": key.decode(), "request": request})
-        sink.publish(Outgoing(sink.partition_for(topic, key), key, job), sink.receipt())
+        sink.publish(ProducerRecord(sink.partition_for(topic, key), key, job), sink.receipt())
         await asyncio.sleep(0.01)  # jobs that start in the same instant would end in the same transaction
     deadline = time.monotonic() + 30
     while sum(event["type"] == "usage" for _, event in list(committed.values())) < jobs:

@@ -7,7 +7,8 @@ import time
 from array import array
 from typing import TYPE_CHECKING, Self
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer
+from aiokafka import TopicPartition as KafkaTopicPartition
 
 from benchmarks.upstream import STAMP_DIGITS
 
@@ -29,7 +30,7 @@ class Watcher:
             fetch_max_wait_ms=100,
             max_partition_fetch_bytes=4 << 20,
         )
-        self._parts = [TopicPartition(topic, number) for number in range(partitions)]
+        self._parts = [KafkaTopicPartition(topic, number) for number in range(partitions)]
         self._task: asyncio.Task[None] | None = None
         self.forget()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from streamworker.codec.control import read_control
-from streamworker.codec.event import read_event
-from streamworker.codec.job import read_job, request_body
-from streamworker.core.faults import RAW_TEXT_LIMIT, http_error
-from streamworker.core.json import InvalidJSON, decode, encode
-from streamworker.model import Coordinates, Job, Record
+from streamworker.model import ConsumerRecord, Coordinates, Job
+from streamworker.stream.provider_errors import http_error
+from streamworker.text import RAW_TEXT_LIMIT
+from streamworker.wire.control import read_control
+from streamworker.wire.event import read_event
+from streamworker.wire.job import read_job, request_body
+from streamworker.wire.json import InvalidJSON, decode, encode
 from tests.streams import bytewise, parse, play
 
 __all__ = ["TARGETS"]
@@ -33,7 +34,7 @@ def completion(data: bytes) -> None:
 
 def job(data: bytes) -> None:
     """A job record: a job whose request is JSON that asks for a stream, or a rejection."""
-    read = read_job(Record(Coordinates("jobs", 0, 0), 0, None, data))
+    read = read_job(ConsumerRecord(Coordinates("jobs", 0, 0), 0, None, data))
     if isinstance(read, Job):
         assert decode(request_body(read, include_usage=True))["stream"] is True
     else:

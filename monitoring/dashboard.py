@@ -103,10 +103,10 @@ ROWS: dict[str, list[Panel]] = {
         }),
     ],
     "Kafka": [
-        Panel("Commits", "From begin to durable.", "s", quantiles("lane_commit_seconds")),
-        Panel("Commit under way", "The slowest one of each worker; it should be near nothing.", "s", {"{{instance}}": worst("lane_busy_seconds", "instance")}),
+        Panel("Commits", "From begin to durable.", "s", quantiles("commit_seconds")),
+        Panel("Commit under way", "The slowest one of each worker; it should be near nothing.", "s", {"{{instance}}": worst("commit_busy_seconds", "instance")}),
         Panel("Size of a commit", "Records in one transaction; it grows under load.", "none", {
-            **quantiles("lane_commit_records"), "waiting": total("lane_waiting_commits"),
+            **quantiles("commit_records"), "waiting": total("commit_waiting"),
         }),
         Panel("Acknowledgement of deltas", "How long a batch is on the way.", "s", quantiles("sink_batch_seconds")),
         Panel("Size of a batch", "Deltas in one batch; it grows under load.", "none", quantiles("sink_batch_records")),

@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from streamworker.codec.event import EventWriter
-from streamworker.core.gate import GateRules
-from streamworker.core.redaction import Redactor
-from streamworker.descriptors import make_room
+from streamworker.descriptors import raise_nofile_limit
 from streamworker.errors import ConfigurationError, KafkaRefused, KafkaUnavailable
-from streamworker.kafka.committers import CommittedOffsets, GroupCommitters, TransactionalCommitters
-from streamworker.kafka.connection import hush
+from streamworker.kafka.committed_offsets import CommittedOffsets
+from streamworker.kafka.connection import silence_abandoned_futures
 from streamworker.kafka.consumer import GroupConsumer
 from streamworker.kafka.control import ControlReader
+from streamworker.kafka.group_commits import GroupCommitStores
 from streamworker.kafka.sink import KafkaSink
 from streamworker.kafka.topics import faults_of, open_admin
-from streamworker.ports import UNTRACED
+from streamworker.kafka.transactions import TransactionalCommitStores
+from streamworker.limits.limiter import LimiterRules
+from streamworker.observe import UNTRACED
+from streamworker.redaction import Redactor
 from streamworker.telemetry import metrics as table
 from streamworker.telemetry.logging import configure_logging
 from streamworker.telemetry.loop_lag import LoopLag
@@ -31,17 +32,19 @@ from streamworker.telemetry.observer import Telemetry
 from streamworker.telemetry.probes import Probes
 from streamworker.upstream.client import HttpUpstream
 from streamworker.upstream.tokenizer import load_tokenizer
-from streamworker.worker.execution import Tools, UpstreamSlot
-from streamworker.worker.gates import Gates
+from streamworker.wire.event import EventWriter
 from streamworker.worker.intake import Intake
-from streamworker.worker.vitals import Vitals
+from streamworker.worker.queues import UpstreamQueues
+from streamworker.worker.runner import Tools, UpstreamPolicy
+from streamworker.worker.stats import WorkerStats
 from streamworker.worker.worker import Worker, WorkerLimits
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from streamworker.config import Settings
-    from streamworker.ports import Committers, Tracer
+    from streamworker.observe import Tracer
+    from streamworker.ports import CommitStores
     from streamworker.telemetry.metrics import Definition
     from streamworker.telemetry.otlp import Tracing
 
@@ -50,14 +53,14 @@ __all__ = ["App", "SystemClock", "run_until_signalled"]
 _CONNECT_BACKOFF_S = (0.5, 1, 2, 5)
 _TOPICS_BACKOFF_S = (0.2, 0.3, 0.5, 1, 0)
 
-_VITALS: Mapping[Definition, Callable[[Vitals], float]] = {
-    table.READY: lambda vitals: vitals.is_ready,
-    table.POLL_AGE: lambda vitals: vitals.poll_age_s,
-    table.DRAINING: lambda vitals: vitals.draining_s,
-    table.PARTITIONS_OPENING: lambda vitals: vitals.partitions_opening,
-    table.OFFSET_MAP_FILL: lambda vitals: vitals.offset_map_fill,
-    table.LANE_BUSY: lambda vitals: vitals.lane_busy_s,
-    table.LANE_WAITING: lambda vitals: vitals.lane_waiting,
+_STATS: Mapping[Definition, Callable[[WorkerStats], float]] = {
+    table.READY: lambda stats: stats.is_ready,
+    table.POLL_AGE: lambda stats: stats.poll_age_s,
+    table.DRAINING: lambda stats: stats.draining_s,
+    table.PARTITIONS_OPENING: lambda stats: stats.partitions_opening,
+    table.OFFSET_MAP_FILL: lambda stats: stats.offset_map_fill,
+    table.COMMIT_BUSY: lambda stats: stats.commit_busy_s,
+    table.COMMIT_WAITING: lambda stats: stats.commit_waiting,
 }
 
 log = structlog.get_logger()
@@ -97,8 +100,8 @@ class App:
 
     async def run(self) -> None:
         """Work until drained. Raises KafkaRefused where a person has to change something, ConfigurationError."""
-        hush(asyncio.get_running_loop())
-        make_room(self._settings.worker.max_in_flight)
+        silence_abandoned_futures(asyncio.get_running_loop())
+        raise_nofile_limit(self._settings.worker.max_in_flight)
         async with AsyncExitStack() as stack:
             await self._start_telemetry(stack)
             worker = await self._start_worker(stack)
@@ -127,8 +130,8 @@ class App:
         lag.start()
         stack.callback(lag.stop)
         self.metrics.track(table.LOOP_LAG, lambda: lag.lag_s)
-        for definition, read in _VITALS.items():
-            self.metrics.track(definition, partial(self._vital, read))
+        for definition, read in _STATS.items():
+            self.metrics.track(definition, partial(self._stat, read))
         settings = self._settings
         probes = Probes(
             host=settings.telemetry.http_host,
@@ -157,8 +160,8 @@ class App:
         self.metrics.track(table.RECORDS_BEHIND, lambda: consumer.records_behind)
         self.metrics.track(table.HEARTBEAT_AGE, lambda: consumer.heartbeat_age_s)
         stack.push_async_callback(consumer.stop)
-        committers = await self._start_committers(stack, consumer, sink)
-        worker = self._worker = self._compose(sink, consumer, committers, self._open_upstreams(stack))
+        commit_stores = await self._start_commit_stores(stack, consumer, sink)
+        worker = self._worker = self._compose(sink, consumer, commit_stores, self._open_upstreams(stack))
         stack.push_async_callback(worker.stop)
         control = ControlReader(settings, worker.cancel)
         await control.start()
@@ -166,25 +169,25 @@ class App:
         await self._patiently(lambda: consumer.start(worker))
         return worker
 
-    async def _start_committers(
+    async def _start_commit_stores(
         self, stack: AsyncExitStack, consumer: GroupConsumer, sink: KafkaSink
-    ) -> Committers:
+    ) -> CommitStores:
         committed = CommittedOffsets(self._settings, consumer)
         await self._patiently(committed.start)
         stack.push_async_callback(committed.stop)
         if self._settings.worker.delivery == "exactly_once":
-            return TransactionalCommitters(self._settings, committed, consumer, self._telemetry)
-        committers = GroupCommitters(self._settings, committed, consumer, sink, self._telemetry)
-        await committers.start()
-        stack.push_async_callback(committers.stop)
-        return committers
+            return TransactionalCommitStores(self._settings, committed, consumer, self._telemetry)
+        commit_stores = GroupCommitStores(self._settings, committed, consumer, sink, self._telemetry)
+        await commit_stores.start()
+        stack.push_async_callback(commit_stores.stop)
+        return commit_stores
 
-    def _open_upstreams(self, stack: AsyncExitStack) -> dict[str, UpstreamSlot]:
-        slots = {}
+    def _open_upstreams(self, stack: AsyncExitStack) -> dict[str, UpstreamPolicy]:
+        policies = {}
         for name, settings in self._settings.upstreams.items():
             upstream = HttpUpstream(settings)
             stack.push_async_callback(upstream.close)
-            slots[name] = UpstreamSlot(
+            policies[name] = UpstreamPolicy(
                 name=name,
                 upstream=upstream,
                 first_delta_timeout_s=settings.first_delta_timeout_s,
@@ -193,13 +196,17 @@ class App:
                 scrub=upstream.scrub,
                 max_tries=settings.max_tries,
                 max_restarts=settings.max_restarts,
-                usage_grace_s=settings.usage_grace_s,
+                cancel_grace_s=settings.cancel_grace_s,
                 continuous_usage=settings.continuous_usage,
             )
-        return slots
+        return policies
 
     def _compose(
-        self, sink: KafkaSink, consumer: GroupConsumer, committers: Committers, slots: dict[str, UpstreamSlot]
+        self,
+        sink: KafkaSink,
+        consumer: GroupConsumer,
+        commit_stores: CommitStores,
+        policies: dict[str, UpstreamPolicy],
     ) -> Worker:
         settings = self._settings
         cloud_source = settings.events.source if settings.events.format == "cloudevents" else None
@@ -238,22 +245,22 @@ class App:
         )
         return Worker(
             source=consumer,
-            committers=committers,
+            commit_stores=commit_stores,
             intake=intake,
             tools=tools,
-            slots=slots,
-            gates=self._open_gates(),
+            policies=policies,
+            queues=self._open_gates(),
             limits=limits,
             failure=sink.crashed,
         )
 
-    def _open_gates(self) -> Gates:
+    def _open_gates(self) -> UpstreamQueues:
         upstreams, max_in_flight = self._settings.upstreams, self._settings.worker.max_in_flight
-        gates = Gates(
+        queues = UpstreamQueues(
             {
-                name: GateRules(
+                name: LimiterRules(
                     max_streams=min(upstream.max_streams or max_in_flight, max_in_flight),
-                    circuit_failures=upstream.circuit_failures,
+                    circuit_failure_threshold=upstream.circuit_failure_threshold,
                     circuit_open_s=upstream.circuit_open_s,
                     requests_per_minute=upstream.requests_per_minute,
                     tokens_per_minute=upstream.tokens_per_minute,
@@ -262,9 +269,9 @@ class App:
             },
             max_in_flight=max_in_flight,
             observer=self._telemetry,
-            circuit_wait_s={name: upstream.circuit_wait_s for name, upstream in upstreams.items()},
+            max_wait_s={name: upstream.max_wait_s for name, upstream in upstreams.items()},
         )
-        for name, line in gates.lines.items():
+        for name, line in queues.queues.items():
             for definition, value in (
                 (table.CIRCUIT_STATE, "circuit_state"),
                 (table.STREAMS_OPEN, "streams_open"),
@@ -272,11 +279,11 @@ class App:
                 (table.UPSTREAM_WAITING, "jobs_waiting"),
             ):
                 self.metrics.track(definition, partial(getattr, line, value), name)
-        return gates
+        return queues
 
     async def _check_topics(self) -> None:
         async with open_admin(self._settings) as admin:
-            if missing := await admin.missing_rights():
+            if missing := await admin.missing_acls():
                 raise KafkaRefused("; ".join(missing))
             for wait_s in _TOPICS_BACKOFF_S:
                 topics = await admin.describe()
@@ -300,8 +307,8 @@ class App:
             await asyncio.sleep(wait_s)
             tries += 1
 
-    def _vital(self, read: Callable[[Vitals], float]) -> float:
-        return read(self._worker.vitals() if self._worker is not None and self._is_joined else Vitals())
+    def _stat(self, read: Callable[[WorkerStats], float]) -> float:
+        return read(self._worker.stats() if self._worker is not None and self._is_joined else WorkerStats())
 
     def _heartbeat_age(self) -> float:
         if self._worker is None or not self._is_joined:  # there is no loop yet; Kafka may be long in coming

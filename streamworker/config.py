@@ -277,20 +277,20 @@ class UpstreamSettings(_Section):
         ge=1,
         description="tokens in any minute, of this process: estimated before a call, settled after it",
     )
-    circuit_failures: int = Field(
+    circuit_failure_threshold: int = Field(
         10, ge=1, description="calls that fail in a row before the upstream is thought dead"
     )
     circuit_open_s: Seconds = Field(
         5, description="how long a dead upstream is left alone before one call probes it; doubles up to 60"
     )
-    circuit_wait_s: Seconds = Field(
+    max_wait_s: Seconds = Field(
         60, description="how long a job waits for a dead upstream before it fails as upstream_unavailable"
     )
     include_usage: bool = Field(True, description="ask for a usage report (stream_options.include_usage)")
     continuous_usage: bool = Field(
         False, description="ask for running totals too (stream_options.continuous_usage_stats: vLLM, SGLang)"
     )
-    usage_grace_s: float = Field(
+    cancel_grace_s: float = Field(
         0,
         ge=0,
         le=600,

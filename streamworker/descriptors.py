@@ -13,7 +13,7 @@ try:
 except ImportError:  # not on Windows, which has no such limit
     resource = None  # type: ignore[assignment]
 
-__all__ = ["RESERVE", "make_room"]
+__all__ = ["RESERVE", "raise_nofile_limit"]
 
 RESERVE = 256
 """Descriptors for all else: brokers, a producer per job partition, probes, streams that are being closed."""
@@ -21,7 +21,7 @@ RESERVE = 256
 log = structlog.get_logger()
 
 
-def make_room(streams: int) -> bool:
+def raise_nofile_limit(streams: int) -> bool:
     """Raise the process's limit so that so many streams may be open at once; if it cannot be, log what to do."""
     needed = streams + RESERVE
     if resource is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from streamworker.config import Settings, describe
-from streamworker.kafka.rights import COMMANDS, grant
+from streamworker.kafka.acls import COMMANDS, acl_command
 from streamworker.telemetry.metrics import PREFIX, TABLE
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -58,7 +58,8 @@ def rights() -> str:
         + "".join(f"| {right} | {right.purpose} |\n" for right in needed(settings))
         + "\n```console\n"
         + "".join(
-            f"$ {grant(right, 'User:streamworker')} --bootstrap-server …\n" for right in needed(settings)
+            f"$ {acl_command(right, 'User:streamworker')} --bootstrap-server …\n"
+            for right in needed(settings)
         )
         + "```\n"
         for command, needed in COMMANDS.items()

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from streamworker.core.attempt import Attempt
-from streamworker.core.chat import ChunkReader
-from streamworker.core.sse import EventStreamParser, ServerSentEvent
-from streamworker.core.usage import Ledger
 from streamworker.model import Coordinates, DeltaEvent, Job, UsageEvent
+from streamworker.stream.attempt import Attempt
+from streamworker.stream.chunks import ChunkReader
+from streamworker.stream.sse import EventStreamParser, ServerSentEvent
+from streamworker.stream.usage import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from streamworker.model import News
+    from streamworker.model import StreamItem
 
 NOW = 1_700_000_000_000
 
@@ -110,7 +110,7 @@ def parse(pieces: bytes | Iterable[bytes], **options: Any) -> Parsed:
     return Parsed(events, parser.last_event_id, parser.reconnection_time, parser.overflowed)
 
 
-def read(*payloads: Any, event_type: str = "message", ledger: Ledger | None = None) -> list[News]:
+def read(*payloads: Any, event_type: str = "message", ledger: Ledger | None = None) -> list[StreamItem]:
     """Run a chunk reader over payloads."""
     reader = ChunkReader(ledger or Ledger())
     encoded = [p if type(p) is bytes else msgspec.json.encode(p) for p in payloads]

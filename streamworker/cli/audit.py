@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import click
 
 from streamworker.cli.shared import config_option, quietly, run_async, settings_of
-from streamworker.codec.event import read_event
-from streamworker.codec.job import read_job
-from streamworker.core.reader import Auditor, Breach
 from streamworker.kafka.log import open_log
-from streamworker.model import Partition
+from streamworker.model import TopicPartition
+from streamworker.reader import Auditor, Breach
+from streamworker.wire.event import read_event
+from streamworker.wire.job import read_job
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +79,7 @@ async def _read_events(
     settings: Settings, topic: str, auditor: Auditor, report: _Report, committed_only: bool
 ) -> None:
     async with open_log(settings.kafka, topic, committed_only=committed_only) as log:
-        async for record in log.snapshot([Partition(topic, number) for number in log.partitions]):
+        async for record in log.snapshot([TopicPartition(topic, number) for number in log.partitions]):
             try:
                 event = read_event(record.value or b"")
             except ValueError as error:
@@ -93,7 +93,9 @@ async def _look_for_lost_jobs(settings: Settings, topic: str, auditor: Auditor, 
     """Every job record whose events belong into this topic is owed a terminal event."""
     for jobs_topic in settings.topics.jobs:
         async with open_log(settings.kafka, jobs_topic) as log:
-            async for record in log.snapshot([Partition(jobs_topic, number) for number in log.partitions]):
+            async for record in log.snapshot(
+                [TopicPartition(jobs_topic, number) for number in log.partitions]
+            ):
                 if record.value is None:
                     continue
                 job = read_job(record, max_bytes=settings.worker.max_job_bytes)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from streamworker.cli.shared import config_option, quietly, run_async, settings_of
-from streamworker.codec.control import write_cancel
-from streamworker.codec.job import JOB_ID_PATTERN
 from streamworker.kafka.sink import publish
+from streamworker.wire.control import write_cancel
+from streamworker.wire.job import JOB_ID_PATTERN
 
 if TYPE_CHECKING:
     from pathlib import Path

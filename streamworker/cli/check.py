@@ -53,17 +53,17 @@ async def _check_kafka(settings: Settings) -> bool:
         async with open_admin(settings) as admin:
             click.echo(f"ok      broker {where}")
             # Who may not see a topic is told that there is none: rights come first.
-            rights = await admin.missing_rights()
-            topics = [] if rights else faults_of(settings, await admin.describe())
+            acls = await admin.missing_acls()
+            topics = [] if acls else faults_of(settings, await admin.describe())
     except KafkaError as error:
         click.echo(f"wrong   broker {where}: {error}")
         return False
-    for what, faults in (("rights", rights), ("topics", topics)):
+    for what, faults in (("rights", acls), ("topics", topics)):
         for fault in faults:
             click.echo(f"wrong   {fault}")
-        if not (rights or topics):
+        if not (acls or topics):
             click.echo(f"ok      {what}")
-    return not (rights or topics)
+    return not (acls or topics)
 
 
 async def _check_upstream(name: str, settings: UpstreamSettings) -> bool:

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from streamworker.cli.shared import config_option, quietly, run_async, settings_of
-from streamworker.codec.deadletter import DeadLetter, read_dead_letter, replay_of
-from streamworker.core.json import encode
 from streamworker.errors import RecordTooLarge
 from streamworker.kafka.log import open_log
 from streamworker.kafka.sink import KafkaSink
-from streamworker.model import Partition
+from streamworker.model import TopicPartition
+from streamworker.wire.deadletter import DeadLetter, read_dead_letter, replay_of
+from streamworker.wire.json import encode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     from streamworker.config import Settings
-    from streamworker.model import Record
+    from streamworker.model import ConsumerRecord
 
 __all__ = ["dlq"]
 
@@ -103,7 +103,7 @@ class _Wanted(NamedTuple):
     codes: frozenset[str]
     everything: bool
 
-    def includes(self, record: Record, letter: DeadLetter) -> bool:
+    def includes(self, record: ConsumerRecord, letter: DeadLetter) -> bool:
         return self.everything or str(record.at) in self.places or letter.code in self.codes
 
 
@@ -136,7 +136,9 @@ async def _replay(settings: Settings, wanted: _Wanted, max_replays: int, *, dry_
     return done == len(chosen) and not unknown
 
 
-def _reason_to_leave(settings: Settings, record: Record, letter: DeadLetter, max_replays: int) -> str | None:
+def _reason_to_leave(
+    settings: Settings, record: ConsumerRecord, letter: DeadLetter, max_replays: int
+) -> str | None:
     if letter.source.topic not in settings.topics.jobs:
         return f"its job topic {_printable(letter.source.topic)} is not one of topics.jobs"
     if record.value is None:
@@ -148,7 +150,7 @@ def _reason_to_leave(settings: Settings, record: Record, letter: DeadLetter, max
     return None
 
 
-async def _write(sink: KafkaSink, record: Record, letter: DeadLetter) -> str | None:
+async def _write(sink: KafkaSink, record: ConsumerRecord, letter: DeadLetter) -> str | None:
     """Write one and wait for it. Return why it could not be, if so."""
     key = record.key if record.key is not None else str(letter.source).encode()
     receipt = sink.receipt()
@@ -160,17 +162,17 @@ async def _write(sink: KafkaSink, record: Record, letter: DeadLetter) -> str | N
     return None
 
 
-async def _letters(settings: Settings) -> AsyncIterator[tuple[Record, DeadLetter]]:
+async def _letters(settings: Settings) -> AsyncIterator[tuple[ConsumerRecord, DeadLetter]]:
     topic = settings.topics.dlq
     async with open_log(settings.kafka, topic) as log:
-        async for record in log.snapshot([Partition(topic, number) for number in log.partitions]):
+        async for record in log.snapshot([TopicPartition(topic, number) for number in log.partitions]):
             try:
                 yield record, read_dead_letter(record)
             except ValueError as error:
                 click.echo(f"passed over {record.at}: no dead letter of ours: {error}", err=True)
 
 
-def _members(record: Record, letter: DeadLetter) -> dict[str, Any]:
+def _members(record: ConsumerRecord, letter: DeadLetter) -> dict[str, Any]:
     return {
         "at": str(record.at),
         "ts": record.timestamp,
@@ -184,7 +186,7 @@ def _members(record: Record, letter: DeadLetter) -> dict[str, Any]:
     }
 
 
-def _line(record: Record, letter: DeadLetter) -> str:
+def _line(record: ConsumerRecord, letter: DeadLetter) -> str:
     when = datetime.fromtimestamp(record.timestamp / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     replays = f" (replayed {letter.replays} times)" if letter.replays else ""
     return f"{record.at}  {when}  {_printable(letter.code)}  {letter.job_id}{replays}  {_printable(letter.message)}"

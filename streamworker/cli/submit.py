@@ -9,10 +9,10 @@ from uuid import uuid4
 import click
 
 from streamworker.cli.shared import config_option, quietly, run_async, settings_of
-from streamworker.codec.job import read_job
-from streamworker.core.json import InvalidJSON, decode, encode
 from streamworker.kafka.sink import publish
-from streamworker.model import Coordinates, Record, Rejection
+from streamworker.model import ConsumerRecord, Coordinates, Rejection
+from streamworker.wire.job import read_job
+from streamworker.wire.json import InvalidJSON, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -154,7 +154,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _checked(job: dict[str, Any], what: str) -> dict[str, Any]:
     """Refuse here what the worker would refuse later."""
-    record = Record(Coordinates("submit", 0, 0), 0, None, encode(job))
+    record = ConsumerRecord(Coordinates("submit", 0, 0), 0, None, encode(job))
     read = read_job(record, max_bytes=1 << 30)
     if isinstance(read, Rejection):
         raise click.UsageError(f"{what} is not valid:\n" + "\n".join(f"  {fault}" for fault in read.faults))

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from streamworker.cli.shared import config_option, quietly, run_async, settings_of
-from streamworker.codec.event import read_event
-from streamworker.core.reader import EventReader, Notice
-from streamworker.core.usage import generated_text
 from streamworker.kafka.log import open_log
+from streamworker.reader import EventReader, Notice
+from streamworker.stream.usage import generated_text
+from streamworker.wire.event import read_event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from streamworker.config import Settings
-    from streamworker.core.reader import Reading
-    from streamworker.model import Record
+    from streamworker.model import ConsumerRecord
+    from streamworker.reader import Reading
 
 __all__ = ["tail"]
 
@@ -51,7 +51,7 @@ def tail(
 
 
 async def _follow(
-    settings: Settings, topic: str, job_id: str, show: Callable[[Record, Reading], None]
+    settings: Settings, topic: str, job_id: str, show: Callable[[ConsumerRecord, Reading], None]
 ) -> str:
     key = job_id.encode()
     reader = EventReader()
@@ -73,13 +73,13 @@ async def _follow(
     raise AssertionError("a log is followed for ever")
 
 
-def _show_json(record: Record, reading: Reading) -> None:
+def _show_json(record: ConsumerRecord, reading: Reading) -> None:
     if reading.notice is Notice.VALID and record.value is not None:
         _write(record.value.decode() + "\n")
 
 
-def _text_shower(choice: int) -> Callable[[Record, Reading], None]:
-    def show(_: Record, reading: Reading) -> None:
+def _text_shower(choice: int) -> Callable[[ConsumerRecord, Reading], None]:
+    def show(_: ConsumerRecord, reading: Reading) -> None:
         event = reading.event
         match reading.notice:
             case Notice.VALID if event["type"] == "delta" and event["choice"] == choice:

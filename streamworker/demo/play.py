@@ -10,15 +10,15 @@ import orjson
 from rich.console import Console
 from rich.live import Live
 
-from streamworker.codec.event import read_event
-from streamworker.core.reader import EventReader
 from streamworker.demo.jobs import DemoJob, practice_jobs, real_jobs
 from streamworker.demo.show import Picture
 from streamworker.demo.stage import Stage, set_up
 from streamworker.errors import StreamworkerError
 from streamworker.kafka.log import open_log
 from streamworker.kafka.sink import publish
-from streamworker.model import Partition
+from streamworker.model import TopicPartition
+from streamworker.reader import EventReader
+from streamworker.wire.event import read_event
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +80,7 @@ async def _follow(stage: Stage, picture: Picture, live: Live) -> None:
     reader = EventReader()
     topic = stage.settings.topics.events
     async with open_log(stage.settings.kafka, topic) as log:
-        async for record in log.follow([Partition(topic, number) for number in log.partitions]):
+        async for record in log.follow([TopicPartition(topic, number) for number in log.partitions]):
             for reading in reader.read(read_event(record.value or b"{}")):
                 picture.take(reading)
             live.update(picture.live())

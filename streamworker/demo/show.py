@@ -10,16 +10,16 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from streamworker.core.reader import Notice
-from streamworker.core.usage import generated_text
+from streamworker.reader import Notice
+from streamworker.stream.usage import generated_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rich.console import RenderableType
 
-    from streamworker.core.reader import Reading
     from streamworker.demo.jobs import DemoJob
+    from streamworker.reader import Reading
 
 __all__ = ["Picture"]
 

@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 
     from streamworker.config import KafkaSettings
 
-__all__ = ["adopt", "client_arguments", "close_producer", "compression_type", "hush"]
+__all__ = [
+    "client_arguments",
+    "close_producer",
+    "compression_type",
+    "install_client",
+    "silence_abandoned_futures",
+]
 
 _CALM_S = 0.25
 _WHY_TIMEOUT_S = 5.0
@@ -59,7 +65,7 @@ def compression_type(settings: KafkaSettings) -> str | None:
     return None if settings.compression == "none" else settings.compression
 
 
-def adopt(client: Any, settings: KafkaSettings) -> None:
+def install_client(client: Any, settings: KafkaSettings) -> None:
     """Make an aiokafka client, which nobody can pass in, one of ours."""
     client.__class__ = _Client
     client.settings = settings
@@ -157,7 +163,7 @@ def _faults_as_foreign() -> Iterator[None]:
         raise AuthenticationFailedError("; ".join(error.faults)) from None
 
 
-def hush(loop: asyncio.AbstractEventLoop) -> None:
+def silence_abandoned_futures(loop: asyncio.AbstractEventLoop) -> None:
     """Have the loop say nothing of failed futures that aiokafka leaves behind: nobody is meant to ask them."""
     before = loop.get_exception_handler()
 

@@ -17,16 +17,17 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
+from aiokafka import TopicPartition as KafkaTopicPartition
 from aiokafka.errors import CommitFailedError, CorruptRecordException, IllegalStateError
 from aiokafka.errors import KafkaError as ForeignKafkaError
 from aiokafka.structs import OffsetAndMetadata
 
 from streamworker.errors import KafkaError, KafkaUnavailable
 from streamworker.kafka.assignor import new_sticky_assignor
-from streamworker.kafka.connection import adopt, client_arguments
-from streamworker.kafka.errors import explained, foreign_errors_as_ours
-from streamworker.model import Coordinates, Partition, Record
+from streamworker.kafka.connection import client_arguments, install_client
+from streamworker.kafka.errors import describe_error, translate_errors
+from streamworker.model import ConsumerRecord, Coordinates, TopicPartition
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -41,7 +42,7 @@ POLL_S = 0.25
 """How long one `receive` waits for records."""
 
 STOP_TIMEOUT_S = 3.0
-_NOTHING = TopicPartition("no-topic", 0)
+_NOTHING = KafkaTopicPartition("no-topic", 0)
 _NEVER_MS = 10**9
 
 log = structlog.get_logger()
@@ -54,8 +55,8 @@ class GroupConsumer:
         self._settings = settings
         self._consumer: Any = None
         self._assignments: Assignments | None = None
-        self._next: dict[Partition, int] = {}  # where we were in each partition that is ours
-        self._tenures: dict[Partition, object] = {}
+        self._next: dict[TopicPartition, int] = {}  # where we were in each partition that is ours
+        self._epochs: dict[TopicPartition, object] = {}
         self._membership: tuple[str, int] | None = None  # member id and generation of the last assignment
         self._heartbeat_at = monotonic()
         self.before_rebalance: Callable[[], Awaitable[None]] | None = None
@@ -66,7 +67,7 @@ class GroupConsumer:
         self._assignments = assignments
         await self._join()
 
-    async def receive(self, partitions: Collection[Partition], limit: int) -> list[Record]:
+    async def receive(self, partitions: Collection[TopicPartition], limit: int) -> list[ConsumerRecord]:
         """Return records of these partitions, at most `limit`, waiting a moment for them.
 
         A consumer whose coordination has died is replaced by a new one, which joins as a new member.
@@ -74,7 +75,7 @@ class GroupConsumer:
         if self._is_dead:
             await self._leave()
             await self._join()
-        wanted = [TopicPartition(*partition) for partition in partitions] or [_NOTHING]
+        wanted = [KafkaTopicPartition(*partition) for partition in partitions] or [_NOTHING]
         wait_ms = round(POLL_S * 1000) if partitions else 0
         try:
             fetched = await self._fetch(wanted, wait_ms, max(1, limit))
@@ -87,11 +88,11 @@ class GroupConsumer:
             log.warning("jobs.partition_unreadable", reason=str(error))
         records = [record_of(record) for batch in fetched.values() for record in batch]
         for record in records:
-            self._next[record.at.of] = record.at.offset + 1
+            self._next[record.topic_partition] = record.at.offset + 1
         return records
 
     async def _fetch(self, wanted: list[Any], wait_ms: int, limit: int) -> dict[Any, list[Any]]:
-        with foreign_errors_as_ours("reading jobs"):
+        with translate_errors("reading jobs"):
             try:
                 return await self._client.getmany(*wanted, timeout_ms=wait_ms, max_records=limit)  # type: ignore[no-any-return]
             except UnicodeDecodeError as error:  # a header's name; aiokafka's C code lets it through
@@ -103,7 +104,7 @@ class GroupConsumer:
             try:
                 found = await self._fetch([one], round(POLL_S * 1000), limit)
             except KafkaError:
-                self._go_back([Partition(*one)])
+                self._go_back([TopicPartition(*one)])
                 continue
             fetched |= found
             limit -= sum(map(len, found.values()))
@@ -111,24 +112,24 @@ class GroupConsumer:
                 break
         return fetched
 
-    def _go_back(self, partitions: Collection[Partition]) -> None:
+    def _go_back(self, partitions: Collection[TopicPartition]) -> None:
         for partition in partitions:
             if (offset := self._next.get(partition)) is not None:
                 self.seek(partition, offset)
 
-    def seek(self, partition: Partition, offset: int) -> None:
+    def seek(self, partition: TopicPartition, offset: int) -> None:
         """Read this partition from here on; nothing happens if it is not ours any more."""
         self._next[partition] = offset
         with suppress(IllegalStateError, KafkaUnavailable):
-            self._client.seek(TopicPartition(*partition), offset)
+            self._client.seek(KafkaTopicPartition(*partition), offset)
 
-    async def commit(self, points: Mapping[Partition, CommitPoint]) -> bool:
+    async def commit(self, points: Mapping[TopicPartition, CommitPoint]) -> bool:
         """Commit by generation; False if a rebalance is in the way. Raises KafkaError."""
         offsets = {
-            TopicPartition(*partition): OffsetAndMetadata(*point) for partition, point in points.items()
+            KafkaTopicPartition(*partition): OffsetAndMetadata(*point) for partition, point in points.items()
         }
         try:
-            with foreign_errors_as_ours("committing offsets"):
+            with translate_errors("committing offsets"):
                 async with asyncio.timeout(self._settings.kafka.request_timeout_s):
                     await self._client.commit(offsets)
         except KafkaUnavailable as error:
@@ -137,10 +138,10 @@ class GroupConsumer:
             raise
         return True
 
-    async def beginning(self, partition: Partition) -> int:
+    async def beginning(self, partition: TopicPartition) -> int:
         """Return the partition's first offset. Raises KafkaError."""
-        topic_partition = TopicPartition(*partition)
-        with foreign_errors_as_ours(f"asking where {partition} begins"):
+        topic_partition = KafkaTopicPartition(*partition)
+        with translate_errors(f"asking where {partition} begins"):
             offsets = await self._client.beginning_offsets([topic_partition])
         return int(offsets[topic_partition])
 
@@ -157,14 +158,14 @@ class GroupConsumer:
         ends = {partition: self._end_of(partition) for partition in self._next}
         return sum(max(0, end - self._next[partition]) for partition, end in ends.items() if end is not None)
 
-    def _end_of(self, partition: Partition) -> int | None:
+    def _end_of(self, partition: TopicPartition) -> int | None:
         with suppress(IllegalStateError):  # not ours any more
-            return self._consumer.highwater(TopicPartition(*partition))  # type: ignore[no-any-return]
+            return self._consumer.highwater(KafkaTopicPartition(*partition))  # type: ignore[no-any-return]
         return None
 
-    def tenure(self, partition: Partition) -> object:
+    def epoch(self, partition: TopicPartition) -> object:
         """Return a token for the time in which the partition was ours without a break; None if it is not ours."""
-        return self._tenures.get(partition)
+        return self._epochs.get(partition)
 
     @property
     def owners_are_fenced(self) -> bool:
@@ -180,7 +181,7 @@ class GroupConsumer:
         coordinator, membership = self._client._coordinator, self._membership  # noqa: SLF001 - no public way to ask
         if coordinator is None:
             raise KafkaUnavailable("the group is being joined anew")
-        with foreign_errors_as_ours("asking the group's coordinator for our membership"):
+        with translate_errors("asking the group's coordinator for our membership"):
             is_answered = await coordinator._do_heartbeat()  # noqa: SLF001 - it forgets our id if the group did
         if membership is None or coordinator.member_id != membership[0]:
             return False
@@ -212,13 +213,11 @@ class GroupConsumer:
             max_poll_interval_ms=_NEVER_MS,  # jobs last longer than any interval; the probes watch the poll loop
             partition_assignment_strategy=[assignor],
         )
-        adopt(consumer._client, self._settings.kafka)  # noqa: SLF001 - it has no public name
+        install_client(consumer._client, self._settings.kafka)  # noqa: SLF001 - it has no public name
         consumer.subscribe(list(self._settings.topics.jobs), listener=_Listener(self, consumer, assignor))
         self._consumer = consumer
         try:
-            with foreign_errors_as_ours(
-                f"joining the consumer group at {self._settings.kafka.bootstrap_servers}"
-            ):
+            with translate_errors(f"joining the consumer group at {self._settings.kafka.bootstrap_servers}"):
                 await consumer.start()
         except BaseException:
             await self._leave()  # a consumer that failed to start leaves tasks behind
@@ -245,7 +244,7 @@ class GroupConsumer:
             async with asyncio.timeout(STOP_TIMEOUT_S):
                 await consumer.stop()
         except (TimeoutError, ForeignKafkaError) as error:
-            log.warning("consumer.stopped_uncleanly", reason=explained(error))
+            log.warning("consumer.stopped_uncleanly", reason=describe_error(error))
             with suppress(Exception):  # it raises what its tasks died of
                 await consumer._client.close()  # noqa: SLF001 - `stop` did not come that far
 
@@ -269,10 +268,10 @@ class GroupConsumer:
         heartbeat = getattr(coordinator, "_heartbeat_task", None)
         return (routine is not None and routine.done()) or _has_failed(heartbeat)
 
-    def _assigned(self, assigned: frozenset[Partition], *, is_continuous: bool) -> None:
+    def _assigned(self, assigned: frozenset[TopicPartition], *, is_continuous: bool) -> None:
         self._next = {partition: offset for partition, offset in self._next.items() if partition in assigned}
-        kept = self._tenures if is_continuous else {}
-        self._tenures = {partition: kept.get(partition) or object() for partition in assigned}
+        kept = self._epochs if is_continuous else {}
+        self._epochs = {partition: kept.get(partition) or object() for partition in assigned}
         assert self._assignments is not None
         self._assignments.assigned(assigned, is_continuous=is_continuous)
 
@@ -296,7 +295,7 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is
     def on_partitions_assigned(self, assigned: Any) -> None:
         """Put kept partitions back to where we were, first of all; then tell."""
         for partition, offset in self._owner._next.items():  # noqa: SLF001 - one object in two halves
-            topic_partition = TopicPartition(*partition)
+            topic_partition = KafkaTopicPartition(*partition)
             if topic_partition in assigned:
                 self._consumer.seek(topic_partition, offset)
         coordinator = self._consumer._coordinator  # noqa: SLF001 - generation and member id have no public name
@@ -307,7 +306,7 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is
         is_next = before is not None and (generation == before[1] + 1 or self._owner.owners_are_fenced)
         is_continuous = before is not None and member == before[0] and is_next
         self._owner._membership = (member, generation)  # noqa: SLF001
-        ours = frozenset(Partition(*topic_partition) for topic_partition in assigned)
+        ours = frozenset(TopicPartition(*topic_partition) for topic_partition in assigned)
         self._owner._assigned(ours, is_continuous=is_continuous)  # noqa: SLF001
 
 
@@ -315,9 +314,9 @@ def _has_failed(task: asyncio.Task[None] | None) -> bool:
     return task is not None and task.done() and not task.cancelled() and task.exception() is not None
 
 
-def record_of(record: Any) -> Record:
+def record_of(record: Any) -> ConsumerRecord:
     """Return what aiokafka fetched as ours."""
-    return Record(
+    return ConsumerRecord(
         at=Coordinates(record.topic, record.partition, record.offset),
         timestamp=record.timestamp,
         key=record.key,

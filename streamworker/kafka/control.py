@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from streamworker.codec.control import read_control
 from streamworker.errors import KafkaError
-from streamworker.kafka.errors import foreign_errors_as_ours
+from streamworker.kafka.errors import translate_errors
 from streamworker.kafka.log import open_log
-from streamworker.model import Partition
+from streamworker.model import TopicPartition
+from streamworker.wire.control import read_control
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from streamworker.config import Settings
     from streamworker.kafka.log import LogReader
-    from streamworker.model import Record
+    from streamworker.model import ConsumerRecord
 
 __all__ = ["ControlReader"]
 
@@ -46,7 +46,7 @@ class ControlReader:
         starting. What was missed is heard in the background, and ends its job then.
         """
         try:
-            with foreign_errors_as_ours(f"reading {self._topic}"):
+            with translate_errors(f"reading {self._topic}"):
                 async with asyncio.timeout(_START_TIMEOUT_S):
                     await self._read_present()
         except KafkaError as error:
@@ -81,10 +81,10 @@ class ControlReader:
     def _open(self) -> AbstractAsyncContextManager[LogReader]:
         return open_log(self._settings.kafka, self._topic, committed_only=False)
 
-    def _partitions(self, control: LogReader) -> list[Partition]:
-        return [Partition(self._topic, number) for number in control.partitions]
+    def _partitions(self, control: LogReader) -> list[TopicPartition]:
+        return [TopicPartition(self._topic, number) for number in control.partitions]
 
-    def _take(self, record: Record) -> None:
+    def _take(self, record: ConsumerRecord) -> None:
         try:
             cancel = read_control(record.value or b"")
         except ValueError as error:

@@ -15,7 +15,7 @@ from streamworker.errors import Fenced, KafkaError, KafkaRefused, KafkaUnavailab
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["explained", "foreign_errors_as_ours"]
+__all__ = ["describe_error", "translate_errors"]
 
 _FENCED = (errors.ProducerFenced, errors.InvalidProducerEpoch)
 _TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
@@ -54,21 +54,21 @@ _ADVICE: dict[type[BaseException], str] = {
 
 
 @contextmanager
-def foreign_errors_as_ours(what: str) -> Iterator[None]:
+def translate_errors(what: str) -> Iterator[None]:
     """Raise aiokafka's errors as ours; `what` says what was being done."""
     try:
         yield
     except KafkaError:
         raise
     except errors.KafkaError as error:
-        raise _ours(error)(f"{what}: {explained(error)}") from error
+        raise _ours(error)(f"{what}: {describe_error(error)}") from error
     except ssl.SSLError as error:
-        raise KafkaRefused(f"{what}: {explained(error)}") from error
+        raise KafkaRefused(f"{what}: {describe_error(error)}") from error
     except (TimeoutError, asyncio.IncompleteReadError, OSError) as error:
-        raise KafkaUnavailable(f"{what}: {explained(error)}") from error
+        raise KafkaUnavailable(f"{what}: {describe_error(error)}") from error
 
 
-def explained(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return the exception in words, with what to do where we know it."""
     text = str(error) or type(error).__name__
     if isinstance(error, errors.KafkaConnectionError) and "bootstrap" in text:

@@ -6,21 +6,22 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer
+from aiokafka import TopicPartition as KafkaTopicPartition
 from aiokafka.errors import CorruptRecordException
 
 from streamworker.errors import KafkaRefused
-from streamworker.kafka.connection import adopt, client_arguments
+from streamworker.kafka.connection import client_arguments, install_client
 from streamworker.kafka.consumer import record_of
-from streamworker.kafka.errors import foreign_errors_as_ours
+from streamworker.kafka.errors import translate_errors
 from streamworker.kafka.partitioner import partition_of
-from streamworker.model import Partition
+from streamworker.model import TopicPartition
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from streamworker.config import KafkaSettings
-    from streamworker.model import Record
+    from streamworker.model import ConsumerRecord
 
 __all__ = ["LogReader", "open_log"]
 
@@ -35,38 +36,38 @@ class LogReader:
         self._topic = topic
         self.partitions = tuple(partitions)
 
-    def partition_for(self, key: bytes) -> Partition:
+    def partition_for(self, key: bytes) -> TopicPartition:
         """Return the partition that holds a key."""
-        return Partition(self._topic, partition_of(key, len(self.partitions)))
+        return TopicPartition(self._topic, partition_of(key, len(self.partitions)))
 
     async def follow(
-        self, partitions: Sequence[Partition], *, from_end: bool = False
-    ) -> AsyncIterator[Record]:
+        self, partitions: Sequence[TopicPartition], *, from_end: bool = False
+    ) -> AsyncIterator[ConsumerRecord]:
         """Go through the records of these partitions, from the beginning, and wait for more, for ever."""
         await self._assign(partitions, from_end=from_end)
         while True:
             for record in await self._some():
                 yield record
 
-    async def snapshot(self, partitions: Sequence[Partition]) -> AsyncIterator[Record]:
+    async def snapshot(self, partitions: Sequence[TopicPartition]) -> AsyncIterator[ConsumerRecord]:
         """Go through the records that are there now, then stop."""
         await self._assign(partitions, from_end=False)
-        assigned = [TopicPartition(*partition) for partition in partitions]
-        with foreign_errors_as_ours(f"asking where {self._topic} ends"):
+        assigned = [KafkaTopicPartition(*partition) for partition in partitions]
+        with translate_errors(f"asking where {self._topic} ends"):
             ends = await self._consumer.end_offsets(assigned)
         while any([await self._consumer.position(at) < end for at, end in ends.items()]):
             for record in await self._some():
-                if record.at.offset < ends[TopicPartition(*record.at.of)]:
+                if record.at.offset < ends[KafkaTopicPartition(*record.topic_partition)]:
                     yield record
 
-    async def _assign(self, partitions: Sequence[Partition], *, from_end: bool) -> None:
-        assigned = [TopicPartition(*partition) for partition in partitions]
+    async def _assign(self, partitions: Sequence[TopicPartition], *, from_end: bool) -> None:
+        assigned = [KafkaTopicPartition(*partition) for partition in partitions]
         self._consumer.assign(assigned)
-        with foreign_errors_as_ours(f"reading {self._topic}"):
+        with translate_errors(f"reading {self._topic}"):
             await (self._consumer.seek_to_end if from_end else self._consumer.seek_to_beginning)(*assigned)
 
-    async def _some(self) -> list[Record]:
-        with foreign_errors_as_ours(f"reading {self._topic}"):
+    async def _some(self) -> list[ConsumerRecord]:
+        with translate_errors(f"reading {self._topic}"):
             try:
                 fetched = await self._consumer.getmany(timeout_ms=_POLL_MS, max_records=2000)
             except UnicodeDecodeError as error:  # a header's name; aiokafka's C code lets it through
@@ -86,9 +87,9 @@ async def open_log(
         enable_auto_commit=False,
         isolation_level="read_committed" if committed_only else "read_uncommitted",
     )
-    adopt(consumer._client, settings)  # noqa: SLF001 - it has no public name
+    install_client(consumer._client, settings)  # noqa: SLF001 - it has no public name
     try:
-        with foreign_errors_as_ours(f"connecting to {settings.bootstrap_servers}"):
+        with translate_errors(f"connecting to {settings.bootstrap_servers}"):
             await consumer.start()
             # All topics are listed: asking for one by name would create it on a broker with auto-creation.
             cluster = await consumer._client.fetch_all_metadata()  # noqa: SLF001 - as consumer.topics() does

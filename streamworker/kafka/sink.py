@@ -21,20 +21,20 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError as ForeignKafkaError
 from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
-from streamworker.core.admission import Marks
-from streamworker.core.repeats import Repeats
 from streamworker.errors import KafkaRefused, RecordTooLarge
-from streamworker.kafka.connection import adopt, client_arguments, close_producer, compression_type
-from streamworker.kafka.errors import explained, foreign_errors_as_ours
-from streamworker.kafka.outage import Outage
+from streamworker.kafka.connection import client_arguments, close_producer, compression_type, install_client
+from streamworker.kafka.errors import describe_error, translate_errors
 from streamworker.kafka.partitioner import partition_of
-from streamworker.model import Outgoing, Partition
+from streamworker.limits.watermarks import Watermarks
+from streamworker.log_throttle import LogThrottle, OutageLog
+from streamworker.model import ProducerRecord, TopicPartition
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from streamworker.config import KafkaSettings
-    from streamworker.ports import Observer, Receipt
+    from streamworker.observe import Observer
+    from streamworker.ports import Receipt
 
 __all__ = ["KafkaSink", "producer_arguments", "publish"]
 
@@ -88,7 +88,7 @@ class SinkReceipt:
             self._waiter.set_result(None)
 
 
-_Entry = tuple[Outgoing, SinkReceipt, int]
+_Entry = tuple[ProducerRecord, SinkReceipt, int]
 """A record, the account it is on, its size. A bare tuple: a named one takes thrice as long to make."""
 
 
@@ -111,11 +111,11 @@ class KafkaSink:
         self._producer: Any = None
         self._partitions: dict[str, int] = {}  # how many each topic had when we last knew
         self._renewal = asyncio.Lock()
-        self._replacements = Repeats()
+        self._replacements = LogThrottle()
         self._retired: set[asyncio.Task[None]] = set()
-        self._pumps: dict[Partition, _Pump] = {}
-        self._departures = _Departures(linger_s)
-        self._marks = Marks(settings.max_unacknowledged_bytes)
+        self._senders: dict[TopicPartition, PartitionSender] = {}
+        self._linger = LingerScheduler(linger_s)
+        self._watermarks = Watermarks(settings.max_unacknowledged_bytes)
         self.has_room = True
         """Whether the broker keeps up."""
         self._room = asyncio.Event()
@@ -127,13 +127,13 @@ class KafkaSink:
 
     async def stop(self) -> None:
         """Wait a bounded while for what is on the way, then let go."""
-        pumps = [pump.idle() for pump in self._pumps.values()]
-        if pumps:
+        senders = [sender.idle() for sender in self._senders.values()]
+        if senders:
             with suppress(TimeoutError):
                 async with asyncio.timeout(STOP_TIMEOUT_S):
-                    await asyncio.gather(*pumps)
-        for pump in self._pumps.values():
-            await pump.stop()
+                    await asyncio.gather(*senders)
+        for sender in self._senders.values():
+            await sender.stop()
         for task in self._retired:
             task.cancel()
         await asyncio.gather(
@@ -144,33 +144,35 @@ class KafkaSink:
         """Open an account for a job."""
         return SinkReceipt()
 
-    def publish(self, record: Outgoing, receipt: Receipt) -> None:
+    def publish(self, record: ProducerRecord, receipt: Receipt) -> None:
         """Take a record. Never waits."""
         assert isinstance(receipt, SinkReceipt), "a receipt of another sink"
         receipt.pending += 1
         size = record.size
-        self._marks.add(size)
-        if self._marks.is_closed:
+        self._watermarks.add(size)
+        if self._watermarks.is_above_high:
             self.has_room = False
             self._room.clear()
-        pump = self._pumps.get(record.to)
-        if pump is None:
-            pump = self._pumps[record.to] = _Pump(self, record.to, self._departures)
-        pump.put((record, receipt, size))
+        sender = self._senders.get(record.topic_partition)
+        if sender is None:
+            sender = self._senders[record.topic_partition] = PartitionSender(
+                self, record.topic_partition, self._linger
+            )
+        sender.put((record, receipt, size))
         if receipt.is_new:
             receipt.is_new = False
-            pump.hurry()
+            sender.hurry()
 
     @property
     def unacknowledged_bytes(self) -> int:
         """Payload on the way to the broker."""
-        return self._marks.level
+        return self._watermarks.level
 
     async def room(self) -> None:
         """Wait until there is room."""
         await self._room.wait()
 
-    def partition_for(self, topic: str, key: bytes) -> Partition:
+    def partition_for(self, topic: str, key: bytes) -> TopicPartition:
         """Choose the partition of a key. Raises KafkaRefused for a topic that is not known."""
         if found := self._producer.client.cluster.partitions_for_topic(topic):
             self._partitions[topic] = len(
@@ -178,7 +180,7 @@ class KafkaSink:
             )  # kept, because a broker that just came up may not know its topics yet
         if topic not in self._partitions:
             raise KafkaRefused(f"topic {topic} does not exist: create it with `streamworker topics create`")
-        return Partition(topic, partition_of(key, self._partitions[topic]))
+        return TopicPartition(topic, partition_of(key, self._partitions[topic]))
 
     # For the pumps
 
@@ -197,8 +199,8 @@ class KafkaSink:
             task = asyncio.create_task(self._retire(poisoned))
             self._retired.add(task)
             task.add_done_callback(self._retired.discard)
-            if (repeats := self._replacements.failed(monotonic())) is not None:
-                log.warning("sink.producer_replaced", **({"repeats": repeats} if repeats else {}))
+            if (suppressed := self._replacements.failed(monotonic())) is not None:
+                log.warning("sink.producer_replaced", **({"repeats": suppressed} if suppressed else {}))
 
     def failed(self) -> None:
         """Tell that Kafka did not take something and is asked again."""
@@ -209,26 +211,26 @@ class KafkaSink:
         """Settle the accounts of a batch that took so long."""
         if self._observer is not None:
             self._observer.batch_acknowledged(len(batch), seconds)
-        self._marks.remove(sum(size for _, _, size in batch))
+        self._watermarks.remove(sum(size for _, _, size in batch))
         for _, receipt, _ in batch:
             receipt.acknowledge()
-        if not self._marks.is_closed:
+        if not self._watermarks.is_above_high:
             self.has_room = True
             self._room.set()
 
-    def pump_ended(self, task: asyncio.Task[None]) -> None:
+    def sender_ended(self, task: asyncio.Task[None]) -> None:
         """Tell of a pump that died: a bug of ours, after which its partition would be silent for ever."""
         if not task.cancelled() and (error := task.exception()) is not None and not self.crashed.done():
             self.crashed.set_exception(error)
 
     async def _new_producer(self) -> Any:
         producer = AIOKafkaProducer(**producer_arguments(self._settings))
-        adopt(producer.client, self._settings)
+        install_client(producer.client, self._settings)
         try:
-            with foreign_errors_as_ours(f"connecting a producer to {self._settings.bootstrap_servers}"):
+            with translate_errors(f"connecting a producer to {self._settings.bootstrap_servers}"):
                 await producer.start()
             for topic in self._topics:
-                with foreign_errors_as_ours(f"asking for the partitions of topic {topic}"):
+                with translate_errors(f"asking for the partitions of topic {topic}"):
                     self._partitions[topic] = len(await producer.partitions_for(topic))
         except BaseException:
             await close_producer(producer, STOP_TIMEOUT_S)
@@ -252,13 +254,13 @@ async def publish(settings: KafkaSettings, topic: str, entries: Iterable[tuple[b
         for key, value in entries:
             if not sink.has_room:
                 await sink.room()
-            sink.publish(Outgoing(sink.partition_for(topic, key), key, value), receipt)
+            sink.publish(ProducerRecord(sink.partition_for(topic, key), key, value), receipt)
         await receipt.settled()
     finally:
         await sink.stop()
 
 
-class _Departures:
+class LingerScheduler:
     """When batches leave: at once after a quiet while, else all together, at most once per `linger_s`.
 
     A request costs as much as dozens of records, whatever is in it, and aiokafka puts what is ready for a broker into
@@ -271,11 +273,11 @@ class _Departures:
         self._last = -linger_s
         self._timer: asyncio.Handle | None = None
         self._is_hurried = False
-        self._waiting: list[_Pump] = []
+        self._waiting: list[PartitionSender] = []
 
-    def ask(self, pump: _Pump, *, at_once: bool) -> None:
+    def ask(self, sender: PartitionSender, *, at_once: bool) -> None:
         """Have `pump.leave` called, together with the others that wait."""
-        self._waiting.append(pump)
+        self._waiting.append(sender)
         if at_once:
             self.hurry()
         elif self._timer is None:
@@ -295,18 +297,18 @@ class _Departures:
         self._is_hurried = False
         self._last = self._loop.time()
         waiting, self._waiting = self._waiting, []
-        for pump in waiting:
-            pump.leave()
+        for sender in waiting:
+            sender.leave()
 
 
-class _Pump:
+class PartitionSender:
     """The queue of one partition and the task that empties it, batch after batch."""
 
-    def __init__(self, sink: KafkaSink, to: Partition, departures: _Departures) -> None:
+    def __init__(self, sink: KafkaSink, to: TopicPartition, linger: LingerScheduler) -> None:
         self._sink = sink
         self._to = to
-        self._departures = departures
-        self._outage = Outage("sink.recovered", to=str(to))
+        self._linger = linger
+        self._outage_log = OutageLog("sink.recovered", to=str(to))
         self._queue: deque[_Entry] = deque()
         self._leaves = asyncio.Event()
         self._empty = asyncio.Event()
@@ -315,7 +317,7 @@ class _Pump:
         self._is_waiting = False  # for its departure
         self._is_urgent = False
         self._task = asyncio.create_task(self._run(), name=f"pump {to}")
-        self._task.add_done_callback(sink.pump_ended)
+        self._task.add_done_callback(sink.sender_ended)
 
     def put(self, entry: _Entry) -> None:
         self._queue.append(entry)
@@ -328,7 +330,7 @@ class _Pump:
         """Do not keep waiting what is queued; if a batch is on the way, it goes right after that."""
         self._is_urgent = True
         if self._is_waiting:
-            self._departures.hurry()
+            self._linger.hurry()
 
     def leave(self) -> None:
         """Send what is queued."""
@@ -345,7 +347,7 @@ class _Pump:
 
     def _ask(self) -> None:
         self._is_waiting = True
-        self._departures.ask(self, at_once=self._is_urgent)
+        self._linger.ask(self, at_once=self._is_urgent)
 
     async def _run(self) -> None:
         while True:
@@ -381,7 +383,7 @@ class _Pump:
                 self._failed("sink.batch_failed", error, records=len(batch))
                 await self._replace(producer)
                 continue
-            self._outage.worked()
+            self._outage_log.worked()
             return
 
     async def _send(self, producer: Any, batch: list[_Entry]) -> None:
@@ -412,5 +414,5 @@ class _Pump:
                 await asyncio.sleep(_BACKOFF_S)
 
     def _failed(self, event: str, error: Exception, **facts: object) -> None:
-        self._outage.failed(event, monotonic(), **facts, reason=explained(error))
+        self._outage_log.failed(event, monotonic(), **facts, reason=describe_error(error))
         self._sink.failed()

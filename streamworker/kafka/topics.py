@@ -10,9 +10,9 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import NoError, TopicAlreadyExistsError, for_code
 
 from streamworker.errors import KafkaRefused
-from streamworker.kafka.connection import adopt, client_arguments
-from streamworker.kafka.errors import explained, foreign_errors_as_ours
-from streamworker.kafka.rights import grant, missing_rights, principal_of, worker_rights
+from streamworker.kafka.acls import acl_command, missing_acls, principal_of, worker_acls
+from streamworker.kafka.connection import client_arguments, install_client
+from streamworker.kafka.errors import describe_error, translate_errors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -47,19 +47,19 @@ class TopicAdmin:
 
         All topics are listed and none is asked for by name: that would create it on a broker with auto-creation.
         """
-        with foreign_errors_as_ours("listing topics"):
+        with translate_errors("listing topics"):
             listed = {topic["topic"]: topic["partitions"] for topic in await self._admin.describe_topics()}
         return {
             name: await self._facts(name, listed[name]) if name in listed else None for name in self._names()
         }
 
-    async def missing_rights(self) -> list[str]:
+    async def missing_acls(self) -> list[str]:
         """Return which rights of a worker the broker does not give us, one line each with what to do."""
-        with foreign_errors_as_ours("asking the broker what we are allowed to do"):
-            missing = await missing_rights(self._admin._client, self._settings, worker_rights(self._settings))  # noqa: SLF001
+        with translate_errors("asking the broker what we are allowed to do"):
+            missing = await missing_acls(self._admin._client, self._settings, worker_acls(self._settings))  # noqa: SLF001
         principal = principal_of(self._settings.kafka)
         return [
-            f"{principal} lacks {right}, to {right.purpose}: {grant(right, principal)}" for right in missing
+            f"{principal} lacks {acl}, to {acl.purpose}: {acl_command(acl, principal)}" for acl in missing
         ]
 
     async def create(self, *, partitions: int, replicas: int | None = None) -> list[str]:
@@ -74,7 +74,7 @@ class TopicAdmin:
         new = [
             NewTopic(name, partitions, copies, topic_configs=self._configuration(name)) for name in missing
         ]
-        with foreign_errors_as_ours("creating topics"):
+        with translate_errors("creating topics"):
             response = await self._admin.create_topics(new)
         refusals = [refusal for error in response.topic_errors if (refusal := _refusal(*error[:3]))]
         if refusals:
@@ -83,13 +83,13 @@ class TopicAdmin:
 
     async def delete(self) -> None:
         """Delete the topics that the settings name. For what was made for a while only, such as a demo's."""
-        with foreign_errors_as_ours("deleting topics"):
+        with translate_errors("deleting topics"):
             await self._admin.delete_topics(
                 [name for name, facts in (await self.describe()).items() if facts]
             )
 
     async def _brokers(self) -> int:
-        with foreign_errors_as_ours("asking for the brokers"):
+        with translate_errors("asking for the brokers"):
             return len((await self._admin.describe_cluster())["brokers"])
 
     def _names(self) -> list[str]:
@@ -109,7 +109,7 @@ class TopicAdmin:
 
     async def _max_message_bytes(self, name: str) -> int | None:
         resource = ConfigResource(ConfigResourceType.TOPIC, name, {"max.message.bytes": None})
-        with foreign_errors_as_ours(f"reading the configuration of topic {name}"):
+        with translate_errors(f"reading the configuration of topic {name}"):
             responses = await self._admin.describe_configs([resource])
         for response in responses:
             for error_code, _, _, _, entries in response.resources:
@@ -123,8 +123,8 @@ class TopicAdmin:
 async def open_admin(settings: Settings) -> AsyncIterator[TopicAdmin]:
     """Connect an admin client. Raises KafkaError."""
     admin = AIOKafkaAdminClient(**client_arguments(settings.kafka))
-    adopt(admin._client, settings.kafka)  # noqa: SLF001 - it has no public name
-    with foreign_errors_as_ours(f"connecting to {settings.kafka.bootstrap_servers}"):
+    install_client(admin._client, settings.kafka)  # noqa: SLF001 - it has no public name
+    with translate_errors(f"connecting to {settings.kafka.bootstrap_servers}"):
         try:
             await admin.start()
         except BaseException:
@@ -165,4 +165,4 @@ def _refusal(topic: str, code: int, message: str | None) -> str | None:
     error = for_code(code)
     if error in {NoError, TopicAlreadyExistsError}:
         return None
-    return f"{topic}: {message or explained(error())}"
+    return f"{topic}: {message or describe_error(error())}"

@@ -1,16 +1,24 @@
 """Frozen values that every other room speaks in. Nothing here does anything."""
 
-from streamworker.model.delta import ChunkDelta, Done, Fault, News
+from streamworker.model.delta import ChunkDelta, Done, Fault, StreamItem
 from streamworker.model.ending import Advice, ErrorCode, JobError, Status, UsageSource
 from streamworker.model.event import Cause, DeltaEvent, Event, Observed, Source, Started, Timing, UsageEvent
 from streamworker.model.job import Job, OnBreak, Rejection
-from streamworker.model.record import CommitPoint, Coordinates, Headers, Outgoing, Partition, Record
+from streamworker.model.record import (
+    CommitPoint,
+    ConsumerRecord,
+    Coordinates,
+    Headers,
+    ProducerRecord,
+    TopicPartition,
+)
 
 __all__ = [
     "Advice",
     "Cause",
     "ChunkDelta",
     "CommitPoint",
+    "ConsumerRecord",
     "Coordinates",
     "DeltaEvent",
     "Done",
@@ -20,17 +28,16 @@ __all__ = [
     "Headers",
     "Job",
     "JobError",
-    "News",
     "Observed",
     "OnBreak",
-    "Outgoing",
-    "Partition",
-    "Record",
+    "ProducerRecord",
     "Rejection",
     "Source",
     "Started",
     "Status",
+    "StreamItem",
     "Timing",
+    "TopicPartition",
     "UsageEvent",
     "UsageSource",
 ]

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["ChunkDelta", "Done", "Fault", "News"]
+__all__ = ["ChunkDelta", "Done", "Fault", "StreamItem"]
 
 
 class ChunkDelta(msgspec.Struct, gc=False):
@@ -42,5 +42,5 @@ class Fault(msgspec.Struct, frozen=True):
     protocol: bool = False
 
 
-News = ChunkDelta | Done | Fault
+StreamItem = ChunkDelta | Done | Fault
 """What the chunk reader hands out."""

@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import msgspec
 
-__all__ = ["CommitPoint", "Coordinates", "Headers", "Outgoing", "Partition", "Record"]
+__all__ = ["CommitPoint", "ConsumerRecord", "Coordinates", "Headers", "ProducerRecord", "TopicPartition"]
 
 Headers = tuple[tuple[str, bytes | None], ...]
 """Kafka record headers: names may repeat, values are bytes or null."""
 
 
-class Partition(NamedTuple):
+class TopicPartition(NamedTuple):
     """A topic-partition."""
 
     topic: str
@@ -30,9 +30,9 @@ class Coordinates(NamedTuple):
     offset: int
 
     @property
-    def of(self) -> Partition:
+    def topic_partition(self) -> TopicPartition:
         """The topic-partition that holds the record."""
-        return Partition(self.topic, self.partition)
+        return TopicPartition(self.topic, self.partition)
 
     def __str__(self) -> str:
         return f"{self.topic}-{self.partition}-{self.offset}"
@@ -45,7 +45,7 @@ class CommitPoint(NamedTuple):
     metadata: str = ""
 
 
-class Record(msgspec.Struct, frozen=True):
+class ConsumerRecord(msgspec.Struct, frozen=True):
     """A record as it was fetched: bytes, nothing decoded. `timestamp` is in ms since the epoch."""
 
     at: Coordinates
@@ -54,11 +54,16 @@ class Record(msgspec.Struct, frozen=True):
     value: bytes | None
     headers: Headers = ()
 
+    @property
+    def topic_partition(self) -> TopicPartition:
+        """The topic-partition that holds the record."""
+        return self.at.topic_partition
 
-class Outgoing(msgspec.Struct, frozen=True, gc=False):
+
+class ProducerRecord(msgspec.Struct, frozen=True, gc=False):
     """A record to be written. `to` is chosen once per job, so that a job's events stay in one partition."""
 
-    to: Partition
+    topic_partition: TopicPartition
     key: bytes | None
     value: bytes | None
     headers: Headers = ()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import structlog
 
-from streamworker.core.redaction import Redactor
+from streamworker.redaction import Redactor
 from streamworker.telemetry.rendering import Cleaner, Rendered, render_console, render_json
 
 if TYPE_CHECKING:
@@ -113,12 +113,12 @@ class _Bridge(logging.Handler):
         if record.levelno < FLOORS.get(record.name.partition(".")[0], logging.NOTSET):
             return
         message = _message(record)
-        repeats = self._repeats(record, message)
-        if repeats is None:
+        suppressed = self._repeats(record, message)
+        if suppressed is None:
             return
         fields: dict[str, Any] = {"logger": record.name, "message": message}
-        if repeats:
-            fields["repeats"] = repeats
+        if suppressed:
+            fields["repeats"] = suppressed
         if record.exc_info:
             fields["exc_info"] = record.exc_info
         self._log.log(_nearest(record.levelno), "library.logged", **fields)
@@ -130,22 +130,22 @@ class _Bridge(logging.Handler):
         """
         said = self._said.get(key := (record.name, record.levelno, message))
         if said is not None and record.created < said.until:
-            said.repeats += 1
+            said.suppressed += 1
             return None
         if len(self._said) >= _MAX_SAID:
             self._said.clear()
         self._said[key] = _Said(record.created + _QUIET_S)
-        return said.repeats if said is not None else 0
+        return said.suppressed if said is not None else 0
 
 
 class _Said:
     """A line that a library said: not again before `until`, in seconds since the epoch."""
 
-    __slots__ = ("repeats", "until")
+    __slots__ = ("suppressed", "until")
 
     def __init__(self, until: float) -> None:
         self.until = until
-        self.repeats = 0
+        self.suppressed = 0
 
 
 def _message(record: logging.LogRecord) -> str:

@@ -150,14 +150,14 @@ BATCH_RECORDS = _histogram("sink_batch_records", "Records of a batch.", buckets=
 UNACKNOWLEDGED = _gauge(
     "sink_unacknowledged_bytes", "Bytes handed to the sink that the broker has not acknowledged."
 )
-LANE_SECONDS = _histogram(
-    "lane_commit_seconds",
+COMMIT_SECONDS = _histogram(
+    "commit_seconds",
     "From a commit's begin until it is durable, tries included.",
     buckets=COMMIT_BUCKETS,
 )
-LANE_RECORDS = _histogram("lane_commit_records", "Records of a commit.", buckets=SIZE_BUCKETS)
-LANE_BUSY = _gauge("lane_busy_seconds", "How long the slowest commit under way has been under way.")
-LANE_WAITING = _gauge("lane_waiting_commits", "Beginnings and ends of jobs that wait to be committed.")
+COMMIT_RECORDS = _histogram("commit_records", "Records of a commit.", buckets=SIZE_BUCKETS)
+COMMIT_BUSY = _gauge("commit_busy_seconds", "How long the slowest commit under way has been under way.")
+COMMIT_WAITING = _gauge("commit_waiting", "Beginnings and ends of jobs that wait to be committed.")
 KAFKA_FAILURES = _counter("kafka_failures_total", "Requests to Kafka that failed and are made again.", "part")
 
 # The group
@@ -220,10 +220,10 @@ TABLE = (
     BATCH_SECONDS,
     BATCH_RECORDS,
     UNACKNOWLEDGED,
-    LANE_SECONDS,
-    LANE_RECORDS,
-    LANE_BUSY,
-    LANE_WAITING,
+    COMMIT_SECONDS,
+    COMMIT_RECORDS,
+    COMMIT_BUSY,
+    COMMIT_WAITING,
     KAFKA_FAILURES,
     PARTITIONS_OWNED,
     PARTITIONS_OPENING,

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import structlog
 
-from streamworker.core.faults import cut
 from streamworker.model import ErrorCode, Status
-from streamworker.ports import KafkaPart
+from streamworker.observe import KafkaPart
 from streamworker.telemetry import metrics as table
 from streamworker.telemetry.metrics import OTHER, Metrics
+from streamworker.text import truncate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
         Headers,
         Job,
         JobError,
-        Outgoing,
-        Partition,
+        ProducerRecord,
         Rejection,
+        TopicPartition,
         UsageEvent,
     )
     from streamworker.ports import Clock
@@ -142,7 +142,7 @@ class Telemetry:
             "job.rejected",
             job_id=rejection.job_id,
             error_code=code.value,
-            faults=[cut(fault, _FAULT_BYTES) for fault in rejection.faults[:MAX_FAULTS]],
+            faults=[truncate(fault, _FAULT_BYTES) for fault in rejection.faults[:MAX_FAULTS]],
             fault_count=len(rejection.faults),
             **_place(rejection.source),
             **_trace(rejection.trace),
@@ -155,11 +155,11 @@ class Telemetry:
         place = {**_place(job.source), **_trace(job.trace)}
         self._log.warning("job.abandoned", job_id=job.job_id, reason=reason, **place)
 
-    def tombstone_skipped(self, partition: Partition) -> None:  # noqa: ARG002 - counted as a whole
+    def tombstone_skipped(self, partition: TopicPartition) -> None:  # noqa: ARG002 - counted as a whole
         """A record without a value was passed over."""
         self._metrics.add(table.TOMBSTONES)
 
-    def record_skipped(self, partition: Partition) -> None:  # noqa: ARG002 - counted as a whole
+    def record_skipped(self, partition: TopicPartition) -> None:  # noqa: ARG002 - counted as a whole
         """A record was delivered that is finished already, or that runs."""
         self._metrics.add(table.RECORDS_SKIPPED)
 
@@ -181,14 +181,14 @@ class Telemetry:
         self._metrics.set(table.PARTITIONS_OWNED, owned)
         self._log.info("partitions.changed", owned=owned, gained=gained, lost=lost)
 
-    def partition_fenced(self, partition: Partition) -> None:  # noqa: ARG002 - as above
+    def partition_fenced(self, partition: TopicPartition) -> None:  # noqa: ARG002 - as above
         """Another worker shut us out of a partition that we thought ours."""
         self._metrics.add(table.PARTITIONS_FENCED)
 
-    def committed(self, records: Sequence[Outgoing], seconds: float) -> None:
+    def committed(self, records: Sequence[ProducerRecord], seconds: float) -> None:
         """A lane's commit is durable, with these records, so long after it began."""
-        self._metrics.observe(table.LANE_SECONDS, seconds)
-        self._metrics.observe(table.LANE_RECORDS, len(records))
+        self._metrics.observe(table.COMMIT_SECONDS, seconds)
+        self._metrics.observe(table.COMMIT_RECORDS, len(records))
         for record in records:
             kind = next((value for name, value in record.headers if name == "streamworker-type"), None)
             if kind is not None:  # a dead letter is no event
@@ -261,7 +261,7 @@ def _line(event: UsageEvent, job: Job, upstream: str) -> dict[str, Any]:
         "job_id": event.job_id,
         "attempt": event.attempt,
         "upstream": upstream,
-        "model": cut(job.model, _NAME_BYTES),
+        "model": truncate(job.model, _NAME_BYTES),
         "status": event.status.value,
         **_error(event.error),
         "deltas": event.observed.deltas,

@@ -21,10 +21,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from streamworker import __version__
-from streamworker.core.faults import cut
-from streamworker.core.redaction import Redactor
 from streamworker.errors import ConfigurationError
+from streamworker.redaction import Redactor
 from streamworker.telemetry.tracing import OtelTracer, server_of
+from streamworker.text import truncate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -102,7 +102,7 @@ class CalmExporter(SpanExporter):
         """Send a batch, an empty one if none is given; return why it was not taken."""
         _LAST_WORDS.text = ""
         is_taken = self._exporter.export(spans) is SpanExportResult.SUCCESS
-        return None if is_taken else cut(self._redact(_LAST_WORDS.text), _REASON_BYTES)
+        return None if is_taken else truncate(self._redact(_LAST_WORDS.text), _REASON_BYTES)
 
     def shutdown(self) -> None:
         """Give up what is on its way."""

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import structlog
 
-from streamworker.core.faults import cut
-from streamworker.core.json import replace_surrogates
+from streamworker.text import truncate
+from streamworker.wire.json import replace_surrogates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -68,7 +68,7 @@ class Cleaner:
 
     def _text(self, text: str) -> str:
         # Redact first: a secret that the cut halves would no longer be known as one.
-        text = cut(self._redact(text), MAX_TEXT)
+        text = truncate(self._redact(text), MAX_TEXT)
         return text if text.isascii() else str(replace_surrogates(text))
 
 
@@ -115,7 +115,7 @@ def render_console(*, colors: bool) -> Processor:
 def _failure(event: Any, error: Exception) -> dict[str, str]:
     # Names of our own code only: the message of the exception may quote the value that caused it.
     name = event if isinstance(event, str) and event.isascii() else ""
-    return {"failed_event": cut(name, 200), "reason": type(error).__qualname__}
+    return {"failed_event": truncate(name, 200), "reason": type(error).__qualname__}
 
 
 def _number(value: float | None) -> float | str | None:

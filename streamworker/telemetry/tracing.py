@@ -14,12 +14,12 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_contex
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from streamworker import __version__
-from streamworker.core.attempt import State
-from streamworker.core.faults import cut
 from streamworker.model import ErrorCode
 from streamworker.model import Status as JobStatus
-from streamworker.ports import trace_headers
+from streamworker.observe import trace_headers
+from streamworker.stream.attempt import State
 from streamworker.telemetry import conventions as names
+from streamworker.text import truncate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer, TracerProvider
     from opentelemetry.util.types import AttributeValue
 
-    from streamworker.core.attempt import Attempt
     from streamworker.model import Headers, Job, JobError, Rejection, UsageEvent
+    from streamworker.stream.attempt import Attempt
 
 __all__ = ["OtelJobSpan", "OtelTracer", "OtelTrySpan", "Server", "server_of"]
 
@@ -104,7 +104,7 @@ class OtelJobSpan:
         if attempt.id != self._attempt_id:
             self._attempt_id = attempt.id
             self._attempts += 1
-        job, model = attempt.job, cut(attempt.job.model, _NAME_BYTES)
+        job, model = attempt.job, truncate(attempt.job.model, _NAME_BYTES)
         attributes: dict[str, AttributeValue] = {
             names.GEN_AI_OPERATION: names.CHAT,
             names.GEN_AI_PROVIDER: names.OPENAI,
@@ -198,7 +198,7 @@ def _outcome(attempt: Attempt, error: JobError | None) -> tuple[str, JobError | 
 
 def _answer(attempt: Attempt) -> dict[str, AttributeValue | None]:
     """Return what the upstream says of its answer."""
-    reasons = [cut(reason, _REASON_BYTES) for reason in attempt.finish_reasons.values()]
+    reasons = [truncate(reason, _REASON_BYTES) for reason in attempt.finish_reasons.values()]
     usage = attempt.reported_usage or {}
     return {
         names.GEN_AI_RESPONSE_ID: _name(attempt.chunk.get("id")),
@@ -226,7 +226,7 @@ def _headers(context: Context) -> Headers:
 
 
 def _name(value: Any) -> str | None:
-    return cut(value, _NAME_BYTES) if isinstance(value, str) else None
+    return truncate(value, _NAME_BYTES) if isinstance(value, str) else None
 
 
 def _count(value: Any) -> int | None:

@@ -20,13 +20,13 @@ import httpx
 from httpx_aiohttp.transport import AiohttpResponseStream, AiohttpTransport, map_aiohttp_exceptions
 
 from streamworker import __version__
-from streamworker.core.faults import fault_of_body, http_error, is_retriable, usage_of_body
-from streamworker.core.redaction import Redactor
-from streamworker.core.retry import read_advice
 from streamworker.errors import ConfigurationError, UpstreamError
 from streamworker.model import ErrorCode, JobError
-from streamworker.upstream.errors import Phase, foreign_errors_as_ours
-from streamworker.upstream.turnstile import Turnstile
+from streamworker.redaction import Redactor
+from streamworker.stream.provider_errors import fault_of_body, http_error, is_retriable, usage_of_body
+from streamworker.stream.retry import read_advice
+from streamworker.upstream.errors import Phase, translate_errors
+from streamworker.upstream.pacer import CallPacer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -59,7 +59,7 @@ class HttpUpstream:
         self._settings = settings
         self._url = settings.base_url.rstrip("/") + "/chat/completions"
         self._redact = Redactor()
-        self._turnstile = Turnstile(CALLS_PER_TURN)
+        self._pacer = CallPacer(CALLS_PER_TURN)
         # No cookie is kept: calls of different tenants share this client.
         jar = CookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
         self._client = httpx.AsyncClient(
@@ -78,8 +78,8 @@ class HttpUpstream:
     @asynccontextmanager
     async def call(self, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[HttpAnswer]:
         """Open a streaming completion; entering waits for the answer. Raises UpstreamError."""
-        await self._turnstile()
-        with foreign_errors_as_ours(Phase.CALLING, self._settings.base_url):
+        await self._pacer()
+        with translate_errors(Phase.CALLING, self._settings.base_url):
             request = self._client.build_request(
                 "POST", self._url, content=body, headers=self._headers(headers)
             )
@@ -94,7 +94,7 @@ class HttpUpstream:
     async def models(self) -> list[str]:
         """Ask which models the upstream offers, for `streamworker check`. Raises UpstreamError."""
         url = self._settings.base_url.rstrip("/") + "/models"
-        with foreign_errors_as_ours(Phase.CALLING, self._settings.base_url):
+        with translate_errors(Phase.CALLING, self._settings.base_url):
             response = await self._client.get(
                 url, headers=self._headers({}), timeout=self._settings.connect_timeout_s
             )
@@ -163,7 +163,7 @@ class HttpAnswer:
         except (httpx.HTTPError, httpx.StreamError, aiohttp.ClientError, OSError):
             data = self._rest()
             if not data:
-                with foreign_errors_as_ours(Phase.READING, self._base_url):
+                with translate_errors(Phase.READING, self._base_url):
                     raise
         if not data:
             raise StopAsyncIteration

@@ -19,7 +19,7 @@ from streamworker.model import ErrorCode, JobError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Phase", "foreign_errors_as_ours"]
+__all__ = ["Phase", "translate_errors"]
 
 
 class Phase(Enum):
@@ -30,7 +30,7 @@ class Phase(Enum):
 
 
 @contextmanager
-def foreign_errors_as_ours(phase: Phase, base_url: str) -> Iterator[None]:
+def translate_errors(phase: Phase, base_url: str) -> Iterator[None]:
     """Raise what httpx and aiohttp raise as UpstreamError."""
     try:
         yield

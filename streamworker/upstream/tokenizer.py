@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from streamworker.core.usage import Tokenizer
+from streamworker.stream.usage import Tokenizer
 
 __all__ = ["load_tokenizer"]
 

@@ -7,31 +7,31 @@ from uuid import uuid4
 
 import msgspec
 
-from streamworker.codec.deadletter import dead_letter
-from streamworker.codec.job import read_job
-from streamworker.core.attempt import Attempt
-from streamworker.core.routing import choose_upstreams
 from streamworker.model import (
+    ConsumerRecord,
     ErrorCode,
     Job,
     JobError,
     Observed,
-    Outgoing,
-    Partition,
-    Record,
+    ProducerRecord,
     Rejection,
     Status,
     Timing,
+    TopicPartition,
     UsageEvent,
     UsageSource,
 )
-from streamworker.ports import UNTRACED, JobSpan, Tracer
+from streamworker.observe import UNTRACED, JobSpan, Tracer
+from streamworker.stream.attempt import Attempt
+from streamworker.wire.deadletter import dead_letter
+from streamworker.wire.job import read_job
+from streamworker.worker.routing import choose_upstreams
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from streamworker.codec.event import EventWriter
     from streamworker.ports import Clock, Sink
+    from streamworker.wire.event import EventWriter
 
 __all__ = ["Accepted", "Intake", "Refused"]
 
@@ -41,7 +41,7 @@ class Accepted(NamedTuple):
 
     job: Job
     upstreams: tuple[str, ...]
-    to: Partition
+    to: TopicPartition
     span: JobSpan = UNTRACED
 
 
@@ -50,8 +50,8 @@ class Refused(NamedTuple):
 
     rejection: Rejection
     code: ErrorCode
-    records: Sequence[Outgoing]
-    fallback: Sequence[Outgoing]
+    records: Sequence[ProducerRecord]
+    fallback: Sequence[ProducerRecord]
     span: JobSpan = UNTRACED
 
 
@@ -87,7 +87,7 @@ class Intake:
         self._max_record_bytes = max_record_bytes
         self._tracer = tracer
 
-    def take(self, record: Record, deliveries: int, max_deliveries: int) -> Accepted | Refused:
+    def take(self, record: ConsumerRecord, deliveries: int, max_deliveries: int) -> Accepted | Refused:
         """Decide about a record that has a value and was now delivered so often."""
         job = read_job(record, max_bytes=self._max_job_bytes)
         span = self._tracer.open_job(job, deliveries)
@@ -96,7 +96,7 @@ class Intake:
         return self._decide(record, job, deliveries, max_deliveries)._replace(span=span)
 
     def _decide(
-        self, record: Record, job: Job | Rejection, deliveries: int, max_deliveries: int
+        self, record: ConsumerRecord, job: Job | Rejection, deliveries: int, max_deliveries: int
     ) -> Accepted | Refused:
         if isinstance(job, Rejection):
             return self._refuse(record, job, ErrorCode.INVALID_JOB)
@@ -122,7 +122,7 @@ class Intake:
     def _allowed(self, reply_to: str | None) -> str | None:
         return reply_to if reply_to in self._allowed_reply_to else None
 
-    def _refuse(self, record: Record, rejection: Rejection, code: ErrorCode) -> Refused:
+    def _refuse(self, record: ConsumerRecord, rejection: Rejection, code: ErrorCode) -> Refused:
         message = "; ".join(rejection.faults)
         letter = self._letter(record, code, message)
         event = self._terminal(rejection, code, message)
@@ -131,7 +131,7 @@ class Intake:
         return Refused(rejection, code, (letter, terminal), (_emptied(letter), terminal))
 
     def _give_up(
-        self, record: Record, job: Job, upstream: str, to: Partition, max_deliveries: int
+        self, record: ConsumerRecord, job: Job, upstream: str, to: TopicPartition, max_deliveries: int
     ) -> Refused:
         """End a job that was begun too often. Readers follow its latest `started`, so it gets one more."""
         message = f"the job was delivered {max_deliveries} times and never ended: its worker died or lost it each time"
@@ -145,7 +145,7 @@ class Intake:
         code, rejection = ErrorCode.MAX_DELIVERIES, _rejection(job, message)
         return Refused(rejection, code, (letter, *events), (_emptied(letter), *events))
 
-    def _letter(self, record: Record, code: ErrorCode, message: str) -> Outgoing:
+    def _letter(self, record: ConsumerRecord, code: ErrorCode, message: str) -> ProducerRecord:
         key = record.key if record.key is not None else str(record.at).encode()
         to = self._sink.partition_for(self._dlq_topic, key)
         return dead_letter(record, to, code=code, message=message, group=self._group)
@@ -169,7 +169,7 @@ class Intake:
             metadata={},
         )
 
-    def _partition(self, job_id: str, reply_to: str | None) -> Partition:
+    def _partition(self, job_id: str, reply_to: str | None) -> TopicPartition:
         return self._sink.partition_for(reply_to or self._events_topic, job_id.encode())
 
 
@@ -189,6 +189,6 @@ def _rejection(job: Job, fault: str) -> Rejection:
     )
 
 
-def _emptied(letter: Outgoing) -> Outgoing:
+def _emptied(letter: ProducerRecord) -> ProducerRecord:
     note = ("__streamworker.errors.value_left_out", str(len(letter.value or b"")).encode())
-    return Outgoing(letter.to, letter.key, None, (*letter.headers, note))
+    return ProducerRecord(letter.topic_partition, letter.key, None, (*letter.headers, note))

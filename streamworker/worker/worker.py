@@ -13,25 +13,26 @@ from uuid import uuid4
 
 import structlog
 
-from streamworker.core.cancels import Cancels
-from streamworker.core.redaction import wordless
 from streamworker.errors import KafkaError
-from streamworker.worker.course import Course
+from streamworker.redaction import without_message
+from streamworker.worker.cancellations import Cancellations
+from streamworker.worker.committer import PartitionCommitter
+from streamworker.worker.delivery import Delivery
 from streamworker.worker.intake import Accepted
-from streamworker.worker.lane import Lane
-from streamworker.worker.partition import Holding, PartitionWork
-from streamworker.worker.vitals import vitals_of
+from streamworker.worker.partitions import Ownership, PartitionWork
+from streamworker.worker.stats import worker_stats
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
     from contextlib import AbstractAsyncContextManager
 
-    from streamworker.model import Cause, Partition, Record
-    from streamworker.ports import Committers, Observer, Source
-    from streamworker.worker.execution import Tools, UpstreamSlot
-    from streamworker.worker.gates import Gates
+    from streamworker.model import Cause, ConsumerRecord, TopicPartition
+    from streamworker.observe import Observer
+    from streamworker.ports import CommitStores, Source
     from streamworker.worker.intake import Intake, Refused
-    from streamworker.worker.vitals import Vitals
+    from streamworker.worker.queues import UpstreamQueues
+    from streamworker.worker.runner import Tools, UpstreamPolicy
+    from streamworker.worker.stats import WorkerStats
 
 __all__ = ["Worker", "WorkerLimits"]
 
@@ -60,30 +61,30 @@ class Worker:
         self,
         *,
         source: Source,
-        committers: Committers,
+        commit_stores: CommitStores,
         intake: Intake,
         tools: Tools,
-        slots: Mapping[str, UpstreamSlot],
-        gates: Gates,
+        policies: Mapping[str, UpstreamPolicy],
+        queues: UpstreamQueues,
         limits: WorkerLimits,
         failure: asyncio.Future[None],
     ) -> None:
         """Assemble a worker. `failure` ends it when a part of the process is broken beyond repair."""
         self._source = source
-        self._committers = committers
+        self._commit_stores = commit_stores
         self._intake = intake
         self._tools = tools
-        self._slots = slots
-        self._gates = gates
+        self._policies = policies
+        self._queues = queues
         self._limits = limits
         self._observer: Observer = tools.observer
-        self._stamp = uuid4().hex[:12]
-        self._works: dict[Partition, PartitionWork] = {}
+        self._commit_id = uuid4().hex[:12]
+        self._works: dict[TopicPartition, PartitionWork] = {}
         self._jobs_open = 0
-        self._cancels = Cancels()
-        self._courses: dict[str, set[Course]] = {}
+        self._cancels = Cancellations()
+        self._deliveries_by_id: dict[str, set[Delivery]] = {}
         self._room = asyncio.Event()
-        gates.on_room = self._room.set
+        queues.on_room = self._room.set
         self._draining = asyncio.Event()
         self._draining_since: float | None = None
         self._side_tasks: set[asyncio.Task[None]] = set()
@@ -128,14 +129,14 @@ class Worker:
     def cancel(self, job_id: str, timestamp: int, reason: str) -> None:
         """End the jobs of this id that were submitted before; of those still to come it is remembered."""
         self._cancels.note(job_id, timestamp, reason)
-        for course in self._courses.get(job_id, ()):
-            if course.job.timestamp <= timestamp:
-                course.cancel(reason)
+        for delivery in self._deliveries_by_id.get(job_id, ()):
+            if delivery.job.timestamp <= timestamp:
+                delivery.cancel(reason)
 
     def readiness(self) -> tuple[bool, dict[str, object]]:
         """Return whether jobs are taken, and what there is to say about it."""
         opening = [
-            str(partition) for partition, work in self._works.items() if work.holding is Holding.OPENING
+            str(partition) for partition, work in self._works.items() if work.ownership is Ownership.OPENING
         ]
         is_ready = self._joined and not opening and not self._draining.is_set()
         return is_ready, {
@@ -144,13 +145,13 @@ class Worker:
             "partitions": len(self._works),
             "partitions_opening": opening,
             "jobs_open": self._jobs_open,
-            "upstreams": self._gates.states(),
+            "upstreams": self._queues.states(),
         }
 
-    def vitals(self) -> Vitals:
+    def stats(self) -> WorkerStats:
         """Return what is measured of the worker when somebody looks."""
         now = self._tools.clock.monotonic()
-        return vitals_of(
+        return worker_stats(
             self._works.values(),
             is_ready=self.readiness()[0],
             poll_age_s=now - self.last_poll,
@@ -163,7 +164,7 @@ class Worker:
         """The group calls its members together: what is ours goes on until `assigned` says otherwise."""
         self._observer.rebalancing()
 
-    def assigned(self, partitions: frozenset[Partition], *, is_continuous: bool) -> None:
+    def assigned(self, partitions: frozenset[TopicPartition], *, is_continuous: bool) -> None:
         """Keep what stays, let go at once of what left, take over what is new."""
         if self._is_stopping:  # taking over anew would shut out our own last commits
             return
@@ -177,28 +178,30 @@ class Worker:
             self._take_over(partition)
         self._observer.partitions_changed(len(self._works), len(gained), len(lost))
 
-    def _take_over(self, partition: Partition) -> None:
+    def _take_over(self, partition: TopicPartition) -> None:
         work: PartitionWork
 
         def lost(reason: str) -> None:
             self._spawn(self._reopen(work, reason))
 
-        committer = self._committers.committer(partition)
-        lane = Lane(partition, committer, stamp=self._stamp, lost=lost, observer=self._observer)
-        work = self._works[partition] = PartitionWork(lane)
+        store = self._commit_stores.store(partition)
+        committer = PartitionCommitter(
+            partition, store, commit_id=self._commit_id, lost=lost, observer=self._observer
+        )
+        work = self._works[partition] = PartitionWork(committer)
         work.opening = self._spawn(self._open(work))
 
     async def _open(self, work: PartitionWork) -> None:
         offset = await work.open()
-        work.committing = self._spawn(work.lane.run())
-        self._source.seek(work.lane.partition, offset)
-        work.holding = Holding.OPEN
+        work.committing = self._spawn(work.committer.run())
+        self._source.seek(work.committer.partition, offset)
+        work.ownership = Ownership.OPEN
         self._room.set()
-        log.info("partition.opened", partition=str(work.lane.partition), offset=offset)
+        log.info("partition.opened", partition=str(work.committer.partition), offset=offset)
 
     async def _reopen(self, work: PartitionWork, reason: str) -> None:
         """Another worker fenced us. If the group still says that the partition is ours, take it over anew."""
-        partition = work.lane.partition
+        partition = work.committer.partition
         log.warning("partition.fenced", partition=str(partition), reason=reason)
         self._observer.partition_fenced(partition)
         await asyncio.wait([self._release(work, "fenced")])
@@ -218,7 +221,7 @@ class Worker:
         work.leaving = reason
         for job in await work.let_go():
             self._observer.job_abandoned(job, reason)
-        log.info("partition.let_go", partition=str(work.lane.partition), reason=reason)
+        log.info("partition.let_go", partition=str(work.committer.partition), reason=reason)
 
     async def _is_member(self) -> bool:
         """Whether the group says so, here and now. Who slept past its session holds records that are another's."""
@@ -228,7 +231,7 @@ class Worker:
             return False
 
     def _is_current(self, work: PartitionWork) -> bool:
-        return self._works.get(work.lane.partition) is work
+        return self._works.get(work.committer.partition) is work
 
     # Records
 
@@ -255,52 +258,54 @@ class Worker:
                 continue
             self._is_in_doubt |= slept_s > self._limits.session_timeout_s / 2
             if self._is_in_doubt and not await self._is_member():
-                self._read_again({record.at.of for record in records})
+                self._read_again({record.topic_partition for record in records})
                 continue
             self._is_in_doubt = False
             missed = set()
             for record in records:
                 # A partition may have gone, and even come back, while we waited; its records come again then.
-                work = ready[record.at.of]
-                if self._is_current(work) and work.holding is Holding.OPEN:
+                work = ready[record.topic_partition]
+                if self._is_current(work) and work.ownership is Ownership.OPEN:
                     self._take(work, record)
                 else:
-                    missed.add(record.at.of)
+                    missed.add(record.topic_partition)
             self._read_again(missed)
 
     def _free(self) -> int:
         """Return how many records may be taken in."""
-        waiting = self._gates.waiting + sum(work.waiting for work in self._works.values())
+        waiting = self._queues.waiting + sum(work.waiting for work in self._works.values())
         # Not the permits that are out: a job that was just taken has not come to its gate yet.
         active = self._jobs_open - waiting
         return min(self._limits.max_in_flight - active, self._limits.max_waiting - waiting)
 
-    def _read_again(self, missed: set[Partition]) -> None:
+    def _read_again(self, missed: set[TopicPartition]) -> None:
         """Go back where a partition has come back so soon that its new assignment's records were passed over too."""
         for partition in missed:
             work = self._works.get(partition)
-            if work is not None and work.holding is Holding.OPEN:
-                self._source.seek(partition, work.lane.progress.position)
+            if work is not None and work.ownership is Ownership.OPEN:
+                self._source.seek(partition, work.committer.progress.position)
 
-    def _take(self, work: PartitionWork, record: Record) -> None:
+    def _take(self, work: PartitionWork, record: ConsumerRecord) -> None:
         offset = record.at.offset
-        deliveries = work.lane.progress.begin(offset)
+        deliveries = work.committer.progress.begin(offset)
         if not deliveries:
-            self._observer.record_skipped(record.at.of)
+            self._observer.record_skipped(record.topic_partition)
         elif record.value is None:
-            work.lane.finish(offset, ())
-            self._observer.tombstone_skipped(record.at.of)
+            work.committer.finish(offset, ())
+            self._observer.tombstone_skipped(record.topic_partition)
         else:
             self._decide(work, record, deliveries)
 
-    def _decide(self, work: PartitionWork, record: Record, deliveries: int) -> None:
+    def _decide(self, work: PartitionWork, record: ConsumerRecord, deliveries: int) -> None:
         decision = self._intake.take(record, deliveries, self._limits.max_deliveries)
         if isinstance(decision, Accepted):
             self._begin(work, record, decision, deliveries)
         else:
             self._refuse(work, record, decision)
 
-    def _begin(self, work: PartitionWork, record: Record, accepted: Accepted, deliveries: int) -> None:
+    def _begin(
+        self, work: PartitionWork, record: ConsumerRecord, accepted: Accepted, deliveries: int
+    ) -> None:
         def ended() -> None:
             self._jobs_open -= 1
             self._room.set()
@@ -308,30 +313,30 @@ class Worker:
 
         is_ordered = self._limits.in_key_order and record.key is not None
         turn = work.turn(record.key or b"", waits=self._room.set) if is_ordered else None
-        course = self._new_course(work, accepted, deliveries, turn)
+        delivery = self._new_delivery(work, accepted, deliveries, turn)
         self._jobs_open += 1
-        work.run(course, self._run(work, record, course, deliveries), ended=ended)
+        work.run(delivery, self._run(work, record, delivery, deliveries), ended=ended)
 
-    def _new_course(
+    def _new_delivery(
         self,
         work: PartitionWork,
         accepted: Accepted,
         deliveries: int,
         turn: AbstractAsyncContextManager[None] | None = None,
-    ) -> Course:
+    ) -> Delivery:
         cause: Cause = "new" if deliveries == 1 else "redelivered"
-        return Course(
+        return Delivery(
             self._tools,
             accepted,
-            work.lane,
-            self._gates,
-            self._slots,
+            work.committer,
+            self._queues,
+            self._policies,
             cause=cause,
             turn=turn or nullcontext(),
         )
 
-    def _refuse(self, work: PartitionWork, record: Record, refused: Refused) -> None:
-        done = work.lane.finish(record.at.offset, refused.records, fallback=refused.fallback)
+    def _refuse(self, work: PartitionWork, record: ConsumerRecord, refused: Refused) -> None:
+        done = work.committer.finish(record.at.offset, refused.records, fallback=refused.fallback)
 
         def tell(future: asyncio.Future[None]) -> None:
             if future.cancelled():
@@ -342,39 +347,41 @@ class Worker:
 
         done.add_done_callback(tell)
 
-    async def _run(self, work: PartitionWork, record: Record, course: Course, deliveries: int) -> None:
+    async def _run(
+        self, work: PartitionWork, record: ConsumerRecord, delivery: Delivery, deliveries: int
+    ) -> None:
         """Run a job to its terminal event. A crash of ours is tried again, as a delivery: it may be the job's doing."""
         async with AsyncExitStack() as held:  # the job's turn, through every crash
             while True:
                 try:
-                    return await self._watched(course, held)
+                    return await self._watched(delivery, held)
                 except Exception as error:
-                    log.error("job.crashed", job_id=course.job.job_id, exc_info=wordless(error))  # noqa: TRY400 - its words may be the prompt
-                    self._observer.job_crashed(course.job)
-                    course.span.crashed()
+                    log.error("job.crashed", job_id=delivery.job.job_id, exc_info=without_message(error))  # noqa: TRY400 - its words may be the prompt
+                    self._observer.job_crashed(delivery.job)
+                    delivery.span.crashed()
                 finally:
-                    course.span.abandoned(work.leaving)  # unless it has its end
+                    delivery.span.abandoned(work.leaving)  # unless it has its end
                 await asyncio.sleep(_CRASH_BACKOFF_S)
                 deliveries += 1
                 decision = self._intake.take(record, deliveries, self._limits.max_deliveries)
                 if not isinstance(decision, Accepted):
                     return self._refuse(work, record, decision)
-                course = self._new_course(work, decision, deliveries)
-                work.replace(course)
+                delivery = self._new_delivery(work, decision, deliveries)
+                work.replace(delivery)
 
-    async def _watched(self, course: Course, held: AsyncExitStack) -> None:
+    async def _watched(self, delivery: Delivery, held: AsyncExitStack) -> None:
         """Run a job so that a cancellation finds it, also one that came before."""
-        job = course.job
+        job = delivery.job
         if (reason := self._cancels.reason_for(job.job_id, job.timestamp)) is not None:
-            course.cancel(reason)
-        running = self._courses.setdefault(job.job_id, set())
-        running.add(course)
+            delivery.cancel(reason)
+        running = self._deliveries_by_id.setdefault(job.job_id, set())
+        running.add(delivery)
         try:
-            await course.run(held)
+            await delivery.run(held)
         finally:
-            running.discard(course)
+            running.discard(delivery)
             if not running:
-                self._courses.pop(job.job_id, None)
+                self._deliveries_by_id.pop(job.job_id, None)
 
     # The end
 

@@ -1,6 +1,6 @@
 """The contract's reader rules (contract §3), held against an events topic. Written from the contract, not from the code.
 
-Shares nothing with `streamworker.core.reader`: a rule that both have wrong would have to be got wrong twice.
+Shares nothing with `streamworker.reader`: a rule that both have wrong would have to be got wrong twice.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from streamworker.kafka.rights import Right
+    from streamworker.kafka.acls import Acl
     from tests.brokers.apache import ApacheKafka
 
 __all__ = ["Acls", "way_in"]
@@ -23,14 +23,14 @@ PATTERNS = {False: 3, True: 4}
 ALLOW = 3
 
 
-def _entry(right: Right) -> tuple[int, str, int, str, str, int, int]:
-    """What both requests say of a right."""
+def _entry(acl: Acl) -> tuple[int, str, int, str, str, int, int]:
+    """What both requests say of a acl."""
     kind, pattern, operation = (
-        RESOURCES[right.resource],
-        PATTERNS[right.is_prefix],
-        OPERATIONS[right.operation],
+        RESOURCES[acl.resource],
+        PATTERNS[acl.is_prefix],
+        OPERATIONS[acl.operation],
     )
-    return (kind, right.name, pattern, f"User:{USER}", "*", operation, ALLOW)
+    return (kind, acl.name, pattern, f"User:{USER}", "*", operation, ALLOW)
 
 
 class Acls:
@@ -39,15 +39,13 @@ class Acls:
     def __init__(self, admin: Any) -> None:
         self._client = admin._client
 
-    async def give(self, rights: Iterable[Right]) -> None:
-        for right in rights:
-            answer = await self._client.send(
-                self._client.get_random_node(), CreateAclsRequest(*_entry(right))
-            )
+    async def give(self, acls: Iterable[Acl]) -> None:
+        for acl in acls:
+            answer = await self._client.send(self._client.get_random_node(), CreateAclsRequest(*_entry(acl)))
             assert [code for code, _ in answer.creation_responses] == [0], answer
 
-    async def take(self, right: Right) -> None:
-        answer = await self._client.send(self._client.get_random_node(), DeleteAclsRequest(*_entry(right)))
+    async def take(self, acl: Acl) -> None:
+        answer = await self._client.send(self._client.get_random_node(), DeleteAclsRequest(*_entry(acl)))
         [(code, _, matching)] = answer.filter_responses
         assert code == 0, answer
         assert len(matching) == 1, answer

@@ -10,14 +10,15 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any, Self
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import TopicPartition as KafkaTopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
 from streamworker.app import App
 from streamworker.config import KafkaSettings, Settings, load
-from streamworker.kafka.connection import adopt
+from streamworker.kafka.connection import install_client
 from tests.integration.checker import Breach, EventRecord, JobRecord, breaches, events_of, unfinished_below
 
 if TYPE_CHECKING:
@@ -155,14 +156,18 @@ class Stage:
             fetch_max_wait_ms=100,
             enable_auto_commit=False,
         )
-        adopt(
+        install_client(
             consumer._client, KafkaSettings(bootstrap_servers=self.broker.bootstrap)
         )  # a broker that starts again needs the processor more than we do
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(consumer.stop)
             await consumer.start()
             consumer.assign(
-                [TopicPartition(topic, number) for topic in self._read_topics for number in range(partitions)]
+                [
+                    KafkaTopicPartition(topic, number)
+                    for topic in self._read_topics
+                    for number in range(partitions)
+                ]
             )
             while True:
                 try:
@@ -370,7 +375,7 @@ class Stage:
         )
         await consumer.start()
         try:
-            at = TopicPartition(self.jobs_topic, partition)
+            at = KafkaTopicPartition(self.jobs_topic, partition)
             consumer.assign([at])
             async with asyncio.timeout(LIMIT_S):
                 await consumer.commit({at: OffsetAndMetadata(offset, metadata)})

@@ -6,7 +6,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener
+from aiokafka import TopicPartition as KafkaTopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, OutOfOrderSequenceNumber, ProducerFenced
 from aiokafka.structs import OffsetAndMetadata
@@ -54,16 +55,16 @@ def consumer(broker: Broker, *names: str, **settings: Any) -> AbstractAsyncConte
 
 async def create(
     broker: Broker, name: str, partitions: int = 1, settings: dict[str, str] | None = None
-) -> TopicPartition:
+) -> KafkaTopicPartition:
     async with admin(broker) as client:
         topic = NewTopic(name, num_partitions=partitions, replication_factor=1, topic_configs=settings or {})
         answer = await client.create_topics([topic])
     assert [error for _, error, *_ in answer.topic_errors] == [0]
-    return TopicPartition(name, 0)
+    return KafkaTopicPartition(name, 0)
 
 
 async def read(
-    broker: Broker, partition: TopicPartition, number: int, isolation: str = "read_committed"
+    broker: Broker, partition: KafkaTopicPartition, number: int, isolation: str = "read_committed"
 ) -> list[Any]:
     """The first `number` records of a partition."""
     async with consumer(broker, isolation_level=isolation) as client:
@@ -71,7 +72,9 @@ async def read(
         return [await client.getone() for _ in range(number)]
 
 
-async def values(broker: Broker, partition: TopicPartition, isolation: str = "read_committed") -> list[bytes]:
+async def values(
+    broker: Broker, partition: KafkaTopicPartition, isolation: str = "read_committed"
+) -> list[bytes]:
     """All values up to the end that this isolation level may see."""
     seen: list[bytes] = []
     async with consumer(broker, isolation_level=isolation) as client:
@@ -83,20 +86,20 @@ async def values(broker: Broker, partition: TopicPartition, isolation: str = "re
     return seen
 
 
-async def until_visible(broker: Broker, partition: TopicPartition, expected: list[bytes]) -> None:
+async def until_visible(broker: Broker, partition: KafkaTopicPartition, expected: list[bytes]) -> None:
     """Apache Kafka answers a commit before it writes the markers that make it seen; the time limit is the test's."""
     while await values(broker, partition) != expected:
         pass
 
 
 async def until_committed(
-    broker: Broker, group: str, partition: TopicPartition, expected: tuple[int, str]
+    broker: Broker, group: str, partition: KafkaTopicPartition, expected: tuple[int, str]
 ) -> None:
     while await committed(broker, group, partition) != expected:
         pass
 
 
-async def committed(broker: Broker, group: str, partition: TopicPartition) -> tuple[int, str]:
+async def committed(broker: Broker, group: str, partition: KafkaTopicPartition) -> tuple[int, str]:
     async with admin(broker) as client:
         offset = (await client.list_consumer_group_offsets(group, partitions=[partition]))[partition]
     return offset.offset, offset.metadata
@@ -223,18 +226,18 @@ class Assigned(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has
     """The latest assignment, and a wait for one of a wanted size."""
 
     def __init__(self) -> None:
-        self.partitions: set[TopicPartition] = set()
+        self.partitions: set[KafkaTopicPartition] = set()
         self._changed = asyncio.Condition()
 
-    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+    async def on_partitions_revoked(self, revoked: set[KafkaTopicPartition]) -> None:
         self.partitions = set()
 
-    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+    async def on_partitions_assigned(self, assigned: set[KafkaTopicPartition]) -> None:
         async with self._changed:
             self.partitions = assigned
             self._changed.notify_all()
 
-    async def size(self, number: int) -> set[TopicPartition]:
+    async def size(self, number: int) -> set[KafkaTopicPartition]:
         async with self._changed:
             await self._changed.wait_for(lambda: len(self.partitions) == number)
         return self.partitions

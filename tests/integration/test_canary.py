@@ -18,7 +18,7 @@ from aiohttp import web
 from streamworker.app import App
 from streamworker.config import load
 from streamworker.demo.child import free_port
-from streamworker.kafka.rights import worker_rights
+from streamworker.kafka.acls import worker_acls
 from tests.brokers.security import unsigned_token
 from tests.integration.secured import way_in
 from tests.integration.stage import Stage
@@ -44,7 +44,7 @@ USERINFO = "canaryUSERu3Ns7"
 # A bug of ours, planted before the worker starts: it falls over a prompt and a key, and both are in what Python says.
 BUG = """
 import os
-from streamworker.worker import execution
+from streamworker.worker import runner
 
 def fall(job, **_):
     prompt = bytes(job.request["messages"])
@@ -56,7 +56,7 @@ def fall(job, **_):
         error.add_note(key)
         return int(prompt)
 
-execution.request_body = fall
+runner.request_body = fall
 """
 
 
@@ -142,7 +142,7 @@ async def test_no_secret_sings(
         "TELEMETRY__HTTP_PORT": str(port),
     }
     environment = {f"STREAMWORKER_{name}": value for name, value in apache.variables.items()}
-    await acls.give(worker_rights(load(None, environment, needs_keys=False)))
+    await acls.give(worker_acls(load(None, environment, needs_keys=False)))
     messages = [{"role": "user", "content": PROMPT}]
     apache.message = lambda job_id: messages  # type: ignore[method-assign]
     members: dict[str, Any] = {"metadata": {"tenant": METADATA}}
@@ -262,7 +262,7 @@ async def test_no_secret_is_in_what_objects_say_of_themselves(
         settings = load(
             None, {f"STREAMWORKER_{name}": value for name, value in variables.items()} | {"CANARY_KEY": KEY}
         )
-        await acls.give(worker_rights(settings))
+        await acls.give(worker_acls(settings))
         app = App(settings)
         running = asyncio.create_task(app.run())
         # Wholly there: aiokafka drops a TLS connection that is cut short while it opens, and its warning is an error here.

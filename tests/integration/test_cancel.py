@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from streamworker.codec.control import write_cancel
+from streamworker.wire.control import write_cancel
 
 if TYPE_CHECKING:
     from tests.integration.stage import Stage

@@ -11,16 +11,17 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError
 
 from streamworker.errors import Fenced, KafkaUnavailable
-from streamworker.kafka.committers import CommittedOffsets, TransactionalCommitters
+from streamworker.kafka.committed_offsets import CommittedOffsets
 from streamworker.kafka.consumer import GroupConsumer
-from streamworker.memory import MemoryObserver
-from streamworker.model import CommitPoint, Outgoing, Partition
+from streamworker.kafka.transactions import TransactionalCommitStores
+from streamworker.model import CommitPoint, ProducerRecord, TopicPartition
+from streamworker.testing import MemoryObserver
 from tests.integration.stage import Stage, eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from streamworker.ports import Committer
+    from streamworker.ports import CommitStore
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ class Member(NamedTuple):
 
     consumer: GroupConsumer
     committed: CommittedOffsets
-    committer: Committer
+    committer: CommitStore
     observer: MemoryObserver
 
 
@@ -43,12 +44,12 @@ class Heard:
     """Takes note of assignments."""
 
     def __init__(self) -> None:
-        self.partitions: frozenset[Partition] | None = None
+        self.partitions: frozenset[TopicPartition] | None = None
 
     def rebalancing(self) -> None:
         """Nothing is kept of it."""
 
-    def assigned(self, partitions: frozenset[Partition], *, is_continuous: bool) -> None:
+    def assigned(self, partitions: frozenset[TopicPartition], *, is_continuous: bool) -> None:
         self.partitions = partitions
 
 
@@ -59,8 +60,8 @@ async def member(stage: Stage) -> AsyncIterator[Member]:
     committed = CommittedOffsets(settings, consumer)
     await committed.start()
     observer = MemoryObserver()
-    committers = TransactionalCommitters(settings, committed, consumer, observer)
-    committer = committers.committer(Partition(stage.jobs_topic, 0))
+    committers = TransactionalCommitStores(settings, committed, consumer, observer)
+    committer = committers.store(TopicPartition(stage.jobs_topic, 0))
     try:
         await consumer.start(heard)
         await eventually(lambda: heard.partitions is not None)
@@ -71,9 +72,9 @@ async def member(stage: Stage) -> AsyncIterator[Member]:
         await committed.stop()
 
 
-def note(stage: Stage, text: str) -> Outgoing:
+def note(stage: Stage, text: str) -> ProducerRecord:
     value = b'{"job_id":"%b","type":"delta"}' % text.encode()
-    return Outgoing(Partition(stage.events_topic, 0), b"key", value)
+    return ProducerRecord(TopicPartition(stage.events_topic, 0), b"key", value)
 
 
 def told(stage: Stage) -> list[str]:
@@ -81,12 +82,12 @@ def told(stage: Stage) -> list[str]:
 
 
 @asynccontextmanager
-async def two_owners(stage: Stage) -> AsyncIterator[tuple[Member, Committer]]:
+async def two_owners(stage: Stage) -> AsyncIterator[tuple[Member, CommitStore]]:
     """A member, and a second committer for its partition that counts as its next owner."""
     async with member(stage) as first:
         settings = stage.settings()
-        second = TransactionalCommitters(settings, first.committed, first.consumer).committer(
-            Partition(stage.jobs_topic, 0)
+        second = TransactionalCommitStores(settings, first.committed, first.consumer).store(
+            TopicPartition(stage.jobs_topic, 0)
         )
         try:
             yield first, second
@@ -141,7 +142,7 @@ async def test_owner_whose_transaction_the_broker_ended_is_still_the_owner(apach
             assert only.observer.told == []
             await only.committer.commit([note(apache, "second")], CommitPoint(2, "sw1:a.2::"))
         await apache.until(lambda: "second" in told(apache))
-        assert set(only.observer.all("kafka_failed")) == {("lane",)}
+        assert set(only.observer.all("kafka_failed")) == {("commit",)}
     assert told(apache) == ["first", "second"]
 
 
@@ -186,7 +187,7 @@ async def test_coordinator_that_does_not_tell_an_offset_is_not_taken_for_none_co
 ) -> None:
     """A coordinator that is loading answers with an error and without the partition; aiokafka does not look at it."""
     await apache.open()
-    at = Partition(apache.jobs_topic, 0)
+    at = TopicPartition(apache.jobs_topic, 0)
     async with member(apache) as only:
         assert await only.committed.read(at) == CommitPoint(0)
 

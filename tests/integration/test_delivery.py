@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
-from aiokafka import TopicPartition
+from aiokafka import TopicPartition as KafkaTopicPartition
 
 from streamworker.kafka.sink import KafkaSink
 from tests.integration.stage import Stage, eventually
@@ -159,7 +159,7 @@ async def test_transaction_that_the_broker_gave_up_restarts_no_stream(
     apache_kafka: ApacheKafka, apache: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A broker away for longer than a transaction may last ends it by itself; we still own the partition."""
-    monkeypatch.setattr("streamworker.kafka.committers.TRANSACTION_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("streamworker.kafka.transactions.TRANSACTION_TIMEOUT_S", 0.5)
     await apache.open()
     jobs = [(f"job-{number}", f"practice?deltas={30 + 3 * number}&pace_ms=20", 0) for number in range(40)]
     async with apache.worker(worker__session_timeout_s=20):
@@ -185,7 +185,7 @@ async def test_producer_that_lost_its_place_is_replaced_without_losing_or_repeat
         await apache.until(lambda: all(apache.deltas(job_id) > 10 for job_id, *_ in jobs))
         spoilt = sinks[0].producer
         for number in range(2):
-            spoilt._txn_manager.increment_sequence_number(TopicPartition(apache.events_topic, number), 7)
+            spoilt._txn_manager.increment_sequence_number(KafkaTopicPartition(apache.events_topic, number), 7)
         await eventually(lambda: sinks[0].producer is not spoilt)
         await apache.submit("after", "practice?deltas=3")
         await apache.ended()
@@ -250,7 +250,7 @@ async def test_commit_metadata_that_is_no_map_is_ignored_with_a_warning(apache: 
     await apache.commit_as_stranger(0, 1, metadata)
     worker = await apache.process()
     ends = await apache.ended("job-1", "job-2", "job-3")
-    [warning] = await worker.logged("lane.offset_map_ignored")
+    [warning] = await worker.logged("commit.offset_map_ignored")
 
     assert warning["level"] == "warning"
     assert {end["status"] for end in ends} == {"completed"}

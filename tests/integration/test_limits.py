@@ -75,7 +75,7 @@ async def test_upstream_that_is_dead_is_spared_and_its_jobs_fall_back(
     over: dict[str, object] = {
         "upstreams__default__base_url": "http://127.0.0.1:9/v1",
         "upstreams__default__fallback": "other",
-        "upstreams__default__circuit_failures": 3,
+        "upstreams__default__circuit_failure_threshold": 3,
         "upstreams__default__circuit_open_s": 60,
         "upstreams__default__max_tries": 2,
     }
@@ -116,7 +116,7 @@ async def test_waiting_job_whose_deadline_passes_ends_without_a_call(stage: Stag
 async def test_cancelled_stream_is_read_on_for_its_usage_where_that_is_wanted(stage: Stage) -> None:
     """The deltas stop, the account is the upstream's own, and it matches what it sent."""
     await stage.open()
-    async with stage.worker(upstreams__default__usage_grace_s=20):
+    async with stage.worker(upstreams__default__cancel_grace_s=20):
         await stage.submit("one", "practice?deltas=40&pace_ms=30")
         await stage.until(lambda: stage.deltas("one") > 3)
         await cancel(stage, "one")

@@ -112,7 +112,7 @@ async def test_every_query_asks_for_what_a_worker_shows(
     )
     assert value("event_bytes_total", type="usage") > 4 * 300
     assert value("delta_gap_seconds_count") >= 10
-    assert value("lane_commit_records_sum") == value("events_total", type="started") + value(
+    assert value("commit_records_sum") == value("events_total", type="started") + value(
         "events_total", type="usage"
     ) + value("dead_letters_total")
     assert value("sink_batch_records_sum") == value("events_total", type="delta")

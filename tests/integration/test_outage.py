@@ -11,7 +11,7 @@ import pytest
 from streamworker.demo.broker import EmbeddedBroker
 from streamworker.kafka.log import open_log
 from streamworker.kafka.topics import open_admin
-from streamworker.model import Partition
+from streamworker.model import TopicPartition
 from tests.integration.stage import Stage, eventually
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ async def test_reader_of_a_log_without_leader_and_broker_asks_a_few_times_a_seco
             leaders = log._consumer._client.cluster._partitions
             # What a broker tells of a partition that was just made, or whose leader has gone.
             leaders[topic] = {0: leaders[topic][0]._replace(leader=-1)}
-            reading = asyncio.ensure_future(anext(log.follow([Partition(topic, 0)])))
+            reading = asyncio.ensure_future(anext(log.follow([TopicPartition(topic, 0)])))
             tries = 0
             await eventually(lambda: tries)
             await asyncio.sleep(1)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from streamworker.cli.commands import cli
 from streamworker.errors import KafkaError, KafkaRefused, KafkaUnavailable
-from streamworker.kafka.rights import COMMANDS, worker_rights
+from streamworker.kafka.acls import COMMANDS, worker_acls
 from streamworker.kafka.topics import TopicAdmin, open_admin
 from tests.brokers.security import USER, unsigned_token
 from tests.integration.secured import way_in
@@ -47,7 +47,7 @@ async def test_worker_with_least_rights_runs_jobs(
 ) -> None:
     """Each way in, with the rights of the table and no other: jobs, deltas, terminal events, a dead letter, commits."""
     apache.variables |= way_in(apache_kafka, mechanism, tmp_path)
-    await acls.give(worker_rights(apache.settings()))
+    await acls.give(worker_acls(apache.settings()))
 
     async with apache.worker():
         await apache.submit("one")
@@ -66,24 +66,24 @@ async def test_worker_without_one_right_names_it(
 ) -> None:
     """Each right in turn; `run` does not begin, and says the same as `check`, with the command that gives it."""
     apache.variables |= way_in(apache_kafka, "SCRAM-SHA-512", tmp_path)
-    rights = worker_rights(apache.settings())
-    await acls.give(rights)
+    needed = worker_acls(apache.settings())
+    await acls.give(needed)
 
-    for right in rights:
-        await acls.take(right)
+    for acl in needed:
+        await acls.take(acl)
         with pytest.raises(KafkaRefused) as refusal:
             async with asyncio.timeout(20):
                 await apache.worker().app.run()
 
         told = str(refusal.value)
-        assert told.startswith(f"User:{USER} lacks {right}, to {right.purpose}: kafka-acls.sh --add "), told
-        assert f"--operation {right.operation} " in told
-        assert f" {right.name}" in told
+        assert told.startswith(f"User:{USER} lacks {acl}, to {acl.purpose}: kafka-acls.sh --add "), told
+        assert f"--operation {acl.operation} " in told
+        assert f" {acl.name}" in told
         assert ";" not in told  # that one and no other
         code, output = await asyncio.to_thread(checked, apache)
         assert code == 1
         assert f"wrong   {told}\n" in output
-        await acls.give([right])
+        await acls.give([acl])
 
     code, output = await asyncio.to_thread(checked, apache)
     assert "ok      rights\nok      topics\n" in output
@@ -122,15 +122,15 @@ async def test_rights_that_are_taken_away_while_it_runs_lose_nothing(
 ) -> None:
     """All of them, in the middle of a stream: the worker waits, and goes on where it was when they are given back."""
     apache.variables |= way_in(apache_kafka, "SCRAM-SHA-256", tmp_path)
-    rights = worker_rights(apache.settings())
-    await acls.give(rights)
+    needed = worker_acls(apache.settings())
+    await acls.give(needed)
 
     async with apache.worker():
         jobs = [(f"job-{number}", "practice?deltas=30&pace_ms=20", 0) for number in range(3)]
         await apache.submit_many(jobs)
         await apache.until(lambda: apache.deltas("job-0") > 3)
-        for right in rights:
-            await acls.take(right)
+        for acl in needed:
+            await acls.take(acl)
         await eventually(lambda: [len(apache.calls(job_id)) for job_id, _, _ in jobs] == [1, 1, 1])
         await apache.submit("late")
         seen = len(apache.records)
@@ -139,7 +139,7 @@ async def test_rights_that_are_taken_away_while_it_runs_lose_nothing(
         )  # longer than the streams: what they end with has to wait, and so has what is new
         assert apache.terminals() == {}
         assert len(apache.records) - seen < 10
-        await acls.give(rights)
+        await acls.give(needed)
         terminals = await apache.ended()
 
         assert {terminal["status"] for terminal in terminals} == {"completed"}
@@ -160,7 +160,7 @@ async def test_secret_that_is_rotated_serves_the_next_connection(
         key = tmp_path / "key"
         key.write_bytes(apache_kafka.credentials.key.read_bytes())
         variables |= {"KAFKA__SSL_CERTFILE": str(secret), "KAFKA__SSL_KEYFILE": str(key)}
-    right, wrong = secret.read_text(), "the-next-one-came-too-soon"
+    acl, wrong = secret.read_text(), "the-next-one-came-too-soon"
     apache.variables |= variables
 
     async with open_admin(apache.settings()) as admin:
@@ -172,7 +172,7 @@ async def test_secret_that_is_rotated_serves_the_next_connection(
                 await admin.describe()
             assert wrong not in str(failure.value)
 
-        secret.write_text(right)
+        secret.write_text(acl)
         await admin.describe()
 
 

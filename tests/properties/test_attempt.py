@@ -9,9 +9,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from streamworker.codec.event import EventWriter, read_event
-from streamworker.core.attempt import LIFE, Attempt, Happening, Impossible, State
-from streamworker.model import ErrorCode, JobError, Partition, Status, UsageEvent
+from streamworker.model import ErrorCode, JobError, Status, TopicPartition, UsageEvent
+from streamworker.stream.attempt import TRANSITIONS, Attempt, Input, InvalidTransition, State
+from streamworker.wire.event import EventWriter, read_event
 from tests.properties.strategies import CHAT_STREAMS, CUTS, STREAMS, pieces_of
 from tests.streams import NOW, bytewise, chunk, data, listening, make_attempt, play
 
@@ -46,7 +46,7 @@ def test_attempt_any_bytes_give_events_that_can_be_written_and_read(stream: byte
     deltas, end = play(pieces_of(stream, cuts))
     events: list[DeltaEvent | UsageEvent] = [*deltas, end]
     for event in events:
-        value = EventWriter().write(event, Partition("events", 0), b"job-1").value
+        value = EventWriter().write(event, TopicPartition("events", 0), b"job-1").value
         assert value is not None
         assert read_event(value)["seq"] == event.seq
 
@@ -91,43 +91,43 @@ def test_attempt_event_that_cannot_be_published_gives_its_number_back(
     assert end.observed.deltas == len(seen)
 
 
-def happen(attempt: Attempt, happening: Happening) -> None:
-    match happening:
-        case Happening.DELTA:
+def happen(attempt: Attempt, input_: Input) -> None:
+    match input_:
+        case Input.DELTA:
             list(attempt.receive(data(chunk({"content": "a"})), NOW))
-        case Happening.DONE:
+        case Input.DONE:
             list(attempt.receive(data(b"[DONE]"), NOW))
-        case Happening.BREAK:
+        case Input.BREAK:
             attempt.fail(TOO_LARGE)
-        case Happening.CANCEL:
+        case Input.CANCEL:
             attempt.cancel("enough")
-        case Happening.WIND_UP:
+        case Input.WIND_UP:
             attempt.wind_up("enough")
-        case Happening.REFUSE:
+        case Input.REFUSE:
             attempt.refuse(TOO_LARGE)
         case other:
             getattr(attempt, other.name.lower())()
 
 
-@given(st.lists(st.sampled_from(Happening), max_size=25))
-def test_attempt_any_course_of_happenings_follows_the_table(course: list[Happening]) -> None:
+@given(st.lists(st.sampled_from(Input), max_size=25))
+def test_attempt_any_course_of_happenings_follows_the_table(delivery: list[Input]) -> None:
     """A row leads where it says, a missing row raises and changes nothing; numbers never have a gap."""
     attempt = make_attempt()
     attempt.started()
     published = tries = 0
-    for happening in course:
-        if attempt.is_ended and happening is Happening.DELTA:  # its caller asks first
+    for input_ in delivery:
+        if attempt.is_ended and input_ is Input.DELTA:  # its caller asks first
             continue
         state, status = attempt.state, attempt.status
-        row = LIFE[state].get(happening)
+        row = TRANSITIONS[state].get(input_)
         if row is None:
-            with pytest.raises(Impossible):
-                happen(attempt, happening)
+            with pytest.raises(InvalidTransition):
+                happen(attempt, input_)
             assert (attempt.state, attempt.status) == (state, status)
             continue
-        happen(attempt, happening)
-        published += happening is Happening.DELTA and state is not State.WINDING_UP
-        tries += happening is Happening.CALL
+        happen(attempt, input_)
+        published += input_ is Input.DELTA and state is not State.WINDING_UP
+        tries += input_ is Input.CALL
         assert (attempt.state, attempt.status) == (row.to, row.status or status)
     if attempt.is_ended:
         end = attempt.terminal(NOW)

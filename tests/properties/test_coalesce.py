@@ -9,13 +9,13 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamworker.core.coalesce import MAX_HELD_CHARS
+from streamworker.stream.coalesce import MAX_HELD_CHARS
 from tests.properties.strategies import CHAT_STREAMS, CUTS, pieces_of
 from tests.streams import NOW, chunk, data, listening
 
 if TYPE_CHECKING:
-    from streamworker.core.attempt import Attempt
     from streamworker.model import DeltaEvent
+    from streamworker.stream.attempt import Attempt
 
 _TEXTS = st.sampled_from(["", "a", "bc", "🐟", "d" * (MAX_HELD_CHARS - 3), "e" * (MAX_HELD_CHARS + 1)])
 _DELTAS = st.one_of(

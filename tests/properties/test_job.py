@@ -8,8 +8,8 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamworker.codec.job import MAX_FAULTS, MAX_NAME, job_id_of, read_job, request_body
-from streamworker.model import Coordinates, Job, Record, Rejection
+from streamworker.model import ConsumerRecord, Coordinates, Job, Rejection
+from streamworker.wire.job import MAX_FAULTS, MAX_NAME, job_id_of, read_job, request_body
 from tests.properties.strategies import JSON, escaped
 
 CANARY = "canary"
@@ -49,8 +49,8 @@ _SECRETIVE = st.recursive(
 )
 
 
-def record(value: bytes) -> Record:
-    return Record(Coordinates("jobs", 0, 7), 0, None, value)
+def record(value: bytes) -> ConsumerRecord:
+    return ConsumerRecord(Coordinates("jobs", 0, 7), 0, None, value)
 
 
 def check(result: Job | Rejection) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamworker.core.json import InvalidJSON, decode, decode_strict, encode, replace_surrogates
+from streamworker.wire.json import InvalidJSON, decode, decode_strict, encode, replace_surrogates
 from tests.properties.strategies import CHUNK_LIKE, JSON, escaped
 
 ANY_TEXT = st.text(st.characters() | st.characters(categories=["Cs"]))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from streamworker.core.sse import EventStreamParser, ServerSentEvent
+from streamworker.stream.sse import EventStreamParser, ServerSentEvent
 from tests.properties.strategies import CUTS, JSON, STREAMS, pieces_of
 from tests.properties.work import work_of
 from tests.streams import Parsed, bytewise, data, eventwise, parse

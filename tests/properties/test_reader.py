@@ -10,10 +10,10 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamworker.core.chat import ChunkReader
-from streamworker.core.sse import ServerSentEvent
-from streamworker.core.usage import Ledger
 from streamworker.model import ChunkDelta, Done, Fault
+from streamworker.stream.chunks import ChunkReader
+from streamworker.stream.sse import ServerSentEvent
+from streamworker.stream.usage import Ledger
 from tests.properties.strategies import CHUNK_LIKE, JSON, escaped
 
 

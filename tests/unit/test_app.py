@@ -13,7 +13,7 @@ from streamworker.app import App, open_tracing
 from streamworker.config import Settings, TelemetrySettings, load
 from streamworker.errors import ConfigurationError
 from streamworker.telemetry.metrics import PREFIX
-from streamworker.worker.vitals import Vitals
+from streamworker.worker.stats import WorkerStats
 
 
 @pytest.fixture
@@ -21,32 +21,30 @@ def app() -> App:
     return App(Settings(telemetry=TelemetrySettings(http_host="127.0.0.1", http_port=0)))
 
 
-def worker_of(vitals: Vitals) -> Any:
-    return SimpleNamespace(
-        vitals=lambda: vitals, last_poll=-1e6, readiness=lambda: (False, {"joined": False})
-    )
+def worker_of(stats: WorkerStats) -> Any:
+    return SimpleNamespace(stats=lambda: stats, last_poll=-1e6, readiness=lambda: (False, {"joined": False}))
 
 
 def test_worker_that_waits_for_kafka_to_join_is_live_however_long_it_takes(app: App) -> None:
     """It has no poll loop yet that could stand still, and a restart would bring Kafka no nearer."""
-    app._worker = worker_of(Vitals(poll_age_s=1e6))
+    app._worker = worker_of(WorkerStats(poll_age_s=1e6))
 
-    assert app._heartbeat_age() == app._vital(lambda vitals: vitals.poll_age_s) == 0
+    assert app._heartbeat_age() == app._stat(lambda stats: stats.poll_age_s) == 0
     app._is_joined = True
     assert app._heartbeat_age() > 1e6
-    assert app._vital(lambda vitals: vitals.poll_age_s) == 1e6
+    assert app._stat(lambda stats: stats.poll_age_s) == 1e6
 
 
 async def test_vitals_are_on_the_page(app: App) -> None:
     """Each under its own name."""
-    told = Vitals(
+    told = WorkerStats(
         is_ready=True,
         poll_age_s=2,
         draining_s=3,
         partitions_opening=4,
         offset_map_fill=0.5,
-        lane_busy_s=6,
-        lane_waiting=7,
+        commit_busy_s=6,
+        commit_waiting=7,
     )
     app._worker, app._is_joined = worker_of(told), True
     async with AsyncExitStack() as stack:
@@ -59,8 +57,8 @@ async def test_vitals_are_on_the_page(app: App) -> None:
                 "draining_seconds",
                 "partitions_opening",
                 "offset_map_fill_ratio",
-                "lane_busy_seconds",
-                "lane_waiting_commits",
+                "commit_busy_seconds",
+                "commit_waiting",
             )
         }
 

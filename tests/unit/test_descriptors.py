@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from streamworker import descriptors
-from streamworker.descriptors import RESERVE, make_room
+from streamworker.descriptors import RESERVE, raise_nofile_limit
 
 UNLIMITED = resource.RLIM_INFINITY
 
@@ -52,7 +52,7 @@ def test_descriptors_soft_limit_is_raised_as_far_as_needed(
     """And never lowered; nothing is said."""
     limits = allow(monkeypatch, soft, hard)
     with capture_logs() as logs:
-        assert make_room(1000)
+        assert raise_nofile_limit(1000)
     assert limits.now == (after, hard)
     assert logs == []
 
@@ -61,7 +61,7 @@ def test_descriptors_hard_limit_too_low_is_told_with_what_to_do(monkeypatch: pyt
     """As far as it goes it is raised all the same."""
     limits = allow(monkeypatch, 256, 1024)
     with capture_logs() as logs:
-        assert not make_room(1000)
+        assert not raise_nofile_limit(1000)
     assert limits.now == (1024, 1024)
     (line,) = logs
     assert (line["event"], line["allowed"], line["needed"]) == ("descriptors.too_few", 1024, 1256)
@@ -71,5 +71,5 @@ def test_descriptors_hard_limit_too_low_is_told_with_what_to_do(monkeypatch: pyt
 def test_descriptors_real_limit_holds_a_few_streams() -> None:
     """The kernel's own answer is understood."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert make_room(1)
+    assert raise_nofile_limit(1)
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] == before[1]

@@ -17,14 +17,10 @@ from jsonschema import Draft202012Validator, FormatChecker, ValidationError
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
-from streamworker.codec.deadletter import PREFIX, dead_letter
-from streamworker.codec.event import EventWriter
-from streamworker.codec.job import MAX_METADATA, TRACE_HEADERS, read_job
 from streamworker.config import TopicSettings
-from streamworker.core.attempt import Attempt
-from streamworker.core.faults import UPSTREAM_TEXT_LIMIT, http_error
 from streamworker.model import (
     Cause,
+    ConsumerRecord,
     Coordinates,
     DeltaEvent,
     ErrorCode,
@@ -33,16 +29,21 @@ from streamworker.model import (
     JobError,
     Observed,
     OnBreak,
-    Outgoing,
-    Partition,
-    Record,
+    ProducerRecord,
     Source,
     Started,
     Status,
     Timing,
+    TopicPartition,
     UsageEvent,
     UsageSource,
 )
+from streamworker.stream.attempt import Attempt
+from streamworker.stream.provider_errors import http_error
+from streamworker.text import UPSTREAM_TEXT_LIMIT
+from streamworker.wire.deadletter import PREFIX, dead_letter
+from streamworker.wire.event import EventWriter
+from streamworker.wire.job import MAX_METADATA, TRACE_HEADERS, read_job
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 NAMES = ("job", "event", "control")
@@ -240,9 +241,9 @@ def rejected() -> UsageEvent:
     )
 
 
-def record(event: Event, *, cloud_source: str | None = None) -> Outgoing:
+def record(event: Event, *, cloud_source: str | None = None) -> ProducerRecord:
     trace = tuple((name, b"x") for name in TRACE_HEADERS)
-    return EventWriter(cloud_source=cloud_source).write(event, Partition("e", 0), b"j", trace)
+    return EventWriter(cloud_source=cloud_source).write(event, TopicPartition("e", 0), b"j", trace)
 
 
 def check(events: list[Event]) -> list[dict[str, Any]]:
@@ -423,7 +424,7 @@ def mutated_jobs(draw: st.DrawFn) -> Any:
 
 
 def is_taken(value: Any) -> bool:
-    record = Record(AT, 0, None, json.dumps(value).encode())
+    record = ConsumerRecord(AT, 0, None, json.dumps(value).encode())
     return isinstance(read_job(record), Job)
 
 
@@ -553,7 +554,11 @@ def test_job_headers_are_those_that_are_carried_on() -> None:
 
 def test_dead_letter_headers_are_those_that_are_written() -> None:
     letter = dead_letter(
-        Record(AT, 5, b"k", b"v"), Partition("d", 0), code=ErrorCode.INVALID_JOB, message="m", group="g"
+        ConsumerRecord(AT, 5, b"k", b"v"),
+        TopicPartition("d", 0),
+        code=ErrorCode.INVALID_JOB,
+        message="m",
+        group="g",
     )
     described = message("deadLetter")["headers"]
     assert [*described["properties"]] == described["required"] == [name for name, _ in letter.headers]

@@ -14,11 +14,11 @@ from unittest import mock
 import msgspec
 
 from streamworker.config import UpstreamSettings
-from streamworker.memory import MemoryClock, MemoryCommitters, MemoryObserver, MemorySink
-from streamworker.model import Coordinates, ErrorCode, Job, Partition
+from streamworker.model import Coordinates, ErrorCode, Job, TopicPartition
+from streamworker.testing import MemoryClock, MemoryCommitStores, MemoryObserver, MemorySink
 from streamworker.upstream.client import HttpUpstream
-from streamworker.worker.execution import Execution
-from streamworker.worker.lane import Lane
+from streamworker.worker.committer import PartitionCommitter
+from streamworker.worker.runner import AttemptRunner
 from tests.streams import NOW, make_job
 from tests.unit.worker.bench import JOBS, events, make_gates, make_slot, make_tools, play
 
@@ -82,38 +82,42 @@ async def run_job(
     max_tries: int = 3,
     job: dict[str, Any] | None = None,
     cancel_at_s: float | None = None,
-    **slot: Any,
+    **policy: Any,
 ) -> Outcome:
     """Run one job to its terminal event. `slot` are the upstream's settings as the execution knows them."""
     client = _client(base_url)
-    given = {"first_delta_timeout_s": FIRST_DELTA_S, "idle_timeout_s": IDLE_S, "max_tries": max_tries} | slot
-    broker, sink, observer = MemoryCommitters(), MemorySink(), MemoryObserver()
-    lane = Lane(JOBS, broker.committer(JOBS), stamp="me", lost=lambda _: None)
-    await lane.open()
-    lane.progress.begin(7)
-    lane.progress.count(7)
-    committing = asyncio.create_task(lane.run())
-    execution = Execution(
+    given = {
+        "first_delta_timeout_s": FIRST_DELTA_S,
+        "idle_timeout_s": IDLE_S,
+        "max_tries": max_tries,
+    } | policy
+    broker, sink, observer = MemoryCommitStores(), MemorySink(), MemoryObserver()
+    committer = PartitionCommitter(JOBS, broker.store(JOBS), commit_id="me", lost=lambda _: None)
+    await committer.open()
+    committer.progress.begin(7)
+    committer.progress.count(7)
+    committing = asyncio.create_task(committer.run())
+    runner = AttemptRunner(
         make_tools(sink, LoopClock(), observer),
         _job(model, job or {}),
         make_slot(client, **given),
-        lane,
+        committer,
         make_gates(observer),
-        to=Partition("events", 2),
+        to=TopicPartition("events", 2),
         cause="new",
         attempt_id="a-1",
     )
     loop = asyncio.get_running_loop()
     began = loop.time()
     if cancel_at_s is not None:
-        loop.call_later(cancel_at_s, execution.cancel, "nobody reads it any more")
+        loop.call_later(cancel_at_s, runner.cancel, "nobody reads it any more")
     try:
-        end = await play(execution)
+        end = await play(runner)
         seconds = loop.time() - began
     finally:
         committing.cancel()
         await asyncio.gather(committing, return_exceptions=True)
-        await lane.close()
+        await committer.close()
         await client.close()
     delays = [told[3] for told in observer.all("try_failed")]
     assert all(isinstance(delay, float) for delay in delays)

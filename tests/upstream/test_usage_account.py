@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamworker.core.usage import ESTIMATE_METHOD
 from streamworker.model import ErrorCode, Status, UsageSource
 from streamworker.practice import Call, PracticeUpstream, expected_text, expected_usage
 from streamworker.practice import errors as practice_errors
 from streamworker.practice.script import Fault
 from streamworker.practice.shapes import CALLS, CONTENTS, REASONINGS, SHAPES, USAGES
+from streamworker.stream.usage import ESTIMATE_METHOD
 from tests.streams import NOW
 from tests.turnable import SocketLoop, run
 from tests.upstream.one_job import MESSAGES, Outcome, run_job

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 import structlog
 
-from streamworker.core.redaction import Redactor
 from streamworker.model import Coordinates, Job, Status
+from streamworker.redaction import Redactor
 from streamworker.telemetry import configure_logging
 from streamworker.telemetry.rendering import MAX_INT_BITS, MAX_ITEMS, MAX_TEXT, render_json
 

@@ -7,23 +7,22 @@ from msgspec import structs
 from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 
-from streamworker import ports
-from streamworker.core.redaction import Redactor
-from streamworker.memory import MemoryClock
+from streamworker import observe
 from streamworker.model import (
     Coordinates,
     ErrorCode,
     Job,
     JobError,
     Observed,
-    Outgoing,
-    Partition,
+    ProducerRecord,
     Rejection,
     Status,
     Timing,
+    TopicPartition,
     UsageEvent,
     UsageSource,
 )
+from streamworker.redaction import Redactor
 from streamworker.telemetry import Metrics, Telemetry, configure_logging
 from streamworker.telemetry.metrics import (
     CIRCUIT_STATE,
@@ -33,6 +32,7 @@ from streamworker.telemetry.metrics import (
     TABLE,
     UPSTREAM_WAITING,
 )
+from streamworker.testing import MemoryClock
 
 AT = Coordinates("streamworker.jobs", 3, 42)
 CANARY = "canary-4f1c9a"
@@ -66,7 +66,7 @@ class Watch:
     def __init__(self) -> None:
         self.metrics = Metrics()
         self.clock = MemoryClock(2000)
-        self.telemetry: ports.Observer = Telemetry(self.metrics, ["default", "second"], self.clock)
+        self.telemetry: observe.Observer = Telemetry(self.metrics, ["default", "second"], self.clock)
 
     def __getitem__(self, name: str) -> float | None:
         """Return a sample, `name` or `name{label=value,...}`, without the prefix."""
@@ -75,14 +75,14 @@ class Watch:
         return self.metrics.registry.get_sample_value(PREFIX + name, pairs)
 
 
-def event(kind: str, size: int) -> Outgoing:
+def event(kind: str, size: int) -> ProducerRecord:
     header = ("streamworker-type", kind.encode())
-    return Outgoing(Partition("events", 0), b"", b"x" * (size - len(header[0] + kind)), (header,))
+    return ProducerRecord(TopicPartition("events", 0), b"", b"x" * (size - len(header[0] + kind)), (header,))
 
 
-def letter() -> Outgoing:
-    return Outgoing(
-        Partition("dlq", 0), b"", b"whatever it was", (("__streamworker.errors.code", b"invalid_job"),)
+def letter() -> ProducerRecord:
+    return ProducerRecord(
+        TopicPartition("dlq", 0), b"", b"whatever it was", (("__streamworker.errors.code", b"invalid_job"),)
     )
 
 
@@ -192,8 +192,8 @@ def test_counts_and_times_of_a_job(watch: Watch) -> None:
         assert watch[f"event_bytes_total{{type={kind}}}"] == size
     assert watch["delta_gap_seconds_sum{upstream=default}"] == 0.25
     assert watch["delta_gap_seconds_count{upstream=default}"] == 1
-    assert watch["lane_commit_seconds_sum"] == 0.003
-    assert watch["lane_commit_records_sum"] == 3
+    assert watch["commit_seconds_sum"] == 0.003
+    assert watch["commit_records_sum"] == 3
     assert watch["sink_batch_seconds_sum"] == 0.002
     assert watch["sink_batch_records_sum"] == 5
     assert watch["time_to_first_delta_seconds_sum{upstream=default}"] == 0.3
@@ -322,8 +322,8 @@ def test_reason_is_a_label_if_it_is_a_few_words(watch: Watch, reason: str, label
 def test_rebalance_tombstone_and_skipped_record(watch: Watch) -> None:
     with capture_logs() as lines:
         watch.telemetry.partitions_changed(4, 3, 1)
-        watch.telemetry.tombstone_skipped(Partition("t", 0))
-        watch.telemetry.record_skipped(Partition("t", 0))
+        watch.telemetry.tombstone_skipped(TopicPartition("t", 0))
+        watch.telemetry.record_skipped(TopicPartition("t", 0))
 
     assert lines == [{"log_level": "info", "event": "partitions.changed", "owned": 4, "gained": 3, "lost": 1}]
     assert watch["rebalances_total"] == 1
@@ -382,20 +382,20 @@ def test_oldest_job_is_the_one_that_has_been_open_longest(watch: Watch) -> None:
 def test_what_goes_wrong_is_counted(watch: Watch) -> None:
     """Beside the log lines, for nobody is paged by a line."""
     watch.telemetry.job_crashed(JOB)
-    watch.telemetry.partition_fenced(Partition("t", 0))
+    watch.telemetry.partition_fenced(TopicPartition("t", 0))
     watch.telemetry.kafka_failed("sink")
     watch.telemetry.kafka_failed("sink")
 
     assert watch["job_crashes_total"] == watch["partitions_fenced_total"] == 1
     assert watch["kafka_failures_total{part=sink}"] == 2
-    assert watch["kafka_failures_total{part=lane}"] == 0
+    assert watch["kafka_failures_total{part=commit}"] == 0
 
 
 def test_telemetry_has_the_methods_of_the_port() -> None:
-    names = [name for name in vars(ports.Observer) if not name.startswith("_")]
+    names = [name for name in vars(observe.Observer) if not name.startswith("_")]
     assert len(names) >= 9
     for name in names:
-        port, ours = getattr(ports.Observer, name), getattr(Telemetry, name)
+        port, ours = getattr(observe.Observer, name), getattr(Telemetry, name)
         assert port.__annotations__ == ours.__annotations__
         assert port.__doc__ == ours.__doc__
 

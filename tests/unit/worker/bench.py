@@ -5,23 +5,23 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from streamworker.codec.event import EventWriter
-from streamworker.core.gate import GateRules
-from streamworker.model import Partition
-from streamworker.worker.execution import Execution, Tools, UpstreamSlot
-from streamworker.worker.gates import Gates
+from streamworker.limits.limiter import LimiterRules
+from streamworker.model import TopicPartition
+from streamworker.wire.event import EventWriter
 from streamworker.worker.intake import Intake
+from streamworker.worker.queues import UpstreamQueues
+from streamworker.worker.runner import AttemptRunner, Tools, UpstreamPolicy
 from tests.streams import chunk, data
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from streamworker.memory import MemoryClock, MemoryObserver, MemorySink
-    from streamworker.model import Outgoing, UsageEvent
+    from streamworker.model import ProducerRecord, UsageEvent
     from streamworker.ports import Upstream
+    from streamworker.testing import MemoryClock, MemoryObserver, MemorySink
 
-JOBS = Partition("jobs", 0)
-OTHER = Partition("jobs", 1)
+JOBS = TopicPartition("jobs", 0)
+OTHER = TopicPartition("jobs", 1)
 DONE = data(b"[DONE]")
 FINISH = data(chunk({}, "stop"))
 
@@ -44,26 +44,26 @@ def job(job_id: str | None = None, **members: Any) -> bytes:
     return json.dumps(value | members).encode()
 
 
-def read(record: Outgoing) -> dict[str, Any]:
+def read(record: ProducerRecord) -> dict[str, Any]:
     """An event record's value."""
     assert record.value is not None
     event: dict[str, Any] = json.loads(record.value)
     return event
 
 
-def events(records: Iterable[Outgoing]) -> list[dict[str, Any]]:
+def events(records: Iterable[ProducerRecord]) -> list[dict[str, Any]]:
     return [read(record) for record in records]
 
 
-def summary(records: Iterable[Outgoing]) -> list[str]:
+def summary(records: Iterable[ProducerRecord]) -> list[str]:
     """Events as `type job_id`, dead letters as `letter`."""
     return [
-        "letter" if record.to.topic == "dlq" else "{type} {job_id}".format_map(read(record))
+        "letter" if record.topic_partition.topic == "dlq" else "{type} {job_id}".format_map(read(record))
         for record in records
     ]
 
 
-def make_slot(upstream: Upstream, **members: Any) -> UpstreamSlot:
+def make_slot(upstream: Upstream, **members: Any) -> UpstreamPolicy:
     given: dict[str, Any] = {
         "name": "default",
         "upstream": upstream,
@@ -72,7 +72,7 @@ def make_slot(upstream: Upstream, **members: Any) -> UpstreamSlot:
         "include_usage": True,
         "scrub": lambda text: text.replace("sk-secret", "***"),
     }
-    return UpstreamSlot(**(given | members))
+    return UpstreamPolicy(**(given | members))
 
 
 def make_tools(sink: MemorySink, clock: MemoryClock, observer: MemoryObserver, **members: Any) -> Tools:
@@ -93,24 +93,24 @@ def make_intake(sink: MemorySink, clock: MemoryClock, **members: Any) -> Intake:
     return Intake(sink=sink, writer=EventWriter(), clock=clock, **(given | members))
 
 
-def make_rules(**members: Any) -> GateRules:
-    given: dict[str, Any] = {"max_streams": 10, "circuit_failures": 10, "circuit_open_s": 5}
-    return GateRules(**(given | members))
+def make_rules(**members: Any) -> LimiterRules:
+    given: dict[str, Any] = {"max_streams": 10, "circuit_failure_threshold": 10, "circuit_open_s": 5}
+    return LimiterRules(**(given | members))
 
 
 def make_gates(
     observer: MemoryObserver,
-    rules: dict[str, GateRules] | None = None,
+    rules: dict[str, LimiterRules] | None = None,
     *,
     max_in_flight: int = 10,
-    circuit_wait_s: float = 60,
-) -> Gates:
+    max_wait_s: float = 60,
+) -> UpstreamQueues:
     rules = rules or {"default": make_rules(max_streams=max_in_flight)}
-    waits = dict.fromkeys(rules, circuit_wait_s)
-    return Gates(rules, max_in_flight=max_in_flight, observer=observer, circuit_wait_s=waits)
+    waits = dict.fromkeys(rules, max_wait_s)
+    return UpstreamQueues(rules, max_in_flight=max_in_flight, observer=observer, max_wait_s=waits)
 
 
-async def play(execution: Execution) -> UsageEvent:
+async def play(runner: AttemptRunner) -> UsageEvent:
     """Run one attempt to the job's end."""
-    await execution.stream()
-    return await execution.finish()
+    await runner.stream()
+    return await runner.finish()

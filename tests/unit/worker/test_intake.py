@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from streamworker.errors import KafkaRefused
-from streamworker.memory import MemoryClock, MemorySink
-from streamworker.model import Coordinates, ErrorCode, Outgoing, Record
+from streamworker.model import ConsumerRecord, Coordinates, ErrorCode, ProducerRecord
+from streamworker.testing import MemoryClock, MemorySink
 from streamworker.worker.intake import Accepted, Intake, Refused
 from tests.unit.worker.bench import job, make_intake, read
 
@@ -20,8 +20,8 @@ def make(**members: Any) -> Intake:
     return make_intake(MemorySink(), MemoryClock(), **members)
 
 
-def record(value: bytes, *, key: bytes | None = b"k", headers: Any = ()) -> Record:
-    return Record(AT, 1_700_000_000_000 - 250, key, value, headers)
+def record(value: bytes, *, key: bytes | None = b"k", headers: Any = ()) -> ConsumerRecord:
+    return ConsumerRecord(AT, 1_700_000_000_000 - 250, key, value, headers)
 
 
 def take(value: bytes, deliveries: int = 1, intake: Intake | None = None) -> Accepted | Refused:
@@ -34,7 +34,7 @@ def refused(value: bytes, deliveries: int = 1, intake: Intake | None = None) -> 
     return decision
 
 
-def headers(letter: Outgoing) -> dict[str, bytes | None]:
+def headers(letter: ProducerRecord) -> dict[str, bytes | None]:
     return {name.removeprefix("__streamworker.errors."): value for name, value in letter.headers}
 
 
@@ -74,7 +74,7 @@ def test_intake_record_that_cannot_run_gets_letter_and_lone_terminal(
     event = read(terminal)
 
     assert decision.code is code
-    assert (letter.to.topic, letter.key, letter.value) == ("dlq", b"k", value)
+    assert (letter.topic_partition.topic, letter.key, letter.value) == ("dlq", b"k", value)
     assert headers(letter)["code"] == code.encode()
     assert headers(letter)["offset"] == b"7"
     assert (event["type"], event["status"], event["seq"], event["tries"]) == ("usage", "rejected", 0, 0)
@@ -89,7 +89,7 @@ def test_intake_rejected_record_with_a_readable_id_keeps_it() -> None:
     terminal = decision.records[1]
 
     assert read(terminal)["job_id"] == "mine"
-    assert terminal.to == MemorySink().partition_for("events", b"mine")
+    assert terminal.topic_partition == MemorySink().partition_for("events", b"mine")
 
 
 def test_intake_rejected_record_without_id_is_named_by_its_coordinates() -> None:
@@ -165,7 +165,7 @@ def test_intake_delivered_too_often_with_reply_to_ends_there() -> None:
     """Its readers are at that topic."""
     decision = refused(job("a", reply_to="replies"), deliveries=6)
 
-    assert [record.to.topic for record in decision.records] == ["dlq", "replies", "replies"]
+    assert [record.topic_partition.topic for record in decision.records] == ["dlq", "replies", "replies"]
 
 
 def test_intake_without_the_topic_raises() -> None:
@@ -179,7 +179,7 @@ def test_intake_without_the_topic_raises() -> None:
 def test_intake_rejection_goes_where_the_job_asked_if_that_is_allowed() -> None:
     """Who waits on a reply topic hears of the rejection there, and nowhere else if it may not be named."""
     topics = [
-        refused(job("j", reply_to=reply_to, upstreem="x")).records[-1].to.topic
+        refused(job("j", reply_to=reply_to, upstreem="x")).records[-1].topic_partition.topic
         for reply_to in ("replies", "secrets")
     ]
 

@@ -8,25 +8,25 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from streamworker.errors import UpstreamError
-from streamworker.memory import (
+from streamworker.model import Advice, Coordinates, ErrorCode, JobError, TopicPartition
+from streamworker.testing import (
     MemoryClock,
-    MemoryCommitters,
+    MemoryCommitStores,
     MemoryObserver,
     MemorySink,
     MemoryUpstream,
     Script,
 )
-from streamworker.model import Advice, Coordinates, ErrorCode, JobError, Partition
-from streamworker.worker.execution import Execution
-from streamworker.worker.lane import Lane
+from streamworker.worker.committer import PartitionCommitter
+from streamworker.worker.runner import AttemptRunner
 from tests.streams import NOW, data, make_job
 from tests.unit.worker.bench import JOBS, events, make_gates, make_slot, make_tools, play, said, word
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from streamworker.memory import Step
     from streamworker.model import UsageEvent
+    from streamworker.testing import Step
 
 BUSY = JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "busy", 503, retriable=True)
 NO_MONEY = JobError(ErrorCode.RATE_LIMITED, "insufficient quota", 429, retriable=False)
@@ -43,37 +43,37 @@ class Run:
 
     def __init__(self, *scripts: Script | Iterable[Step], max_tries: int = 3, **options: Any) -> None:
         self.upstream = MemoryUpstream(*scripts)
-        self.broker = MemoryCommitters()
+        self.broker = MemoryCommitStores()
         self.sink = MemorySink()
         self.observer = MemoryObserver()
         self.began = 0.0
         self.ended = 0.0
-        self._slot = make_slot(self.upstream, max_tries=max_tries, max_restarts=1)
+        self._policy = make_slot(self.upstream, max_tries=max_tries, max_restarts=1)
         self._options = options
 
     async def play(self) -> UsageEvent:
         """Run the job on a lane of its own."""
-        lane = Lane(JOBS, self.broker.committer(JOBS), stamp="me", lost=lambda _: None)
-        await lane.open()
-        lane.progress.begin(7)
-        lane.progress.count(7)
-        committing = asyncio.create_task(lane.run())
-        execution = Execution(
+        committer = PartitionCommitter(JOBS, self.broker.store(JOBS), commit_id="me", lost=lambda _: None)
+        await committer.open()
+        committer.progress.begin(7)
+        committer.progress.count(7)
+        committing = asyncio.create_task(committer.run())
+        runner = AttemptRunner(
             make_tools(self.sink, MemoryClock(NOW), self.observer),
             make_job(source=Coordinates("jobs", 0, 7), **self._options),
-            self._slot,
-            lane,
+            self._policy,
+            committer,
             make_gates(self.observer),
-            to=Partition("events", 2),
+            to=TopicPartition("events", 2),
             cause="new",
             attempt_id="a-1",
         )
         self.began = asyncio.get_running_loop().time()
-        event = await play(execution)
+        event = await play(runner)
         self.ended = asyncio.get_running_loop().time()
         committing.cancel()
         await asyncio.gather(committing, return_exceptions=True)
-        await lane.close()
+        await committer.close()
         return event
 
     @property

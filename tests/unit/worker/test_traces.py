@@ -15,17 +15,17 @@ from opentelemetry.trace import SpanKind, StatusCode
 from structlog.testing import capture_logs
 
 from streamworker.errors import UpstreamError
-from streamworker.memory import (
+from streamworker.model import ErrorCode, JobError, ProducerRecord
+from streamworker.telemetry.tracing import OtelTracer
+from streamworker.testing import (
     MemoryClock,
-    MemoryCommitters,
+    MemoryCommitStores,
     MemoryObserver,
     MemorySink,
     MemorySource,
     MemoryUpstream,
     Script,
 )
-from streamworker.model import ErrorCode, JobError, Outgoing
-from streamworker.telemetry.tracing import OtelTracer
 from streamworker.worker.worker import Worker, WorkerLimits
 from tests.streams import chunk, data
 from tests.turnable import until
@@ -78,7 +78,7 @@ class Bench:
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
         self.upstreams = {name: MemoryUpstream(*calls) for name, calls in scripts.items()}
-        self.source, self.broker, self.sink = MemorySource(), MemoryCommitters(), MemorySink()
+        self.source, self.broker, self.sink = MemorySource(), MemoryCommitStores(), MemorySink()
         clock, observer = MemoryClock(), MemoryObserver()
         names = list(scripts)
         tracer = OtelTracer(
@@ -89,7 +89,7 @@ class Bench:
         )
         self.worker = Worker(
             source=self.source,
-            committers=self.broker,
+            commit_stores=self.broker,
             intake=make_intake(
                 self.sink,
                 clock,
@@ -98,11 +98,11 @@ class Bench:
                 tracer=tracer,
             ),
             tools=make_tools(self.sink, clock, observer),
-            slots={
+            policies={
                 name: make_slot(upstream, name=name, max_tries=max_tries, max_restarts=1)
                 for name, upstream in self.upstreams.items()
             },
-            gates=make_gates(observer, {name: make_rules(max_streams=1) for name in names}),
+            queues=make_gates(observer, {name: make_rules(max_streams=1) for name in names}),
             limits=WorkerLimits(max_in_flight=10, max_deliveries=2, drain_timeout_s=drain_timeout_s),
             failure=loop.create_future(),
         )
@@ -138,8 +138,8 @@ class Bench:
         """These attributes of the client spans, by their last words."""
         return [tuple(attributes(span).get(name) for name in names) for span in self.spans(SpanKind.CLIENT)]
 
-    def records(self) -> list[Outgoing]:
-        return [record for record in self.broker.records() if record.to.topic == "events"]
+    def records(self) -> list[ProducerRecord]:
+        return [record for record in self.broker.records() if record.topic_partition.topic == "events"]
 
     def events(self) -> list[dict[str, Any]]:
         return [read(record) for record in self.records()]

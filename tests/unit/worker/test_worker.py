@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from streamworker.core.offsetmap import FULL, LIMIT, OffsetMap, decode_map, encode_map
 from streamworker.errors import KafkaUnavailable, UpstreamError
-from streamworker.memory import (
+from streamworker.model import Advice, CommitPoint, ErrorCode, JobError
+from streamworker.progress.offset_map import FULL, LIMIT, OffsetMap, decode_map, encode_map
+from streamworker.testing import (
     MemoryClock,
-    MemoryCommitters,
+    MemoryCommitStores,
     MemoryObserver,
     MemorySink,
     MemorySource,
@@ -23,8 +24,7 @@ from streamworker.memory import (
     Script,
     Step,
 )
-from streamworker.model import Advice, CommitPoint, ErrorCode, JobError
-from streamworker.worker.vitals import Vitals
+from streamworker.worker.stats import WorkerStats
 from streamworker.worker.worker import Worker, WorkerLimits
 from tests.turnable import quiet, run, until
 from tests.unit.worker.bench import (
@@ -46,7 +46,7 @@ from tests.unit.worker.bench import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
-    from streamworker.model import Partition
+    from streamworker.model import TopicPartition
 
 FOREVER = asyncio.Event  # a step that never comes
 
@@ -56,13 +56,13 @@ class Bench:
 
     def __init__(self, *scripts: Script | Iterable[Step], **limits: Any) -> None:
         self.source = MemorySource()
-        self.broker = MemoryCommitters()
+        self.broker = MemoryCommitStores()
         self.sink = MemorySink()
         self.observer = MemoryObserver()
         self.upstream = MemoryUpstream(*(scripts or [said("a")]))
         self.clock = MemoryClock()
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.slot = make_slot(self.upstream)
+        self.policy = make_slot(self.upstream)
         self.max_streams = 1000
         self.worker = self.new_worker(**limits)
         self.task: asyncio.Task[None] | None = None
@@ -72,11 +72,11 @@ class Bench:
         given: dict[str, Any] = {"max_in_flight": 10, "max_deliveries": 3, "drain_timeout_s": 100}
         return Worker(
             source=self.source,
-            committers=self.broker,
+            commit_stores=self.broker,
             intake=make_intake(self.sink, self.clock),
             tools=tools,
-            slots={"default": self.slot},
-            gates=make_gates(
+            policies={"default": self.policy},
+            queues=make_gates(
                 self.observer,
                 {"default": make_rules(max_streams=self.max_streams)},
                 max_in_flight=(given | limits)["max_in_flight"],
@@ -85,14 +85,14 @@ class Bench:
             failure=self.failure,
         )
 
-    async def start(self, *partitions: Partition) -> None:
+    async def start(self, *partitions: TopicPartition) -> None:
         await self.source.start(self.worker)
         self.task = asyncio.create_task(self.worker.run())
         if partitions:
             self.source.assign(*partitions)
             await self.opened(*partitions)
 
-    async def opened(self, *partitions: Partition) -> None:
+    async def opened(self, *partitions: TopicPartition) -> None:
         await until(lambda: self.worker.readiness()[0] and self.source.positions.keys() >= {*partitions})
 
     async def stop(self) -> None:
@@ -121,9 +121,9 @@ class Bench:
         return {event["job_id"]: event["status"] for event in ends}
 
     def written(self) -> list[dict[str, Any]]:
-        return events(record for record in self.broker.records() if record.to.topic != "dlq")
+        return events(record for record in self.broker.records() if record.topic_partition.topic != "dlq")
 
-    def deliveries(self, partition: Partition = JOBS) -> dict[int, int]:
+    def deliveries(self, partition: TopicPartition = JOBS) -> dict[int, int]:
         return dict(decode_map(*self.broker.points[partition]).deliveries)
 
 
@@ -234,7 +234,7 @@ async def test_worker_job_between_two_tries_is_not_in_flight(make: Any) -> None:
     busy = JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "busy", 503, retriable=True)
     late = Script([], before=[UpstreamError(busy, Advice(after_s=60))])
     bench: Bench = make(late, said("a"), max_in_flight=1)
-    bench.slot = make_slot(bench.upstream, max_tries=2)
+    bench.policy = make_slot(bench.upstream, max_tries=2)
     bench.worker = bench.new_worker(max_in_flight=1)
     bench.source.put(JOBS, job("late"))
     bench.source.put(JOBS, job("next"))
@@ -296,7 +296,7 @@ async def test_worker_rejected_record_gets_letter_and_lone_terminal(make: Any) -
 
     assert bench.ends() == {"jobs-0-0": "rejected", "j": "completed"}
     assert bench.types() == {"letter": 1, "started": 1, "usage": 2}
-    (letter,) = [record for record in bench.broker.records() if record.to.topic == "dlq"]
+    (letter,) = [record for record in bench.broker.records() if record.topic_partition.topic == "dlq"]
     assert letter.value == b"nonsense"
     terminal = next(event for event in bench.written() if event["job_id"] == "jobs-0-0")
     assert terminal["seq"] == 0
@@ -324,7 +324,7 @@ async def test_worker_job_with_reply_to_is_answered_there(make: Any) -> None:
     await bench.start(JOBS)
     await bench.ended(1)
 
-    targets = {record.to for record in bench.sink.records + bench.broker.records()}
+    targets = {record.topic_partition for record in bench.sink.records + bench.broker.records()}
     assert targets == {bench.sink.partition_for("replies", b"j")}
 
 
@@ -615,7 +615,7 @@ async def test_worker_crashed_job_that_waits_for_its_next_attempt_is_handed_back
     await bench.start(JOBS)
     await until(lambda: bench.upstream.open_calls and len(bench.upstream.calls) == 2)
     await asyncio.sleep(10)  # its backoff is over: it stands in the line
-    assert bench.worker._gates.lines["default"].jobs_waiting == 1
+    assert bench.worker._queues.queues["default"].jobs_waiting == 1
     await bench.drained()
 
     abandoned = [(job.job_id, why) for job, why in bench.observer.all("job_abandoned")]  # type: ignore[attr-defined]
@@ -810,16 +810,16 @@ async def test_worker_with_a_bug_in_a_lane_ends_with_it(make: Any) -> None:
 async def test_worker_vitals_tell_a_partition_that_does_not_open_from_one_that_works(make: Any) -> None:
     """What is measured is what an alert needs: not ready, and why."""
     bench: Bench = make()
-    assert bench.worker.vitals() == Vitals()
+    assert bench.worker.stats() == WorkerStats()
     bench.broker.opening.clear()
     await bench.start()
     bench.source.assign(JOBS, OTHER)
     await quiet()
-    assert bench.worker.vitals()._replace(poll_age_s=0) == Vitals(partitions_opening=2)
+    assert bench.worker.stats()._replace(poll_age_s=0) == WorkerStats(partitions_opening=2)
     bench.broker.opening.set()
     await bench.opened(JOBS, OTHER)
 
-    assert bench.worker.vitals()._replace(poll_age_s=0) == Vitals(is_ready=True)
+    assert bench.worker.stats()._replace(poll_age_s=0) == WorkerStats(is_ready=True)
     assert bench.observer.all("rebalancing") == [()]
 
 
@@ -832,16 +832,16 @@ async def test_worker_vitals_tell_of_a_commit_that_does_not_get_through(make: An
     await until(lambda: bench.broker.under_way)
     bench.source.put(JOBS, job("j1"))
     await asyncio.sleep(70)
-    stuck = bench.worker.vitals()
+    stuck = bench.worker.stats()
     bench.broker.committing.set()
     await until(lambda: bench.types()["started"] == 2)
-    free = bench.worker.vitals()
+    free = bench.worker.stats()
 
-    assert 69 < stuck.lane_busy_s <= 71
-    assert stuck.lane_waiting == 1
-    assert (free.lane_busy_s, free.lane_waiting) == (0, 0)
+    assert 69 < stuck.commit_busy_s <= 71
+    assert stuck.commit_waiting == 1
+    assert (free.commit_busy_s, free.commit_waiting) == (0, 0)
     assert sum(len(records) for records, _ in bench.observer.all("committed")) == 2  # type: ignore[arg-type, misc]
-    assert bench.observer.all("committed")[0][1] == pytest.approx(stuck.lane_busy_s, abs=0.1)
+    assert bench.observer.all("committed")[0][1] == pytest.approx(stuck.commit_busy_s, abs=0.1)
 
 
 async def test_worker_vitals_tell_how_full_the_largest_map_is_and_how_long_the_drain_lasts(make: Any) -> None:
@@ -855,9 +855,9 @@ async def test_worker_vitals_tell_how_full_the_largest_map_is_and_how_long_the_d
     bench.clock.turn(7)
     bench.worker.drain()
 
-    assert bench.worker.vitals().offset_map_fill > FULL / LIMIT
-    assert bench.worker.vitals().draining_s == 7
-    assert not bench.worker.vitals().is_ready
+    assert bench.worker.stats().offset_map_fill > FULL / LIMIT
+    assert bench.worker.stats().draining_s == 7
+    assert not bench.worker.stats().is_ready
 
 
 async def test_worker_full_map_with_nothing_open_goes_on(make: Any) -> None:

@@ -1,0 +1,189 @@
+"""What a worker has to be allowed on a Kafka with ACLs, and which of it is missing.
+
+The broker is asked what we may do (KIP-430) before anything is begun, so that everything missing is told at once, by its
+name, with the command that gives it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aiokafka.client import CoordinationType
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    GroupCoordinatorNotAvailableError,
+    IncompatibleBrokerVersion,
+    TopicAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
+    for_code,
+)
+from aiokafka.protocol.transaction import AddOffsetsToTxnRequest
+
+from streamworker.kafka.acl_requests import AuthorizedGroupRequest, AuthorizedTopicsRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from streamworker.config import KafkaSettings, Settings
+
+__all__ = [
+    "COMMANDS",
+    "Acl",
+    "acl_command",
+    "missing_acls",
+    "principal_of",
+    "transactional_id",
+    "worker_acls",
+]
+
+_BITS = {"READ": 3, "WRITE": 4}  # AclOperation's codes; a bit each in what the broker answers
+_UNKNOWN = -(1 << 31)  # the broker was not asked, or does not say
+_BACKOFF_S = (0.1, 0.2, 0.3, 0.5, 1, 2)
+_OPTIONS = {"TOPIC": "--topic", "GROUP": "--group", "TRANSACTIONAL_ID": "--transactional-id"}
+
+
+class Acl(NamedTuple):
+    """One operation on one resource, or on all whose names begin so. READ and WRITE both imply DESCRIBE."""
+
+    operation: str
+    resource: str
+    name: str
+    purpose: str
+    is_prefix: bool = False
+
+    def __str__(self) -> str:
+        kind = self.resource.lower().replace("_", " ")
+        named = f"all {kind}s that begin with {self.name}" if self.is_prefix else f"{kind} {self.name}"
+        return f"{self.operation} on {named}"
+
+
+def worker_acls(settings: Settings) -> list[Acl]:
+    """Return all that `streamworker run` needs, and no more."""
+    topics, group = settings.topics, settings.worker.group_id
+    acls = [Acl("READ", "TOPIC", name, "take jobs") for name in topics.jobs]
+    acls += [Acl("READ", "GROUP", group, "share the job topics with other workers, and commit")]
+    events = dict.fromkeys([topics.events, *topics.allowed_reply_to])
+    acls += [Acl("WRITE", "TOPIC", name, "publish events") for name in events]
+    acls += [Acl("WRITE", "TOPIC", topics.dlq, "write dead letters")]
+    acls += [Acl("READ", "TOPIC", topics.control, "hear of cancellations")]
+    if settings.worker.delivery == "exactly_once":
+        purpose = "commit exactly once, with one transactional id per partition of the job topics"
+        acls += [Acl("WRITE", "TRANSACTIONAL_ID", f"{group}.", purpose, is_prefix=True)]
+    return acls
+
+
+def _submit_acls(settings: Settings) -> list[Acl]:
+    return [Acl("WRITE", "TOPIC", name, "write jobs") for name in settings.topics.jobs]
+
+
+def _tail_acls(settings: Settings) -> list[Acl]:
+    events = dict.fromkeys([settings.topics.events, *settings.topics.allowed_reply_to])
+    return [Acl("READ", "TOPIC", name, "read events") for name in events]
+
+
+def _cancel_acls(settings: Settings) -> list[Acl]:
+    return [Acl("WRITE", "TOPIC", settings.topics.control, "write cancellations")]
+
+
+def _dlq_acls(settings: Settings) -> list[Acl]:
+    return [Acl("READ", "TOPIC", settings.topics.dlq, "read dead letters"), *_submit_acls(settings)]
+
+
+COMMANDS = {
+    "run, check": worker_acls,
+    "submit": _submit_acls,
+    "tail, audit": _tail_acls,
+    "cancel": _cancel_acls,
+    "dlq": _dlq_acls,
+}
+"""Who needs what. `topics create` needs CREATE on the topics besides: an operator's right, not a worker's."""
+
+
+def transactional_id(group: str, topic: str, partition: int) -> str:
+    """Return the transactional id of a job partition's commit lane."""
+    return f"{group}.{topic}.{partition}"
+
+
+def principal_of(settings: KafkaSettings) -> str:
+    """Return the name under which the broker knows us, as far as we know it."""
+    if settings.security_protocol.startswith("SASL"):
+        return f"User:{settings.sasl_username}" if settings.sasl_username else "User:<subject of the token>"
+    if settings.security_protocol == "SSL" and settings.ssl_certfile:
+        return "User:<name in the client certificate>"
+    return "User:ANONYMOUS"
+
+
+def acl_command(acl: Acl, principal: str) -> str:
+    """Return the command that gives a right."""
+    pattern = " --resource-pattern-type prefixed" if acl.is_prefix else ""
+    return (
+        f"kafka-acls.sh --add --allow-principal '{principal}' --operation {acl.operation} "
+        f"{_OPTIONS[acl.resource]} {acl.name}{pattern}"
+    )
+
+
+async def missing_acls(client: Any, settings: Settings, acls: Iterable[Acl]) -> list[Acl]:
+    """Return those of the rights that the broker does not give us. Raises aiokafka's errors.
+
+    Empty as well where it is not known: a broker older than the question, a topic that does not exist.
+    """
+    acls = list(acls)
+    try:
+        topics = await _topic_operations(client, [acl.name for acl in acls if acl.resource == "TOPIC"])
+        group = await _group_operations(client, settings.worker.group_id)
+    except (IncompatibleBrokerVersion, NotImplementedError):
+        return []
+    known = {("TOPIC", name): bits for name, bits in topics.items()}
+    known["GROUP", settings.worker.group_id] = group
+    missing = [acl for acl in acls if not _allows(known.get((acl.resource, acl.name)), acl)]
+    transactions = [acl for acl in acls if acl.resource == "TRANSACTIONAL_ID"]
+    return missing if not transactions or await _may_write(client, settings) else missing + transactions
+
+
+def _allows(bits: int | None, acl: Acl) -> bool:
+    return bits in {None, _UNKNOWN} or bool(bits & 1 << _BITS[acl.operation])
+
+
+async def _topic_operations(client: Any, names: list[str]) -> dict[str, int]:
+    """Return what we may do with each topic, as bits; 0 for one that we may not even know of."""
+    answer = await client.send(client.get_random_node(), AuthorizedTopicsRequest(names))
+    found = {}
+    for error_code, name, _, _, bits in answer.topics:
+        is_denied = for_code(error_code) is TopicAuthorizationFailedError
+        found[name] = 0 if is_denied else _UNKNOWN if error_code else bits
+    return found
+
+
+async def _group_operations(client: Any, group: str) -> int:
+    try:
+        node = await _coordinator(client, CoordinationType.GROUP, group)
+    except GroupAuthorizationFailedError:
+        return 0
+    [(error_code, *_, bits)] = (await client.send(node, AuthorizedGroupRequest(group))).groups
+    if for_code(error_code) is GroupAuthorizationFailedError:
+        return 0
+    return _UNKNOWN if error_code else int(bits)
+
+
+async def _coordinator(client: Any, kind: CoordinationType, name: str) -> int:
+    for wait_s in _BACKOFF_S:
+        try:
+            return int(await client.coordinator_lookup(kind, name))
+        except (
+            GroupCoordinatorNotAvailableError
+        ):  # the first question makes a new cluster set its coordinators up
+            await asyncio.sleep(wait_s)
+    return int(await client.coordinator_lookup(kind, name))
+
+
+async def _may_write(client: Any, settings: Settings) -> bool:
+    """Ask by a request that cannot succeed: nobody has this producer id, but the right is looked at before that."""
+    name = transactional_id(settings.worker.group_id, settings.topics.jobs[0], 0)
+    try:
+        node = await _coordinator(client, CoordinationType.TRANSACTION, name)
+    except TransactionalIdAuthorizationFailed:
+        return False
+    request = AddOffsetsToTxnRequest(name, -1, -1, settings.worker.group_id)
+    answer = await client.send(node, request)
+    return for_code(answer.error_code) is not TransactionalIdAuthorizationFailed

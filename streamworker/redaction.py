@@ -1,0 +1,56 @@
+"""Keep secrets out of what we say. Error bodies echo keys, headers and URLs; exceptions quote what they fell over."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Redactor", "without_message"]
+
+_MASK = "***"
+_SHAPES = re.compile(
+    r"""(?ix)
+    (?P<keep>  \b(?:bearer|basic)\s+
+             | \b(?:api[-_ ]?key|x-api-key|access[-_]token|client[-_]secret|password|passwd)
+               \\*["']?\s*[:=]\s*\\*["']?      # backslashes: JSON quoted inside JSON
+             | ://[^\s/:@"']*: (?=[^\s/@"']+@)
+    ) [^\s"'&,;@}\\]+
+    | \b(?:sk|pk|rk|gsk|hf|xai|csk|fw)[-_][A-Za-z0-9*_-]{8,}
+    """,
+)
+
+
+class Redactor:
+    """Replaces known secrets, and what looks like one, by `***`. Call it with a text."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        # The longest first: one secret may hold another. Very short ones would blot out ordinary words.
+        self._secrets = sorted({secret for secret in secrets if len(secret) >= 4}, key=len, reverse=True)
+
+    def __call__(self, text: str) -> str:
+        """Return the text without secrets."""
+        for secret in self._secrets:
+            text = text.replace(secret, _MASK)
+        return _SHAPES.sub(lambda match: (match["keep"] or "") + _MASK, text)
+
+    def __repr__(self) -> str:
+        return f"<Redactor of {len(self._secrets)} secrets>"
+
+
+def without_message(error: BaseException, *, causes: int = 16) -> BaseException:
+    """Return an error with the same name and trace, as its causes have, that says nothing.
+
+    What fell over a job may quote it: `KeyError` and `int()` do. Where it fell is what a person needs.
+    """
+    kind = type(error)
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    silent: BaseException = type(kind.__name__, (Exception,), names)().with_traceback(error.__traceback__)
+    if causes:  # a chain may be a ring
+        if error.__cause__ is not None:
+            silent.__cause__ = without_message(error.__cause__, causes=causes - 1)
+        elif error.__context__ is not None and not error.__suppress_context__:
+            silent.__context__ = without_message(error.__context__, causes=causes - 1)
+    return silent

@@ -1,0 +1,483 @@
+"""Every port in memory: a worker without broker, upstream or clock, for our tests and for yours.
+
+What a fake was told is in its public attributes; how it is to behave is set there, before or while it is in use. The
+rules of the ports are kept: whoever opens a partition's committer shuts out the one before, and a commit is whole or
+not at all. Where something can be held up, it is by an `asyncio.Event`, a gate that is open until it is cleared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections import defaultdict, deque
+from contextlib import asynccontextmanager, suppress
+from math import inf
+from typing import TYPE_CHECKING, NamedTuple
+
+from streamworker.errors import Fenced, KafkaError, KafkaRefused, RecordTooLarge
+from streamworker.model import CommitPoint, ConsumerRecord, Coordinates, TopicPartition
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+
+    from streamworker.model import ErrorCode, Headers, Job, JobError, ProducerRecord, Rejection, UsageEvent
+    from streamworker.observe import KafkaPart
+    from streamworker.ports import Assignments, Receipt
+
+__all__ = [
+    "Commit",
+    "MemoryCall",
+    "MemoryClock",
+    "MemoryCommitStore",
+    "MemoryCommitStores",
+    "MemoryObserver",
+    "MemoryReceipt",
+    "MemorySink",
+    "MemorySource",
+    "MemoryUpstream",
+    "Script",
+    "Step",
+]
+
+POLL_S = 0.25
+"""How long one `receive` waits for records."""
+
+
+class MemoryClock:
+    """Time that stands still until it is turned."""
+
+    def __init__(self, now_ms: int = 1_700_000_000_000) -> None:
+        self._now_ms = now_ms
+        self._monotonic = 0.0
+
+    def turn(self, seconds: float) -> None:
+        """Let time pass."""
+        self._now_ms += round(seconds * 1000)
+        self._monotonic += seconds
+
+    def now_ms(self) -> int:
+        """Milliseconds since the epoch."""
+        return self._now_ms
+
+    def monotonic(self) -> float:
+        """Seconds that never jump."""
+        return self._monotonic
+
+
+class MemorySource:
+    """A consumer group of one member. `put` records, `assign` partitions; `errors` are raised, one per `receive`."""
+
+    def __init__(self) -> None:
+        self.logs: defaultdict[TopicPartition, list[ConsumerRecord]] = defaultdict(list)
+        self.positions: dict[TopicPartition, int] = {}
+        self.asked: list[tuple[frozenset[TopicPartition], int]] = []
+        self.errors: deque[KafkaError] = deque()
+        self.delivering = _open_gate()
+        """Closed, it holds records back that `receive` has taken already."""
+        self.is_member = True
+        self._assigned: frozenset[TopicPartition] = frozenset()
+        self._assignments: Assignments | None = None
+        self._came = asyncio.Event()
+
+    def put(
+        self,
+        partition: TopicPartition,
+        value: bytes | None,
+        *,
+        offset: int | None = None,
+        key: bytes | None = None,
+        headers: Headers = (),
+    ) -> ConsumerRecord:
+        """Append a record; `offset` may leave a gap."""
+        log = self.logs[partition]
+        if offset is None:
+            offset = log[-1].at.offset + 1 if log else 0
+        record = ConsumerRecord(Coordinates(*partition, offset), 1_700_000_000_000, key, value, headers)
+        log.append(record)
+        self._came.set()
+        return record
+
+    def assign(self, *partitions: TopicPartition, is_continuous: bool = True) -> None:
+        """Rebalance. What stays is read on from where it was; what is new, from where it is sought."""
+        assert self._assignments is not None, "the source is not started"
+        self._assigned = frozenset(partitions)
+        kept = self._assigned if is_continuous else frozenset[TopicPartition]()
+        self.positions = {at: offset for at, offset in self.positions.items() if at in kept}
+        self._assignments.rebalancing()
+        self._assignments.assigned(self._assigned, is_continuous=is_continuous)
+
+    async def start(self, assignments: Assignments) -> None:
+        """Join the group."""
+        self._assignments = assignments
+
+    async def receive(self, partitions: Collection[TopicPartition], limit: int) -> list[ConsumerRecord]:
+        """Return records of these partitions, waiting a moment for them."""
+        self.asked.append((frozenset(partitions), limit))
+        await asyncio.sleep(0)
+        if self.errors:
+            raise self.errors.popleft()
+        records = self._take(partitions, limit)
+        if partitions and not records:
+            self._came.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await self._came.wait()
+            records = self._take(partitions, limit)
+        await self.delivering.wait()
+        return records
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        """Read this partition from here on; nothing happens if it is not ours."""
+        if partition in self._assigned:
+            self.positions[partition] = offset
+            self._came.set()
+
+    async def confirm_membership(self) -> bool:
+        """Say whether we are a member: `is_member`."""
+        await asyncio.sleep(0)
+        return self.is_member
+
+    async def stop(self) -> None:
+        """Leave the group."""
+        self._assignments = None
+
+    def _take(self, partitions: Iterable[TopicPartition], limit: int) -> list[ConsumerRecord]:
+        taken: list[ConsumerRecord] = []
+        for partition in partitions:
+            position = self.positions.get(partition, inf)
+            ahead = [record for record in self.logs[partition] if record.at.offset >= position]
+            for record in ahead[: limit - len(taken)]:
+                taken.append(record)
+                self.positions[partition] = record.at.offset + 1
+        return taken
+
+
+class MemoryReceipt:
+    """What one job is owed by a `MemorySink`."""
+
+    def __init__(self) -> None:
+        self.owed = 0
+        self._refusal: RecordTooLarge | None = None
+        self._settled = _open_gate()
+
+    def add(self) -> None:
+        """Owe one more acknowledgement."""
+        self.owed += 1
+        self._settled.clear()
+
+    def acknowledge(self, refusal: RecordTooLarge | None = None) -> None:
+        """Acknowledge one record, or refuse it."""
+        self._refusal = self._refusal or refusal
+        self.owed -= 1
+        if not self.owed:
+            self._settled.set()
+
+    async def settled(self) -> None:
+        """Wait until every record is acknowledged."""
+        await self._settled.wait()
+        if self._refusal is not None:
+            raise self._refusal
+
+
+class MemorySink:
+    """Keeps what is published in `records`. Acknowledges at once, or, without `acknowledges`, when told to."""
+
+    def __init__(self, *, partitions: int = 4, topics: Collection[str] | None = None) -> None:
+        """Know these topics, or any."""
+        self.records: list[ProducerRecord] = []
+        self.acknowledges = True
+        self.keeping_up = _open_gate()
+        """Closed, there is no room."""
+        self._owed: deque[MemoryReceipt] = deque()
+        self._partitions = partitions
+        self._topics = topics
+
+    def receipt(self) -> MemoryReceipt:
+        """Open an account for a job."""
+        return MemoryReceipt()
+
+    def publish(self, record: ProducerRecord, receipt: Receipt) -> None:
+        """Take a record."""
+        assert isinstance(receipt, MemoryReceipt), "a receipt of another sink"
+        self.records.append(record)
+        receipt.add()
+        self._owed.append(receipt)
+        if self.acknowledges:
+            self.acknowledge()
+
+    def acknowledge(self, refusal: RecordTooLarge | None = None) -> None:
+        """Acknowledge all that is owed, or refuse it."""
+        while self._owed:
+            self._owed.popleft().acknowledge(refusal)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the gate is open."""
+        return self.keeping_up.is_set()
+
+    async def room(self) -> None:
+        """Wait for the gate."""
+        await self.keeping_up.wait()
+
+    def partition_for(self, topic: str, key: bytes) -> TopicPartition:
+        """Choose a partition by the key."""
+        if self._topics is not None and topic not in self._topics:
+            raise KafkaRefused(f"there is no topic {topic}")
+        return TopicPartition(topic, zlib.crc32(key) % self._partitions)
+
+
+class Commit(NamedTuple):
+    """One transaction."""
+
+    partition: TopicPartition
+    records: tuple[ProducerRecord, ...]
+    point: CommitPoint
+
+
+class MemoryCommitStores:
+    """The broker's side of commits: `commits` as they were made, `points` as they stand."""
+
+    def __init__(self, *, max_record_bytes: float = inf) -> None:
+        self.commits: list[Commit] = []
+        self.points: dict[TopicPartition, CommitPoint] = {}
+        self.under_way: list[Commit] = []
+        self.opened: list[TopicPartition] = []
+        self.closed: list[TopicPartition] = []
+        self.open_errors: deque[KafkaError] = deque()
+        self.commit_errors: deque[KafkaError] = deque()
+        self.opening = _open_gate()
+        self.committing = _open_gate()
+        self.max_record_bytes = max_record_bytes
+        self._owners: dict[TopicPartition, MemoryCommitStore | None] = {}
+
+    def store(self, partition: TopicPartition) -> MemoryCommitStore:
+        """Return a new committer, not opened."""
+        return MemoryCommitStore(self, partition)
+
+    def seize(self, partition: TopicPartition) -> None:
+        """Be another worker that takes the partition over."""
+        self._owners[partition] = None
+
+    def records(self, partition: TopicPartition | None = None) -> list[ProducerRecord]:
+        """Return what was written, all or one job partition's, in order."""
+        return [
+            record
+            for commit in self.commits
+            if partition in {None, commit.partition}
+            for record in commit.records
+        ]
+
+    async def open(self, owner: MemoryCommitStore) -> CommitPoint:
+        """Make this committer the owner."""
+        self.opened.append(owner.partition)
+        await self.opening.wait()
+        await asyncio.sleep(0)
+        if self.open_errors:
+            raise self.open_errors.popleft()
+        self._owners[owner.partition] = owner
+        return self.points.get(owner.partition, CommitPoint(0))
+
+    async def commit(
+        self, owner: MemoryCommitStore, records: Sequence[ProducerRecord], point: CommitPoint
+    ) -> None:
+        """Write all or nothing."""
+        commit = Commit(owner.partition, tuple(records), point)
+        self.under_way.append(commit)
+        try:
+            await asyncio.sleep(0)
+            await self.committing.wait()
+            self._check(owner, commit)
+        finally:
+            self.under_way.remove(commit)
+        self.commits.append(commit)
+        self.points[owner.partition] = point
+
+    def _check(self, owner: MemoryCommitStore, commit: Commit) -> None:
+        if self._owners.get(owner.partition) is not owner:
+            raise Fenced(f"{owner.partition} is another's")
+        if self.commit_errors:
+            raise self.commit_errors.popleft()
+        for record in commit.records:
+            if record.size > self.max_record_bytes:
+                raise RecordTooLarge(f"a record of {record.size} bytes")
+
+
+class MemoryCommitStore:
+    """One owner of one partition."""
+
+    def __init__(self, committers: MemoryCommitStores, partition: TopicPartition) -> None:
+        self.partition = partition
+        self._committers = committers
+
+    async def open(self) -> CommitPoint:
+        """Shut out the former owner."""
+        return await self._committers.open(self)
+
+    async def commit(self, records: Sequence[ProducerRecord], point: CommitPoint) -> None:
+        """Write the records and the point."""
+        await self._committers.commit(self, records, point)
+
+    async def close(self) -> None:
+        """Let go."""
+        self._committers.closed.append(self.partition)
+
+
+Step = bytes | float | asyncio.Event | Exception
+"""What an upstream does next: send bytes, be silent for seconds, wait for an event, fail."""
+
+
+class Script(NamedTuple):
+    """One call: what comes in its body, and what happens before it is answered."""
+
+    body: Iterable[Step]
+    before: Iterable[Step] = ()
+
+
+class MemoryCall:
+    """One call that was made, and its answer."""
+
+    def __init__(self, body: bytes, headers: Mapping[str, str], script: Script) -> None:
+        self.body = body
+        self.headers = dict(headers)
+        self.reads = 0
+        self.is_open = True
+        self.is_drained = False
+        self._script = script
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Go through the body; `reads` counts the pieces that were handed out."""
+        for step in self._script.body:
+            if isinstance(step, bytes):
+                self.reads += 1
+                yield step
+            else:
+                await _wait(step)
+
+    async def drain(self) -> None:
+        """Note that the rest was read."""
+        self.is_drained = True
+
+
+class MemoryUpstream:
+    """Answers call after call by a script each; the last one serves all further calls."""
+
+    def __init__(self, *scripts: Script | Iterable[Step]) -> None:
+        self.calls: list[MemoryCall] = []
+        self._scripts = [script if isinstance(script, Script) else Script(list(script)) for script in scripts]
+
+    @property
+    def open_calls(self) -> int:
+        """How many calls are open now."""
+        return sum(call.is_open for call in self.calls)
+
+    @asynccontextmanager
+    async def call(self, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[MemoryCall]:
+        """Open a call; leaving closes it."""
+        script = self._scripts[min(len(self.calls), len(self._scripts) - 1)]
+        call = MemoryCall(body, headers, script)
+        self.calls.append(call)
+        try:
+            for step in script.before:
+                await _wait(step)
+            yield call
+        finally:
+            call.is_open = False
+
+
+class MemoryObserver:
+    """Keeps what it is told, in order: the method's name and its arguments."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, tuple[object, ...]]] = []
+
+    def all(self, name: str) -> list[tuple[object, ...]]:
+        """Return the arguments of every call of one method."""
+        return [arguments for told, arguments in self.told if told == name]
+
+    def job_started(self, job: Job, upstream: str) -> None:
+        """Keep it."""
+        self.told.append(("job_started", (job, upstream)))
+
+    def first_delta(self, upstream: str, seconds: float) -> None:
+        """Keep it."""
+        self.told.append(("first_delta", (upstream, seconds)))
+
+    def deltas_published(self, upstream: str, count: int, size: int, gap_s: float | None) -> None:
+        """Keep it."""
+        self.told.append(("deltas_published", (upstream, count, size, gap_s)))
+
+    def try_failed(self, job: Job, upstream: str, error: JobError, next_try_s: float) -> None:
+        """Keep it."""
+        self.told.append(("try_failed", (job, upstream, error, next_try_s)))
+
+    def fell_back(self, job: Job, upstream: str, error: JobError) -> None:
+        """Keep it."""
+        self.told.append(("fell_back", (job, upstream, error)))
+
+    def circuit_changed(self, upstream: str, state: str) -> None:
+        """Keep it."""
+        self.told.append(("circuit_changed", (upstream, state)))
+
+    def job_ended(self, event: UsageEvent, job: Job, upstream: str) -> None:
+        """Keep it."""
+        self.told.append(("job_ended", (event, job, upstream)))
+
+    def job_rejected(self, rejection: Rejection, code: ErrorCode) -> None:
+        """Keep it."""
+        self.told.append(("job_rejected", (rejection, code)))
+
+    def job_abandoned(self, job: Job, reason: str) -> None:
+        """Keep it."""
+        self.told.append(("job_abandoned", (job, reason)))
+
+    def tombstone_skipped(self, partition: TopicPartition) -> None:
+        """Keep it."""
+        self.told.append(("tombstone_skipped", (partition,)))
+
+    def record_skipped(self, partition: TopicPartition) -> None:
+        """Keep it."""
+        self.told.append(("record_skipped", (partition,)))
+
+    def job_crashed(self, job: Job) -> None:
+        """Keep it."""
+        self.told.append(("job_crashed", (job,)))
+
+    def rebalancing(self) -> None:
+        """Keep it."""
+        self.told.append(("rebalancing", ()))
+
+    def partitions_changed(self, owned: int, gained: int, lost: int) -> None:
+        """Keep it."""
+        self.told.append(("partitions_changed", (owned, gained, lost)))
+
+    def partition_fenced(self, partition: TopicPartition) -> None:
+        """Keep it."""
+        self.told.append(("partition_fenced", (partition,)))
+
+    def committed(self, records: Sequence[ProducerRecord], seconds: float) -> None:
+        """Keep it."""
+        self.told.append(("committed", (tuple(records), seconds)))
+
+    def batch_acknowledged(self, count: int, seconds: float) -> None:
+        """Keep it."""
+        self.told.append(("batch_acknowledged", (count, seconds)))
+
+    def kafka_failed(self, part: KafkaPart) -> None:
+        """Keep it."""
+        self.told.append(("kafka_failed", (part,)))
+
+
+async def _wait(step: Step) -> None:
+    match step:
+        case asyncio.Event():
+            await step.wait()
+        case float() | int():
+            await asyncio.sleep(step)
+        case Exception():
+            raise step
+
+
+def _open_gate() -> asyncio.Event:
+    gate = asyncio.Event()
+    gate.set()
+    return gate

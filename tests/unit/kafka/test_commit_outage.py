@@ -1,0 +1,92 @@
+"""What the log says of a long outage: its beginning, a line now and then, its end."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+from structlog.testing import capture_logs
+
+from streamworker.config import Settings, load
+from streamworker.errors import KafkaRefused, KafkaUnavailable
+from streamworker.kafka.committed_offsets import CommittedOffsets
+from streamworker.kafka.transactions import TransactionalCommitStores
+from streamworker.log_throttle import QUIET_S, OutageLog
+from streamworker.model import CommitPoint, TopicPartition
+from streamworker.testing import MemoryObserver
+
+AT = TopicPartition("jobs", 3)
+
+
+def test_outage_of_two_kinds_says_the_first_of_each_and_one_end() -> None:
+    """Each kind counts for itself; who reads the end knows how often it was tried."""
+    outage_log = OutageLog("commit.recovered", partition="jobs-3")
+    with capture_logs() as logs:
+        outage_log.worked()
+        for tenth in range(150):
+            outage_log.failed("commit.unavailable", tenth / 10, reason="away")
+        outage_log.failed("commit.transaction_failed", 15, reason="no right")
+        outage_log.worked()
+        outage_log.worked()
+        outage_log.failed("commit.unavailable", 15.1, reason="away again")
+
+    away = {"log_level": "warning", "partition": "jobs-3", "event": "commit.unavailable"}
+    assert logs == [
+        away | {"reason": "away"},
+        away | {"reason": "away", "repeats": 99},
+        away | {"event": "commit.transaction_failed", "reason": "no right"},
+        {"log_level": "info", "event": "commit.recovered", "partition": "jobs-3", "failures": 151},
+        away | {"reason": "away again"},
+    ]
+
+
+class Consumer:
+    """A member of the group, always."""
+
+    async def confirm_membership(self) -> bool:
+        return True
+
+
+async def test_committer_without_a_right_is_quiet_and_counts_every_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A minute of it: some lines instead of six hundred, the metric still sees each, and its end is told."""
+    settings: Settings = load(
+        None, {"STREAMWORKER_UPSTREAMS__DEFAULT__BASE_URL": "http://127.0.0.1/v1"}, needs_keys=False
+    )
+    observer, consumer = MemoryObserver(), cast("Any", Consumer())
+    committers = TransactionalCommitStores(settings, CommittedOffsets(settings, consumer), consumer, observer)
+    committer: Any = committers.store(AT)
+    given_at = asyncio.get_running_loop().time() + 60
+
+    def has_right() -> bool:
+        return asyncio.get_running_loop().time() >= given_at
+
+    async def transaction(*_: object) -> None:
+        if not has_right():
+            raise KafkaUnavailable("the coordinator is away")
+
+    async def fence() -> None:
+        if not has_right():
+            raise KafkaRefused("no right to the transactional id")
+
+    async def read(_: TopicPartition) -> CommitPoint | None:
+        return None  # what lay there before: nothing
+
+    monkeypatch.setattr(committer, "_transaction", transaction)
+    monkeypatch.setattr(committer, "_fence", fence)
+    monkeypatch.setattr(committer._committed, "read", read)
+    with capture_logs() as logs:
+        await committer.commit([], CommitPoint(1))
+
+    lines = [entry for entry in logs if entry["event"] == "commit.unavailable"]
+    failures = len(observer.all("kafka_failed"))
+    assert [entry["event"] for entry in logs] == [
+        "commit.transaction_failed", *["commit.unavailable"] * len(lines), "commit.recovered"
+    ]  # fmt: skip
+    assert failures > 500
+    assert len(lines) == 60 / QUIET_S
+    assert [entry["repeats"] for entry in lines[1:]] == [pytest.approx(99, abs=1)] * (len(lines) - 1)
+    assert all(entry["reason"] == "no right to the transactional id" for entry in lines)
+    assert logs[-1]["failures"] == failures

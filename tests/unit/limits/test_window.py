@@ -1,0 +1,82 @@
+"""So much per minute."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamworker.limits.window import SPAN_S, SlidingWindow
+
+
+def test_throttle_lets_its_limit_go_at_once_and_the_rest_when_the_minute_is_over() -> None:
+    """Each call frees its place a minute after it went."""
+    throttle = SlidingWindow(2)
+    for now in (0.0, 10.0):
+        assert throttle.wait_s(1, now) == 0
+        throttle.take(1, now)
+
+    assert throttle.wait_s(1, 20) == SPAN_S - 20
+    assert throttle.wait_s(1, SPAN_S) == 0
+    throttle.take(1, SPAN_S)
+    assert throttle.wait_s(1, SPAN_S) == 10
+
+
+def test_throttle_waits_for_as_much_as_is_needed() -> None:
+    """A large amount waits until enough of the others are a minute old."""
+    throttle = SlidingWindow(100)
+    for now in (0, 1, 2):
+        throttle.take(30, now)
+
+    assert throttle.wait_s(10, 3) == 0
+    assert throttle.wait_s(50, 3) == SPAN_S + 1 - 3
+
+
+def test_throttle_more_than_the_whole_limit_goes_alone() -> None:
+    """Or it would never go."""
+    throttle = SlidingWindow(100)
+    assert throttle.wait_s(1000, 0) == 0
+    throttle.take(1000, 0)
+
+    assert throttle.wait_s(1, 0) == SPAN_S
+
+
+def test_throttle_settled_counts_what_it_came_to() -> None:
+    """Less makes room at once; more is paid for by who comes next."""
+    throttle = SlidingWindow(100)
+    taken = throttle.take(80, 0)
+    assert throttle.wait_s(50, 0) > 0
+    throttle.settle(taken, 20)
+    assert throttle.wait_s(50, 0) == 0
+    throttle.settle(taken, 300)
+
+    assert throttle.wait_s(1, 0) == SPAN_S
+
+
+def test_throttle_settled_after_its_minute_changes_nothing() -> None:
+    """A stream may last longer than a minute; what went then is history."""
+    throttle = SlidingWindow(100)
+    taken = throttle.take(80, 0)
+    assert throttle.wait_s(100, SPAN_S) == 0
+    throttle.settle(taken, 1000)
+
+    assert throttle.wait_s(100, SPAN_S) == 0
+
+
+@given(
+    limit=st.integers(1, 20),
+    steps=st.lists(st.tuples(st.floats(0, 30), st.integers(1, 5)), min_size=1, max_size=60),
+)
+def test_throttle_never_lets_more_than_its_limit_go_in_any_minute(
+    limit: int, steps: list[tuple[float, int]]
+) -> None:
+    """Not on average: in any window that ends with a call."""
+    throttle, now = SlidingWindow(limit), 0.0
+    went: list[tuple[float, int]] = []
+    for gap, wanted in steps:
+        amount = min(wanted, limit)
+        now += gap
+        now += throttle.wait_s(amount, now)
+        assert throttle.wait_s(amount, now) <= 1e-6
+        throttle.take(amount, now)
+        went.append((now, amount))
+        assert sum(a for at, a in went if at > now - 60) <= limit

@@ -1,0 +1,59 @@
+"""Jobs of one key go one after another."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamworker.progress.ordering import KeyOrder
+
+
+def test_first_item_of_a_key_goes_at_once() -> None:
+    """Nothing is before it."""
+    assert KeyOrder[int]().enter(b"a", 1)
+
+
+def test_items_of_one_key_wait_in_their_order() -> None:
+    """Each goes when the one before has left."""
+    order = KeyOrder[int]()
+    order.enter(b"a", 1)
+
+    assert [order.enter(b"a", 2), order.enter(b"a", 3), order.waiting] == [False, False, 2]
+    assert [order.leave(b"a"), order.leave(b"a"), order.leave(b"a"), order.waiting] == [2, 3, None, 0]
+
+
+def test_keys_do_not_wait_for_one_another() -> None:
+    """A long job of one key holds back its own only."""
+    order = KeyOrder[int]()
+    order.enter(b"a", 1)
+
+    assert order.enter(b"b", 2)
+
+
+@given(st.lists(st.tuples(st.sampled_from([b"a", b"b", b"c"]), st.booleans()), max_size=200))
+def test_random_schedule_keeps_order_and_holds_nothing_in_the_end(steps: list[tuple[bytes, bool]]) -> None:
+    """At any time one item per key is under way; they go as they came; an idle key takes no memory."""
+    order = KeyOrder[int]()
+    came: dict[bytes, list[int]] = {}
+    went: dict[bytes, list[int]] = {}
+    active: dict[bytes, int] = {}
+    for number, (key, comes) in enumerate(steps):
+        if comes:
+            came.setdefault(key, []).append(number)
+            if order.enter(key, number):
+                assert key not in active
+                active[key] = number
+                went.setdefault(key, []).append(number)
+        elif key in active:
+            following = order.leave(key)
+            del active[key]
+            if following is not None:
+                active[key] = following
+                went.setdefault(key, []).append(following)
+    for key in list(active):
+        while (following := order.leave(key)) is not None:
+            went[key].append(following)
+
+    assert came == went
+    assert order.waiting == 0
+    assert order._queues == {}

@@ -1,0 +1,224 @@
+"""How far a partition is: deliveries, ends, and what a commit says of them."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from streamworker.progress.offset_map import FULL, LIMIT, MAX_OFFSETS, OffsetMap, decode_map
+from streamworker.progress.partition import PartitionProgress
+
+if TYPE_CHECKING:
+    from streamworker.model import CommitPoint
+
+
+def make(committed: int = 0, offset_map: OffsetMap | None = None) -> PartitionProgress:
+    return PartitionProgress(committed, offset_map or OffsetMap(), commit_id="me")
+
+
+def restarted(point: CommitPoint) -> PartitionProgress:
+    """Return what the next owner makes of a commit."""
+    return PartitionProgress(point.offset, decode_map(*point), commit_id="next")
+
+
+def begin(progress: PartitionProgress, offset: int) -> int:
+    """Take a record in and begin its job at once."""
+    count = progress.begin(offset)
+    if count:
+        progress.count(offset)
+    return count
+
+
+def deliveries(point: CommitPoint) -> dict[int, int]:
+    return dict(decode_map(*point).deliveries)
+
+
+def test_progress_begin_counts_the_first_delivery() -> None:
+    """A record that was never seen is delivered for the first time."""
+    assert begin(make(), 0) == 1
+
+
+def test_progress_begin_of_what_is_open_or_finished_has_nothing_to_do() -> None:
+    """A rebalance delivers records again."""
+    progress = make(5, OffsetMap(frozenset({7})))
+    begin(progress, 5)
+    begin(progress, 6)
+    progress.finish(6)
+
+    assert [begin(progress, offset) for offset in (4, 5, 6, 7)] == [0, 0, 0, 0]
+    assert progress.incomplete == 1
+
+
+def test_progress_deliveries_are_counted_across_restarts() -> None:
+    """The count is on record before the job runs, so that no crash loses it."""
+    progress = make()
+    for delivery in range(1, 6):
+        assert begin(progress, 3) == delivery
+        progress = restarted(progress.point())
+
+
+def test_progress_job_that_only_waited_is_not_counted() -> None:
+    """It can have killed nobody: its delivery goes on record when it begins."""
+    progress = make()
+    assert progress.begin(3) == 1
+    point = progress.point()
+    assert deliveries(point) == {}
+    progress.count(3)
+
+    assert deliveries(progress.point()) == {3: 1}
+
+
+def test_progress_delivery_that_was_not_committed_does_not_count() -> None:
+    """What nobody wrote down has not happened."""
+    progress = make()
+    begin(progress, 0)
+    point = progress.point()
+    begin(restarted(point), 0)
+
+    assert begin(restarted(point), 0) == 2
+
+
+def test_progress_end_takes_the_count_with_it() -> None:
+    """A finished job needs none."""
+    progress = make()
+    for offset in (0, 1):
+        begin(progress, offset)
+    progress.finish(1)
+
+    assert deliveries(progress.point()) == {0: 1}
+
+
+def test_progress_count_of_a_record_that_is_gone_goes_when_it_is_passed() -> None:
+    """Compaction may take a record between two deliveries; its count must not stay for ever."""
+    progress = make(0, OffsetMap(deliveries={0: 2, 5: 1}))
+    begin(progress, 3)
+    progress.finish(3)
+    point = progress.point()
+
+    assert point.offset == 4
+    assert deliveries(point) == {5: 1}
+
+
+def test_progress_handed_back_undoes_one_delivery() -> None:
+    """The first is as if it had never been; earlier ones stay."""
+    progress = make(0, OffsetMap(deliveries={1: 2}))
+    for offset in (0, 1):
+        begin(progress, offset)
+    for offset in (0, 1):
+        progress.hand_back(offset)
+    point = progress.point()
+
+    assert deliveries(point) == {1: 2}
+    assert [begin(restarted(point), offset) for offset in (0, 1)] == [1, 3]
+
+
+def test_progress_handed_back_and_yet_finished_is_finished() -> None:
+    """Its end was waiting to be committed when its worker stopped."""
+    progress = make()
+    begin(progress, 0)
+    progress.hand_back(0)
+    progress.finish(0)
+
+    assert progress.point().offset == 1
+
+
+def test_progress_finished_and_then_handed_back_is_finished() -> None:
+    """Its end was being committed when its worker stopped."""
+    progress = make()
+    for offset in (0, 1):
+        begin(progress, offset)
+    progress.finish(1)
+    progress.hand_back(1)
+    point = progress.point()
+
+    assert decode_map(*point).finished == {1}
+    assert deliveries(point) == {0: 1}
+
+
+def test_progress_no_two_points_are_equal() -> None:
+    """A worker has to recognise its own last commit in the log."""
+    one, other = make(), PartitionProgress(0, OffsetMap(), commit_id="other")
+    points = [progress.point() for progress in (one, other) for _ in range(50)]
+
+    assert len(set(points)) == 100
+
+
+def test_progress_with_a_large_map_is_full_until_it_shrinks() -> None:
+    """Nothing is taken in that could not be written down."""
+    progress = make()
+    chance = random.Random(1)
+    open_offsets = [0]
+    begin(progress, 0)
+    for _ in range(LIMIT):
+        offset = open_offsets[-1] + chance.randrange(2, 10_000)
+        for taken in (offset, offset + 1):
+            begin(progress, taken)
+        open_offsets.append(offset)
+        progress.finish(offset + 1)
+        progress.point()
+        if progress.is_full:
+            break
+    assert FULL <= progress.map_size < LIMIT
+    for offset in open_offsets[: len(open_offsets) // 2]:
+        progress.finish(offset)
+    progress.point()
+
+    assert not progress.is_full
+
+
+def test_progress_with_a_large_map_and_nothing_open_is_not_full() -> None:
+    """The records that make it smaller are yet to be taken in: to refuse them would be to stand still for ever."""
+    finished = frozenset(offset * offset for offset in range(1, 2000))
+    progress = make(0, OffsetMap(finished))
+    progress.point()
+    assert progress.map_size >= FULL
+    assert not progress.is_full
+    begin(progress, 0)
+
+    assert progress.is_full
+
+
+def test_progress_with_too_many_finished_offsets_is_full() -> None:
+    """A map holds so many and no more, however well they pack."""
+    progress = make(0, OffsetMap(frozenset(range(1, MAX_OFFSETS // 2 + 1))))
+    begin(progress, 0)
+    progress.point()
+
+    assert progress.map_size < 100
+    assert progress.is_full
+
+
+def test_progress_over_the_limit_leaves_out_the_counts_first() -> None:
+    """Running finished jobs again is worse than counting anew."""
+    progress = make(0, OffsetMap(frozenset(offset**2 + 1 for offset in range(1, 1000))))
+    for offset in range(1500):
+        begin(progress, offset**3)
+    point = progress.point()
+
+    assert progress.is_cut
+    assert progress.map_size > LIMIT >= len(point.metadata)
+    assert decode_map(*point).finished
+    assert deliveries(point) == {}
+
+
+def test_progress_far_over_the_limit_leaves_out_the_finished_offsets() -> None:
+    """A commit that is refused is refused for ever; so much is run again after a crash, and nothing is lost."""
+    progress = make()
+    for offset in range(6000):
+        begin(progress, offset * offset)
+    for offset in range(1, 6000, 2):
+        progress.finish(offset * offset)
+    point = progress.point()
+
+    assert progress.is_cut
+    assert decode_map(*point) == OffsetMap(commit_id="me.1")
+    assert point.offset == 0
+
+
+def test_progress_within_the_limit_is_not_cut() -> None:
+    """Which is what it nearly always is."""
+    progress = make()
+    begin(progress, 0)
+
+    assert deliveries(progress.point()) == {0: 1}
+    assert not progress.is_cut

@@ -1,0 +1,82 @@
+"""What may be committed, and what is not run again."""
+
+from __future__ import annotations
+
+import pytest
+
+from streamworker.progress.tracker import OffsetTracker
+
+
+def test_position_of_new_tracker_is_the_committed_offset() -> None:
+    """Nothing was taken, nothing moves."""
+    tracker = OffsetTracker(5)
+
+    assert (tracker.position, tracker.finished_beyond, tracker.incomplete) == (5, frozenset(), 0)
+
+
+def test_position_waits_for_the_lowest_incomplete_offset() -> None:
+    """Later ones may finish first; the position moves when the earliest does, over all of them."""
+    tracker = OffsetTracker(0)
+    assert [tracker.begin(offset) for offset in range(4)] == [True] * 4
+    tracker.finish(2)
+    tracker.finish(1)
+    assert (tracker.position, tracker.finished_beyond) == (0, frozenset({1, 2}))
+    tracker.finish(0)
+    assert (tracker.position, tracker.finished_beyond, tracker.incomplete) == (3, frozenset(), 1)
+
+
+def test_position_with_none_incomplete_is_behind_the_highest_succeeded() -> None:
+    """Gaps from compaction and markers need no code."""
+    tracker = OffsetTracker(10)
+    for offset in (12, 15):
+        tracker.begin(offset)
+    assert tracker.position == 10
+    tracker.finish(12)
+    assert tracker.position == 15
+    tracker.finish(15)
+    assert tracker.position == 16
+
+
+def test_begin_open_or_finished_offset_has_nothing_to_do() -> None:
+    """A record that comes twice is taken once."""
+    tracker = OffsetTracker(0)
+    assert tracker.begin(0)
+    assert not tracker.begin(0)
+    tracker.finish(0)
+    assert not tracker.begin(0)
+    assert tracker.incomplete == 0
+
+
+def test_begin_offset_finished_in_an_earlier_run_moves_on_without_running_it() -> None:
+    """What the commit's metadata says is finished is not run again, and counts only once it is seen."""
+    tracker = OffsetTracker(3, finished={1, 3, 5})
+    assert tracker.is_finished(5)
+    assert not tracker.is_finished(4)
+    assert tracker.finished_beyond == {3, 5}
+    assert not tracker.begin(3)
+    assert (tracker.position, tracker.finished_beyond) == (4, frozenset({5}))
+    assert tracker.begin(4)
+    assert not tracker.begin(5)
+    assert tracker.position == 4
+    tracker.finish(4)
+    assert (tracker.position, tracker.finished_beyond) == (6, frozenset())
+
+
+def test_position_is_not_moved_by_finished_offsets_not_seen_yet() -> None:
+    """That it is known as finished says nothing about the records before it that were not delivered to us."""
+    tracker = OffsetTracker(0, finished={1, 7})
+    tracker.begin(0)
+    tracker.finish(0)
+
+    assert (tracker.position, tracker.finished_beyond) == (1, frozenset({1, 7}))
+
+
+def test_finish_offset_that_is_not_open_is_a_bug() -> None:
+    """Nobody finishes what was not begun, or twice."""
+    tracker = OffsetTracker(0)
+    tracker.begin(0)
+    tracker.finish(0)
+    for offset in (0, 1):
+        with pytest.raises(KeyError):
+            tracker.finish(offset)
+    assert tracker.position == 1

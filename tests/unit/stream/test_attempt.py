@@ -1,0 +1,555 @@
+"""The attempt: its life as a table, its events in order, its account at the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from streamworker.model import (
+    DeltaEvent,
+    ErrorCode,
+    JobError,
+    Observed,
+    Source,
+    Started,
+    Status,
+    Timing,
+    UsageSource,
+)
+from streamworker.redaction import Redactor
+from streamworker.stream.attempt import TRANSITIONS, Attempt, Input, InvalidTransition, State, Transition
+from tests.streams import NOW, chunk, data, listening, make_attempt, make_job, play
+
+ERROR = JobError(ErrorCode.TIMEOUT_IDLE, "nothing came")
+TEXT = data(chunk({"content": "a"}), chunk({"content": "b"}, "stop"))
+
+
+def in_state(state: State) -> Attempt:
+    """Bring an attempt to a state on the shortest way."""
+    attempt = make_attempt()
+    attempt.started()
+    if state is State.ENDED:
+        attempt.cancel("")
+    if state in {State.CALLING, State.LISTENING, State.STREAMING, State.WINDING_UP}:
+        attempt.call()
+    if state in {State.LISTENING, State.STREAMING, State.WINDING_UP}:
+        attempt.answer()
+    if state in {State.STREAMING, State.WINDING_UP}:
+        assert len(list(attempt.receive(data(chunk({"content": "a"})), NOW))) == 1
+    if state is State.WINDING_UP:
+        attempt.wind_up("enough")
+    assert attempt.state is state
+    return attempt
+
+
+def happen(attempt: Attempt, input_: Input) -> None:  # noqa: C901 - one row each
+    match input_:
+        case Input.CALL:
+            attempt.call()
+        case Input.ANSWER:
+            attempt.answer()
+        case Input.DELTA:
+            list(attempt.receive(data(chunk({"content": "a"})), NOW))
+        case Input.DONE:
+            list(attempt.receive(data(b"[DONE]"), NOW))
+        case Input.BREAK:
+            attempt.fail(ERROR)
+        case Input.RETRY:
+            attempt.retry()
+        case Input.CANCEL:
+            attempt.cancel("enough")
+        case Input.WIND_UP:
+            attempt.wind_up("enough")
+        case Input.EXPIRE:
+            attempt.expire()
+        case Input.REFUSE:
+            attempt.refuse(ERROR)
+
+
+# The table, written a second time, by hand and in another shape: → is where to, ! the status it ends with.
+EXPECTED = """
+             WAITING    CALLING    LISTENING   STREAMING     WINDING_UP  ENDED
+CALL         CALLING    -          -           -             -           -
+ANSWER       -          LISTENING  -           -             -           -
+DELTA        -          -          STREAMING   STREAMING     WINDING_UP  -
+DONE         -          -          !COMPLETED  !COMPLETED    !CANCELLED  -
+BREAK        !FAILED    !FAILED    !FAILED     !INTERRUPTED  !CANCELLED  -
+RETRY        -          WAITING    WAITING     -             -           -
+CANCEL       !CANCELLED !CANCELLED !CANCELLED  !CANCELLED    !CANCELLED  -
+WIND_UP      -          -          -           WINDING_UP    -           -
+EXPIRE       !EXPIRED   !EXPIRED   !EXPIRED    !EXPIRED      !CANCELLED  -
+REFUSE       -          -          -           -             -           !INTERRUPTED
+"""
+
+
+def expected_life() -> dict[tuple[State, Input], Transition]:
+    head, *rows = (line.split() for line in EXPECTED.strip().splitlines())
+    life = {}
+    for name, *cells in rows:
+        for state, cell in zip(head, cells, strict=True):
+            if cell.startswith("!"):
+                life[State[state], Input[name]] = Transition(State.ENDED, Status[cell[1:]])
+            elif cell != "-":
+                life[State[state], Input[name]] = Transition(State[cell])
+    return life
+
+
+def test_life_is_the_table_that_was_meant() -> None:
+    """No row more, no row less: no retry after a delta, and after the end only the broker's word on a delta."""
+    assert {
+        (state, what): to for state, row in TRANSITIONS.items() for what, to in row.items()
+    } == expected_life()
+    assert set(TRANSITIONS) == set(State)
+
+
+# Nothing is fed to an attempt that has ended: its caller asks `is_ended` first.
+CASES = [(s, h) for s in State for h in Input if (s, h) != (State.ENDED, Input.DELTA)]
+
+
+@pytest.mark.parametrize(("state", "input_"), CASES)
+def test_attempt_every_happening_in_every_state_does_what_the_table_says(state: State, input_: Input) -> None:
+    """A row leads where it says; a missing row raises and changes nothing."""
+    attempt = in_state(state)
+    before = (attempt.state, attempt.status, attempt.error, attempt.tries)
+    expected = TRANSITIONS[state].get(input_)
+    if expected is None:
+        with pytest.raises(InvalidTransition, match=f"{input_.name} in {state.name}"):
+            happen(attempt, input_)
+        assert (attempt.state, attempt.status, attempt.error, attempt.tries) == before
+    else:
+        happen(attempt, input_)
+        assert (attempt.state, attempt.status) == (expected.to, expected.status)
+        assert attempt.is_ended is (expected.status is not None)
+
+
+def test_started_is_the_first_event_and_says_where_the_job_comes_from() -> None:
+    """`seq` 0, the job's coordinates and metadata, the cause."""
+    attempt = make_attempt(job=make_job(metadata={"k": "v"}), cause="redelivered")
+
+    assert attempt.started() == Started(
+        job_id="job-1",
+        attempt="a-1",
+        ts=NOW,
+        model="m",
+        upstream="default",
+        cause="redelivered",
+        source=Source("jobs", 3, 7),
+        metadata={"k": "v"},
+    )
+
+
+def test_attempt_that_goes_well_gives_deltas_and_a_whole_account() -> None:
+    """Everything in the terminal event, once."""
+    stream = data(
+        chunk({"content": "a🐟"}),
+        chunk(
+            {"content": "b"},
+            "stop",
+            usage={"n": 1},
+            choices=[{"delta": {"content": "b"}, "finish_reason": "stop"}],
+        ),
+        b"[DONE]",
+    )
+    played = play(stream, job=make_job(metadata={"k": "v"}))
+    head = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+
+    assert played.deltas == [
+        DeltaEvent("job-1", "a-1", 1, NOW + 10, 0, {"content": "a🐟"}, None, chunk=head),
+        DeltaEvent("job-1", "a-1", 2, NOW + 10, 0, {"content": "b"}, "stop"),
+    ]
+    end = played.end
+    assert (end.seq, end.ts, end.status, end.error, end.tries) == (3, NOW + 30, Status.COMPLETED, None, 1)
+    assert (end.usage, end.usage_source, end.finish_reasons) == (
+        {"n": 1},
+        UsageSource.UPSTREAM,
+        {"0": "stop"},
+    )
+    assert end.observed == Observed(2, 2, 3, 0, len(stream))
+    assert end.timing == Timing(queued=40, first_delta=10, total=30)
+    assert end.metadata == {"k": "v"}
+    assert end.estimate_method is msgspec.UNSET
+
+
+def test_terminal_event_of_an_attempt_that_was_never_called() -> None:
+    """A job can end before its first try."""
+    attempt = make_attempt()
+    attempt.started()
+    attempt.expire()
+    end = attempt.terminal(NOW + 5)
+
+    assert (end.seq, end.status, end.tries, end.finish_reasons) == (1, Status.EXPIRED, 0, {})
+    assert (end.usage, end.usage_source) == (None, UsageSource.NONE)
+    assert end.timing == Timing(queued=40, first_delta=None, total=5)
+    assert end.error == JobError(ErrorCode.DEADLINE, "the job's deadline passed")
+
+
+def test_terminal_event_before_the_end_is_a_bug() -> None:
+    """There is no last event while others may come."""
+    with pytest.raises(AssertionError):
+        listening().terminal(NOW)
+
+
+def test_timing_of_clocks_that_disagree_is_never_negative() -> None:
+    """The record's timestamp and ours come from different machines, and ours may be set back."""
+    attempt = listening(job=make_job(timestamp=NOW + 99))
+    list(attempt.receive(data(chunk({"content": "a"})), NOW - 5))
+    attempt.cancel("")
+
+    assert attempt.terminal(NOW - 7).timing == Timing(queued=0, first_delta=0, total=0)
+
+
+def test_timing_first_delta_is_the_first_ones() -> None:
+    """Later deltas do not move it."""
+    attempt = listening()
+    list(attempt.receive(data(chunk({"content": "a"})), NOW + 3))
+    list(attempt.receive(data(chunk({"content": "b"})), NOW + 9))
+    attempt.cancel("")
+
+    assert attempt.terminal(NOW + 12).timing.first_delta == 3
+
+
+def test_receive_after_the_sentinel_reads_no_more() -> None:
+    """What follows `[DONE]` is ignored, in the same piece too."""
+    played = play(data(b"[DONE]", chunk({"content": "x"}), {"error": "late"}))
+
+    assert (played.deltas, played.end.status, played.end.error) == ([], Status.COMPLETED, None)
+
+
+def test_receive_error_after_deltas_keeps_them() -> None:
+    """Text received before the error stays; a sentinel after it makes nothing good."""
+    played = play(data(chunk({"content": "a"}), {"error": {"message": "m", "code": 500}}, b"[DONE]"))
+
+    assert played.text() == "a"
+    assert (played.end.seq, played.end.status) == (2, Status.INTERRUPTED)
+    assert played.end.error == JobError(
+        ErrorCode.UPSTREAM_ERROR, "m", 200, '{"error":{"message":"m","code":500}}', retriable=True
+    )
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_receive_event_over_the_limit_ends_the_try(pieces: int) -> None:
+    """What came before is published, then it is said how big is too big."""
+    stream = data(chunk({"content": "a"})) + b"data: " + b"x" * 600
+    cut = len(stream) // pieces
+    played = play([stream[at : at + cut] for at in range(0, len(stream), cut)], max_event_bytes=512)
+
+    assert played.text() == "a"
+    assert played.end.status is Status.INTERRUPTED
+    assert played.end.error == JobError(
+        ErrorCode.UPSTREAM_PROTOCOL, "the upstream sent an event of more than 512 bytes", 200
+    )
+
+
+@pytest.mark.parametrize(
+    ("stream", "status", "message"),
+    [
+        (TEXT, Status.COMPLETED, None),
+        (TEXT[:-1] + b"\ndata: [DONE]", Status.COMPLETED, None),
+        (data(chunk({"content": "a"})), Status.INTERRUPTED, "with 1 unfinished choice(s)"),
+        (data(chunk({})), Status.INTERRUPTED, "with 1 unfinished choice(s)"),
+        (
+            data({"choices": [{"index": i} for i in range(3)]}),
+            Status.INTERRUPTED,
+            "with 3 unfinished choice(s)",
+        ),
+        (b"", Status.FAILED, "without any choice"),
+        (TEXT[:-1], Status.INTERRUPTED, "with 1 unfinished choice(s)"),
+    ],
+)
+def test_close_without_sentinel_is_an_end_only_if_every_choice_finished(
+    stream: bytes, status: Status, message: str | None
+) -> None:
+    """Some gateways send no `[DONE]`; a stream that was cut off must not look complete."""
+    end = play(stream).end
+
+    assert end.status is status
+    if message is None:
+        assert end.error is None
+    else:
+        assert end.error == JobError(
+            ErrorCode.TRUNCATED, f"the event stream ended without [DONE] and {message}", 200, retriable=True
+        )
+
+
+@pytest.mark.parametrize("pieces", [1, 7])
+@pytest.mark.parametrize(
+    ("stream", "told"),
+    [
+        (b"<html>bad gateway</html>", "<html>bad gateway</html>"),
+        (b'{"choices":[{"message":{"content":"all"}}]}', '{"choices":[{"message":{"content":"all"}}]}'),
+        (data({"choices": []}), 'data: {"choices":[]}\n\n'),
+        (b"Authorization: Bearer canary\nno", "Authorization: Bearer ***\nno"),
+        (b"<" + b"x" * 2046 + "é".encode() + b"y" * 9000, "<" + "x" * 2046),
+        (b"\xff\xfe", "\ufffd\ufffd"),
+    ],
+)
+def test_close_without_any_choice_tells_what_came_instead(stream: bytes, told: str, pieces: int) -> None:
+    """HTML under the name of an event stream, for one: bounded, and without secrets."""
+    size = -(-len(stream) // pieces)
+    end = play([stream[at : at + size] for at in range(0, len(stream), size)]).end
+
+    assert end.error == JobError(
+        ErrorCode.TRUNCATED,
+        "the event stream ended without [DONE] and without any choice",
+        200,
+        told,
+        retriable=True,
+    )
+
+
+def test_close_without_any_choice_tells_what_came_in_the_last_try_only() -> None:
+    """Each try has its own first bytes."""
+    answers = iter([True, False])
+    attempt = listening(may_retry=lambda _: next(answers))
+    assert list(attempt.receive(b"<html>first</html>", NOW)) == []
+    assert list(attempt.close(NOW)) == []
+    attempt.call()
+    attempt.answer()
+    assert list(attempt.receive(b"<html>second</html>", NOW)) == []
+    assert list(attempt.close(NOW)) == []
+
+    assert attempt.error is not None
+    assert attempt.error.upstream == "<html>second</html>"
+
+
+BROKEN = JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "connection reset", 200, retriable=True)
+
+
+@pytest.mark.parametrize(
+    ("stream", "status", "error"),
+    [
+        (TEXT, Status.COMPLETED, None),
+        (data(chunk({"content": "a"})) + b"data: [DONE]", Status.COMPLETED, None),
+        (data(chunk({"content": "a"})), Status.INTERRUPTED, BROKEN),
+        (b"", Status.FAILED, BROKEN),
+    ],
+)
+def test_close_of_a_broken_connection_is_an_error_only_if_something_is_missing(
+    stream: bytes, status: Status, error: JobError | None
+) -> None:
+    """A connection that breaks behind the last word has broken nothing; else its error is the one that is told."""
+    attempt = listening()
+    list(attempt.receive(stream, NOW))
+    list(attempt.close(NOW, broken=BROKEN))
+
+    assert (attempt.status, attempt.error) == (status, error)
+
+
+def test_close_with_a_delta_and_the_sentinel_left_over_gives_both() -> None:
+    """The rest of a body may hold an object that only the sentinel's line ends."""
+    played = play(data(chunk({"content": "a"}), end=b"\n") + b"data: [DONE]")
+
+    assert (played.text(), played.end.status, played.end.seq) == ("a", Status.COMPLETED, 2)
+
+
+def test_close_with_an_error_and_the_sentinel_left_over_ends_once() -> None:
+    """The rest of a body may hold two events; the first may be the end."""
+    played = play(b'data: {"error":{"message":"m"}}\ndata: [DONE]')
+
+    assert (played.end.status, played.end.error and played.end.error.message) == (Status.FAILED, "m")
+
+
+def test_refuse_after_the_end_makes_the_end_an_interruption() -> None:
+    """The broker's word on a delta may come late; readers miss that delta, so the job is not complete."""
+    attempt = listening()
+    list(attempt.receive(TEXT + data(b"[DONE]"), NOW))
+    attempt.refuse(JobError(ErrorCode.TOO_LARGE, "too large"))
+    end = attempt.terminal(NOW)
+
+    assert (end.seq, end.status) == (3, Status.INTERRUPTED)
+    assert end.error == JobError(ErrorCode.TOO_LARGE, "too large")
+
+
+@pytest.mark.parametrize("published", [0, 1, 2])
+def test_fail_while_an_event_is_handed_out_takes_it_back(published: int) -> None:
+    """Who cannot publish an event fails the attempt, and it is as if the event had never been."""
+    attempt = listening()
+    events = attempt.receive(data(*(chunk({"content": "ab"}) for _ in range(5))), NOW + 1)
+    for _ in range(published):
+        next(events)
+    refused = next(events)
+    attempt.fail(JobError(ErrorCode.TOO_LARGE, "too large"))
+    assert list(events) == []
+    end = attempt.terminal(NOW + 2)
+
+    assert end.seq == refused.seq == published + 1
+    assert end.status is (Status.INTERRUPTED if published else Status.FAILED)
+    assert end.observed.deltas == published
+    assert end.observed.content_chars == 2 * published
+    assert (end.timing.first_delta is None) is (published == 0)
+
+
+def test_chunk_without_choices_has_a_number_but_is_no_delta() -> None:
+    """It is told, and a try that gave nothing else may still be followed by another."""
+    attempt = listening()
+    first = list(attempt.receive(data({"choices": [], "filter": 1}), NOW))
+    assert [(event.seq, event.choice, event.delta, event.extra) for event in first] == [
+        (1, None, {}, {"filter": 1})
+    ]
+    assert attempt.state is State.LISTENING
+    assert attempt.first_delta_ms is None
+    attempt.retry()
+    attempt.call()
+    attempt.answer()
+    second = list(attempt.receive(TEXT + data(b"[DONE]"), NOW))
+    end = attempt.terminal(NOW)
+
+    assert [event.seq for event in second] == [2, 3]
+    assert second[0].chunk is not msgspec.UNSET
+    assert (end.seq, end.tries, end.observed.deltas, end.status) == (4, 2, 2, Status.COMPLETED)
+
+
+def test_answer_of_a_second_try_starts_a_new_stream() -> None:
+    """Half a line and half a surrogate of the first try are forgotten; what passed stays counted."""
+    attempt = listening()
+    list(attempt.receive(b'data: {"choices":[{"del', NOW))
+    attempt.retry()
+    attempt.call()
+    attempt.answer()
+    assert [event.delta for event in attempt.receive(TEXT, NOW)] == [{"content": "a"}, {"content": "b"}]
+    list(attempt.close(NOW))
+
+    assert attempt.terminal(NOW).observed.bytes == len(TEXT) + 23
+
+
+def test_llama_error_field_is_an_error() -> None:
+    """`error:` is no field of the standard; older llama.cpp says its errors there."""
+    played = play(data(chunk({"content": "a"})) + b'error: {"code":500,"message":"m"}\n\n' + data(b"[DONE]"))
+
+    assert played.end.status is Status.INTERRUPTED
+    assert played.end.error is not None
+    assert played.end.error.message == "m"
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"), [("enough", "enough"), ("", "cancelled"), ("x" * 9999, "x" * 2048)]
+)
+def test_cancel_keeps_the_reason_within_bounds(reason: str, message: str) -> None:
+    """The words of whoever asked for it, cut, or one of ours."""
+    attempt = make_attempt()
+    attempt.cancel(reason)
+
+    assert attempt.error == JobError(ErrorCode.CANCELLED, message)
+
+
+def test_error_is_redacted_and_cut_before_it_is_kept() -> None:
+    """Neither message nor frame tells a secret, and neither is big."""
+    attempt = listening(scrub=Redactor(["hunter-two"]))
+    words = "hunter-two " + "x" * 9000
+    attempt.fail(JobError(ErrorCode.AUTH, words, 401, words, retriable=False))
+
+    assert attempt.error == JobError(
+        ErrorCode.AUTH, ("*** " + "x" * 9000)[:2048], 401, ("*** " + "x" * 9000)[:2048]
+    )
+
+
+def test_error_without_a_redactor_of_its_own_is_redacted_by_shape() -> None:
+    """What looks like a key never passes."""
+    attempt = listening()
+    attempt.fail(JobError(ErrorCode.AUTH, "bad key sk-abcdefghijk", 401))
+
+    assert attempt.error == JobError(ErrorCode.AUTH, "bad key ***", 401)
+
+
+@pytest.mark.parametrize(
+    ("ending", "source"), [(data(b"[DONE]"), UsageSource.UPSTREAM), (b"", UsageSource.UPSTREAM_PARTIAL)]
+)
+def test_usage_that_was_a_running_total_is_partial_only_if_the_stream_broke(
+    ending: bytes, source: UsageSource
+) -> None:
+    """The last total before a break says what was used so far, and is called that."""
+    end = play(data(chunk({"content": "a"}, usage={"completion_tokens": 1})) + ending).end
+
+    assert (end.usage, end.usage_source) == ({"completion_tokens": 1}, source)
+
+
+def test_finish_reasons_are_told_by_choice_in_order() -> None:
+    """Choices that did not finish are left out."""
+    payload: dict[str, Any] = {
+        "choices": [
+            {"index": 10, "finish_reason": "length"},
+            {"index": 1},
+            {"index": 2, "finish_reason": "stop"},
+        ]
+    }
+
+    assert list(play(data(payload, b"[DONE]")).end.finish_reasons.items()) == [
+        ("2", "stop"),
+        ("10", "length"),
+    ]
+
+
+def test_estimate_says_how_it_came_about() -> None:
+    """No report, but text: the number is named as an estimate."""
+    end = play(data(chunk({"content": "abcdefgh"}))).end
+
+    assert (end.usage, end.usage_source) == ({"completion_tokens": 2}, UsageSource.ESTIMATED)
+    assert isinstance(end.estimate_method, str)
+
+
+def test_attempt_secret_across_the_cut_of_a_long_message_leaves_no_beginning() -> None:
+    """Secrets are taken out before the text is cut to its last length."""
+    secret = "s3cr3t-key-value-0123456789"
+    attempt = make_attempt(scrub=lambda text: text.replace(secret, "***"))
+    attempt.started()
+    attempt.call()
+    attempt.answer()
+    message = "x" * (2048 - 10) + secret
+    frame = b'data: {"error":{"message":"' + message.encode() + b'"}}\n\n'
+    assert list(attempt.receive(frame, 0)) == []
+
+    assert attempt.error is not None
+    assert "s3cr3t" not in attempt.error.message + (attempt.error.upstream or "")
+
+
+def test_wound_up_attempt_publishes_nothing_more_and_takes_the_usage_report() -> None:
+    """The stream goes on to its end; the job ends cancelled, with what the upstream says it came to."""
+    attempt = in_state(State.STREAMING)
+    attempt.wind_up("enough")
+    assert list(attempt.receive(data(chunk({"content": "b"}), chunk({}, "stop")), NOW)) == []
+    assert attempt.is_listening
+    report = b'{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}'
+    assert list(attempt.receive(data(report, b"[DONE]"), NOW)) == []
+    terminal = attempt.terminal(NOW)
+
+    assert (terminal.status, terminal.seq) == (Status.CANCELLED, 2)
+    assert (terminal.usage_source, terminal.usage) == (
+        "upstream",
+        {"prompt_tokens": 3, "completion_tokens": 2},
+    )
+    assert terminal.error == JobError(ErrorCode.CANCELLED, "enough")
+    assert terminal.observed.deltas == 1
+    assert terminal.observed.content_chars == 1
+
+
+def test_wound_up_attempt_that_hears_no_report_is_estimated() -> None:
+    """The grace is over: what was published is what there is to count."""
+    attempt = in_state(State.WINDING_UP)
+    attempt.cancel("grace over")
+    terminal = attempt.terminal(NOW)
+
+    assert (terminal.status, terminal.usage_source) == (Status.CANCELLED, "estimated")
+    assert terminal.error == JobError(ErrorCode.CANCELLED, "enough")
+
+
+def test_attempt_tells_of_its_latest_try_what_the_upstream_said() -> None:
+    """For who watches the calls; a try that comes after knows nothing of it."""
+    attempt = listening(may_retry=lambda _: True)
+    assert (attempt.finish_reasons, attempt.chunk, attempt.reported_usage) == ({}, {}, None)
+    list(attempt.receive(data({"choices": [], "usage": {"completion_tokens": 1}}), NOW))
+    running_total = attempt.reported_usage
+    attempt.fail(ERROR)
+    attempt.call()
+    attempt.answer()
+    last = data(
+        chunk({"content": "a"}, "stop", id="second"),
+        {"choices": [], "usage": {"completion_tokens": 2}},
+        b"[DONE]",
+    )
+    list(attempt.receive(last, NOW))
+
+    assert running_total is None
+    assert (attempt.finish_reasons, attempt.reported_usage) == ({0: "stop"}, {"completion_tokens": 2})
+    assert (attempt.chunk["id"], attempt.chunk["model"]) == ("second", "m")

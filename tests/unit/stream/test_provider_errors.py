@@ -1,0 +1,273 @@
+"""What upstreams say when they fail, in all the shapes that they say it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from streamworker.model import ErrorCode, Fault
+from streamworker.stream.provider_errors import (
+    fault_in,
+    fault_of_body,
+    http_error,
+    is_retriable,
+    stream_error,
+    usage_of_body,
+)
+from streamworker.text import RAW_TEXT_LIMIT, truncate
+
+
+@pytest.mark.parametrize(
+    ("payload", "message", "status", "kind"),
+    [
+        pytest.param(
+            {"error": {"message": "m", "type": "server_error", "param": None, "code": None}},
+            "m",
+            None,
+            "server_error",
+            id="openai",
+        ),
+        pytest.param(
+            {"error": {"message": "m", "type": "t", "code": "insufficient_quota"}},
+            "m",
+            None,
+            "insufficient_quota",
+            id="openai with a code",
+        ),
+        pytest.param(
+            {"error": {"message": "m", "type": "BadRequestError", "param": None, "code": 400}},
+            "m",
+            400,
+            "BadRequestError",
+            id="vllm",
+        ),
+        pytest.param(
+            {"error": {"object": "error", "message": "m", "code": 400}}, "m", 400, None, id="sglang"
+        ),
+        pytest.param(
+            {"object": "error", "message": "m", "type": "t", "code": 400},
+            "m",
+            400,
+            "t",
+            id="older vllm, flat",
+        ),
+        pytest.param(
+            {"type": "error", "message": "m", "code": 529}, "m", 529, "error", id="flat, by its type"
+        ),
+        pytest.param({"error": {"code": 500, "message": "m", "type": "t"}}, "m", 500, "t", id="llama.cpp"),
+        pytest.param(
+            {"error": {"code": "server_error", "message": "m"}, "choices": [{"finish_reason": "error"}]},
+            "m",
+            None,
+            "server_error",
+            id="openrouter",
+        ),
+        pytest.param({"error": "m", "error_type": "generation"}, "m", None, "generation", id="tgi, a string"),
+        pytest.param({"code": "c", "error": "m"}, "m", None, "c", id="xai, a string and a code"),
+        pytest.param({"code": 503, "error": "m"}, "m", 503, None, id="a string and a number"),
+        pytest.param({"choices": [{}], "x_groq": {"error": "m"}}, "m", None, None, id="groq"),
+        pytest.param(
+            {"error": {"message": "m", "type": "None", "param": "None", "code": "500"}},
+            "m",
+            500,
+            None,
+            id="litellm",
+        ),
+        pytest.param({"error": {"detail": "m"}}, "m", None, None, id="detail"),
+        pytest.param(
+            {"error": {"msg": "m", "code": "700"}}, "m", None, None, id="a number that is no status"
+        ),
+        pytest.param({"error": {"error": "m", "code": True}}, "m", None, None, id="a boolean is no number"),
+        pytest.param({"error": {"a": 1}}, '{"a":1}', None, None, id="an object without a message"),
+        pytest.param({"error": {"message": ["m"]}}, '["m"]', None, None, id="a message that is no string"),
+        pytest.param({"error": ["m"]}, '["m"]', None, None, id="a list"),
+        pytest.param({"error": True}, "true", None, None, id="a boolean"),
+    ],
+)
+def test_fault_in_every_known_shape_is_read(
+    payload: dict[str, Any], message: str, status: int | None, kind: str | None
+) -> None:
+    """Message, number and kind are found wherever they are; the frame is what was sent."""
+    frame = msgspec.json.encode(payload).decode()
+
+    assert fault_in(payload, "message") == Fault(message, frame, status, kind)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {},
+        {"error": None},
+        {"error": {}},
+        {"error": ""},
+        {"error": [], "choices": []},
+        {"x_groq": {"error": None}},
+        {"x_groq": {"id": "r"}},
+        {"x_groq": "error"},
+        {"object": "chat.completion.chunk", "message": "m"},
+        {"moderation": {"output": {"type": "error"}}},
+    ],
+)
+def test_fault_in_empty_error_members_is_none(payload: dict[str, Any]) -> None:
+    """A key that is present and says nothing is no error."""
+    assert fault_in(payload, "message") is None
+
+
+def test_fault_in_event_called_error_is_the_object_itself() -> None:
+    """A flat object is an error if its event says so, unless it has choices."""
+    assert fault_in({"message": "m", "code": 429}, "error") == Fault(
+        "m", '{"message":"m","code":429}', 429, None
+    )
+    assert fault_in({"message": "m", "choices": [{}]}, "error") is None
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "status", "kind"),
+    [
+        (b'{"error":{"message":"m","code":"c"}}', "m", None, "c"),
+        (b'{"error":"Unauthorized"}', "Unauthorized", None, None),
+        (b'{"object":"error","message":"m","code":404}', "m", 404, None),
+        (b'{"detail":"Not Found"}', "Not Found", None, None),
+        (b'{"detail":[{"loc":["body"]}]}', '[{"loc":["body"]}]', None, None),
+        (b'{"message":"m","id":"i"}', "m", None, None),
+        (b'{"message":"m","choices":[1]}', "m", None, None),
+        (b'[{"error":{"message":"m","code":429,"status":"RESOURCE_EXHAUSTED"}}]', "m", 429, None),
+        (
+            b'{"error":{"message":"m","type":"insufficient_quota","code":"x"}}',
+            "m",
+            None,
+            "insufficient_quota",
+        ),
+        (b'{"error":{"message":"m","type":"Not_Found_Error","code":"x"}}', "m", None, "Not_Found_Error"),
+        (b'data: {"error":{"message":"m","code":"c"}}\n\ndata: [DONE]\n\n', "m", None, "c"),
+        (b'event: error\ndata: {"message":"m"}', "m", None, None),
+        (b": busy\n\ndata: later\n\n", ": busy\n\ndata: later", None, None),
+        (
+            b'{"object": "chat.completion", "choices": [{}]}',
+            '{"object": "chat.completion", "choices": [{}]}',
+            None,
+            None,
+        ),
+        (b'{"error": {"a": 1}}', '{"a":1}', None, None),
+        (b"<html> bad gateway </html>\n", "<html> bad gateway </html>", None, None),
+        (b"[]", "[]", None, None),
+        (b"5", "5", None, None),
+        (b"[5]", "[5]", None, None),
+        (b"\xff", "\ufffd", None, None),
+        (b"", "", None, None),
+    ],
+)
+def test_fault_of_body_reads_json_html_text_and_nothing(
+    body: bytes, message: str, status: int | None, kind: str | None
+) -> None:
+    """Whatever the body is, it gives a message, and the frame is its text."""
+    assert fault_of_body(body) == Fault(message, body.decode("utf-8", "replace"), status, kind)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code", "retriable"),
+    [
+        (400, b"{}", ErrorCode.UPSTREAM_REJECTED, False),
+        (401, b"{}", ErrorCode.AUTH, False),
+        (403, b"{}", ErrorCode.AUTH, False),
+        (404, b"{}", ErrorCode.UPSTREAM_REJECTED, False),
+        (408, b"{}", ErrorCode.UPSTREAM_REJECTED, True),
+        (409, b"{}", ErrorCode.UPSTREAM_REJECTED, True),
+        (429, b"{}", ErrorCode.RATE_LIMITED, True),
+        (429, b'{"error":{"code":"insufficient_quota"}}', ErrorCode.RATE_LIMITED, False),
+        (429, b'{"error":{"type":"insufficient_quota","code":"429"}}', ErrorCode.RATE_LIMITED, False),
+        (429, b'{"error":{"type":"invalid_request_error"}}', ErrorCode.RATE_LIMITED, True),
+        (
+            503,
+            b'{"error":{"type":"busy","code":"invalid_request_error"}}',
+            ErrorCode.UPSTREAM_UNAVAILABLE,
+            True,
+        ),
+        (400, b'{"error":{"type":"busy"}}', ErrorCode.UPSTREAM_REJECTED, False),
+        (500, b"{}", ErrorCode.UPSTREAM_UNAVAILABLE, True),
+        (529, b"{}", ErrorCode.UPSTREAM_UNAVAILABLE, True),
+        (302, b"{}", ErrorCode.UPSTREAM_UNAVAILABLE, True),
+    ],
+)
+def test_http_error_maps_status_to_code_and_to_whether_it_may_succeed_later(
+    status: int, body: bytes, code: ErrorCode, retriable: bool
+) -> None:
+    """The status decides, unless the body says that waiting is of no use."""
+    error = http_error(status, body)
+
+    assert (error.code, error.http_status, error.retriable) == (code, status, retriable)
+
+
+def test_http_error_with_empty_body_says_so() -> None:
+    """An empty body gives a message of ours, and no body."""
+    error = http_error(502, b"")
+
+    assert (error.message, error.upstream) == ("the upstream answered 502 with an empty body", None)
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "retriable"),
+    [
+        (Fault("m", "f"), ErrorCode.UPSTREAM_ERROR, True),
+        (Fault("m", "f", 400), ErrorCode.UPSTREAM_ERROR, False),
+        (Fault("m", "f", 429), ErrorCode.UPSTREAM_ERROR, True),
+        (Fault("m", "f", 500, "BadRequestError"), ErrorCode.UPSTREAM_ERROR, False),
+        (Fault("m", "f", protocol=True), ErrorCode.UPSTREAM_PROTOCOL, True),
+    ],
+)
+def test_stream_error_keeps_the_upstreams_words(fault: Fault, code: ErrorCode, retriable: bool) -> None:
+    """An error inside a 200 stream is told with the response's own status."""
+    error = stream_error(fault)
+
+    assert (error.code, error.message, error.http_status, error.upstream) == (code, "m", 200, "f")
+    assert error.retriable is retriable
+
+
+def test_is_retriable_kind_is_compared_without_case() -> None:
+    """Kinds are written in every style."""
+    assert not is_retriable(500, "Context_Length_Exceeded")
+    assert is_retriable(500, "anything_else")
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "short"),
+    [
+        ("abc", 3, "abc"),
+        ("abcd", 3, "abc"),
+        ("🐟🐟", 7, "🐟"),
+        ("🐟", 3, ""),
+        ("a\ud83d", 2, "a\ud83d"),
+        ("üü", 3, "ü"),
+    ],
+)
+def test_cut_never_inside_a_character(text: str, limit: int, short: str) -> None:
+    """The limit is in bytes, the cut between characters."""
+    assert truncate(text, limit) == short
+
+
+def test_fault_of_long_frames_and_messages_is_cut() -> None:
+    """Nothing an upstream sends makes a terminal event big."""
+    fault = fault_in({"error": {"message": "🐟" * 5000}}, "message")
+
+    assert fault is not None
+    assert len(fault.message.encode()) == RAW_TEXT_LIMIT
+    assert RAW_TEXT_LIMIT - 4 < len(fault.frame.encode()) <= RAW_TEXT_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("body", "usage"),
+    [
+        (b'{"choices":[{"message":{}}],"usage":{"total_tokens":3}}', {"total_tokens": 3}),
+        (b'{"choices":[{"message":{}}],"usage":{}}', None),
+        (b'{"choices":[{"message":{}}],"usage":7}', None),
+        (b'{"usage":{"total_tokens":3}}', None),
+        (b"<html>", None),
+        (b"[1]", None),
+        (b"", None),
+    ],
+)
+def test_usage_of_a_whole_completion_is_found(body: bytes, usage: dict[str, int] | None) -> None:
+    """It came although a stream was asked for; it is paid for all the same."""
+    assert usage_of_body(body) == usage

@@ -1,0 +1,108 @@
+"""When a failed try is followed by another."""
+
+from __future__ import annotations
+
+from math import inf
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamworker.model import Advice, ErrorCode, JobError
+from streamworker.stream.retry import MAX_ADVISED_S, backoff_s, falls_back, next_try_s, read_advice
+
+NOW = 1_700_000_000.0
+RETRIABLE = JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "busy", 503, retriable=True)
+FINAL = JobError(ErrorCode.RATE_LIMITED, "no money", 429, retriable=False)
+NOT_FOUND = JobError(ErrorCode.UPSTREAM_REJECTED, "not here", 404)
+REFUSED_KEY = JobError(ErrorCode.AUTH, "no such key", 401)
+BAD_REQUEST = JobError(ErrorCode.UPSTREAM_REJECTED, "bad", 400)
+
+
+@pytest.mark.parametrize(
+    ("headers", "advice"),
+    [
+        ({}, Advice()),
+        ({"retry-after": "2"}, Advice(None, 2.0)),
+        ({"retry-after": "1.5"}, Advice(None, 1.5)),
+        ({"retry-after-ms": "250", "retry-after": "9"}, Advice(None, 0.25)),
+        ({"retry-after-ms": "nan", "retry-after": "9"}, Advice(None, 9.0)),
+        ({"retry-after": "-1"}, Advice()),
+        ({"retry-after": "inf"}, Advice()),
+        ({"retry-after": "NaN"}, Advice()),
+        ({"retry-after": "soon"}, Advice()),
+        ({"retry-after": ""}, Advice()),
+        ({"retry-after": "1_0"}, Advice()),
+        ({"retry-after": "٥"}, Advice()),
+        ({"retry-after": "1e2"}, Advice(None, 100.0)),
+        ({"retry-after": "Tue, 14 Nov 2023 22:13:30 -0000"}, Advice(None, 10.0)),
+        ({"retry-after": "Tue Nov 14 22:13:30 2023"}, Advice(None, 10.0)),
+        ({"retry-after": "Tue, 14 Nov 2023 22:13:30 GMT"}, Advice(None, 10.0)),
+        ({"retry-after": "Tue, 14 Nov 2023 22:13:00 GMT"}, Advice(None, 0.0)),
+        ({"x-should-retry": "false", "retry-after": "1"}, Advice(False, 1.0)),
+        ({"x-should-retry": " TRUE "}, Advice(True, None)),
+        ({"x-should-retry": "maybe"}, Advice()),
+    ],
+)
+def test_advice_of_headers(headers: dict[str, str], advice: Advice) -> None:
+    """Every form that upstreams send, and the absurd ones refused."""
+    assert advice == read_advice(headers, NOW)
+
+
+@pytest.mark.parametrize(
+    ("error", "advice", "tries", "left_s", "delay"),
+    [
+        (RETRIABLE, Advice(), 1, inf, 0.5),
+        (RETRIABLE, Advice(), 2, inf, 1.0),
+        (RETRIABLE, Advice(None, 3.0), 1, inf, 3.0),
+        (RETRIABLE, Advice(), 4, inf, None),
+        (RETRIABLE, Advice(None, 3.0), 1, 3.0, None),
+        (RETRIABLE, Advice(None, MAX_ADVISED_S + 1), 1, inf, None),
+        (RETRIABLE, Advice(False, None), 1, inf, None),
+        (FINAL, Advice(), 1, inf, None),
+        (FINAL, Advice(None, 1.0), 1, inf, None),
+        (FINAL, Advice(True, 1.0), 1, inf, None),  # an empty account stays empty, whatever the headers say
+        (NOT_FOUND, Advice(True, 1.0), 1, inf, 1.0),
+        (REFUSED_KEY, Advice(True, 1.0), 1, inf, None),
+        (BAD_REQUEST, Advice(True, 1.0), 1, inf, None),
+        (RETRIABLE, Advice(None, 0.0), 2, inf, 1.0),  # at once is no reason to come back without a pause
+    ],
+)
+def test_next_try_follows_error_advice_tries_and_deadline(
+    error: JobError, advice: Advice, tries: int, left_s: float, delay: float | None
+) -> None:
+    """The upstream's word counts first, then the error; never past the deadline, never beyond max_tries."""
+    assert delay == next_try_s(error, advice, tries=tries, max_tries=4, random=0.5, left_s=left_s)
+
+
+@given(st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))
+def test_backoff_stays_in_its_bounds(tries: int, random: float) -> None:
+    """Never negative, never beyond the longest."""
+    assert 0 <= backoff_s(tries, random) <= 8
+
+
+@given(st.text(max_size=40), st.text(max_size=40), st.text(max_size=10))
+def test_advice_takes_any_text(milliseconds: str, after: str, should: str) -> None:
+    """Headers are the upstream's: whatever is in them, a delay is a finite number of seconds, or there is none."""
+    headers = {"retry-after-ms": milliseconds, "retry-after": after, "x-should-retry": should}
+    delay = read_advice(headers, NOW).after_s
+
+    assert delay is None or 0 <= delay < inf
+
+
+@pytest.mark.parametrize(
+    ("error", "elsewhere"),
+    [
+        (RETRIABLE, True),
+        (FINAL, True),
+        (REFUSED_KEY, True),
+        (JobError(ErrorCode.UPSTREAM_REJECTED, "pay first", 402), True),
+        (JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "no TLS"), True),
+        (NOT_FOUND, False),
+        (BAD_REQUEST, False),
+        (JobError(ErrorCode.UPSTREAM_PROTOCOL, "a page of HTML", 200), False),
+    ],
+)
+def test_another_upstream_is_called_where_this_one_is_at_fault(error: JobError, elsewhere: bool) -> None:
+    """Its account and its key are its own; a bad request is bad everywhere."""
+    assert falls_back(error) is elsewhere

@@ -1,0 +1,204 @@
+"""The reader that knows the contract's rules, and the auditor that holds a topic to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamworker.model import Coordinates
+from streamworker.reader import Auditor, EventReader, Notice
+
+
+def event(type_: str, seq: int, attempt: str = "a", job_id: str = "j") -> dict[str, Any]:
+    """Return an event with the common members."""
+    return {
+        "v": 1,
+        "job_id": job_id,
+        "attempt": attempt,
+        "seq": seq,
+        "type": type_,
+        "ts": 0,
+        "status": "completed",
+    }
+
+
+def attempt(name: str, deltas: int, *, ended: bool = True, job_id: str = "j") -> list[dict[str, Any]]:
+    """Return the events of one attempt."""
+    body = [event("delta", seq, name, job_id) for seq in range(1, deltas + 1)]
+    end = [event("usage", deltas + 1, name, job_id)] if ended else []
+    return [event("started", 0, name, job_id), *body, *end]
+
+
+def notices(events: list[dict[str, Any]]) -> list[Notice]:
+    """Read events; return what was said of each."""
+    reader = EventReader()
+    return [reading.notice for one in events for reading in reader.read(one)]
+
+
+def test_reader_hands_on_a_whole_attempt() -> None:
+    """Started, deltas and usage are valid."""
+    assert notices(attempt("a", 2)) == [Notice.VALID] * 4
+
+
+def test_reader_second_rejection_of_a_job_is_after_its_end() -> None:
+    """Each has an attempt of its own and no `started`; two terminal events are one too many all the same."""
+    rejections = [event("usage", 0, name) for name in ("a", "b")]
+
+    assert notices(rejections) == [Notice.VALID, Notice.AFTER_END]
+    assert notices([*attempt("x", 1), *rejections])[3:] == [Notice.AFTER_END] * 2
+    assert notices([event("started", 0, "x"), rejections[0]])[1:] == [Notice.STALE]
+
+
+def test_reader_follows_the_latest_started() -> None:
+    """A new attempt voids the former one, whose late events are ignored."""
+    events = [
+        *attempt("a", 2, ended=False),
+        event("started", 0, "b"),
+        event("delta", 3, "a"),
+        event("usage", 1, "b"),
+    ]
+
+    assert notices(events)[3:] == [Notice.SUPERSEDED, Notice.VALID, Notice.STALE, Notice.VALID]
+
+
+def test_reader_tells_a_gap_once_and_goes_on() -> None:
+    """The event after the gap is handed on, so that a frontend can show what there is."""
+    events = [event("started", 0), event("delta", 2), event("usage", 3)]
+
+    assert notices(events) == [Notice.VALID, Notice.GAP, Notice.VALID, Notice.VALID]
+
+
+def test_reader_ignores_an_event_that_came_twice() -> None:
+    """A seq below the due one was there already."""
+    events = [
+        event("started", 0),
+        event("delta", 1),
+        event("delta", 1),
+        event("started", 0),
+        event("usage", 2),
+    ]
+
+    expected = [Notice.VALID, Notice.VALID, Notice.DUPLICATE, Notice.DUPLICATE, Notice.VALID]
+    assert notices(events) == expected
+
+
+def test_reader_takes_the_lone_terminal_event_of_a_rejected_job() -> None:
+    """A rejected job has no attempt: one usage event with seq 0."""
+    assert notices([event("usage", 0)]) == [Notice.VALID]
+
+
+def test_reader_that_came_late_says_so() -> None:
+    """A delta whose started was not seen belongs to no known attempt."""
+    assert notices([event("delta", 5)]) == [Notice.UNOPENED]
+
+
+@pytest.mark.parametrize("late", [event("delta", 3), event("usage", 3), event("started", 0, "b")])
+def test_reader_tells_what_comes_after_the_end(late: dict[str, Any]) -> None:
+    """Nothing may follow a terminal event."""
+    assert Notice.AFTER_END in notices([*attempt("a", 1), late])
+
+
+def test_reader_knows_open_and_ended_jobs() -> None:
+    """For those who wait for one."""
+    reader = EventReader()
+    for one in [*attempt("a", 1, job_id="ended"), *attempt("a", 1, ended=False, job_id="open")]:
+        reader.read(one)
+
+    assert (list(reader.open_jobs), reader.has_ended("ended"), reader.has_ended("open")) == (
+        ["open"],
+        True,
+        False,
+    )
+
+
+def test_reader_forgets_the_oldest_ended_jobs() -> None:
+    """Memory is bounded however many jobs pass."""
+    reader = EventReader(remembered=3)
+    for number in range(10):
+        for one in attempt("a", 0, job_id=str(number)):
+            reader.read(one)
+
+    assert [number for number in range(10) if reader.has_ended(str(number))] == [7, 8, 9]
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=6), st.randoms())
+def test_reader_sees_the_last_attempt_whole_through_late_events_of_others(
+    attempts: list[tuple[int, bool]], random: Any
+) -> None:
+    """Whatever zombies write in between, the valid events are the last attempt's, in order."""
+    stream: list[dict[str, Any]] = []
+    zombies: list[dict[str, Any]] = []
+    for number, (deltas, _) in enumerate(attempts):
+        is_last = number == len(attempts) - 1
+        own = attempt(f"a{number}", deltas, ended=is_last)
+        merged = [own[0]]
+        for one in own[1:]:
+            while zombies and random.random() < 0.5:
+                merged.append(zombies.pop(0))
+            merged.append(one)
+        stream += merged
+        zombies += [event("delta", deltas + extra, f"a{number}") for extra in (1, 2)]
+    reader = EventReader()
+    last = f"a{len(attempts) - 1}"
+    readings = [reading for one in stream for reading in reader.read(one)]
+    valid = [
+        reading.event
+        for reading in readings
+        if reading.notice is Notice.VALID and reading.event["attempt"] == last
+    ]
+
+    assert valid == attempt(last, attempts[-1][0])
+    assert not any(reading.notice in {Notice.GAP, Notice.AFTER_END} for reading in readings)
+
+
+def audit(events: list[tuple[dict[str, Any], int, bytes]]) -> list[str]:
+    """Return the rules that are broken by events at (partition, key)."""
+    auditor = Auditor()
+    found = []
+    for offset, (one, partition, key) in enumerate(events):
+        found += [breach.rule for breach in auditor.read(one, Coordinates("e", partition, offset), key)]
+    return found + [breach.rule for breach in auditor.finish()]
+
+
+def at_home(events: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int, bytes]]:
+    """Put events into partition 0 under their key."""
+    return [(one, 0, one["job_id"].encode()) for one in events]
+
+
+def test_auditor_finds_nothing_in_what_is_right() -> None:
+    """A superseded attempt is no breach."""
+    assert audit(at_home([*attempt("a", 2, ended=False), *attempt("b", 3)])) == []
+
+
+@pytest.mark.parametrize(
+    ("events", "rule"),
+    [
+        ([event("started", 0), event("usage", 2)], "gap"),
+        ([event("started", 0), event("delta", 1), event("delta", 1), event("usage", 2)], "repeated event"),
+        ([*attempt("a", 1), event("usage", 3)], "after the terminal event"),
+        ([*attempt("a", 1), *attempt("b", 1)], "after the terminal event"),
+        ([event("delta", 4)], "no started"),
+        ([event("started", 0)], "not ended"),
+    ],
+)
+def test_auditor_names_the_rule_that_is_broken(events: list[dict[str, Any]], rule: str) -> None:
+    """Each breach of the reader rules has a name."""
+    assert rule in audit(at_home(events))
+
+
+def test_auditor_finds_events_away_from_home() -> None:
+    """All events of a job are in one partition, under its key."""
+    events = at_home(attempt("a", 1))
+    events[1] = (events[1][0], 3, b"other")
+
+    assert audit(events) == ["key", "partition"]
+
+
+def test_auditor_says_where() -> None:
+    """A breach names partition and offset."""
+    (breach,) = Auditor().read(event("delta", 1), Coordinates("e", 2, 7), b"j")
+
+    assert str(breach).startswith("partition 2 offset 7: no started: job j")

@@ -1,0 +1,200 @@
+"""Events to records and back, held to the contract's words and order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from streamworker.model import (
+    DeltaEvent,
+    ErrorCode,
+    Event,
+    Headers,
+    JobError,
+    Observed,
+    Source,
+    Started,
+    Status,
+    Timing,
+    TopicPartition,
+    UsageEvent,
+    UsageSource,
+)
+from streamworker.wire.event import EventWriter, read_event
+
+TO = TopicPartition("events", 3)
+TRACE: Headers = (("traceparent", b"00-1"),)
+STARTED = Started(
+    job_id="j",
+    attempt="a",
+    ts=1_700_000_000_123,
+    model="m",
+    upstream="u",
+    cause="new",
+    source=Source("jobs", 1, 2),
+    metadata={"k": "v"},
+)
+DELTA = DeltaEvent("j", "a", 1, 1_700_000_000_124, 0, {"content": "🐟"}, None)
+FULL_DELTA = DeltaEvent("j", "a", 1, 0, None, {}, "stop", {"content": []}, {"id": "c"}, {"x": 1})
+USAGE = UsageEvent(
+    job_id="j",
+    attempt="a",
+    seq=2,
+    ts=1_700_000_000_000,
+    status=Status.FAILED,
+    finish_reasons={"0": "stop"},
+    usage={"n": 2**70},
+    usage_source=UsageSource.UPSTREAM,
+    observed=Observed(1, 2, 3, 4, 5),
+    error=JobError(ErrorCode.AUTH, "no", 401),
+    timing=Timing(1, None, 3),
+    tries=1,
+    metadata={},
+)
+
+
+def value_of(event: Event) -> bytes:
+    value = EventWriter().write(event, TO, b"j").value
+    assert value is not None
+    return value
+
+
+@pytest.mark.parametrize(
+    ("event", "value"),
+    [
+        (
+            STARTED,
+            (
+                '{"type":"started","v":1,"job_id":"j","attempt":"a","seq":0,"ts":1700000000123,"model":"m",'
+                '"upstream":"u","cause":"new","source":{"topic":"jobs","partition":1,"offset":2},"metadata":{"k":"v"}}'
+            ),
+        ),
+        (
+            DELTA,
+            (
+                '{"type":"delta","job_id":"j","attempt":"a","seq":1,"ts":1700000000124,"choice":0,'
+                '"delta":{"content":"🐟"},"finish_reason":null,"v":1}'
+            ),
+        ),
+        (
+            FULL_DELTA,
+            (
+                '{"type":"delta","job_id":"j","attempt":"a","seq":1,"ts":0,"choice":null,"delta":{},'
+                '"finish_reason":"stop","logprobs":{"content":[]},"chunk":{"id":"c"},"extra":{"x":1},"v":1}'
+            ),
+        ),
+        (
+            USAGE,
+            (
+                '{"type":"usage","v":1,"job_id":"j","attempt":"a","seq":2,"ts":1700000000000,"status":"failed",'
+                '"finish_reasons":{"0":"stop"},"usage":{"n":1180591620717411303424},"usage_source":"upstream",'
+                '"observed":{"deltas":1,"chunks":2,"content_chars":3,"reasoning_chars":4,"bytes":5},'
+                '"error":{"code":"auth","message":"no","http_status":401,"upstream":null,"retriable":false},'
+                '"timing":{"queued":1,"first_delta":null,"total":3},"tries":1,"metadata":{}}'
+            ),
+        ),
+    ],
+)
+def test_event_value_is_compact_json_in_the_contracts_words(event: Event, value: str) -> None:
+    """Every member that is always present is there, one that has nothing to say is not."""
+    assert value_of(event) == value.encode()
+
+
+@pytest.mark.parametrize(
+    ("event", "name", "trace"),
+    [(STARTED, b"started", TRACE), (DELTA, b"delta", ()), (USAGE, b"usage", TRACE)],
+)
+def test_event_record_has_type_header_and_trace_on_first_and_last_only(
+    event: Event, name: bytes, trace: Headers
+) -> None:
+    """A reader can filter without parsing; deltas, which are many, carry no trace."""
+    record = EventWriter().write(event, TO, b"key", TRACE)
+
+    assert (record.topic_partition, record.key) == (TO, b"key")
+    assert record.headers == (("content-type", b"application/json"), ("streamworker-type", name), *trace)
+
+
+@pytest.mark.parametrize(
+    ("event", "name", "ce_id", "time"),
+    [
+        (STARTED, "started", b"j/a/0", b"2023-11-14T22:13:20.123Z"),
+        (DELTA, "delta", b"j/a/1", b"2023-11-14T22:13:20.124Z"),
+        (USAGE, "usage", b"j/a/2", b"2023-11-14T22:13:20.000Z"),
+    ],
+)
+def test_event_as_cloudevent_is_binary_mode_of_the_same_value(
+    event: Event, name: str, ce_id: bytes, time: bytes
+) -> None:
+    """The value is the same; the attributes are headers."""
+    record = EventWriter(cloud_source="/workers/1").write(event, TO, b"j", TRACE)
+
+    assert record.value == value_of(event)
+    assert dict(record.headers) == {
+        "content-type": b"application/json",
+        "streamworker-type": name.encode(),
+        "ce_specversion": b"1.0",
+        "ce_type": f"dev.streamworker.{name}.v1".encode(),
+        "ce_source": b"/workers/1",
+        "ce_id": ce_id,
+        "ce_subject": b"j",
+        "ce_time": time,
+    } | (dict(TRACE) if name != "delta" else {})
+
+
+def test_event_with_half_a_character_is_written_with_a_replacement() -> None:
+    """What cannot be UTF-8 stops no job; the tag and all members are still there."""
+    event = msgspec.structs.replace(USAGE, metadata={"k": "\ud83d"}, usage=None)
+
+    assert read_event(value_of(event)) == read_event(value_of(USAGE)) | {
+        "metadata": {"k": "\ufffd"},
+        "usage": None,
+    }
+
+
+@pytest.mark.parametrize("event", [STARTED, DELTA, FULL_DELTA, USAGE])
+def test_event_that_is_read_back_has_the_common_members(event: Event) -> None:
+    """What is written is what a reader of any language reads."""
+    read = read_event(value_of(event))
+
+    assert read == msgspec.to_builtins(event)
+    assert {"v", "job_id", "attempt", "seq", "type", "ts"} <= set(read)
+
+
+def test_event_of_a_later_version_is_read_with_what_is_unknown() -> None:
+    """Readers ignore types and members that they do not know."""
+    later: dict[str, Any] = {
+        "v": 1,
+        "job_id": "j",
+        "attempt": "a",
+        "seq": 9,
+        "type": "new",
+        "ts": 0,
+        "x": [1],
+    }
+
+    assert read_event(msgspec.json.encode(later)) == later
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"{}",
+        b"{",
+        b"\xff",
+        b'{"v":1,"job_id":"j","attempt":"a","seq":"1","type":"delta","ts":0}',
+        b'{"v":1,"job_id":"j","attempt":"a","seq":1.5,"type":"delta","ts":0}',
+        b'{"v":1,"job_id":null,"attempt":"a","seq":1,"type":"delta","ts":0}',
+        b'{"v":1,"job_id":"j","attempt":"a","seq":1,"type":"delta","ts":0,"x":"\\ud83d"}',
+        b'{"x":' + b"[" * 99_999,
+        b'{"x":' + b"1" * 9_999 + b"}",
+    ],
+)
+def test_event_that_is_none_is_refused_with_a_value_error(value: bytes) -> None:
+    """Whatever lies in the topic: an event, or a reason."""
+    with pytest.raises(ValueError, match=r"."):
+        read_event(value)

@@ -1,0 +1,324 @@
+"""Job records: a job, or a rejection that names every fault and repeats no content."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from streamworker.model import ConsumerRecord, Coordinates, Headers, Job, Rejection
+from streamworker.wire.job import MAX_FAULTS, MAX_NAME, job_id_of, read_job, request_body, trace_of
+
+REQUEST: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+AT = Coordinates("jobs", 3, 14)
+
+
+def record(value: Any, headers: Headers = ()) -> ConsumerRecord:
+    return ConsumerRecord(
+        AT, 1000, b"k", value if isinstance(value, bytes) else msgspec.json.encode(value), headers
+    )
+
+
+def job(value: Any) -> Job:
+    result = read_job(record(value))
+    assert isinstance(result, Job), result
+    return result
+
+
+def faults(value: Any, *, max_bytes: int = 1 << 20) -> tuple[str, ...]:
+    result = read_job(record(value), max_bytes=max_bytes)
+    assert isinstance(result, Rejection), result
+    return result.faults
+
+
+def test_read_job_smallest_takes_its_id_from_its_coordinates() -> None:
+    """A redelivered record keeps its id; what is absent has the contract's defaults."""
+    assert job({"request": REQUEST}) == Job(
+        job_id="jobs-3-14",
+        source=AT,
+        timestamp=1000,
+        model="m",
+        request={
+            "model": msgspec.Raw(b'"m"'),
+            "messages": msgspec.Raw(msgspec.json.encode(REQUEST["messages"])),
+        },
+    )
+
+
+def test_read_job_with_every_member_reads_them_all() -> None:
+    """Each member comes out where it belongs."""
+    read = read_job(
+        record(
+            {
+                "job_id": "a.b_c:d-1",
+                "request": REQUEST,
+                "upstream": "local",
+                "deadline": "2030-01-31T12:00:00.5+01:00",
+                "reply_to": "replies",
+                "on_break": "restart",
+                "metadata": {"k": "v"},
+            },
+            (("traceparent", b"00-1"), ("other", b"x")),
+        )
+    )
+
+    assert isinstance(read, Job)
+    assert (read.job_id, read.upstream, read.reply_to, read.on_break) == (
+        "a.b_c:d-1",
+        "local",
+        "replies",
+        "restart",
+    )
+    assert (read.deadline, read.metadata, read.trace) == (
+        1896087600.5,
+        {"k": "v"},
+        (("traceparent", b"00-1"),),
+    )
+
+
+def test_read_job_keeps_nothing_of_the_record_alive() -> None:
+    """Raw members are copies: a small job does not hold a big record in memory."""
+    read = job(b'{"request":{"model":"m","messages":[1]}}' + b" " * 1000)
+
+    assert {bytes(memoryview(raw)) for raw in read.request.values()} == {b'"m"', b"[1]"}
+    assert max(len(memoryview(raw).obj) for raw in read.request.values()) < 100  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("deadline", "seconds"),
+    [
+        ("2030-01-31T12:00:00Z", 1896091200.0),
+        ("2030-01-31t12:00:00z", 1896091200.0),
+        ("2030-01-31 12:00:00-01:30", 1896096600.0),
+        ("1969-12-31T23:59:59.25Z", -0.75),
+        ("2030-01-31T12:00:00.123456789Z", 1896091200.123456),
+    ],
+)
+def test_read_job_deadline_is_an_rfc_3339_time(deadline: str, seconds: float) -> None:
+    """Any zone, any fraction, either case."""
+    assert job({"request": REQUEST, "deadline": deadline}).deadline == seconds
+
+
+@pytest.mark.parametrize(
+    "deadline",
+    [
+        "2030-01-31",
+        "2030-01-31T12:00:00",
+        "2030-01-31T12:00Z",
+        "20300131T120000Z",
+        "2030-W05-4T12:00:00Z",
+        "2030-02-30T12:00:00Z",
+        "2030-01-31T25:00:00Z",
+        "2030-01-31T12:00:00+25:00",
+        "2030-01-31T12:00:00Z\n",
+        "٢٠٣٠-01-31T12:00:00Z",
+        "0000-01-01T00:00:00Z",
+        "soon",
+        "",
+    ],
+)
+def test_read_job_deadline_of_another_kind_is_refused(deadline: str) -> None:
+    """What `fromisoformat` alone would take is no deadline."""
+    assert faults({"request": REQUEST, "deadline": deadline}) == (
+        "deadline: is not an RFC 3339 time with a zone, such as 2030-01-31T12:00:00Z",
+    )
+
+
+@pytest.mark.parametrize(
+    ("members", "told"),
+    [
+        ({"job_id": "a b"}, "job_id: holds other characters than A-Z a-z 0-9 . _ : -"),
+        ({"job_id": "a\n"}, "job_id: holds other characters than A-Z a-z 0-9 . _ : -"),
+        ({"job_id": "ü"}, "job_id: holds other characters than A-Z a-z 0-9 . _ : -"),
+        ({"job_id": ""}, "job_id: expected `str` of length >= 1"),
+        ({"job_id": "x" * 201}, "job_id: expected `str` of length <= 200"),
+        ({"job_id": 5}, "job_id: expected `str`, got `int`"),
+        ({"job_id": None}, "job_id: expected `str`, got `null`"),
+        ({"upstream": ""}, "upstream: expected `str` of length >= 1"),
+        ({"deadline": 5}, "deadline: expected `str`, got `int`"),
+        ({"reply_to": []}, "reply_to: expected `str`, got `array`"),
+        ({"on_break": "retry"}, "on_break: expected 'fail' or 'restart'"),
+        ({"metadata": {"k": 5}}, "metadata: expected `str`, got `int` - at `$[...]`"),
+        ({"metadata": {str(n): "" for n in range(17)}}, "metadata: has 17 members, the limit is 16"),
+        ({"reqest": 1}, "reqest: is not a member of a job"),
+        ({"request": None}, "request: expected an object"),
+        ({"request": []}, "request: expected an object"),
+        ({"request": REQUEST | {"model": ""}}, "request.model: expected `str` of length >= 1"),
+        ({"request": REQUEST | {"messages": []}}, "request.messages: expected `array` of length >= 1"),
+        ({"request": REQUEST | {"messages": "hi"}}, "request.messages: expected `array`, got `str`"),
+        ({"request": {"model": "m"}}, "request.messages: is required"),
+        ({"request": {"messages": [1]}}, "request.model: is required"),
+    ],
+)
+def test_read_job_with_a_fault_names_member_and_kind(members: dict[str, Any], told: str) -> None:
+    """One sentence per fault, with the member's path and never its content."""
+    assert faults({"request": REQUEST} | members) == (told,)
+
+
+def test_read_job_with_many_faults_names_them_all_at_once() -> None:
+    """Whoever sent it can mend it in one go; the id is kept where it can be read."""
+    rejection = read_job(
+        record({"job_id": "mine", "on_break": 1, "x": 1, "request": {}}, (("tracestate", b"t"),))
+    )
+
+    assert rejection == Rejection(
+        job_id="mine",
+        source=AT,
+        timestamp=1000,
+        faults=(
+            "x: is not a member of a job",
+            "on_break: expected `str`, got `int`",
+            "request.model: is required",
+            "request.messages: is required",
+        ),
+        trace=(("tracestate", b"t"),),
+    )
+
+
+def test_read_job_without_request_says_that_it_is_required() -> None:
+    """An empty object is a job with one fault."""
+    assert faults({}) == ("request: is required",)
+
+
+@pytest.mark.parametrize(
+    ("members", "last"),
+    [(MAX_FAULTS - 1, "request: is required"), (MAX_FAULTS, "and 1 more"), (999, "and 980 more")],
+)
+def test_read_job_with_very_many_faults_counts_the_rest(members: int, last: str) -> None:
+    """A record may have as many unknown members as fit; a dead letter's header may not."""
+    told = faults({f"member{n}": 1 for n in range(members)})
+
+    assert len(told) == min(members + 1, MAX_FAULTS + 1)
+    assert told[-1] == last
+
+
+def test_read_job_unknown_member_with_a_long_name_is_named_by_its_beginning() -> None:
+    """A name is the sender's own text, and may be as long as the record."""
+    assert faults({"n" * 9999: 1, "request": REQUEST}) == ("n" * MAX_NAME + ": is not a member of a job",)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (b"", "the record is not JSON: Expecting value at character 0"),
+        (b"hello", "the record is not JSON: Expecting value at character 0"),
+        (b'{"request":', "the record is not JSON: Expecting value at character 11"),
+        (b"[]", "the record is JSON, but not an object"),
+        (b"null", "the record is JSON, but not an object"),
+        (b'"\\ud83d"', "the record is JSON, but not an object"),
+        (b'{"a":"\xff"}', "the record is not UTF-8 (byte 6)"),
+        (b'{"a":' + b"[" * 99_999, "the record is nested too deeply"),
+        (
+            b'{"a":' + b"[" * 200 + b'"\\ud83d"' + b"]" * 200 + b"}",
+            "the record is not JSON: nested too deeply",
+        ),
+        (
+            b'{"a":' + b"[" * 600 + b'"\\ud83d"' + b"]" * 600 + b"}",
+            "the record is not JSON: nested too deeply",
+        ),
+    ],
+)
+def test_read_job_that_is_no_object_is_rejected_with_its_one_fault(value: bytes, told: str) -> None:
+    """Its id is made of its coordinates."""
+    rejection = read_job(record(value))
+
+    assert isinstance(rejection, Rejection)
+    assert (rejection.job_id, rejection.faults) == ("jobs-3-14", (told,))
+
+
+def test_read_job_over_the_size_limit_is_not_parsed() -> None:
+    """The near side and the far side of the limit."""
+    value = msgspec.json.encode({"request": REQUEST})
+
+    assert isinstance(read_job(record(value), max_bytes=len(value)), Job)
+    assert faults(value, max_bytes=len(value) - 1) == (
+        f"the record has {len(value)} bytes, the limit is {len(value) - 1}",
+    )
+
+
+def test_read_job_with_half_a_character_is_mended() -> None:
+    """JSON's grammar allows it, UTF-8 does not: it becomes U+FFFD, the rest stays what it was."""
+    read = job(b'{"request":{"model":"m","messages":["a\\ud83d", 123456789012345678901234567890, 1.50]}}')
+
+    assert request_body(read, include_usage=False) == (
+        '{"model":"m","messages":["a\ufffd",123456789012345678901234567890,1.5],"stream":true}'.encode()
+    )
+
+
+def test_read_job_request_nested_too_deeply_is_a_fault() -> None:
+    """The record's own parser looks into what it leaves raw; so no depth gets past it."""
+    value = b'{"request":{"model":"m","messages":[' + b"[" * 99_999 + b"]" * 99_999 + b"]}}"
+
+    assert faults(value) == ("the record is nested too deeply",)
+
+
+def test_read_job_of_a_tombstone_is_a_bug() -> None:
+    """A null value is skipped before anyone reads it."""
+    with pytest.raises(AssertionError):
+        read_job(ConsumerRecord(AT, 0, None, None))
+
+
+@pytest.mark.parametrize(
+    ("value", "job_id"),
+    [
+        ({"job_id": "mine", "request": REQUEST}, "mine"),
+        ({"job_id": "mine"}, "mine"),
+        ({"job_id": "not mine", "request": REQUEST}, "jobs-3-14"),
+        (b"{", "jobs-3-14"),
+    ],
+)
+def test_job_id_of_record_is_the_one_its_events_carry(value: Any, job_id: str) -> None:
+    """Valid or not, one id."""
+    assert job_id_of(record(value)) == job_id
+
+
+@pytest.mark.parametrize(
+    ("request_members", "include_usage", "body"),
+    [
+        ("", True, '{"model":"m","messages":[1],"stream":true,"stream_options":{"include_usage":true}}'),
+        ("", False, '{"model":"m","messages":[1],"stream":true}'),
+        (',"stream":false', False, '{"model":"m","messages":[1],"stream":true}'),
+        (
+            ',"stream_options":{"include_obfuscation":false,"include_usage":false}',
+            True,
+            '{"model":"m","messages":[1],"stream_options":{"include_obfuscation":false,"include_usage":true},"stream":true}',
+        ),
+        (',"stream_options":{"include_usage":true}', False, '{"model":"m","messages":[1],"stream":true}'),
+        (
+            ',"stream_options":null',
+            True,
+            '{"model":"m","messages":[1],"stream_options":{"include_usage":true},"stream":true}',
+        ),
+        (
+            ',"x":{ "é":1.0e+2 ,"b":[1E400, 18446744073709551616]}',
+            False,
+            '{"model":"m","messages":[1],"x":{ "é":1.0e+2 ,"b":[1E400, 18446744073709551616]},"stream":true}',
+        ),
+    ],
+)
+def test_request_body_streams_and_leaves_the_rest_byte_for_byte(
+    request_members: str, include_usage: bool, body: str
+) -> None:
+    """`stream` and `stream_options.include_usage` are ours; numbers, blanks and order are the sender's."""
+    read = job(f'{{"request":{{"model":"m","messages":[1]{request_members}}}}}'.encode())
+
+    assert request_body(read, include_usage=include_usage).decode() == body
+
+
+@pytest.mark.parametrize(
+    ("headers", "trace"),
+    [
+        ((), ()),
+        ((("x", b"1"),), ()),
+        (
+            (("tracestate", b"s"), ("x", b""), ("traceparent", b"p")),
+            (("tracestate", b"s"), ("traceparent", b"p")),
+        ),
+        ((("traceparent", b"1"), ("traceparent", b"2")), (("traceparent", b"2"),)),
+        ((("Traceparent", b"1"),), ()),
+    ],
+)
+def test_trace_of_headers_is_the_last_of_each_name(headers: Headers, trace: Headers) -> None:
+    """Only the W3C's two, and each once."""
+    assert trace_of(headers) == trace

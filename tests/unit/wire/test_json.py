@@ -1,0 +1,146 @@
+"""JSON in and out: exact where it can be, forgiving where upstreams are sloppy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from streamworker.model import ErrorCode, JobError
+from streamworker.wire.json import (
+    MAX_DEPTH,
+    InvalidJSON,
+    decode,
+    decode_strict,
+    encode,
+    replace_surrogates,
+)
+
+HALF_FISH = "\ud83d"
+
+
+def nested(levels: int, opening: bytes = b"[", closing: bytes = b"]") -> bytes:
+    return opening * levels + closing * levels
+
+
+@pytest.mark.parametrize("number", [2**63, 2**64, -(2**64) - 1, 10**400])
+def test_decode_integer_beyond_64_bits_stays_exact(number: int) -> None:
+    """Integers of any size come and go exactly: ids and costs are no floats."""
+    text = str(number).encode()
+
+    assert decode(text) == number
+    assert encode(number) == text
+
+
+def test_decode_text_with_lone_surrogate_keeps_big_integers_exact() -> None:
+    """The forgiving way is as exact as the strict one."""
+    assert decode(b'["\\ud83d",%d]' % 2**80) == [HALF_FISH, 2**80]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (b'"\\ud83d"', HALF_FISH),
+        (b'"\\udc1f\\ud83d"', "\udc1f\ud83d"),
+        (b'{"\\ud83d":1}', {HALF_FISH: 1}),
+        (b'"\xff"', "\ufffd"),
+        (b'["\xf0\x9f", 1.5]', ["\ufffd", 1.5]),
+    ],
+)
+def test_decode_unclean_strings_reads_on(text: bytes, value: Any) -> None:
+    """Lone surrogates are kept and bytes that are no UTF-8 become U+FFFD; strict reading takes neither."""
+    assert decode(text) == value
+    with pytest.raises(InvalidJSON):
+        decode_strict(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"NaN",
+        b"-Infinity",
+        b'["\\ud83d",NaN]',
+        b"1e999",
+        b'["\\ud83d",1e999]',
+        b'["\\ud83d",-1e999]',
+        b"[1,]",
+        b"{'a':1}",
+        b"\xef\xbb\xbf{}",
+        b"1" * 5000,
+        b'"a\nb"',
+        b"{}{}",
+    ],
+)
+def test_decode_what_is_no_json_raises_invalid_json(text: bytes) -> None:
+    """What the grammar refuses is refused, and so are numbers that no double can hold."""
+    with pytest.raises(InvalidJSON):
+        decode(text)
+    with pytest.raises(InvalidJSON):
+        decode_strict(text)
+
+
+@pytest.mark.parametrize("text", [b'{"a": canary}', b'"canary', b'["\\ud83d", canary]', b"\xffcanary"])
+def test_decode_failure_message_does_not_repeat_the_text(text: bytes) -> None:
+    """Payloads are prompts and answers: they do not belong in messages."""
+    with pytest.raises(InvalidJSON) as refused:
+        decode(text)
+
+    assert "canary" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":[', b"]}")])
+def test_decode_nesting_is_limited_on_both_sides_of_the_limit(opening: bytes, closing: bytes) -> None:
+    """Text at the limit is read, text one level deeper is not; strict and forgiving reading agree."""
+    levels = MAX_DEPTH // opening.count(b"[") // (1 + opening.count(b"{"))
+    fits = nested(levels, opening, closing)
+    too_deep = b"[" + fits + b"]"
+
+    assert encode(decode(fits)) == fits
+    for text in (too_deep, b'["\\ud83d",' + fits + b"]"):
+        with pytest.raises(InvalidJSON, match="nested too deeply"):
+            decode(text)
+        with pytest.raises(InvalidJSON):
+            decode_strict(text)
+
+
+@pytest.mark.parametrize("prefix", [b"", b'"\\ud83d",'])
+def test_decode_bottomless_nesting_raises_invalid_json(prefix: bytes) -> None:
+    """A megabyte of brackets is refused, not a crash."""
+    with pytest.raises(InvalidJSON, match="nested too deeply"):
+        decode(b"[" + prefix + nested(500_000) + b"]")
+
+
+def test_decode_many_flat_brackets_is_not_deep() -> None:
+    """Width is not depth: a long list of lists is read."""
+    assert decode(b"[" + b"[1]," * 1000 + b"{}]") == [[1]] * 1000 + [{}]
+
+
+@pytest.mark.parametrize(
+    ("value", "clean"),
+    [
+        ("plain", "plain"),
+        ("🐟", "🐟"),
+        (HALF_FISH, "\ufffd"),
+        (HALF_FISH + "\udc1f", "🐟"),
+        (["a", HALF_FISH, 1], ["a", "\ufffd", 1]),
+        ({HALF_FISH: {"x": [HALF_FISH]}}, {"\ufffd": {"x": ["\ufffd"]}}),
+        (None, None),
+        (1.5, 1.5),
+    ],
+)
+def test_replace_surrogates_in_any_value_leaves_clean_unicode(value: Any, clean: Any) -> None:
+    """Lone halves become U+FFFD, pairs are joined, all else stays."""
+    assert replace_surrogates(value) == clean
+
+
+def test_encode_value_with_lone_surrogate_writes_replacement() -> None:
+    """What cannot be UTF-8 is replaced, in values and in structs."""
+    assert encode({"a": HALF_FISH}) == '{"a":"\ufffd"}'.encode()
+    assert decode(encode(JobError(ErrorCode.TRUNCATED, HALF_FISH)))["message"] == "\ufffd"
+
+
+def test_encode_is_compact_utf8() -> None:
+    """No blanks, no escapes that need not be."""
+    assert encode({"a": ["ü🐟\u2028", 1, None]}) == '{"a":["ü🐟\u2028",1,null]}'.encode()

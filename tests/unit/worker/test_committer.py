@@ -1,0 +1,399 @@
+"""The commit lane: what goes into a commit together, and what never does."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from streamworker.errors import KafkaRefused, KafkaUnavailable
+from streamworker.model import CommitPoint, ProducerRecord, TopicPartition
+from streamworker.progress.offset_map import OffsetMap, decode_map, encode_map
+from streamworker.testing import Commit, MemoryCommitStores
+from streamworker.worker.committer import MAX_COMMIT_RECORDS, PartitionCommitter
+from tests.turnable import quiet, run
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+JOBS = TopicPartition("jobs", 0)
+EVENTS = TopicPartition("events", 1)
+
+
+def record(text: str) -> ProducerRecord:
+    return ProducerRecord(EVENTS, b"key", text.encode())
+
+
+def texts(records: Sequence[ProducerRecord]) -> list[str]:
+    return [(record.value or b"").decode() for record in records]
+
+
+def finished_by(point: CommitPoint, offset: int) -> bool:
+    """Whether a restart at this point would not run the offset again."""
+    return offset < point.offset or offset in decode_map(*point).finished
+
+
+class Bench:
+    """An open lane, its broker, and whether it was lost."""
+
+    def __init__(self) -> None:
+        self.broker = MemoryCommitStores()
+        self.lost: list[str] = []
+        self.committer = PartitionCommitter(
+            JOBS, self.broker.store(JOBS), commit_id="me", lost=self.lost.append
+        )
+        self._task: asyncio.Task[None] | None = None
+
+    async def open(self, *offsets: int) -> None:
+        """Open it and take these offsets in."""
+        await self.committer.open()
+        for offset in offsets:
+            self.committer.progress.begin(offset)
+            self.committer.progress.count(offset)
+        self._task = asyncio.create_task(self.committer.run())
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self.committer.close()
+
+    @property
+    def has_ended(self) -> bool:
+        return self._task is not None and self._task.done()
+
+    def only(self) -> Commit:
+        (commit,) = self.broker.commits
+        return commit
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    yield bench
+    await bench.close()
+
+
+async def test_committer_opened_returns_the_committed_offset_and_knows_what_is_finished(bench: Bench) -> None:
+    """What the former owner finished beyond the committed offset is not run again."""
+    bench.broker.points[JOBS] = CommitPoint(5, encode_map(5, OffsetMap(frozenset({7}), {5: 2})))
+
+    assert await bench.committer.open() == 5
+    assert [bench.committer.progress.begin(offset) for offset in (5, 6, 7)] == [3, 1, 0]
+
+
+async def test_committer_opened_on_foreign_metadata_says_so_and_begins_without(bench: Bench) -> None:
+    """A map that cannot be read costs work, never a job."""
+    bench.broker.points[JOBS] = CommitPoint(5, "someone else's")
+
+    with capture_logs() as logs:
+        assert await bench.committer.open() == 5
+
+    assert [entry["event"] for entry in logs] == ["commit.offset_map_ignored"]
+    assert bench.committer.progress.begin(5) == 1
+
+
+async def test_committer_start_writes_the_event_and_the_delivery_but_no_progress(bench: Bench) -> None:
+    """How often a job was delivered is on record with its `started`; its offset is not."""
+    await bench.open(0)
+    await bench.committer.start(record("started"))
+
+    commit = bench.only()
+    assert texts(commit.records) == ["started"]
+    assert commit.point.offset == 0
+    assert dict(decode_map(*commit.point).deliveries) == {0: 1}
+
+
+async def test_committer_finish_commits_the_offset_with_the_terminal_event(bench: Bench) -> None:
+    """A job is finished and committed in the same instant."""
+    await bench.open(0)
+    await bench.committer.finish(0, [record("usage")])
+
+    commit = bench.only()
+    assert texts(commit.records) == ["usage"]
+    assert commit.point.offset == 1
+
+
+async def test_committer_entries_that_wait_together_go_in_one_commit(bench: Bench) -> None:
+    """A commit carries whatever is waiting, in the order it came."""
+    await bench.open(0, 1, 2)
+    done = [
+        bench.committer.finish(0, [record("usage 0")]),
+        bench.committer.start(record("started 2")),
+        bench.committer.finish(1, [record("letter 1"), record("usage 1")]),
+    ]
+    await asyncio.gather(*done)
+
+    commit = bench.only()
+    assert texts(commit.records) == ["usage 0", "started 2", "letter 1", "usage 1"]
+    assert commit.point.offset == 2
+
+
+async def test_committer_entry_that_comes_during_a_commit_is_in_the_next_one(bench: Bench) -> None:
+    """Its offset is in no point before: the commit under way does not hold its records."""
+    await bench.open(0, 1, 2)
+    bench.broker.committing.clear()
+    first = bench.committer.finish(0, [record("usage 0")])
+    await quiet()
+    second = bench.committer.finish(1, [record("usage 1")])
+    await quiet()
+    assert [commit.point.offset for commit in bench.broker.under_way] == [1]
+    bench.broker.committing.set()
+    await first
+    assert not second.done()
+    await second
+
+    assert [(texts(commit.records), commit.point.offset) for commit in bench.broker.commits] == [
+        (["usage 0"], 1),
+        (["usage 1"], 2),
+    ]
+
+
+async def test_committer_future_is_done_only_once_the_commit_is_durable(bench: Bench) -> None:
+    """Deltas and `job_ended` wait for it."""
+    await bench.open(0)
+    bench.broker.committing.clear()
+    done = bench.committer.start(record("started"))
+    await asyncio.sleep(60)
+    assert not done.done()
+    bench.broker.committing.set()
+    await done
+
+    assert texts(bench.broker.records()) == ["started"]
+
+
+async def test_committer_touch_commits_without_records(bench: Bench) -> None:
+    """Progress alone can be put on record, and no two points are equal."""
+    await bench.open()
+    await bench.committer.touch()
+    await bench.committer.touch()
+
+    first, second = bench.broker.commits
+    assert first.records == second.records == ()
+    assert first.point != second.point
+
+
+async def test_committer_with_much_waiting_commits_in_portions(bench: Bench) -> None:
+    """A transaction stays short: it holds read_committed readers back."""
+    await bench.open()
+    waiting = [bench.committer.start(record(str(number))) for number in range(2 * MAX_COMMIT_RECORDS + 1)]
+    assert bench.committer.backlog == len(waiting)
+    await asyncio.gather(*waiting)
+
+    assert [len(commit.records) for commit in bench.broker.commits] == [500, 500, 1]
+    assert bench.committer.backlog == 0
+
+
+async def test_committer_with_many_ends_waiting_declares_only_those_of_the_portion(bench: Bench) -> None:
+    """An offset is finished with its records and not before, however many wait."""
+    offsets = range(MAX_COMMIT_RECORDS + 10)
+    await bench.open(*offsets)
+    await asyncio.gather(*(bench.committer.finish(offset, [record(str(offset))]) for offset in offsets))
+
+    assert [commit.point.offset for commit in bench.broker.commits] == [500, 510]
+
+
+async def test_committer_refused_for_size_writes_the_fallback(bench: Bench) -> None:
+    """A dead letter that is too large is written without its value; the rest of the commit is as it was."""
+    await bench.open(0, 1)
+    bench.broker.max_record_bytes = 100
+    done = bench.committer.finish(0, [record("x" * 200), record("usage 0")], fallback=[record("usage 0")])
+    other = bench.committer.finish(1, [record("usage 1")])
+    with capture_logs() as logs:
+        await asyncio.gather(done, other)
+
+    commit = bench.only()
+    assert texts(commit.records) == ["usage 0", "usage 1"]
+    assert commit.point.offset == 2
+    assert [entry["event"] for entry in logs] == ["commit.record_refused"]
+    assert bench.lost == []
+
+
+async def test_committer_refused_for_size_replaces_the_largest_first_and_only_as_much_as_needed(
+    bench: Bench,
+) -> None:
+    """A letter that fits keeps its value though another one does not."""
+    await bench.open(0, 1, 2)
+    bench.broker.max_record_bytes = 100
+    done = [
+        bench.committer.finish(offset, [record(str(offset) * size)], fallback=[record(f"emptied {offset}")])
+        for offset, size in ((0, 50), (1, 300), (2, 200))
+    ]
+    await asyncio.gather(*done)
+
+    assert texts(bench.only().records) == ["0" * 50, "emptied 1", "emptied 2"]
+
+
+async def test_committer_refused_for_size_declares_nothing_that_came_meanwhile(bench: Bench) -> None:
+    """The commit is made again with what it had: an offset that came in between has its records elsewhere."""
+    await bench.open(0, 1)
+    bench.broker.max_record_bytes = 100
+    bench.broker.committing.clear()
+    first = bench.committer.finish(0, [record("x" * 200)], fallback=[record("emptied")])
+    await quiet()
+    second = bench.committer.finish(1, [record("usage 1")])
+    bench.broker.committing.set()
+    await asyncio.gather(first, second)
+
+    assert [(texts(commit.records), commit.point.offset) for commit in bench.broker.commits] == [
+        (["emptied"], 1),
+        (["usage 1"], 2),
+    ]
+
+
+async def test_committer_refused_for_size_without_fallback_waits_until_the_topic_takes_it(
+    bench: Bench,
+) -> None:
+    """Nothing is passed over, and nothing begun anew: that would pay again and again."""
+    await bench.open(0)
+    bench.broker.max_record_bytes = 10
+    done = bench.committer.finish(0, [record("x" * 200)])
+    await asyncio.sleep(60)
+    assert (bench.lost, done.done(), bench.broker.commits) == ([], False, [])
+
+    bench.broker.max_record_bytes = 1000
+    await done
+
+    assert bench.only().point.offset == 1
+
+
+async def test_committer_fenced_is_lost_once_and_writes_nothing_more(bench: Bench) -> None:
+    """Whoever owns the partition now is told of by the broker."""
+    await bench.open(0, 1)
+    bench.broker.seize(JOBS)
+    done = bench.committer.finish(0, [record("usage 0")])
+    await quiet()
+    bench.committer.finish(1, [record("usage 1")])
+    await quiet()
+
+    assert bench.lost == ["jobs-0 is another's"]
+    assert bench.has_ended
+    assert not done.done()
+    assert bench.broker.commits == []
+
+
+async def test_committer_closed_lets_go_of_what_waits(bench: Bench) -> None:
+    """Nobody waits for ever on a lane that is closed."""
+    await bench.committer.open()
+    waiting = bench.committer.start(record("started"))
+    await bench.committer.close()
+
+    assert waiting.cancelled()
+    assert bench.broker.closed == [JOBS]
+    assert bench.broker.commits == []
+
+
+async def test_committer_whose_waiter_was_cancelled_commits_all_the_same(bench: Bench) -> None:
+    """A job that stops waiting takes nothing out of a commit."""
+    await bench.open(0)
+    bench.committer.finish(0, [record("usage")]).cancel()
+    await bench.committer.touch()
+
+    assert texts(bench.only().records) == ["usage"]
+    assert bench.lost == []
+
+
+@pytest.mark.parametrize("error", [KafkaUnavailable("gone"), KafkaRefused("no")])
+async def test_committer_open_with_a_broker_that_fails_raises(bench: Bench, error: Any) -> None:
+    """Whether to try again is the partition's to decide."""
+    bench.broker.open_errors.append(error)
+
+    with pytest.raises(type(error)):
+        await bench.committer.open()
+
+
+async def test_committer_with_a_map_over_the_limit_commits_without_it_and_says_so(bench: Bench) -> None:
+    """The broker refuses metadata over its limit for ever, and with it the partition's every commit."""
+    far_apart = [offset * offset for offset in range(6000)]
+    await bench.open(*far_apart)
+    for offset in far_apart[1::2]:
+        bench.committer.progress.finish(offset)
+    with capture_logs() as logs:
+        await bench.committer.touch()
+
+    assert len(bench.only().point.metadata) <= 4096
+    assert [entry["event"] for entry in logs] == ["commit.offset_map_cut"]
+
+
+class Chance:
+    """A lane driven at random, and the property that everything rests on, held against each commit."""
+
+    def __init__(self) -> None:
+        self.bench = Bench()
+        self.next = 0
+        self.taken: set[int] = set()
+        self.open: list[int] = []
+
+    async def play(self, moves: list[tuple[str, int]]) -> None:
+        await self.bench.open()
+        for move, number in moves:
+            await getattr(self, move)(number)
+        self.bench.broker.committing.set()
+        await quiet()
+        await self.bench.close()
+        self.check()
+
+    async def take(self, gap: int) -> None:
+        offset = self.next + gap % 3
+        self.next = offset + 1
+        assert self.bench.committer.progress.begin(offset) == 1
+        self.bench.committer.progress.count(offset)
+        self.open.append(offset)
+        self.taken.add(offset)
+        self.bench.committer.start(record(f"started {offset}"))
+
+    async def finish(self, number: int) -> None:
+        if self.open:
+            offset = self.open.pop(number % len(self.open))
+            self.bench.committer.finish(
+                offset,
+                [record(f"end {offset} " + number % 5 * "x" * 100)],
+                fallback=[record(f"end {offset}")],
+            )
+
+    async def gate(self, number: int) -> None:
+        gate = self.bench.broker.committing
+        if number % 2:
+            gate.set()
+        else:
+            gate.clear()
+
+    async def limit(self, number: int) -> None:
+        self.bench.broker.max_record_bytes = 100 + 200 * (number % 3)
+
+    async def seize(self, number: int) -> None:
+        if number == 0:
+            self.bench.broker.seize(JOBS)
+
+    async def rest(self, number: int) -> None:
+        for _ in range(number % 4):
+            await asyncio.sleep(0)
+
+    def check(self) -> None:
+        written: set[int] = set()
+        for commit in self.bench.broker.commits:
+            words = [text.split() for text in texts(commit.records)]
+            written |= {int(offset) for kind, offset, *_ in words if kind == "end"}
+            declared = {offset for offset in self.taken if finished_by(commit.point, offset)}
+            assert declared == written
+
+
+MOVES = st.tuples(
+    st.sampled_from(
+        ["take", "take", "take", "finish", "finish", "finish", "gate", "limit", "rest", "rest", "seize"]
+    ),
+    st.integers(0, 20),
+)
+
+
+@settings(max_examples=150)
+@given(moves=st.lists(MOVES, min_size=10, max_size=80))
+def test_committer_by_chance_declares_nothing_finished_whose_records_are_not_written(
+    moves: list[tuple[str, int]],
+) -> None:
+    """At every commit, exactly the offsets whose records are in this or an earlier commit count as finished."""
+    run(Chance().play(moves))

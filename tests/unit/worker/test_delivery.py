@@ -1,0 +1,445 @@
+"""One delivered job over its attempts: turns, permits, restarts, upstreams to fall back on."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from streamworker.errors import UpstreamError
+from streamworker.limits.estimate import TokenEstimate
+from streamworker.model import Coordinates, ErrorCode, JobError, TopicPartition
+from streamworker.testing import (
+    MemoryClock,
+    MemoryCommitStores,
+    MemoryObserver,
+    MemorySink,
+    MemoryUpstream,
+    Script,
+)
+from streamworker.worker.committer import PartitionCommitter
+from streamworker.worker.delivery import Delivery
+from streamworker.worker.intake import Accepted
+from tests.streams import NOW, data, make_job
+from tests.turnable import quiet, until
+from tests.unit.worker.bench import (
+    FINISH,
+    JOBS,
+    events,
+    make_gates,
+    make_rules,
+    make_slot,
+    make_tools,
+    said,
+    word,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+    from contextlib import AbstractAsyncContextManager
+
+    from streamworker.testing import Step
+
+BUSY = JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "busy", 503, retriable=True)
+NO_KEY = JobError(ErrorCode.AUTH, "no such key", 401)
+BAD = JobError(ErrorCode.UPSTREAM_REJECTED, "no such parameter", 400)
+HALF = [word("half"), UpstreamError(BUSY)]
+
+
+def refused(error: JobError) -> Script:
+    """A call that is answered with an error."""
+    return Script([], before=[UpstreamError(error)])
+
+
+class Bench:
+    """A job, and the upstreams that may serve it: `scripts` by name, in order."""
+
+    def __init__(self, **scripts: Iterable[Script | Iterable[Step]]) -> None:
+        self.upstreams = {name: MemoryUpstream(*calls) for name, calls in scripts.items()}
+        self.observer = MemoryObserver()
+        self.queues = make_gates(
+            self.observer, {name: make_rules(max_streams=1, circuit_failure_threshold=3) for name in scripts}
+        )
+        self.sink = MemorySink()
+        self.clock = MemoryClock(NOW)
+        self.broker = MemoryCommitStores()
+        self.committer = PartitionCommitter(
+            JOBS, self.broker.store(JOBS), commit_id="me", lost=lambda _: None
+        )
+        self.max_tries = 1
+        self.tasks: list[asyncio.Task[None]] = []
+        self.loop = asyncio.get_running_loop()
+
+    async def open(self) -> None:
+        await self.committer.open()
+        self.committer.progress.begin(7)
+        self.tasks.append(asyncio.create_task(self.committer.run()))
+
+    def delivery(
+        self, turn: AbstractAsyncContextManager[None] | None = None, *, grace_s: float = 0, **members: Any
+    ) -> Delivery:
+        policies = {
+            name: make_slot(
+                upstream, name=name, max_tries=self.max_tries, max_restarts=1, cancel_grace_s=grace_s
+            )
+            for name, upstream in self.upstreams.items()
+        }
+        job = make_job(source=Coordinates("jobs", 0, 7), **members)
+        return Delivery(
+            make_tools(self.sink, self.clock, self.observer),
+            Accepted(job, tuple(policies), TopicPartition("events", 2)),
+            self.committer,
+            self.queues,
+            policies,
+            cause="new",
+            turn=turn or nullcontext(),
+        )
+
+    def begin(self, delivery: Delivery) -> asyncio.Task[None]:
+        async def run() -> None:
+            async with AsyncExitStack() as held:
+                await delivery.run(held)
+
+        self.tasks.append(asyncio.create_task(run()))
+        return self.tasks[-1]
+
+    async def play(self, **options: Any) -> dict[str, Any]:
+        """Run the job to its end; return its terminal event."""
+        await self.begin(self.delivery(**options))
+        return self.written[-1]
+
+    @property
+    def written(self) -> list[dict[str, Any]]:
+        return events(self.broker.records())
+
+    @property
+    def starts(self) -> list[tuple[str, str]]:
+        return [(event["upstream"], event["cause"]) for event in self.written if event["type"] == "started"]
+
+    @property
+    def calls(self) -> dict[str, int]:
+        return {name: len(upstream.calls) for name, upstream in self.upstreams.items()}
+
+    async def close(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.committer.close()
+        assert self.queues.in_flight == 0
+        assert all(not line.waiters for line in self.queues.queues.values())
+
+
+@pytest.fixture
+async def make() -> AsyncIterator[Any]:
+    benches: list[Bench] = []
+
+    async def make(**scripts: Any) -> Bench:
+        benches.append(Bench(**scripts))
+        await benches[-1].open()
+        return benches[-1]
+
+    yield make
+    for bench in benches:
+        await bench.close()
+
+
+async def test_course_that_goes_well_is_one_attempt(make: Any) -> None:
+    """Its delivery is on record with its `started`."""
+    bench: Bench = await make(a=[said("well")])
+    end = await bench.play()
+
+    assert (end["status"], end["tries"], bench.starts) == ("completed", 1, [("a", "new")])
+    assert not bench.broker.points[JOBS].offset < 8
+
+
+async def test_course_broken_stream_of_a_job_that_asks_for_it_is_restarted(make: Any) -> None:
+    """A new attempt, whose `started` voids the half one; tries are counted over both."""
+    bench: Bench = await make(a=[HALF, said("all")])
+    end = await bench.play(on_break="restart")
+
+    assert (end["status"], end["tries"]) == ("completed", 2)
+    assert bench.starts == [("a", "new"), ("a", "restart")]
+    assert end["attempt"] == bench.written[-2]["attempt"] != bench.written[0]["attempt"]
+
+
+async def test_course_restarts_have_a_cap(make: Any) -> None:
+    """The last attempt ends as any other does."""
+    bench: Bench = await make(a=[HALF])
+    end = await bench.play(on_break="restart")
+
+    assert (end["status"], bench.calls) == ("interrupted", {"a": 2})
+
+
+async def test_course_broken_stream_of_any_other_job_is_the_end(make: Any) -> None:
+    """Half an answer is paid for; nobody asked for a second one."""
+    bench: Bench = await make(a=[HALF], b=[said("never")])
+    end = await bench.play()
+
+    assert (end["status"], bench.calls) == ("interrupted", {"a": 1, "b": 0})
+
+
+@pytest.mark.parametrize("error", [BUSY, NO_KEY])
+async def test_course_upstream_that_fails_the_job_is_followed_by_the_next(make: Any, error: JobError) -> None:
+    """A new attempt, with the other's name; what failed is told in between."""
+    bench: Bench = await make(a=[refused(error)], b=[said("well")])
+    end = await bench.play()
+
+    assert (end["status"], end["tries"]) == ("completed", 2)
+    assert bench.starts == [("a", "new"), ("b", "restart")]
+    assert [arguments[1:] for arguments in bench.observer.all("fell_back")] == [("a", error)]
+
+
+async def test_course_each_upstream_has_all_its_tries(make: Any) -> None:
+    """The last one's error is the job's."""
+    bench: Bench = await make(a=[refused(BUSY)], b=[refused(NO_KEY)])
+    bench.max_tries = 2
+    end = await bench.play()
+
+    assert bench.calls == {"a": 2, "b": 1}
+    assert (end["status"], end["tries"], end["error"]["code"]) == ("failed", 3, "auth")
+
+
+async def test_course_bad_request_is_not_taken_elsewhere(make: Any) -> None:
+    """It would be refused there too, or worse, be taken."""
+    bench: Bench = await make(a=[refused(BAD)], b=[said("never")])
+    end = await bench.play()
+
+    assert (end["status"], bench.calls) == ("failed", {"a": 1, "b": 0})
+
+
+async def test_course_upstream_found_dead_between_two_tries_is_left_at_once(make: Any) -> None:
+    """Where there is another one, nobody waits for the probe."""
+    bench: Bench = await make(a=[refused(BUSY)], b=[said("well")])
+    bench.max_tries = 9
+    end = await bench.play()
+
+    assert bench.calls == {"a": 3, "b": 1}
+    assert end["status"] == "completed"
+
+
+async def test_course_upstream_found_dead_between_two_tries_is_waited_for_without_another(make: Any) -> None:
+    """The next try probes it."""
+    bench: Bench = await make(a=[*[refused(BUSY)] * 3, said("well")])
+    bench.max_tries = 9
+    began = bench.loop.time()
+    end = await bench.play()
+
+    assert (end["status"], end["tries"]) == ("completed", 4)
+    assert bench.loop.time() - began >= 5
+
+
+async def test_course_upstream_that_stays_dead_fails_the_job_with_what_it_said_to_it(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job waits for a dead upstream so long and no longer; the probe is another's, and hangs."""
+    monkeypatch.setattr("streamworker.worker.runner.random", lambda: 0.5)
+    bench: Bench = await make(a=[refused(BUSY)])
+    bench.max_tries = 9
+    task = bench.begin(bench.delivery())
+    await until(lambda: bench.queues.queues["a"].limiter.is_open, every_s=0.001)
+    began = bench.loop.time()
+    with await bench.queues.enter(["a"], make_job(), is_retry=True):  # it comes out of its backoff later
+        await task
+
+    end = bench.written[-1]
+    assert (end["status"], end["tries"], end["error"]["message"]) == ("failed", 3, "busy")
+    assert 55 <= bench.loop.time() - began <= 62
+
+
+async def test_course_upstream_that_was_dead_before_fails_the_job_without_a_call(make: Any) -> None:
+    """And says so."""
+    bench: Bench = await make(a=[refused(BUSY)])
+    while not bench.queues.queues["a"].limiter.is_open:
+        with await bench.queues.enter(["a"], make_job()) as slot:
+            slot.failed(BUSY)
+    with await bench.queues.enter(["a"], make_job()):  # the probe
+        end = await bench.play()
+
+    assert (end["status"], end["error"]["code"], end["tries"]) == ("failed", "upstream_unavailable", 0)
+    assert "no call was made" in end["error"]["message"]
+
+
+async def test_course_job_waits_once_where_all_its_upstreams_are_dead(make: Any) -> None:
+    """Not once for each of them: they were all asked."""
+    bench: Bench = await make(a=[refused(BUSY)], b=[refused(BUSY)])
+    for name in ("a", "b"):
+        while not bench.queues.queues[name].limiter.is_open:
+            with await bench.queues.enter([name], make_job()) as slot:
+                slot.failed(BUSY)
+    began = bench.loop.time()
+    with (
+        await bench.queues.enter(["a"], make_job()),
+        await bench.queues.enter(["b"], make_job()),
+    ):  # the probes
+        end = await bench.play()
+
+    assert (end["status"], end["tries"], len(bench.starts)) == ("failed", 0, 1)
+    assert bench.loop.time() - began < 75
+
+
+async def test_course_absurd_usage_report_is_an_account_like_any_other(make: Any) -> None:
+    """Told verbatim; it ends the job once."""
+    report = b'{"choices":[],"usage":{"completion_tokens":1' + b"0" * 400 + b"}}"
+    bench: Bench = await make(a=[[*said("well")[:-1], FINISH + data(report, b"[DONE]")]])
+    end = await bench.play()
+
+    assert (end["status"], end["usage"]["completion_tokens"]) == ("completed", 10**400)
+
+
+async def test_course_job_whose_deadline_passes_in_the_line_ends_without_a_call(make: Any) -> None:
+    """`expired`, with no try made."""
+    bench: Bench = await make(a=[[1000.0]])
+    slot = await bench.queues.enter(["a"], make_job())
+    delivery = bench.delivery(deadline=NOW / 1000 + 10)
+    began = bench.loop.time()
+    assert delivery.is_waiting
+    await bench.begin(delivery)
+    slot.release()
+
+    end = bench.written[-1]
+    assert bench.loop.time() - began == pytest.approx(10, abs=0.01)
+    assert (end["status"], end["error"]["code"], end["tries"]) == ("expired", "deadline", 0)
+    assert (end["usage"], end["usage_source"]) == (None, "none")
+    assert [event["type"] for event in bench.written] == ["started", "usage"]
+    assert bench.calls == {"a": 0}
+
+
+async def test_course_job_that_is_past_its_deadline_when_it_comes_ends_at_once(make: Any) -> None:
+    """It waits for nobody."""
+    bench: Bench = await make(a=[said("never")])
+    slot = await bench.queues.enter(["a"], make_job())
+    end = await bench.play(deadline=NOW / 1000 - 1)
+    slot.release()
+
+    assert (end["status"], bench.calls) == ("expired", {"a": 0})
+
+
+async def test_course_job_that_is_cancelled_in_the_line_ends_without_a_call(make: Any) -> None:
+    """At once, wherever in the line it stands."""
+    bench: Bench = await make(a=[said("never")])
+    slot = await bench.queues.enter(["a"], make_job())
+    delivery = bench.delivery()
+    task = bench.begin(delivery)
+    await quiet()
+    delivery.cancel("enough")
+    await task
+    slot.release()
+
+    end = bench.written[-1]
+    assert (end["status"], end["error"]["message"], end["tries"]) == ("cancelled", "enough", 0)
+
+
+async def test_course_job_that_is_cancelled_before_its_turn_ends_without_it(make: Any) -> None:
+    """Those of its key that came before go on."""
+    bench: Bench = await make(a=[said("never")])
+    turns: list[str] = []
+
+    @asynccontextmanager
+    async def turn() -> AsyncIterator[None]:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            turns.append("withdrawn")
+            raise
+        yield
+
+    delivery = bench.delivery(turn())
+    task = bench.begin(delivery)
+    await quiet()
+    delivery.cancel("enough")
+    await task
+
+    assert (bench.written[-1]["status"], turns) == ("cancelled", ["withdrawn"])
+
+
+async def test_course_job_that_is_cancelled_between_two_tries_ends_at_once(make: Any) -> None:
+    """Nobody waits for a backoff to tell it."""
+    bench: Bench = await make(a=[refused(BUSY)])
+    bench.max_tries = 9
+    delivery = bench.delivery()
+    task = bench.begin(delivery)
+    while not bench.observer.all("try_failed"):
+        await quiet()
+    began = bench.loop.time()
+    delivery.cancel("enough")
+    await task
+
+    assert bench.loop.time() == pytest.approx(began, abs=0.01)
+    assert bench.written[-1]["status"] == "cancelled"
+
+
+async def test_course_backoff_holds_no_permit(make: Any) -> None:
+    """Another job uses the time."""
+    bench: Bench = await make(a=[refused(BUSY), said("other"), said("well")])
+    bench.max_tries = 2
+    first = bench.begin(bench.delivery(job_id="first"))
+    while not bench.observer.all("try_failed"):
+        await quiet()
+    assert bench.queues.in_flight == 0
+    with await bench.queues.enter(["a"], make_job()):
+        assert not first.done()
+    await first
+
+    assert bench.written[-1]["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_kept"),
+    [
+        pytest.param(JobError(ErrorCode.RATE_LIMITED, "slow down", 429), False, id="refused"),
+        pytest.param(JobError(ErrorCode.TIMEOUT_CONNECT, "no connection"), False, id="never reached"),
+        pytest.param(BUSY, False, id="unavailable"),
+        pytest.param(JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "hung up"), True, id="hung up"),
+        pytest.param(JobError(ErrorCode.TIMEOUT_FIRST_DELTA, "silence"), True, id="silence"),
+    ],
+)
+async def test_course_call_that_may_have_cost_tokens_keeps_its_reservation(
+    make: Any, error: JobError, is_kept: bool
+) -> None:
+    """What was refused cost nothing; an upstream that fell silent may have generated all the same."""
+    bench: Bench = await make(a=[refused(error)])
+    bench.queues = make_gates(bench.observer, {"a": make_rules(tokens_per_minute=1000)})
+    await bench.play()
+
+    assert (
+        bench.queues.queues["a"].limiter.wait_s(TokenEstimate(900, 100), bench.loop.time()) > 0
+    ) is is_kept
+
+
+async def test_course_cancelled_stream_with_grace_is_read_on_for_its_usage(make: Any) -> None:
+    """Nothing more is published; the terminal event has the upstream's own account."""
+    report = data(b'{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":9}}', b"[DONE]")
+    bench: Bench = await make(a=[[word("one"), 1.0, word("two"), 1.0, report]])
+    delivery = bench.delivery(grace_s=10)
+    task = bench.begin(delivery)
+    await asyncio.sleep(0.5)
+    delivery.cancel("enough")
+    delivery.cancel("enough")  # control records are heard at least once
+    await task
+
+    end = bench.written[-1]
+    assert (end["status"], end["usage_source"]) == ("cancelled", "upstream")
+    assert end["usage"] == {"prompt_tokens": 3, "completion_tokens": 9}
+    assert end["observed"]["deltas"] == len(bench.sink.records) == 1
+
+
+async def test_course_grace_is_bounded_and_what_was_published_is_estimated(make: Any) -> None:
+    """A stream that goes on generating is cut when the grace is over."""
+    bench: Bench = await make(a=[[word("word"), *[step for _ in range(100) for step in (1.0, word("more"))]]])
+    delivery = bench.delivery(grace_s=5)
+    task = bench.begin(delivery)
+    await asyncio.sleep(0.5)
+    began = bench.loop.time()
+    delivery.cancel("enough")
+    await task
+
+    assert bench.loop.time() - began == pytest.approx(5, abs=0.01)
+    end = bench.written[-1]
+    assert (end["status"], end["usage_source"], end["usage"]) == (
+        "cancelled",
+        "estimated",
+        {"completion_tokens": 1},
+    )
+    assert bench.upstreams["a"].open_calls == 0

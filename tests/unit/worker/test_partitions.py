@@ -1,0 +1,399 @@
+"""One assignment of one partition: taken over, worked on, let go or handed back."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+from structlog.testing import capture_logs
+
+from streamworker.errors import KafkaUnavailable
+from streamworker.model import Coordinates, Job, ProducerRecord, TopicPartition
+from streamworker.progress.offset_map import decode_map
+from streamworker.testing import MemoryCommitStores
+from streamworker.worker.committer import MAX_COMMIT_RECORDS, PartitionCommitter
+from streamworker.worker.partitions import Ownership, PartitionWork
+from tests.streams import make_job
+from tests.turnable import quiet
+from tests.unit.worker.bench import JOBS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine
+
+
+class OpenDelivery(NamedTuple):
+    """A job that has begun, or still waits."""
+
+    job: Job
+    is_waiting: bool = False
+
+
+RECORD = ProducerRecord(TopicPartition("events", 0), b"k", b"v")
+
+
+class Bench:
+    """A partition, its broker, and what became of its jobs."""
+
+    def __init__(self) -> None:
+        self.broker = MemoryCommitStores()
+        self.work = PartitionWork(
+            PartitionCommitter(JOBS, self.broker.store(JOBS), commit_id="me", lost=lambda _: None)
+        )
+        self.ended = 0
+        self.cancellations = 0
+        self.closing = asyncio.Event()
+        self.closing.set()
+
+    async def open(self) -> None:
+        await self.work.open()
+        self.work.committing = asyncio.create_task(self.work.committer.run())
+        self.work.ownership = Ownership.OPEN
+
+    def run(
+        self, offset: int, work: Coroutine[Any, Any, None] | None = None, *, is_waiting: bool = False
+    ) -> None:
+        self.work.committer.progress.begin(offset)
+        if not is_waiting:
+            self.work.committer.progress.count(offset)
+        job = make_job(job_id=str(offset), source=Coordinates(*JOBS, offset))
+        self.work.run(OpenDelivery(job, is_waiting), work or self.forever(), ended=self.note_end)
+
+    async def forever(self) -> None:
+        """A job that takes its time to close what it holds."""
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancellations += 1
+            await self.closing.wait()
+
+    def note_end(self) -> None:
+        self.ended += 1
+
+    def deliveries(self) -> dict[int, int]:
+        """Return what is on record with the broker."""
+        return dict(decode_map(*self.broker.points[JOBS]).deliveries)
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    yield bench
+    await bench.work.let_go()
+
+
+async def test_partition_open_tries_until_the_broker_lets_it(bench: Bench) -> None:
+    """Nothing else can be done, and nothing may be read before."""
+    bench.broker.open_errors.extend([KafkaUnavailable("gone")] * 3)
+    began = asyncio.get_running_loop().time()
+    with capture_logs() as logs:
+        assert await bench.work.open() == 0
+
+    assert round(asyncio.get_running_loop().time() - began) == 3
+    assert [entry["event"] for entry in logs] == ["partition.cannot_open_yet"] * 3
+
+
+async def test_partition_has_room_only_while_it_is_open(bench: Bench) -> None:
+    """Neither before it is taken over nor after it is gone."""
+    assert not bench.work.has_room
+    await bench.open()
+    assert bench.work.has_room
+    await bench.work.let_go()
+    assert not bench.work.has_room
+
+
+async def test_partition_with_too_much_to_commit_has_no_room(bench: Bench) -> None:
+    """Records that need no upstream must not pile up before a slow broker."""
+    await bench.open()
+    bench.broker.committing.clear()
+    waiting = [bench.work.committer.start(RECORD) for _ in range(2 * MAX_COMMIT_RECORDS)]
+    await quiet()
+    assert not bench.work.has_room
+    bench.broker.committing.set()
+    await asyncio.gather(*waiting)
+
+    assert bench.work.has_room
+
+
+async def test_partition_job_that_ends_is_told_and_forgotten(bench: Bench) -> None:
+    """However it ends."""
+
+    async def crash() -> None:
+        raise RuntimeError("a bug")
+
+    await bench.open()
+    bench.run(0, asyncio.sleep(1))
+    bench.run(1, crash())
+    task = next(task for task in asyncio.all_tasks() if task.get_name() == "job 1")
+    assert [job.job_id for job in bench.work.open_jobs] == ["0", "1"]
+    await bench.work.idle()
+
+    assert bench.ended == 2
+    assert bench.work.open_jobs == []
+    assert str(task.exception()) == "a bug"
+
+
+async def test_partition_idle_waits_for_the_last_job(bench: Bench) -> None:
+    """Those that came while waiting are waited for too."""
+    await bench.open()
+    bench.run(0, asyncio.sleep(5))
+    idle = asyncio.create_task(bench.work.idle())
+    await asyncio.sleep(1)
+    bench.run(1, asyncio.sleep(20))
+    began = asyncio.get_running_loop().time()
+    await idle
+
+    assert round(asyncio.get_running_loop().time() - began) == 20
+
+
+async def test_partition_let_go_cancels_jobs_waits_for_them_and_closes(bench: Bench) -> None:
+    """Upstream calls are cut at once; nothing is written."""
+    await bench.open()
+    bench.run(0)
+    bench.run(1)
+    await quiet()
+    jobs = await bench.work.let_go()
+
+    assert [job.job_id for job in jobs] == ["0", "1"]
+    assert bench.ended == 2
+    assert bench.work.ownership is Ownership.GONE
+    assert bench.broker.closed == [JOBS]
+    assert bench.broker.commits == []
+
+
+async def test_partition_let_go_twice_at_once_cancels_each_job_once(bench: Bench) -> None:
+    """Fenced and revoked in one moment: a second cancellation would cut short what the first one closes."""
+    await bench.open()
+    bench.run(0)
+    bench.closing.clear()
+    await quiet()
+    first = asyncio.create_task(bench.work.let_go())
+    await quiet()
+    second = asyncio.create_task(bench.work.let_go())
+    await quiet()
+    assert not first.done()
+    assert not second.done()
+    assert bench.ended == 0
+    bench.closing.set()
+
+    assert [job.job_id for job in await first] == ["0"]
+    assert await second == []
+    assert (bench.ended, bench.cancellations) == (1, 1)
+
+
+async def test_partition_let_go_while_being_opened_cancels_the_opening(bench: Bench) -> None:
+    """An opening that went on would shut out the next owner."""
+    bench.broker.opening.clear()
+    bench.work.opening = asyncio.create_task(_ignore(bench.work.open()))
+    await quiet()
+    await bench.work.let_go()
+    bench.broker.opening.set()
+    bench.broker.points.clear()
+    await quiet()
+
+    assert bench.work.opening.cancelled()
+    assert bench.broker.closed == [JOBS]
+
+
+async def test_partition_let_go_during_a_commit_cuts_it_short(bench: Bench) -> None:
+    """A commit that hangs does not keep us from letting go."""
+    await bench.open()
+    bench.broker.committing.clear()
+    bench.work.committer.start(RECORD)
+    await quiet()
+    assert len(bench.broker.under_way) == 1
+    await bench.work.let_go()
+    bench.broker.committing.set()
+    await quiet()
+
+    assert bench.broker.under_way == []
+    assert bench.broker.commits == []
+
+
+async def test_partition_handed_back_undoes_the_delivery_count(bench: Bench) -> None:
+    """It was not the job's fault that we stopped."""
+    await bench.open()
+    for offset in (0, 1):
+        bench.run(offset)
+    await bench.work.committer.start(RECORD)
+    assert bench.deliveries() == {0: 1, 1: 1}
+    jobs = await bench.work.hand_back()
+
+    assert [job.job_id for job in jobs] == ["0", "1"]
+    assert bench.deliveries() == {}
+    assert bench.broker.points[JOBS].offset == 0
+    assert bench.broker.closed == [JOBS]
+
+
+async def test_partition_handed_back_keeps_the_count_of_earlier_deliveries(bench: Bench) -> None:
+    """Only our own delivery is undone."""
+    await bench.open()
+    bench.run(0)
+    await bench.work.committer.touch()
+    again = PartitionWork(
+        PartitionCommitter(JOBS, bench.broker.store(JOBS), commit_id="next", lost=lambda _: None)
+    )
+    await bench.work.let_go()
+    bench.work = again
+    await bench.open()
+    bench.run(0)
+    await bench.work.committer.touch()
+    assert bench.deliveries() == {0: 2}
+    await bench.work.hand_back()
+
+    assert bench.deliveries() == {0: 1}
+
+
+async def ended_by(bench: Bench, offset: int) -> None:
+    await bench.work.committer.finish(offset, [RECORD])
+
+
+async def test_partition_handed_back_while_an_end_waits_to_be_committed_writes_it(bench: Bench) -> None:
+    """A terminal event that is owed no more than its commit is not thrown away, and its job is not run again."""
+    await bench.open()
+    bench.broker.committing.clear()
+    bench.work.committer.start(RECORD)
+    await quiet()
+    bench.run(0, ended_by(bench, 0))
+    bench.run(1)
+    await quiet()
+    handing_back = asyncio.create_task(bench.work.hand_back())
+    await quiet()
+    bench.broker.committing.set()
+    await handing_back
+
+    assert bench.broker.points[JOBS].offset == 1
+    assert bench.deliveries() == {}
+    assert len(bench.broker.records()) == 2
+
+
+async def test_partition_handed_back_while_an_end_is_being_committed_succeeds(bench: Bench) -> None:
+    """The drain's end and a job's end may come in the same moment."""
+    await bench.open()
+    bench.broker.committing.clear()
+    bench.run(0, ended_by(bench, 0))
+    bench.run(1)
+    await quiet()
+    assert len(bench.broker.under_way) == 1
+    handing_back = asyncio.create_task(bench.work.hand_back())
+    await quiet()
+    bench.broker.committing.set()
+    await handing_back
+
+    assert bench.broker.points[JOBS].offset == 1
+    assert bench.deliveries() == {}
+
+
+async def test_partition_handed_back_to_a_broker_that_hangs_gives_up(bench: Bench) -> None:
+    """The count is worth a few seconds, not the whole shutdown."""
+    await bench.open()
+    bench.run(0)
+    await quiet()
+    bench.broker.committing.clear()
+    began = asyncio.get_running_loop().time()
+    await bench.work.hand_back()
+
+    assert round(asyncio.get_running_loop().time() - began) == 5
+    assert bench.broker.closed == [JOBS]
+
+
+async def test_partition_turn_comes_when_those_of_the_key_before_have_left(bench: Bench) -> None:
+    """Jobs of other keys do not wait."""
+    await bench.open()
+    begun: list[str] = []
+    waited: list[str] = []
+    queues = {name: asyncio.Event() for name in ("a1", "a2", "a3", "b1")}
+
+    async def take_turn(name: str, key: bytes) -> None:
+        async with bench.work.turn(key, waits=lambda: waited.append(name)):
+            begun.append(name)
+            await queues[name].wait()
+
+    for name in ("a1", "a2", "b1", "a3"):
+        bench.run(len(bench.work.open_jobs), take_turn(name, name[:1].encode()))
+    await quiet()
+    assert begun == ["a1", "b1"]
+    assert waited == ["a2", "a3"]
+    queues["a1"].set()
+    await quiet()
+    assert begun == ["a1", "b1", "a2"]
+    queues["a2"].set()
+    await quiet()
+
+    assert begun == ["a1", "b1", "a2", "a3"]
+
+
+@pytest.mark.parametrize("leaves_at_once", [False, True])
+async def test_partition_turn_of_one_that_gave_up_goes_to_the_next(
+    bench: Bench, leaves_at_once: bool
+) -> None:
+    """Also when it gives up in the moment in which its turn comes."""
+    await bench.open()
+    begun: list[str] = []
+    gate = asyncio.Event()
+
+    async def take_turn(name: str) -> None:
+        async with bench.work.turn(b"k", waits=lambda: None):
+            begun.append(name)
+            await gate.wait()
+
+    tasks = [asyncio.create_task(take_turn(name)) for name in ("first", "second", "third")]
+    await quiet()
+    if leaves_at_once:
+        gate.set()
+        await asyncio.sleep(0)
+    tasks[1].cancel()
+    await quiet()
+    gate.set()
+    await asyncio.wait(tasks)
+
+    assert begun == ["first", "third"]
+    assert bench.work._order._queues == {}
+
+
+async def test_partition_drained_stops_those_that_have_not_begun(bench: Bench) -> None:
+    """They were delivered and never begun: nothing counts against them, and their next owner begins them."""
+    await bench.open()
+    bench.run(0)
+    bench.run(1, is_waiting=True)
+    await quiet()
+    assert [job.job_id for job in bench.work.drain()] == ["1"]
+    await quiet()
+    assert [job.job_id for job in bench.work.open_jobs] == ["0"]
+    await bench.work.committer.touch()
+    assert bench.deliveries() == {0: 1}
+    jobs = await bench.work.hand_back()
+
+    assert [job.job_id for job in jobs] == ["0"]
+    assert bench.deliveries() == {}
+
+
+async def test_partition_handed_back_undoes_no_delivery_of_one_that_waited(bench: Bench) -> None:
+    """What its earlier owners counted stays."""
+    await bench.open()
+    bench.run(0)
+    await bench.work.committer.touch()
+    again = PartitionWork(
+        PartitionCommitter(JOBS, bench.broker.store(JOBS), commit_id="next", lost=lambda _: None)
+    )
+    await bench.work.let_go()
+    bench.work = again
+    await bench.open()
+    bench.run(0, is_waiting=True)
+    await quiet()
+    jobs = await bench.work.hand_back()
+
+    assert [job.job_id for job in jobs] == ["0"]
+    assert bench.deliveries() == {0: 1}
+
+
+async def test_partition_handed_back_before_it_was_open_is_just_let_go(bench: Bench) -> None:
+    """There is nothing to put on record, and nobody may write."""
+    await bench.work.hand_back()
+
+    assert bench.broker.commits == []
+    assert bench.broker.closed == [JOBS]
+
+
+async def _ignore(work: Coroutine[Any, Any, int]) -> None:
+    await work
