@@ -1,6 +1,6 @@
 """Frozen values that every other room speaks in. Nothing here does anything."""
 
-from streamworker.model.delta import ChunkDelta, Done, Fault, StreamItem
+from streamworker.model.delta import ChunkDelta, Done, StreamError, StreamItem
 from streamworker.model.ending import Advice, ErrorCode, JobError, Status, UsageSource
 from streamworker.model.event import Cause, DeltaEvent, Event, Observed, Source, Started, Timing, UsageEvent
 from streamworker.model.job import Job, OnBreak, Rejection
@@ -24,7 +24,6 @@ __all__ = [
     "Done",
     "ErrorCode",
     "Event",
-    "Fault",
     "Headers",
     "Job",
     "JobError",
@@ -35,6 +34,7 @@ __all__ = [
     "Source",
     "Started",
     "Status",
+    "StreamError",
     "StreamItem",
     "Timing",
     "TopicPartition",

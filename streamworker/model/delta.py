@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["ChunkDelta", "Done", "Fault", "StreamItem"]
+__all__ = ["ChunkDelta", "Done", "StreamError", "StreamItem"]
 
 
 class ChunkDelta(msgspec.Struct, gc=False):
@@ -29,7 +29,7 @@ class Done(msgspec.Struct, frozen=True):
     """The `[DONE]` sentinel."""
 
 
-class Fault(msgspec.Struct, frozen=True):
+class StreamError(msgspec.Struct, frozen=True):
     """The stream says that generation failed, or says something that is no chat completion.
 
     `protocol` is true for the second. `status` is the code in the frame where it is a number, HTTP-like.
@@ -42,5 +42,5 @@ class Fault(msgspec.Struct, frozen=True):
     protocol: bool = False
 
 
-StreamItem = ChunkDelta | Done | Fault
+StreamItem = ChunkDelta | Done | StreamError
 """What the chunk reader hands out."""

@@ -26,6 +26,7 @@ class ErrorCode(StrEnum):
     INVALID_JOB = "invalid_job"
     UNKNOWN_UPSTREAM = "unknown_upstream"
     AUTH = "auth"
+    QUOTA = "quota"
     RATE_LIMITED = "rate_limited"
     UPSTREAM_REJECTED = "upstream_rejected"
     UPSTREAM_UNAVAILABLE = "upstream_unavailable"
@@ -61,7 +62,7 @@ class JobError(msgspec.Struct, frozen=True):
     """Why a job did not complete.
 
     `message` keeps the upstream's own words. `upstream` is the body or frame it sent, cut at 2 KiB, secrets removed.
-    `retriable` says whether the same call may succeed later.
+    `retriable` says whether the same call may succeed later. `retry_after_ms` is set only where the upstream said when.
     """
 
     code: ErrorCode
@@ -69,3 +70,4 @@ class JobError(msgspec.Struct, frozen=True):
     http_status: int | None = None
     upstream: str | None = None
     retriable: bool = False
+    retry_after_ms: int | msgspec.UnsetType = msgspec.UNSET

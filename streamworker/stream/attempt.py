@@ -11,25 +11,27 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from streamworker.model import (
     Cause,
     ChunkDelta,
     DeltaEvent,
     Done,
     ErrorCode,
-    Fault,
     Job,
     JobError,
     Source,
     Started,
     Status,
+    StreamError,
     Timing,
     UsageEvent,
 )
 from streamworker.redaction import Redactor
 from streamworker.stream.chunks import ChunkReader
 from streamworker.stream.coalesce import Coalescer
-from streamworker.stream.provider_errors import stream_error
+from streamworker.stream.provider_errors import to_job_error
 from streamworker.stream.sse import EventStreamParser
 from streamworker.stream.usage import Ledger
 from streamworker.text import RAW_TEXT_LIMIT, UPSTREAM_TEXT_LIMIT, truncate
@@ -363,8 +365,8 @@ class Attempt:
                 elif type(news) is Done:
                     self._move(Input.DONE)
                     return
-                elif type(news) is Fault:
-                    self._break(stream_error(news))
+                elif type(news) is StreamError:
+                    self._break(to_job_error(news))
                     return
         if is_cut:
             self._break(_protocol(f"the upstream sent an event of more than {self._max_event_bytes} bytes"))
@@ -447,7 +449,7 @@ class Attempt:
             return None
         message = truncate(self._scrub(error.message), UPSTREAM_TEXT_LIMIT)
         upstream = error.upstream and truncate(self._scrub(error.upstream), UPSTREAM_TEXT_LIMIT)
-        return JobError(error.code, message, error.http_status, upstream, error.retriable)
+        return msgspec.structs.replace(error, message=message, upstream=upstream)
 
     def _new_parser(self) -> EventStreamParser:
         return EventStreamParser(max_event_bytes=self._max_event_bytes, extra_fields=frozenset({b"error"}))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from streamworker.model import ChunkDelta, Done, Fault, StreamItem
-from streamworker.stream.provider_errors import fault_in
+from streamworker.model import ChunkDelta, Done, StreamError, StreamItem
+from streamworker.stream.provider_errors import error_in
 from streamworker.stream.usage import generated_text
 from streamworker.text import truncate
 from streamworker.wire.json import (
@@ -164,11 +164,11 @@ class ChunkReader:
         if not text:  # a bare `data:` is a keep-alive
             return []
         if event.type == "error":
-            return [Fault(message=truncate(event.text), frame=truncate(event.text))]
+            return [StreamError(message=truncate(event.text), frame=truncate(event.text))]
         return [_protocol_fault(f"an event whose data is no JSON: {error}", event.data)]
 
     def _object(self, payload: dict[str, Any], event_type: str) -> list[StreamItem]:
-        fault = fault_in(payload, event_type)
+        fault = error_in(payload, event_type)
         if fault is not None and not payload.get("choices"):
             self._book_usage(payload, None)
             return [fault]
@@ -300,8 +300,8 @@ class _Malformed(Exception):
     """A chunk that cannot be read; the message says why, without its content."""
 
 
-def _protocol_fault(message: str, data: bytes) -> Fault:
-    return Fault(
+def _protocol_fault(message: str, data: bytes) -> StreamError:
+    return StreamError(
         message=f"the upstream sent {message}", frame=truncate(data.decode("utf-8", "replace")), protocol=True
     )
 

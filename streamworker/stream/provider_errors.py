@@ -5,29 +5,27 @@ The same reading serves an error frame inside a stream and the body of an error 
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from typing import Any
 
-from streamworker.model import ErrorCode, Fault, JobError
+from streamworker.model import ErrorCode, JobError, StreamError
 from streamworker.stream.sse import EventStreamParser
 from streamworker.text import truncate
 from streamworker.wire.json import InvalidJSON, decode, encode
 
 __all__ = [
-    "fault_in",
-    "fault_of_body",
+    "error_in",
+    "error_of_body",
     "http_error",
     "is_retriable",
-    "stream_error",
+    "to_job_error",
     "usage_of_body",
 ]
 
 # What never succeeds by itself, whatever the status says: a 429 for an empty account is not a matter of waiting.
 _HOPELESS_KINDS = frozenset(
     {
-        "insufficient_quota",
-        "billing_hard_limit_reached",
-        "billing_not_active",
         "invalid_api_key",
         "model_not_found",
         "context_length_exceeded",
@@ -45,10 +43,41 @@ _HOPELESS_CLASSES = frozenset(
         "not_found_error",
     }
 )
+# An empty or blocked account. It stays empty until a person pays, whatever the status is.
+_QUOTA_KINDS = frozenset(
+    {
+        "insufficient_quota",
+        "insufficient_user_quota",
+        "insufficient_balance",
+        "insufficient_credits",
+        "insufficient_funds",
+        "exceeded_current_quota_error",
+        "billing_hard_limit_reached",
+        "billing_not_active",
+        "credit_limit_exceeded",
+        "payment_required",
+        "accountoverdueerror",
+        "arrearage",
+        "1008",  # MiniMax
+        "1113",  # Zhipu GLM
+    }
+)
+_QUOTA_WORDS = re.compile(
+    r"""(?ix)
+      insufficient[\s_-]+(account[\s_-]+|user[\s_-]+|api[\s_-]+)?(balance|credits?|funds|quota)
+    | \b(balance|credits?)\b.{0,20}\b(too\ low|insufficient|exhausted|used\ up|run\ out|not\ enough)
+    | \b(not\ enough|out\ of|no)\ (\w+\ )?(balance|credits)\b
+    | \b(recharge|top\ up)\b.{0,20}\b(account|balance)
+    | \b(account|balance)\b.{0,30}\b(arrears?|overdue)
+    | 余额不足 | 欠费
+    """
+)
+_MAX_QUOTA_WORDS = 300
+"""Characters of a message that are searched for words of an empty account; a longer one may quote the prompt."""
 _RETRIABLE_STATUSES = frozenset({408, 409, 429})
 
 
-def fault_in(payload: dict[str, Any], event_type: str) -> Fault | None:
+def error_in(payload: dict[str, Any], event_type: str) -> StreamError | None:
     """Find the error in one JSON object of a stream; None where there is none.
 
     `error: null`, `{}` and `""` are no errors. A flat object is one if it says so (`"object": "error"`, or
@@ -66,7 +95,7 @@ def fault_in(payload: dict[str, Any], event_type: str) -> Fault | None:
     return None
 
 
-def fault_of_body(body: bytes) -> Fault:
+def error_of_body(body: bytes) -> StreamError:
     """Read the body of an error status: JSON in any of the known shapes, an event stream, HTML, text, or nothing.
 
     Where nothing in it is an error's words, the message is the body itself.
@@ -76,12 +105,12 @@ def fault_of_body(body: bytes) -> Fault:
     if isinstance(payload, list) and payload:  # Google wraps the object in an array
         payload = payload[0]
     if not isinstance(payload, dict):
-        return Fault(message=frame.strip(), frame=frame)
+        return StreamError(message=frame.strip(), frame=frame)
     flat = _fault(payload, payload)
-    fault = fault_in(payload, "message") or flat
+    fault = error_in(payload, "message") or flat
     # Without an error's words it may be no error at all: a whole completion, for one.
     message = frame.strip() if fault is flat and not _words(payload) else fault.message
-    return Fault(message=message, frame=frame, status=fault.status, kind=fault.kind)
+    return StreamError(message=message, frame=frame, status=fault.status, kind=fault.kind)
 
 
 def usage_of_body(body: bytes) -> dict[str, Any] | None:
@@ -96,26 +125,35 @@ def usage_of_body(body: bytes) -> dict[str, Any] | None:
 
 def http_error(status: int, body: bytes) -> JobError:
     """Say what an answer with an error status means for the job."""
-    fault = fault_of_body(body)
-    code = _code_of_status(status)
+    fault = error_of_body(body)
     message = fault.message or f"the upstream answered {status} with an empty body"
+    if status == 402 or _is_account_empty(fault):
+        return JobError(ErrorCode.QUOTA, message, status, fault.frame or None, retriable=False)
     kind = None if _is_one_of(_HOPELESS_CLASSES, fault.kind) else fault.kind
-    return JobError(code, message, status, fault.frame or None, is_retriable(status, kind))
+    retriable = is_retriable(status, kind)
+    return JobError(_code_of_status(status), message, status, fault.frame or None, retriable)
 
 
-def stream_error(fault: Fault) -> JobError:
+def to_job_error(fault: StreamError) -> JobError:
     """Say what an error inside a 200 stream means for the job. `http_status` is the response's own."""
     if fault.protocol:
         return JobError(ErrorCode.UPSTREAM_PROTOCOL, fault.message, 200, fault.frame, retriable=True)
-    retriable = is_retriable(fault.status or 500, fault.kind)
+    retriable = not _is_account_empty(fault) and is_retriable(fault.status or 500, fault.kind)
     return JobError(ErrorCode.UPSTREAM_ERROR, fault.message, 200, fault.frame, retriable)
 
 
 def is_retriable(status: int, kind: str | None) -> bool:
     """Whether the same call may succeed later."""
-    if _is_one_of(_HOPELESS_KINDS, kind) or _is_one_of(_HOPELESS_CLASSES, kind):
+    if any(_is_one_of(kinds, kind) for kinds in (_QUOTA_KINDS, _HOPELESS_KINDS, _HOPELESS_CLASSES)):
         return False
     return status in _RETRIABLE_STATUSES or status >= 500 or status < 400
+
+
+def _is_account_empty(error: StreamError) -> bool:
+    """Whether an error says that the account has no credit left, by its code, its type or its words."""
+    if _is_one_of(_QUOTA_KINDS, error.kind):
+        return True
+    return bool(_QUOTA_WORDS.search(error.message[:_MAX_QUOTA_WORDS]))
 
 
 def _code_of_status(status: int) -> ErrorCode:
@@ -139,14 +177,16 @@ def _payload(body: bytes) -> Any:
     return None
 
 
-def _fault(error: Any, payload: dict[str, Any]) -> Fault:
+def _fault(error: Any, payload: dict[str, Any]) -> StreamError:
     frame = truncate(encode(payload).decode())
     if not isinstance(error, dict):
         kind = payload.get("error_type") or payload.get("code")
-        return Fault(message=_text(error), frame=frame, status=_number(payload.get("code")), kind=_name(kind))
+        return StreamError(
+            message=_text(error), frame=frame, status=_number(payload.get("code")), kind=_name(kind)
+        )
     kind = _kind(error.get("code"), error.get("type"))
     message = _text(_words(error) or error)
-    return Fault(message=message, frame=frame, status=_number(error.get("code")), kind=kind)
+    return StreamError(message=message, frame=frame, status=_number(error.get("code")), kind=kind)
 
 
 def _words(error: dict[str, Any]) -> Any:
@@ -155,8 +195,10 @@ def _words(error: dict[str, Any]) -> Any:
 
 def _kind(code: Any, type_: Any) -> str | None:
     """Choose between two names for an error: the one that settles the matter, else the code, which says more."""
+    if str(code) in _QUOTA_KINDS:  # a number that is a name
+        return str(code)
     names = [name for name in (_name(code), _name(type_)) if name is not None]
-    for settling in (_HOPELESS_KINDS, _HOPELESS_CLASSES):
+    for settling in (_QUOTA_KINDS, _HOPELESS_KINDS, _HOPELESS_CLASSES):
         for name in names:
             if _is_one_of(settling, name):
                 return name

@@ -27,7 +27,9 @@ _DECIMAL = re.compile(r"\+?[0-9]{1,9}(\.[0-9]*)?([eE][+-]?[0-9]{1,2})?")
 MAX_ADVISED_S = 120.0
 """Longest delay that an upstream may ask for; beyond it the try is the last one. openai-python's number."""
 
-_UPSTREAMS_MATTER = frozenset({ErrorCode.AUTH, ErrorCode.RATE_LIMITED, ErrorCode.UPSTREAM_UNAVAILABLE})
+_UPSTREAMS_MATTER = frozenset(
+    {ErrorCode.AUTH, ErrorCode.QUOTA, ErrorCode.RATE_LIMITED, ErrorCode.UPSTREAM_UNAVAILABLE}
+)
 
 
 def read_advice(headers: Mapping[str, str], now_s: float) -> Advice:
@@ -66,7 +68,11 @@ def _is_wanted(error: JobError, advice: Advice) -> bool:
     """Whether another try may help. No header makes a refused key, an empty account or a bad request good."""
     if advice.should_retry is None or error.retriable:
         return error.retriable and advice.should_retry is not False
-    is_hopeless = error.code in {ErrorCode.AUTH, ErrorCode.RATE_LIMITED} or error.http_status in {400, 422}
+    is_hopeless = error.code in {
+        ErrorCode.AUTH,
+        ErrorCode.QUOTA,
+        ErrorCode.RATE_LIMITED,
+    } or error.http_status in {400, 422}
     return advice.should_retry and not is_hopeless
 
 
@@ -75,7 +81,7 @@ def falls_back(error: JobError) -> bool:
 
     A key that is refused or an account that is empty (401, 402, 403, a 429 for good) is this upstream's matter.
     """
-    return error.retriable or error.code in _UPSTREAMS_MATTER or error.http_status == 402
+    return error.retriable or error.code in _UPSTREAMS_MATTER
 
 
 def backoff_s(tries: int, random: float) -> float:

@@ -23,7 +23,7 @@ from streamworker import __version__
 from streamworker.errors import ConfigurationError, UpstreamError
 from streamworker.model import ErrorCode, JobError
 from streamworker.redaction import Redactor
-from streamworker.stream.provider_errors import fault_of_body, http_error, is_retriable, usage_of_body
+from streamworker.stream.provider_errors import error_of_body, http_error, is_retriable, usage_of_body
 from streamworker.stream.retry import read_advice
 from streamworker.upstream.errors import Phase, translate_errors
 from streamworker.upstream.pacer import CallPacer
@@ -266,7 +266,7 @@ def _refusal(status: int, kind: str, body: bytes) -> JobError:
     if status != 200:
         message = f"the upstream answered {status} instead of 200; base_url has to be the final one, with /v1"
         return JobError(ErrorCode.UPSTREAM_PROTOCOL, message, status)
-    fault = fault_of_body(body)
+    fault = error_of_body(body)
     is_error = fault.message != fault.frame.strip()
     told = kind or "no content type"
     message = fault.message if is_error else f"the upstream answered with {told} instead of an event stream"

@@ -31,7 +31,7 @@ async def test_upstream_that_wants_no_other_try_gets_none(stage: Stage) -> None:
         await stage.submit("one", "practice?status=429&code=insufficient_quota")
         [end] = await stage.ended("one")
 
-    assert (end["status"], end["error"]["code"], end["tries"]) == ("failed", "rate_limited", 1)
+    assert (end["status"], end["error"]["code"], end["tries"]) == ("failed", "quota", 1)
     assert end["error"]["retriable"] is False
 
 

@@ -10,7 +10,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamworker.model import ChunkDelta, Done, Fault
+from streamworker.model import ChunkDelta, Done, StreamError
 from streamworker.stream.chunks import ChunkReader
 from streamworker.stream.sse import ServerSentEvent
 from streamworker.stream.usage import Ledger
@@ -166,7 +166,7 @@ def test_reader_any_json_gives_news_and_never_raises(events: list[tuple[str, Any
     reader = ChunkReader(ledger)
     for event_type, payload in events:
         for news in reader.read(ServerSentEvent(event_type, escaped(payload))):
-            assert isinstance(news, (ChunkDelta, Done, Fault))
+            assert isinstance(news, (ChunkDelta, Done, StreamError))
             assert json.loads(msgspec.json.encode(news)) == msgspec.to_builtins(news)
             if isinstance(news, ChunkDelta):
                 ledger.count_delta(news.delta)
@@ -177,4 +177,4 @@ def test_reader_any_json_gives_news_and_never_raises(events: list[tuple[str, Any
 def test_reader_any_bytes_give_news_and_never_raise(payload: bytes, event_type: str) -> None:
     """A payload that is no JSON is a fault, a sentinel, or nothing."""
     for news in ChunkReader(Ledger()).read(ServerSentEvent(event_type, payload)):
-        assert isinstance(news, (ChunkDelta, Done, Fault))
+        assert isinstance(news, (ChunkDelta, Done, StreamError))

@@ -39,6 +39,7 @@ HTML = b"<html><h1>Bad gateway</h1></html>"
 COMPLETION = json.dumps({"object": "chat.completion", "choices": [{"message": {"content": "all"}}]}).encode()
 
 REJECTED, AUTH, LIMITED = ErrorCode.UPSTREAM_REJECTED, ErrorCode.AUTH, ErrorCode.RATE_LIMITED
+QUOTA = ErrorCode.QUOTA
 UNAVAILABLE, PROTOCOL, ERROR = (
     ErrorCode.UPSTREAM_UNAVAILABLE,
     ErrorCode.UPSTREAM_PROTOCOL,
@@ -145,7 +146,7 @@ STATUSES = {
     "307": Row(refused(307), 1, NONE, PROTOCOL, http_status=307),
     "400": Row(refused(400), 1, NONE, REJECTED, http_status=400),
     "401": Row(refused(401), 1, NONE, AUTH, http_status=401),
-    "402": Row(refused(402), 1, NONE, REJECTED, http_status=402),
+    "402": Row(refused(402), 1, NONE, QUOTA, http_status=402),
     "403": Row(refused(403), 1, NONE, AUTH, http_status=403),
     "404": Row(refused(404), 1, NONE, REJECTED, http_status=404),
     "408": Row(refused(408), 3, BACKOFF, REJECTED, True, http_status=408),
@@ -250,21 +251,21 @@ SHAPES = {
     f"503: {name}": Row(refused(503, body), 3, BACKOFF, UNAVAILABLE, True, words=words, http_status=503)
     for name, (body, words) in BODIES.items()
 }
-QUOTA = b'{"error":{"message":"m","type":"insufficient_quota","param":null,"code":"insufficient_quota"}}'
+NO_CREDIT = b'{"error":{"message":"m","type":"insufficient_quota","param":null,"code":"insufficient_quota"}}'
 MEANINGS = {
-    "429: empty account": Row(refused(429, QUOTA), 1, NONE, LIMITED, words="m"),
+    "429: empty account": Row(refused(429, NO_CREDIT), 1, NONE, QUOTA, words="m"),
     "429: empty account, told by the type alone": Row(
-        refused(429, b'{"error":{"message":"m","type":"insufficient_quota","code":"429"}}'), 1, NONE, LIMITED
+        refused(429, b'{"error":{"message":"m","type":"insufficient_quota","code":"429"}}'), 1, NONE, QUOTA
     ),
     "429: empty account, beside another code": Row(
         refused(429, b'{"error":{"message":"m","type":"insufficient_quota","code":"billing"}}'),
         1,
         NONE,
-        LIMITED,
+        QUOTA,
     ),
-    "429: empty account, with a delay": Row(advised(429, b"retry-after: 1", body=QUOTA), 1, NONE, LIMITED),
+    "429: empty account, with a delay": Row(advised(429, b"retry-after: 1", body=NO_CREDIT), 1, NONE, QUOTA),
     "429: empty account, as an event stream": Row(
-        refused(429, b"data: " + QUOTA + b"\n\n", EVENT_STREAM), 1, NONE, LIMITED, words="m"
+        refused(429, b"data: " + NO_CREDIT + b"\n\n", EVENT_STREAM), 1, NONE, QUOTA, words="m"
     ),
     "429: as an event stream": Row(
         refused(429, b'data: {"error":{"message":"m"}}\n\n', EVENT_STREAM), 3, BACKOFF, LIMITED, True

@@ -200,7 +200,7 @@ async def test_http_upstream_body_without_length_ends_with_the_connection() -> N
 STATUSES = [
     (400, ErrorCode.UPSTREAM_REJECTED, False),
     (401, ErrorCode.AUTH, False),
-    (402, ErrorCode.UPSTREAM_REJECTED, False),
+    (402, ErrorCode.QUOTA, False),
     (403, ErrorCode.AUTH, False),
     (404, ErrorCode.UPSTREAM_REJECTED, False),
     (408, ErrorCode.UPSTREAM_REJECTED, True),
@@ -259,7 +259,7 @@ async def test_http_upstream_empty_account_is_not_worth_another_try() -> None:
     async with serving(response(429, text)) as server:
         error = await refusal(server.base_url)
 
-    assert (error.code, error.retriable) == (ErrorCode.RATE_LIMITED, False)
+    assert (error.code, error.retriable) == (ErrorCode.QUOTA, False)
 
 
 async def test_http_upstream_error_with_an_event_stream_body_is_an_error() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from streamworker.model import ChunkDelta, Done, Fault, StreamItem
+from streamworker.model import ChunkDelta, Done, StreamError, StreamItem
 from streamworker.stream.chunks import MAX_CHOICES, ChunkReader
 from streamworker.stream.sse import ServerSentEvent
 from streamworker.stream.usage import Ledger
@@ -31,9 +31,9 @@ def choice(**members: Any) -> dict[str, Any]:
     return HEAD | {"choices": [members]}
 
 
-def fault(news: Sequence[StreamItem]) -> Fault:
+def fault(news: Sequence[StreamItem]) -> StreamError:
     assert all(isinstance(one, ChunkDelta) for one in news[:-1])
-    assert isinstance(news[-1], Fault)
+    assert isinstance(news[-1], StreamError)
     return news[-1]
 
 
@@ -314,7 +314,7 @@ def test_reader_error_beside_choices_keeps_their_text_first() -> None:
         {"choices": [{"delta": {"content": "a"}, "finish_reason": "error"}], "error": {"message": "m"}}
     )
 
-    assert [type(item) for item in news] == [ChunkDelta, Fault]
+    assert [type(item) for item in news] == [ChunkDelta, StreamError]
     assert news[0] == ChunkDelta(0, {"content": "a"}, "error", chunk={})
 
 

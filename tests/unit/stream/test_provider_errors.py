@@ -7,13 +7,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from streamworker.model import ErrorCode, Fault
+from streamworker.model import ErrorCode, StreamError
 from streamworker.stream.provider_errors import (
-    fault_in,
-    fault_of_body,
+    error_in,
+    error_of_body,
     http_error,
     is_retriable,
-    stream_error,
+    to_job_error,
     usage_of_body,
 )
 from streamworker.text import RAW_TEXT_LIMIT, truncate
@@ -92,7 +92,7 @@ def test_fault_in_every_known_shape_is_read(
     """Message, number and kind are found wherever they are; the frame is what was sent."""
     frame = msgspec.json.encode(payload).decode()
 
-    assert fault_in(payload, "message") == Fault(message, frame, status, kind)
+    assert error_in(payload, "message") == StreamError(message, frame, status, kind)
 
 
 @pytest.mark.parametrize(
@@ -112,15 +112,15 @@ def test_fault_in_every_known_shape_is_read(
 )
 def test_fault_in_empty_error_members_is_none(payload: dict[str, Any]) -> None:
     """A key that is present and says nothing is no error."""
-    assert fault_in(payload, "message") is None
+    assert error_in(payload, "message") is None
 
 
 def test_fault_in_event_called_error_is_the_object_itself() -> None:
     """A flat object is an error if its event says so, unless it has choices."""
-    assert fault_in({"message": "m", "code": 429}, "error") == Fault(
+    assert error_in({"message": "m", "code": 429}, "error") == StreamError(
         "m", '{"message":"m","code":429}', 429, None
     )
-    assert fault_in({"message": "m", "choices": [{}]}, "error") is None
+    assert error_in({"message": "m", "choices": [{}]}, "error") is None
 
 
 @pytest.mark.parametrize(
@@ -159,11 +159,11 @@ def test_fault_in_event_called_error_is_the_object_itself() -> None:
         (b"", "", None, None),
     ],
 )
-def test_fault_of_body_reads_json_html_text_and_nothing(
+def test_error_of_body_reads_json_html_text_and_nothing(
     body: bytes, message: str, status: int | None, kind: str | None
 ) -> None:
     """Whatever the body is, it gives a message, and the frame is its text."""
-    assert fault_of_body(body) == Fault(message, body.decode("utf-8", "replace"), status, kind)
+    assert error_of_body(body) == StreamError(message, body.decode("utf-8", "replace"), status, kind)
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,8 @@ def test_fault_of_body_reads_json_html_text_and_nothing(
         (408, b"{}", ErrorCode.UPSTREAM_REJECTED, True),
         (409, b"{}", ErrorCode.UPSTREAM_REJECTED, True),
         (429, b"{}", ErrorCode.RATE_LIMITED, True),
-        (429, b'{"error":{"code":"insufficient_quota"}}', ErrorCode.RATE_LIMITED, False),
-        (429, b'{"error":{"type":"insufficient_quota","code":"429"}}', ErrorCode.RATE_LIMITED, False),
+        (429, b'{"error":{"code":"insufficient_quota"}}', ErrorCode.QUOTA, False),
+        (429, b'{"error":{"type":"insufficient_quota","code":"429"}}', ErrorCode.QUOTA, False),
         (429, b'{"error":{"type":"invalid_request_error"}}', ErrorCode.RATE_LIMITED, True),
         (
             503,
@@ -210,16 +210,16 @@ def test_http_error_with_empty_body_says_so() -> None:
 @pytest.mark.parametrize(
     ("fault", "code", "retriable"),
     [
-        (Fault("m", "f"), ErrorCode.UPSTREAM_ERROR, True),
-        (Fault("m", "f", 400), ErrorCode.UPSTREAM_ERROR, False),
-        (Fault("m", "f", 429), ErrorCode.UPSTREAM_ERROR, True),
-        (Fault("m", "f", 500, "BadRequestError"), ErrorCode.UPSTREAM_ERROR, False),
-        (Fault("m", "f", protocol=True), ErrorCode.UPSTREAM_PROTOCOL, True),
+        (StreamError("m", "f"), ErrorCode.UPSTREAM_ERROR, True),
+        (StreamError("m", "f", 400), ErrorCode.UPSTREAM_ERROR, False),
+        (StreamError("m", "f", 429), ErrorCode.UPSTREAM_ERROR, True),
+        (StreamError("m", "f", 500, "BadRequestError"), ErrorCode.UPSTREAM_ERROR, False),
+        (StreamError("m", "f", protocol=True), ErrorCode.UPSTREAM_PROTOCOL, True),
     ],
 )
-def test_stream_error_keeps_the_upstreams_words(fault: Fault, code: ErrorCode, retriable: bool) -> None:
+def test_stream_error_keeps_the_upstreams_words(fault: StreamError, code: ErrorCode, retriable: bool) -> None:
     """An error inside a 200 stream is told with the response's own status."""
-    error = stream_error(fault)
+    error = to_job_error(fault)
 
     assert (error.code, error.message, error.http_status, error.upstream) == (code, "m", 200, "f")
     assert error.retriable is retriable
@@ -249,7 +249,7 @@ def test_cut_never_inside_a_character(text: str, limit: int, short: str) -> None
 
 def test_fault_of_long_frames_and_messages_is_cut() -> None:
     """Nothing an upstream sends makes a terminal event big."""
-    fault = fault_in({"error": {"message": "🐟" * 5000}}, "message")
+    fault = error_in({"error": {"message": "🐟" * 5000}}, "message")
 
     assert fault is not None
     assert len(fault.message.encode()) == RAW_TEXT_LIMIT

@@ -96,7 +96,7 @@ def test_advice_takes_any_text(milliseconds: str, after: str, should: str) -> No
         (RETRIABLE, True),
         (FINAL, True),
         (REFUSED_KEY, True),
-        (JobError(ErrorCode.UPSTREAM_REJECTED, "pay first", 402), True),
+        (JobError(ErrorCode.QUOTA, "pay first", 402), True),
         (JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "no TLS"), True),
         (NOT_FOUND, False),
         (BAD_REQUEST, False),
