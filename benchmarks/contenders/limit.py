@@ -127,7 +127,7 @@ async def main() -> None:
         job = orjson.loads(record.value)
         partition = (murmur2(job["job_id"].encode()) & 0x7FFFFFFF) % count
         stream = partial(Stream, job, sink, partition, url.netloc, url.path)
-        await loop.create_connection(stream, url.hostname, url.port)
+        await loop.create_connection(stream, url.hostname or "", url.port or 80)
 
 
 if __name__ == "__main__":

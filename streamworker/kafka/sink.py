@@ -199,8 +199,8 @@ class KafkaSink:
             task = asyncio.create_task(self._retire(poisoned))
             self._retired.add(task)
             task.add_done_callback(self._retired.discard)
-            if (suppressed := self._replacements.failed(monotonic())) is not None:
-                log.warning("sink.producer_replaced", **({"repeats": suppressed} if suppressed else {}))
+            if (fields := self._replacements.failed(monotonic())) is not None:
+                log.warning("sink.producer_replaced", **fields)
 
     def failed(self) -> None:
         """Tell that Kafka did not take something and is asked again."""

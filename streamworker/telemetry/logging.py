@@ -1,7 +1,7 @@
-"""Logging: one line per event, the same for us and for the libraries, to stdout.
+"""Logging: one line per event to stdout, in one format for this package and for the libraries that it uses.
 
-Events have dotted names in the past tense (`job.completed`) and their facts as members. What a library logs becomes
-an event called `library.logged`, so that our names stay ours.
+Events have dotted names in the past tense (`job.completed`), and fields for the details. Every record that a library
+logs becomes an event called `library.logged`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import structlog
 
+from streamworker.log_throttle import LogThrottle
 from streamworker.redaction import Redactor
 from streamworker.telemetry.rendering import Cleaner, Rendered, render_console, render_json
 
@@ -30,10 +32,10 @@ FLOORS = {
     "aiokafka": logging.WARNING,  # its debug log prints keys and values: prompts; its info log is chatter
     "asyncio": logging.INFO,
     "httpcore": logging.INFO,  # its debug log prints headers
-    "urllib3": logging.INFO,  # its debug log says every export of traces
-    "httpx": logging.WARNING,  # says every request at info: one line per job is ours
+    "urllib3": logging.INFO,  # its debug log has a line for every export of traces
+    "httpx": logging.WARNING,  # its info log has a line for every request; the job's own line is sufficient
 }
-"""Libraries, and the level below which they are never heard, whatever the configuration says."""
+"""Lowest level of each library's records, whatever the configuration says."""
 
 
 def configure_logging(
@@ -43,10 +45,12 @@ def configure_logging(
     *,
     redact: Callable[[str], str] | None = None,
 ) -> None:
-    """Send every log line of the process to `stream` (default: stdout), cleaned by `redact`.
+    """Send every log line of the process to `stream` (default: stdout); `redact` removes secrets from it.
 
-    May be called again: the last call wins, except that a logger which has spoken already keeps its level.
-    Raises ValueError for a level that is none.
+    May be called again: the last call is effective, except that a logger which was used before keeps its level.
+
+    Raises:
+        ValueError: `level` is not a valid log level.
     """
     number = _level(level)
     _OUT.open(stream)
@@ -54,20 +58,19 @@ def configure_logging(
     structlog.configure(
         processors=_PROCESSORS,
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.BytesLoggerFactory(_OUT),  # type: ignore[arg-type]  # it writes and flushes, no more
+        logger_factory=structlog.BytesLoggerFactory(_OUT),  # type: ignore[arg-type]  # BytesLogger only writes and flushes
         cache_logger_on_first_use=True,
     )
     _route_libraries(number)
 
 
-_QUIET_S = 10.0
-_MAX_SAID = 1000
+_MAX_THROTTLES = 1000
 
 
 def _level(name: str) -> int:
     number = logging.getLevelNamesMapping().get(name.upper())
     if number is None:
-        raise ValueError(f"{name!r} is no log level; use debug, info, warning, error or critical")
+        raise ValueError(f"{name!r} is not a valid log level; use debug, info, warning, error or critical")
     return number
 
 
@@ -83,7 +86,7 @@ def _pipeline(format: LogFormat, redact: Callable[[str], str], *, colors: bool) 
     )
 
 
-# Local variables hold prompts and keys.
+# show_locals=False: local variables hold prompts and keys.
 _STRUCTURED_EXCEPTION = structlog.processors.ExceptionRenderer(
     structlog.tracebacks.ExceptionDictTransformer(show_locals=False, use_rich=False, max_frames=30)
 )
@@ -101,79 +104,62 @@ def _route_libraries(level: int) -> None:
 
 
 class _Bridge(logging.Handler):
-    """Hands the standard library's records to structlog."""
+    """A logging handler that passes the standard library's records on to structlog."""
 
     def __init__(self) -> None:
         super().__init__()
         self._log: FilteringBoundLogger = structlog.get_logger()
-        self._said: dict[tuple[str, int, str], _Said] = {}
+        self._throttles: dict[tuple[str, int, str], LogThrottle] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        # Some code sets the level of a logger below the pinned one's; the floor holds here, too.
+        # A library may set the level of one of its own loggers below the floor.
         if record.levelno < FLOORS.get(record.name.partition(".")[0], logging.NOTSET):
             return
         message = _message(record)
-        suppressed = self._repeats(record, message)
-        if suppressed is None:
+        repetition = self._throttle(record, message).failed(time.monotonic())
+        if repetition is None:
             return
-        fields: dict[str, Any] = {"logger": record.name, "message": message}
-        if suppressed:
-            fields["repeats"] = suppressed
+        fields: dict[str, Any] = {"logger": record.name, "message": message, **repetition}
         if record.exc_info:
             fields["exc_info"] = record.exc_info
         self._log.log(_nearest(record.levelno), "library.logged", **fields)
 
-    def _repeats(self, record: logging.LogRecord, message: str) -> int | None:
-        """Return how often this was kept back since it was last said; None to keep it back again.
-
-        A broker that is away makes its clients repeat themselves many times a second.
-        """
-        said = self._said.get(key := (record.name, record.levelno, message))
-        if said is not None and record.created < said.until:
-            said.suppressed += 1
-            return None
-        if len(self._said) >= _MAX_SAID:
-            self._said.clear()
-        self._said[key] = _Said(record.created + _QUIET_S)
-        return said.suppressed if said is not None else 0
-
-
-class _Said:
-    """A line that a library said: not again before `until`, in seconds since the epoch."""
-
-    __slots__ = ("suppressed", "until")
-
-    def __init__(self, until: float) -> None:
-        self.until = until
-        self.suppressed = 0
+    def _throttle(self, record: logging.LogRecord, message: str) -> LogThrottle:
+        """Return the throttle of this message: clients log the same lines many times a second while a broker is away."""
+        key = (record.name, record.levelno, message)
+        if key not in self._throttles:
+            if len(self._throttles) >= _MAX_THROTTLES:
+                self._throttles.clear()
+            self._throttles[key] = LogThrottle()
+        return self._throttles[key]
 
 
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception:  # noqa: BLE001 - a library's slip in its format string
+    except Exception:  # noqa: BLE001 - the library's format string does not match its arguments
         return record.msg if isinstance(record.msg, str) else f"<{type(record.msg).__qualname__}>"
 
 
 def _nearest(level: int) -> int:
-    """Round a level of somebody's own down to one that has a name."""
+    """Round a custom level down to one that has a name."""
     return max(logging.DEBUG, min(level, logging.CRITICAL) // 10 * 10)
 
 
 class _Lines:
-    """A stream that lets nobody down: where it cannot be written to, lines are dropped and the worker works on."""
+    """A stream that never raises: lines that cannot be written are dropped."""
 
     def __init__(self) -> None:
         self._given: BinaryIO | None = None
         self._broken = False
 
     def open(self, stream: BinaryIO | None) -> None:
-        """Write to this stream from now on; None is stdout."""
+        """Write to `stream` from now on; None means stdout."""
         self._given, self._broken = stream, False
 
     @property
     def _stream(self) -> BinaryIO | None:
-        # stdout is looked up each time: it is None in a process started without one, and tests replace it.
+        # Look stdout up at every call: it is None in a process started without one, and tests replace it.
         return self._given or getattr(sys.stdout, "buffer", None)
 
     def isatty(self) -> bool:
@@ -194,21 +180,21 @@ class _Lines:
         except BrokenPipeError as error:
             self._broken = True
             self._abandon(stream, error)
-        except (OSError, ValueError):  # a full disk may pass, a closed file may be replaced
+        except (OSError, ValueError):  # a full disk may get space, a closed file may be replaced
             pass
 
     def _abandon(self, stream: BinaryIO, error: OSError) -> None:
-        """Point the descriptor at nothing, or the interpreter's last flush fails and with it the exit code."""
+        """Redirect the descriptor to /dev/null: otherwise the interpreter's last flush fails and changes the exit code."""
         with suppress(OSError, ValueError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, stream.fileno())
             os.close(null)
         with suppress(OSError, ValueError, AttributeError):
             sys.stderr.write(
-                f"streamworker: the log's reader went away ({error.strerror}); log lines are dropped\n"
+                f"streamworker: log output was closed ({error.strerror}); log lines are dropped\n"
             )
 
 
-# Bound loggers keep what they first saw, so these two are changed in place and never replaced.
+# Bound loggers keep a reference to these two, so they are changed in place and never replaced.
 _PROCESSORS: list[Processor] = []
 _OUT = _Lines()

@@ -238,7 +238,7 @@ def test_worker_finds_no_fault_with_what_its_pod_is_given(
         load(file, given)
     except ConfigurationError as error:
         for fault in error.faults:
-            found = re.fullmatch(r"kafka\.ssl_cafile: is no file that can be read: (\S+)/[^/]+", fault)
+            found = re.fullmatch(r"kafka\.ssl_cafile: cannot be read: (\S+)/[^/]+", fault)
             assert found, fault
             assert found[1] in mounted
 

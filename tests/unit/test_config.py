@@ -1,4 +1,4 @@
-"""The settings: what they are without any, where they come from, and how their faults are told."""
+"""The settings: defaults, sources, error messages, secrets."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from streamworker.config import Settings, UpstreamSettings, WorkerSettings, describe, load
+from streamworker.config.settings import EXPECTED
 from streamworker.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ def faults(path: Path | None = None, environ: dict[str, str] | None = None) -> t
 # Defaults
 
 
-def test_config_defaults_are_the_contracts() -> None:
-    """Contract §6, and what stands beside it, value by value."""
+def test_config_without_a_source_has_the_documented_defaults() -> None:
+    """Every default, value by value."""
     assert load(None, {}).model_dump() == {
         "kafka": {
             "bootstrap_servers": "localhost:9092",
@@ -114,7 +115,7 @@ def test_config_defaults_are_the_contracts() -> None:
 
 
 def test_config_describe_covers_every_setting_once_with_its_default_and_help() -> None:
-    """`run --help` and the README's table are made of it."""
+    """`run --help` and docs/configuration.md are derived from it."""
     rows = list(describe())
     dumped = load(None, {}).model_dump()
     dumped["upstreams"] = {"<name>": dumped["upstreams"]["default"]}
@@ -124,29 +125,29 @@ def test_config_describe_covers_every_setting_once_with_its_default_and_help() -
         for name, value in values.items()
         for inner in (value if section == "upstreams" else [""])
     ]
-    told = {path: default for path, default, _ in rows}
+    reported = {path: default for path, default, _ in rows}
 
     assert [path for path, _, _ in rows] == expected
     assert all(len(text) > 5 for _, _, text in rows)
-    assert told["upstreams.<name>.base_url"] == "(required)"
-    assert told["upstreams.<name>.include_usage"] == "true"
-    assert told["kafka.sasl_password"] == "-"
-    assert told["topics.jobs"] == "streamworker.jobs"
-    assert told["topics.allowed_reply_to"] == "-"
-    assert told["worker.max_in_flight"] == "256"
+    assert reported["upstreams.<name>.base_url"] == "(required)"
+    assert reported["upstreams.<name>.include_usage"] == "true"
+    assert reported["kafka.sasl_password"] == "-"
+    assert reported["topics.jobs"] == "streamworker.jobs"
+    assert reported["topics.allowed_reply_to"] == "-"
+    assert reported["worker.max_in_flight"] == "256"
 
 
-def test_config_is_a_value_that_nobody_changes() -> None:
-    """It is read once, whole."""
+def test_config_assignment_to_a_setting_raises() -> None:
+    """Settings are immutable."""
     with pytest.raises(ValidationError):
         load(None, {}).worker.max_in_flight = 1  # type: ignore[misc]
 
 
-# Where they come from
+# Sources
 
 
-def test_config_file_sets_what_it_names_and_no_more(toml: Any) -> None:
-    """The rest keeps its default."""
+def test_config_file_leaves_other_settings_at_their_defaults(toml: Any) -> None:
+    """Only the settings that the file names change."""
     path = toml(
         """
         [worker]
@@ -163,8 +164,8 @@ def test_config_file_sets_what_it_names_and_no_more(toml: Any) -> None:
     assert settings.topics == Settings().topics
 
 
-def test_config_environment_overrides_the_file_member_by_member(toml: Any) -> None:
-    """What the environment does not name stays as the file has it, inside of an upstream as well."""
+def test_config_environment_overrides_single_settings_of_the_file(toml: Any) -> None:
+    """Settings that the environment does not name keep the value of the file, also inside an upstream."""
     path = toml(
         """
         [worker]
@@ -190,8 +191,8 @@ def test_config_environment_overrides_the_file_member_by_member(toml: Any) -> No
     assert list(settings.upstreams) == ["one", "two"]
 
 
-def test_config_environment_alone_is_enough() -> None:
-    """A container needs no file; numbers, booleans and lists are read from text."""
+def test_config_environment_without_a_file_is_sufficient() -> None:
+    """Numbers, booleans and lists are parsed from text."""
     settings = load(
         None,
         {
@@ -215,15 +216,15 @@ def test_config_environment_alone_is_enough() -> None:
     assert settings.telemetry.http_port == 0
 
 
-def test_config_upstream_with_underscores_has_its_variables(toml: Any) -> None:
-    """One underscore is part of a name, two are a step down."""
+def test_config_upstream_name_with_an_underscore_is_read_from_a_variable(toml: Any) -> None:
+    """One underscore is part of a name, two separate the levels."""
     settings = load(None, {"STREAMWORKER_UPSTREAMS__MY_LLM__BASE_URL": "http://x/v1"})
 
     assert list(settings.upstreams) == ["my_llm"]
 
 
-def test_config_variables_of_kubernetes_are_no_settings() -> None:
-    """A Service named streamworker sets such for every pod."""
+def test_config_variables_of_a_kubernetes_service_are_ignored() -> None:
+    """Kubernetes sets them in every pod for a Service named streamworker."""
     environ = {
         "STREAMWORKER_SERVICE_HOST": "10.0.0.1",
         "STREAMWORKER_SERVICE_PORT": "9464",
@@ -239,8 +240,8 @@ def test_config_variables_of_kubernetes_are_no_settings() -> None:
 # Faults
 
 
-def test_config_tells_every_fault_at_once_with_path_and_variable(toml: Any) -> None:
-    """One round of mending, not ten."""
+def test_config_with_several_faults_reports_all_with_path_and_variable(toml: Any) -> None:
+    """One error names every fault of the file and the environment."""
     path = toml(
         """
         nonsense = 1
@@ -254,7 +255,7 @@ def test_config_tells_every_fault_at_once_with_path_and_variable(toml: Any) -> N
         models = []
         """
     )
-    told = faults(
+    reported = faults(
         path,
         {
             "STREAMWORKER_WORKER__MAX_DELIVERIES": "many",
@@ -262,9 +263,9 @@ def test_config_tells_every_fault_at_once_with_path_and_variable(toml: Any) -> N
             "STREAMWORKER_WROKER__GROUP_ID": "x",
         },
     )
-    text = "\n".join(told)
+    text = "\n".join(reported)
 
-    assert len(told) == 10
+    assert len(reported) == 10
     for start in (
         "nonsense: is not a setting",
         "wroker (STREAMWORKER_WROKER__GROUP_ID): is not a setting",
@@ -272,29 +273,35 @@ def test_config_tells_every_fault_at_once_with_path_and_variable(toml: Any) -> N
         "worker.ordering: ",
         "worker.max_inflight: is not a setting",
         "worker.max_deliveries (STREAMWORKER_WORKER__MAX_DELIVERIES): ",
-        "topics.events: does not look like one",
+        "topics.events: must be a topic name: ",
         "kafka.security_protocol (STREAMWORKER_KAFKA__SECURITY_PROTOCOL): ",
         "upstreams.one.base_url: is required",
         "upstreams.one.models: ",
     ):
         assert start in text
-    assert str(ConfigurationError(told)).count("\n") == 10
+    assert str(ConfigurationError(reported)).count("\n") == 10
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
-        ("[worker", "is not TOML"),
-        ("a = '\ud83d'", "is not TOML"),
+        ("[worker", "is not valid TOML"),
+        ("a = '\ud83d'", "is not valid TOML"),
         ("worker = 5", "worker: "),
         ("upstreams = 5", "upstreams: "),
         ("[upstreams]\none = 5", "upstreams.one: "),
         (
             "[upstreams.'not a name']\nbase_url = 'http://x/v1'",
-            "upstreams.not a name: does not look like one",
+            "upstreams.not a name: must be the name of an upstream: ",
         ),
-        ("[upstreams.one]\nbase_url = 'ftp://x/v1'", "upstreams.one.base_url: does not look like one"),
-        ("[upstreams.one]\nbase_url = 'http://x/v1?key=1'", "upstreams.one.base_url: does not look like one"),
+        (
+            "[upstreams.one]\nbase_url = 'ftp://x/v1'",
+            "upstreams.one.base_url: must be an http(s) URL such as",
+        ),
+        (
+            "[upstreams.one]\nbase_url = 'http://x/v1?key=1'",
+            "upstreams.one.base_url: must be an http(s) URL such as",
+        ),
         ("[upstreams.one]\nbase_url = 'http://x/v1'\nidle_timeout_s = 0", "upstreams.one.idle_timeout_s: "),
         ("[upstreams.one]\nbase_url = 'http://x/v1'\nidle_timeout_s = nan", "upstreams.one.idle_timeout_s: "),
         ("[upstreams.one]\nbase_url = 'http://x/v1'\nidle_timeout_s = inf", "upstreams.one.idle_timeout_s: "),
@@ -303,29 +310,41 @@ def test_config_tells_every_fault_at_once_with_path_and_variable(toml: Any) -> N
             "upstreams.one: set api_key_env or api_key_file, not both",
         ),
         ("[topics]\njobs = []", "topics.jobs: "),
-        ("[topics]\njobs = ['a']\nevents = 'a'", "topics: a cannot be"),
-        ("[topics]\njobs = ['streamworker.dlq']", "topics: streamworker.dlq cannot be"),
-        ("[topics]\nallowed_reply_to = ['streamworker.control']", "topics: streamworker.control cannot be"),
-        ("[topics]\nallowed_reply_to = ['streamworker.jobs']", "topics: a job topic cannot be answered to"),
-        ("[topics]\nevents = 'x'\ncontrol = 'x'", "topics: events, control and dlq must be three topics"),
+        (
+            "[topics]\njobs = ['a']\nevents = 'a'",
+            "topics: a is the events topic: it cannot have a second role",
+        ),
+        ("[topics]\njobs = ['streamworker.dlq']", "topics: streamworker.dlq is the dlq topic"),
+        (
+            "[topics]\nallowed_reply_to = ['streamworker.control']",
+            "topics: streamworker.control is the control topic",
+        ),
+        (
+            "[topics]\nallowed_reply_to = ['streamworker.jobs']",
+            "topics: a job topic cannot be in allowed_reply_to: streamworker.jobs",
+        ),
+        (
+            "[topics]\nevents = 'x'\ncontrol = 'x'",
+            "topics: events, control and dlq must be three different topics",
+        ),
         (
             "[kafka]\nsecurity_protocol = 'SASL_SSL'",
-            "kafka: security_protocol asks for SASL with PLAIN: set sasl_username",
+            "kafka: security_protocol = SASL_SSL with PLAIN needs a user: set sasl_username",
         ),
         (
             "[kafka]\nsecurity_protocol = 'SASL_SSL'\nsasl_username = 'u'",
-            "kafka: security_protocol asks for SASL with PLAIN: set sasl_password_file",
+            "kafka: security_protocol = SASL_SSL with PLAIN needs a password: set sasl_password_file",
         ),
         (
             "[kafka]\nsecurity_protocol = 'SASL_SSL'\nsasl_mechanism = 'OAUTHBEARER'",
-            "kafka: security_protocol asks for SASL with OAUTHBEARER: set sasl_oauth_token_file",
+            "kafka: security_protocol = SASL_SSL with OAUTHBEARER needs a token: set sasl_oauth_token_file",
         ),
         (
             (
                 "[kafka]\nsecurity_protocol = 'SASL_SSL'\nsasl_mechanism = 'OAUTHBEARER'\nsasl_username = 'u'\n"
                 "sasl_oauth_token_file = 'x'"
             ),
-            "kafka: security_protocol asks for SASL with OAUTHBEARER, which takes a token: sasl_username does not",
+            "kafka: security_protocol = SASL_SSL with OAUTHBEARER needs a token: remove sasl_username",
         ),
         (
             (
@@ -333,8 +352,8 @@ def test_config_tells_every_fault_at_once_with_path_and_variable(toml: Any) -> N
                 "sasl_oauth_token_file = 'x'"
             ),
             (
-                "kafka: security_protocol asks for SASL with PLAIN, which takes a user and a password: "
-                "sasl_oauth_token_file does not"
+                "kafka: security_protocol = SASL_SSL with PLAIN needs a user and a password: "
+                "remove sasl_oauth_token_file"
             ),
         ),
         (
@@ -347,29 +366,31 @@ def test_config_tells_every_fault_at_once_with_path_and_variable(toml: Any) -> N
         ),
         (
             "[kafka]\nsecurity_protocol = 'SSL'\nssl_certfile = 'x'",
-            "kafka: ssl_certfile and ssl_keyfile go together",
+            "kafka: ssl_certfile and ssl_keyfile must be set together",
         ),
         (
             "[kafka]\nsecurity_protocol = 'SSL'\nssl_cafile = '/nowhere/ca.pem'",
-            "kafka.ssl_cafile: is no file that can be read: /nowhere/ca.pem",
+            "kafka.ssl_cafile: cannot be read: /nowhere/ca.pem",
         ),
         ("[kafka]\nmax_record_bytes = 100", "kafka.max_record_bytes: "),
         ("[worker]\nsession_timeout_s = 1", "worker.session_timeout_s: "),
         ("[telemetry]\nhttp_port = 65536", "telemetry.http_port: "),
     ],
 )
-def test_config_fault_names_its_place(toml: Any, tmp_path: Path, text: str, told: str) -> None:
-    """And says what would be right."""
+def test_config_with_one_fault_reports_its_path_and_what_is_valid(
+    toml: Any, tmp_path: Path, text: str, reported: str
+) -> None:
+    """Each message begins with the path of the setting."""
     path = tmp_path / "streamworker.toml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
 
     (fault,) = faults(path)
-    assert told in fault
-    assert fault.startswith((told, str(path)))
+    assert reported in fault
+    assert fault.startswith((reported, str(path)))
 
 
-def test_config_file_that_is_not_there_is_a_fault(tmp_path: Path) -> None:
-    """Whoever names a file means it."""
+def test_config_file_that_does_not_exist_is_a_fault(tmp_path: Path) -> None:
+    """A named file is required."""
     (fault,) = faults(tmp_path / "gone.toml")
 
     assert fault == f"{tmp_path / 'gone.toml'}: No such file or directory"
@@ -387,16 +408,29 @@ def test_config_file_that_is_not_there_is_a_fault(tmp_path: Path) -> None:
     ],
 )
 def test_config_variable_in_the_wrong_place_is_a_fault(environ: dict[str, str]) -> None:
-    """A misspelt variable must not be ignored, and crashes nothing."""
+    """A misspelt variable is reported, whatever its shape."""
     assert faults(None, environ)
+
+
+def test_config_every_pattern_has_an_error_text() -> None:
+    """No user is shown a regular expression."""
+
+    def patterns(schema: Any) -> set[str]:
+        if isinstance(schema, dict):
+            values = {schema["pattern"]} if isinstance(schema.get("pattern"), str) else set()
+            names = set(schema.get("patternProperties", {}))
+            return (values | names).union(*map(patterns, schema.values()))
+        return set().union(*map(patterns, schema)) if isinstance(schema, list) else set()
+
+    assert patterns(Settings.model_json_schema()) == set(EXPECTED)
 
 
 # Secrets
 
 
-def test_config_secret_in_the_file_is_refused_without_repeating_it(toml: Any) -> None:
-    """Files are copied and committed."""
-    told = faults(
+def test_config_secret_in_the_file_is_refused_without_its_value(toml: Any) -> None:
+    """Configuration files are copied and committed."""
+    reported = faults(
         toml(
             f"""
             [kafka]
@@ -408,7 +442,7 @@ def test_config_secret_in_the_file_is_refused_without_repeating_it(toml: Any) ->
         )
     )
 
-    assert told == (
+    assert reported == (
         (
             "kafka.sasl_password: a secret does not belong in this file; set STREAMWORKER_KAFKA__SASL_PASSWORD or "
             "sasl_password_file"
@@ -430,12 +464,12 @@ def test_config_secret_in_the_file_is_refused_without_repeating_it(toml: Any) ->
     ],
 )
 def test_config_fault_never_repeats_a_value(environ: dict[str, str]) -> None:
-    """A value in the wrong place may be a secret."""
+    """A value in the wrong place may be a secret: no message contains it."""
     assert SECRET not in "\n".join(faults(None, environ))
 
 
 def test_config_password_from_the_environment_is_never_shown() -> None:
-    """Neither by repr nor by str nor in a dump."""
+    """The password is in neither the repr, the str nor a dump of the settings."""
     settings = load(
         None,
         {
@@ -451,7 +485,7 @@ def test_config_password_from_the_environment_is_never_shown() -> None:
 
 
 def test_config_password_file_is_read_each_time(tmp_path: Path) -> None:
-    """So that it can be rotated; the environment's password comes first."""
+    """The password can be rotated; a password in the environment has precedence."""
     file = tmp_path / "password"
     file.write_text("one\n")
     environ = {
@@ -469,7 +503,7 @@ def test_config_password_file_is_read_each_time(tmp_path: Path) -> None:
 
 
 def test_config_token_file_is_read_each_time(tmp_path: Path) -> None:
-    """What mounts a token renews it."""
+    """The token can be renewed while the worker runs."""
     file = tmp_path / "token"
     file.write_text("one\n")
     kafka = load(None, TOKEN_FILE | {"STREAMWORKER_KAFKA__SASL_OAUTH_TOKEN_FILE": str(file)}).kafka
@@ -496,31 +530,31 @@ PASSWORD_FILE = {
     ids=["password", "token"],
 )
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reported"),
     [
         (None, "No such file or directory: {}"),
-        (b" \n", "the file {} has to hold one line of text"),
-        (f"{SECRET}\n{SECRET}".encode(), "the file {} has to hold one line of text"),
-        (b"\xff" + SECRET.encode(), "the file {} has to hold one line of text"),
+        (b" \n", "the file {} must hold one line of text"),
+        (f"{SECRET}\n{SECRET}".encode(), "the file {} must hold one line of text"),
+        (b"\xff" + SECRET.encode(), "the file {} must hold one line of text"),
     ],
     ids=["absent", "empty", "two-lines", "bytes"],
 )
-def test_config_file_of_a_secret_that_holds_none_is_a_fault(
-    tmp_path: Path, environ: dict[str, str], name: str, content: bytes | None, told: str
+def test_config_file_without_a_valid_secret_is_a_fault(
+    tmp_path: Path, environ: dict[str, str], name: str, content: bytes | None, reported: str
 ) -> None:
-    """At the start, not at the first connection; and it is not repeated."""
+    """The fault is reported at the start, not at the first connection, without the file's content."""
     file = tmp_path / "secret"
     if content is not None:
         file.write_bytes(content)
 
     (fault,) = faults(None, environ | {f"STREAMWORKER_KAFKA__{name.upper()}": str(file)})
 
-    assert fault == f"kafka.{name}: " + told.format(file)
+    assert fault == f"kafka.{name}: " + reported.format(file)
 
 
 def test_config_key_that_is_missing_is_a_fault_at_the_start(tmp_path: Path) -> None:
-    """For each upstream, with its name."""
-    told = faults(
+    """Each upstream whose key is missing is named."""
+    reported = faults(
         None,
         {
             "STREAMWORKER_UPSTREAMS__ONE__BASE_URL": "http://x/v1",
@@ -530,14 +564,14 @@ def test_config_key_that_is_missing_is_a_fault_at_the_start(tmp_path: Path) -> N
         },
     )
 
-    assert told == (
+    assert reported == (
         "upstreams.one.api_key_env: the environment variable OUR_KEY is not set",
         f"upstreams.two.api_key_file: No such file or directory: {tmp_path / 'gone'}",
     )
 
 
-def test_config_key_is_found_where_it_lies(tmp_path: Path) -> None:
-    """In a variable, in a file, or nowhere, where none is needed."""
+def test_config_key_is_read_from_its_variable_or_file(tmp_path: Path) -> None:
+    """Without either, the upstream needs no key."""
     file = tmp_path / "key"
     file.write_text(" from-file\n")
 
@@ -548,31 +582,31 @@ def test_config_key_is_found_where_it_lies(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["two\nlines", "sk-\N{CYRILLIC SMALL LETTER KA}", "nul\0"])
 def test_config_key_that_cannot_stand_in_a_header_is_a_fault(key: str, tmp_path: Path) -> None:
-    """Without repeating it: it may hold the key all the same."""
+    """The message does not contain the value: it may still hold the key."""
     file = tmp_path / "key"
     file.write_text(key)
     for upstream in (
         UpstreamSettings(base_url="http://x", api_key_env="K"),
         UpstreamSettings(base_url="http://x", api_key_file=file),
     ):
-        with pytest.raises(ConfigurationError, match="does not hold a key") as caught:
+        with pytest.raises(ConfigurationError, match="does not hold a valid key") as caught:
             upstream.api_key({"K": key})
         assert key not in str(caught.value)
 
 
 def test_config_empty_key_is_a_fault(tmp_path: Path) -> None:
-    """An empty variable is an unset one; an empty file is half a rotation."""
+    """An empty variable counts as unset; an empty file may be a rotation that is not complete."""
     file = tmp_path / "key"
     file.write_text("\n")
 
     with pytest.raises(ConfigurationError, match="K is not set"):
         UpstreamSettings(base_url="http://x", api_key_env="K").api_key({"K": "  "})
-    with pytest.raises(ConfigurationError, match="does not hold a key"):
+    with pytest.raises(ConfigurationError, match="does not hold a valid key"):
         UpstreamSettings(base_url="http://x", api_key_file=file).api_key({})
 
 
-def test_config_variable_with_one_underscore_too_few_is_told() -> None:
-    """It looks right and would do nothing; what Kubernetes sets for a Service of that name stays unnoticed."""
+def test_config_variable_with_one_underscore_too_few_is_a_fault() -> None:
+    """It would be ignored otherwise; the variables of a Kubernetes Service are still ignored."""
     environ = {"STREAMWORKER_KAFKA_BOOTSTRAP_SERVERS": "x:1", "STREAMWORKER_KAFKA_SERVICE_HOST": "10.0.0.1"}
     with pytest.raises(ConfigurationError) as error:
         load(None, environ)
@@ -583,15 +617,18 @@ def test_config_variable_with_one_underscore_too_few_is_told() -> None:
 
 
 @pytest.mark.parametrize("fallback", ["default", "elsewhere", "other,other"])
-def test_config_fallback_has_to_be_another_upstream_named_once(fallback: str) -> None:
-    """A loop, a misspelt name and a repetition are told with the path."""
+def test_config_fallback_that_is_invalid_is_a_fault(fallback: str) -> None:
+    """A loop, a misspelt name and a repetition are reported with the path."""
     urls = {f"STREAMWORKER_UPSTREAMS__{name}__BASE_URL": "http://h/v1" for name in ("DEFAULT", "OTHER")}
-    with pytest.raises(ConfigurationError, match=r"upstreams\.default\.fallback: .* is not another upstream"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"upstreams\.default\.fallback: .* must be another configured upstream, named once",
+    ):
         load(None, urls | {"STREAMWORKER_UPSTREAMS__DEFAULT__FALLBACK": fallback})
 
 
-def test_config_fallback_is_a_list_in_order() -> None:
-    """Several by comma in the environment."""
+def test_config_fallback_from_the_environment_keeps_its_order() -> None:
+    """Several names are separated by commas."""
     urls = {f"STREAMWORKER_UPSTREAMS__{name}__BASE_URL": "http://h/v1" for name in ("DEFAULT", "A", "B")}
     settings = load(None, urls | {"STREAMWORKER_UPSTREAMS__DEFAULT__FALLBACK": "b,a"})
 
@@ -599,7 +636,7 @@ def test_config_fallback_is_a_list_in_order() -> None:
 
 
 @pytest.mark.parametrize("url", ["http://h/v1/chat/completions", "http://h/v1/chat/completions/"])
-def test_config_base_url_that_goes_too_far_is_refused(url: str) -> None:
-    """What is added would stand there twice, and every job fail."""
-    with pytest.raises(ConfigurationError, match="base_url ends before /chat/completions"):
+def test_config_base_url_with_the_endpoint_is_refused(url: str) -> None:
+    """The client appends /chat/completions: every call would fail."""
+    with pytest.raises(ConfigurationError, match="base_url must end before /chat/completions"):
         load(None, {"STREAMWORKER_UPSTREAMS__DEFAULT__BASE_URL": url})

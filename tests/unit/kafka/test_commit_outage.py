@@ -34,7 +34,7 @@ def test_outage_of_two_kinds_says_the_first_of_each_and_one_end() -> None:
     away = {"log_level": "warning", "partition": "jobs-3", "event": "commit.unavailable"}
     assert logs == [
         away | {"reason": "away"},
-        away | {"reason": "away", "repeats": 99},
+        away | {"reason": "away", "suppressed": 99},
         away | {"event": "commit.transaction_failed", "reason": "no right"},
         {"log_level": "info", "event": "commit.recovered", "partition": "jobs-3", "failures": 151},
         away | {"reason": "away again"},
@@ -87,6 +87,6 @@ async def test_committer_without_a_right_is_quiet_and_counts_every_failure(
     ]  # fmt: skip
     assert failures > 500
     assert len(lines) == 60 / QUIET_S
-    assert [entry["repeats"] for entry in lines[1:]] == [pytest.approx(99, abs=1)] * (len(lines) - 1)
+    assert [entry["suppressed"] for entry in lines[1:]] == [pytest.approx(99, abs=1)] * (len(lines) - 1)
     assert all(entry["reason"] == "no right to the transactional id" for entry in lines)
     assert logs[-1]["failures"] == failures

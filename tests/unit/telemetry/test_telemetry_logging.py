@@ -1,4 +1,4 @@
-"""Log lines: whole, clean, and never a reason to stop."""
+"""Log lines: format, levels, secrets, and streams that cannot be written to."""
 
 import io
 import json
@@ -7,12 +7,14 @@ import os
 import re
 import subprocess
 import sys
+import time
 from typing import Any, Literal
 
 import msgspec
 import pytest
 import structlog
 
+from streamworker.log_throttle import QUIET_S
 from streamworker.model import Coordinates, Job, Status
 from streamworker.redaction import Redactor
 from streamworker.telemetry import configure_logging
@@ -28,9 +30,9 @@ def job() -> Job:
 
 
 def raised(text: str) -> Exception:
-    prompt = f"local {text}"  # noqa: F841 - a local variable that must not be seen
+    prompt = f"local {text}"  # noqa: F841 - a local variable that must not be logged
     try:
-        raise ValueError(text)  # noqa: TRY301 - to have a frame
+        raise ValueError(text)  # noqa: TRY301 - the exception needs a frame
     except ValueError as error:
         return error
 
@@ -47,7 +49,7 @@ class GrumpyError(Exception):
         raise RuntimeError(CANARY)
 
 
-def test_line_is_one_json_object_with_time_level_and_event_first(stream: Any) -> None:
+def test_line_in_json_format_begins_with_time_level_and_event(stream: Any) -> None:
     configure_logging("json", stream=stream)
     structlog.contextvars.bind_contextvars(worker="w")
 
@@ -67,7 +69,7 @@ def test_line_is_one_json_object_with_time_level_and_event_first(stream: Any) ->
     }
 
 
-def test_level_holds_for_us_and_for_libraries(stream: Any) -> None:
+def test_level_applies_to_own_loggers_and_libraries(stream: Any) -> None:
     configure_logging("json", "warning", stream)
     structlog.get_logger().info("a.b")
     logging.getLogger("somebody").info("quiet")
@@ -76,12 +78,12 @@ def test_level_holds_for_us_and_for_libraries(stream: Any) -> None:
     assert [line["level"] for line in stream.lines()] == ["warning", "warning"]
 
 
-def test_level_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="'loud' is no log level; use debug, info"):
+def test_level_that_is_not_valid_raises() -> None:
+    with pytest.raises(ValueError, match="'loud' is not a valid log level; use debug, info"):
         configure_logging("json", "loud")
 
 
-def test_exception_is_structured_and_has_no_local_variables(stream: Any) -> None:
+def test_exception_in_json_format_has_frames_without_local_variables(stream: Any) -> None:
     configure_logging("json", stream=stream, redact=REDACT)
     structlog.get_logger().error("thing.failed", exc_info=raised(f"no {CANARY}"))
     line = stream.only()
@@ -92,7 +94,7 @@ def test_exception_is_structured_and_has_no_local_variables(stream: Any) -> None
     assert "local" not in stream.getvalue().decode()
 
 
-def test_caught_exception_is_found(stream: Any) -> None:
+def test_exception_being_handled_is_added_to_its_line(stream: Any) -> None:
     configure_logging("json", stream=stream)
     empty: dict[str, int] = {}
     try:
@@ -104,10 +106,12 @@ def test_caught_exception_is_found(stream: Any) -> None:
 
 
 @pytest.mark.parametrize("format_", ["json", "console"])
-def test_secret_is_nowhere(
+def test_secret_in_any_position_is_removed(
     stream: Any, format_: Literal["json", "console"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own raise what the library did wrong
+    monkeypatch.setattr(
+        logging.getLogger(), "handlers", []
+    )  # pytest's handlers raise the library's formatting errors
     configure_logging(format_, "debug", stream, redact=REDACT)
     log = structlog.get_logger()
     log.info(CANARY, text=f"x {CANARY}", nested=[{"a": (CANARY, {CANARY})}], **{CANARY: 1})
@@ -129,7 +133,7 @@ def test_secret_is_nowhere(
     assert "abcdefghijkl" not in written
 
 
-def test_secret_across_the_cut_is_no_half_secret(stream: Any) -> None:
+def test_secret_at_the_length_limit_is_removed_before_the_cut(stream: Any) -> None:
     configure_logging("json", stream=stream, redact=REDACT)
     structlog.get_logger().info("a.b", text="x" * (MAX_TEXT - 5) + CANARY)
     assert "canary"[:3] not in stream.getvalue().decode()
@@ -159,13 +163,15 @@ def test_secret_across_the_cut_is_no_half_secret(stream: Any) -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_value_of_any_kind_is_shown_or_named(stream: Any, value: object, shown: object) -> None:
+def test_value_of_any_type_is_rendered_or_replaced_by_its_type(
+    stream: Any, value: object, shown: object
+) -> None:
     configure_logging("json", stream=stream)
     structlog.get_logger().info("a.b", value=value)
     assert json.loads(stream.getvalue())["value"] == shown
 
 
-def test_value_that_holds_itself_is_cut(stream: Any) -> None:
+def test_value_that_contains_itself_is_cut(stream: Any) -> None:
     configure_logging("json", stream=stream)
     ring: list[Any] = []
     ring.append(ring)
@@ -173,7 +179,7 @@ def test_value_that_holds_itself_is_cut(stream: Any) -> None:
     assert "<list>" in stream.getvalue().decode()
 
 
-def test_what_cannot_be_logged_is_a_line_of_its_own(stream: Any) -> None:
+def test_event_that_cannot_be_rendered_gives_a_line_of_its_own(stream: Any) -> None:
     configure_logging("json", stream=stream)
     structlog.get_logger().info("a.b", failure=GrumpyError())
     assert stream.only() == {
@@ -184,12 +190,12 @@ def test_what_cannot_be_logged_is_a_line_of_its_own(stream: Any) -> None:
     }
 
 
-def test_renderer_writes_what_orjson_refuses() -> None:
+def test_renderer_with_values_that_orjson_refuses_uses_the_standard_library() -> None:
     value = {"big": 1 << 70, "half": "\ud800", "odd": Grumpy()}
     assert json.loads(render_json(None, "", value)) == {"big": 1 << 70, "half": "\ud800", "odd": "<Grumpy>"}
 
 
-def test_library_speaks_through_the_same_renderer(stream: Any) -> None:
+def test_record_of_a_library_is_rendered_as_library_logged(stream: Any) -> None:
     configure_logging("json", stream=stream)
     logging.getLogger("aiokafka.consumer").warning("lost %s", "t-0")
     line = stream.only()
@@ -202,14 +208,35 @@ def test_library_speaks_through_the_same_renderer(stream: Any) -> None:
     }
 
 
+def test_library_that_repeats_a_message_is_logged_once_per_interval(
+    stream: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next line after the interval has the number of lines that were suppressed."""
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    configure_logging("json", stream=stream)
+    library = logging.getLogger("aiokafka.conn")
+    for _ in range(5):
+        library.warning("connection to %s failed", "broker-1")
+    library.warning("connection to %s failed", "broker-2")
+    now += QUIET_S
+    library.warning("connection to %s failed", "broker-1")
+
+    assert [(line["message"][14:22], line.get("suppressed")) for line in stream.lines()] == [
+        ("broker-1", None),
+        ("broker-2", None),
+        ("broker-1", 4),
+    ]
+
+
 @pytest.mark.parametrize(("level", "name"), [(25, "info"), (55, "critical"), (12, "debug")])
-def test_level_of_somebodys_own_is_rounded_down(stream: Any, level: int, name: str) -> None:
+def test_level_of_a_library_without_a_name_is_rounded_down(stream: Any, level: int, name: str) -> None:
     configure_logging("json", "debug", stream)
     logging.getLogger("somebody").log(level, "x")
     assert stream.only()["level"] == name
 
 
-def test_aiokafka_is_never_heard_below_warning(stream: Any) -> None:
+def test_aiokafka_below_warning_is_dropped(stream: Any) -> None:
     """Its debug log prints keys and values: prompts."""
     configure_logging("json", "debug", stream)
     logging.getLogger("aiokafka").debug("value %r", CANARY)
@@ -224,29 +251,29 @@ def test_aiokafka_is_never_heard_below_warning(stream: Any) -> None:
     assert stream.only()["message"] == "sent"
 
 
-def test_http_client_does_not_log_each_request(stream: Any) -> None:
+def test_httpx_log_of_each_request_is_dropped(stream: Any) -> None:
     configure_logging("json", "debug", stream)
     logging.getLogger("httpx").info("HTTP Request: POST ...")
     assert stream.lines() == []
 
 
-def test_second_call_wins_and_doubles_nothing(stream: Any) -> None:
+def test_configure_logging_called_again_replaces_the_first_call(stream: Any) -> None:
     first = io.BytesIO()
     configure_logging("console", "info", first)
     log = structlog.get_logger().bind()
     log.info("a.b")
-    told = first.getvalue()
+    written = first.getvalue()
     configure_logging("json", "info", stream, redact=REDACT)
 
     log.info("a.c", text=CANARY)
     logging.getLogger("somebody").info("x")
 
-    assert first.getvalue() == told
+    assert first.getvalue() == written
     assert [line["event"] for line in stream.lines()] == ["a.c", "library.logged"]
     assert stream.lines()[0]["text"] == "***"
 
 
-def test_console_is_for_people(stream: Any) -> None:
+def test_console_format_is_readable_text_without_colors(stream: Any) -> None:
     configure_logging("console", stream=stream)
     structlog.get_logger().warning("job.failed", job_id="j-é", exc_info=raised("no"))
     written = stream.getvalue().decode()
@@ -256,7 +283,7 @@ def test_console_is_for_people(stream: Any) -> None:
     assert "\x1b" not in written
 
 
-def test_stream_that_fails_is_no_ones_problem() -> None:
+def test_stream_that_fails_raises_nothing() -> None:
     class Full(io.BytesIO):
         def write(self, _data: Any) -> int:
             raise OSError(28, "No space left on device")
@@ -270,14 +297,14 @@ def test_stream_that_fails_is_no_ones_problem() -> None:
     logging.getLogger("somebody").warning("x")
 
 
-def test_process_without_stdout_works(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_without_stdout_logs_without_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     configure_logging("json")
     structlog.get_logger().info("a.b")
 
 
-def test_reader_that_goes_away_does_not_stop_the_worker() -> None:
-    """Neither while it runs nor by its exit code."""
+def test_reader_that_closes_the_pipe_changes_neither_the_run_nor_the_exit_code() -> None:
+    """A warning on stderr reports that log lines are dropped."""
     program = (
         "import structlog; from streamworker.telemetry import configure_logging; configure_logging('json')\n"
         "for _ in range(50): structlog.get_logger().info('a.b', text='x' * 10000)\n"
@@ -291,5 +318,5 @@ def test_reader_that_goes_away_does_not_stop_the_worker() -> None:
     os.close(write)
     assert done.returncode == 7
     assert done.stderr.decode().splitlines() == [
-        "streamworker: the log's reader went away (Broken pipe); log lines are dropped"
+        "streamworker: log output was closed (Broken pipe); log lines are dropped"
     ]

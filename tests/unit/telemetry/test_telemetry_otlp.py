@@ -1,4 +1,4 @@
-"""Spans on their way to a collector: a real one, one that is away, one that hangs."""
+"""Export of spans to a collector that works, is down, refuses or hangs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from streamworker.cli.check import _check_traces
 from streamworker.config import load
 from streamworker.demo.child import free_port
 from streamworker.errors import ConfigurationError
-from streamworker.telemetry.otlp import _LastWords, open_tracing
+from streamworker.telemetry.otlp import _LastError, open_tracing
 from tests.collector import Collector, value_of
 from tests.streams import make_job
 
@@ -35,7 +35,7 @@ VARIABLES = {
 
 @pytest.fixture(autouse=True)
 def threads_have_ended() -> Iterator[None]:
-    """What is left sending draws random numbers for its backoff, in the middle of somebody else's property."""
+    """Wait for the exporter's threads: their backoff draws random numbers, which would disturb later property tests."""
     yield
     _join_threads()
 
@@ -54,7 +54,7 @@ def settings() -> Settings:
 
 @pytest.fixture
 def trace_to(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> Callable[..., Tracing]:
-    """Open the way to an endpoint, with these environment variables."""
+    """Open tracing to an endpoint, with these environment variables."""
 
     def trace_to(endpoint: str, **variables: str) -> Tracing:
         for name, value in {**VARIABLES, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, **variables}.items():
@@ -66,23 +66,23 @@ def trace_to(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> Callable[..
     return trace_to
 
 
-def tell(tracing: Tracing) -> None:
+def make_span(tracing: Tracing) -> None:
     """Make one span."""
     tracing.tracer.open_job(make_job(), 1).abandoned("stopped")
 
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - it belongs to threads
+        while not condition():  # noqa: ASYNC110 - the condition is set by threads
             await asyncio.sleep(0.01)
 
 
-async def test_traces_reach_the_collector_with_who_sent_them(trace_to: Any) -> None:
-    """Whatever was not yet sent is, at the end."""
+async def test_traces_at_close_are_flushed_with_the_service_as_resource(trace_to: Any) -> None:
+    """Spans that are still in the queue are sent at the end."""
     with Collector() as collector:
         headers = {"OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20x"}
         tracing = trace_to(collector.endpoint, OTEL_BSP_SCHEDULE_DELAY="60000", **headers)
-        tell(tracing)
+        make_span(tracing)
         assert collector.spans == []
         await tracing.close()
 
@@ -93,41 +93,41 @@ async def test_traces_reach_the_collector_with_who_sent_them(trace_to: Any) -> N
     assert value_of(resource, "service.version") == __version__
 
 
-async def test_traces_of_a_service_that_has_a_name_carry_it(trace_to: Any) -> None:
-    """The standard variables win."""
+async def test_traces_with_a_configured_service_name_carry_it(trace_to: Any) -> None:
+    """OpenTelemetry's standard variables have precedence."""
     with Collector() as collector:
         tracing = trace_to(collector.endpoint, OTEL_SERVICE_NAME="mine", OTEL_RESOURCE_ATTRIBUTES="a=b")
-        tell(tracing)
+        make_span(tracing)
         await tracing.close()
 
     [resource] = collector.resources
     assert (value_of(resource, "service.name"), value_of(resource, "a")) == ("mine", "b")
 
 
-async def test_collector_that_is_away_is_told_once_and_once_that_it_is_back(trace_to: Any) -> None:
-    """It answers no batch of many; the log holds two lines, and the worker does not notice."""
+async def test_collector_that_is_down_is_logged_once_and_its_recovery_once(trace_to: Any) -> None:
+    """Several batches fail; the log has one line for the outage and one for its end."""
     port = free_port()
     with capture_logs() as logs:
         tracing = trace_to(f"http://127.0.0.1:{port}")
         exporter = tracing._exporter
         for failures in range(3):
-            tell(tracing)
-            await until(partial(lambda before: exporter._failures > before, failures))
+            make_span(tracing)
+            await until(partial(lambda before: exporter.outage_log.failures > before, failures))
         with Collector(port) as collector:
-            tell(tracing)
+            make_span(tracing)
             await until(lambda: collector.spans)
             await tracing.close()
 
     assert [line["event"] for line in logs] == ["traces.export_failing", "traces.export_recovered"]
     assert logs[0]["reason"].startswith("Failed to export spans batch")
-    assert logs[1]["batches_lost"] == 3
+    assert logs[1]["failures"] == 3
 
 
-async def test_collector_that_refuses_is_told_with_its_reason(trace_to: Any) -> None:
-    """A wrong path, a missing key: a person has to change something."""
+async def test_collector_that_refuses_is_logged_with_its_reason(trace_to: Any) -> None:
+    """A wrong path or a missing key needs a change of the configuration."""
     with Collector() as collector, capture_logs() as logs:
         tracing = trace_to("", OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"{collector.endpoint}/wrong")
-        tell(tracing)
+        make_span(tracing)
         await tracing.close()
 
     [line] = logs
@@ -136,36 +136,36 @@ async def test_collector_that_refuses_is_told_with_its_reason(trace_to: Any) -> 
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "printed"),
     [
         ("", "ok      traces\n"),
         ("/wrong", "wrong   traces: Failed to export spans batch code: 404, reason: Not Found; "),
     ],
 )
-async def test_check_asks_the_collector(
+async def test_check_of_traces_reports_whether_the_collector_accepts_them(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     settings: Settings,
     path: str,
-    said: str,
+    printed: str,
 ) -> None:
-    """It is sent nothing, and whether it takes that is told."""
+    """The check sends an empty batch and prints the result."""
     with Collector() as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint + path)
         assert await _check_traces(settings) is (path == "")
 
     assert collector.spans == []
-    assert capsys.readouterr().out.startswith(said)
+    assert capsys.readouterr().out.startswith(printed)
 
 
-async def test_reason_quotes_no_secret(trace_to: Any) -> None:
-    """A header that cannot be sent is quoted in the error; it is often the key."""
+async def test_export_error_with_a_secret_is_logged_without_it(trace_to: Any) -> None:
+    """The library quotes a header that cannot be sent, which often holds the key."""
     with capture_logs() as logs:
         tracing = trace_to(
             "http://user:canary-1@127.0.0.1:1",
             OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20canary-2%0Ax",
         )
-        tell(tracing)
+        make_span(tracing)
         await tracing.close()
 
     [line] = logs
@@ -173,31 +173,31 @@ async def test_reason_quotes_no_secret(trace_to: Any) -> None:
     assert "canary" not in str(line)
 
 
-def test_reason_is_kept_from_the_line_that_has_one() -> None:
-    """The library says of each try what was wrong, and in the end that it gave up."""
-    words = _LastWords()
+def test_last_error_with_several_lines_keeps_the_reason() -> None:
+    """The library logs a reason for each try, and at the end only that the export failed."""
+    last_error = _LastError()
     lines = [
         ("Transient error %s, retrying in %.2fs.", ("refused", 1.0)),
         ("Failed to export %s batch.", ("spans",)),
     ]
     for message, arguments in lines:
         record = logging.LogRecord("x", logging.WARNING, "", 0, message, arguments, None)
-        assert words.filter(record) is False
+        assert last_error.filter(record) is False
 
-    assert words.text == "Transient error refused"
+    assert last_error.text == "Transient error refused"
 
 
-async def test_collector_that_hangs_holds_up_neither_jobs_nor_the_end(trace_to: Any) -> None:
-    """What it has not taken in time is lost, and it is said."""
+async def test_collector_that_hangs_delays_neither_jobs_nor_the_end(trace_to: Any) -> None:
+    """Spans that the collector has not accepted in time are dropped, and a warning is logged."""
     with Collector() as collector, capture_logs() as logs:
         collector.answering.clear()
         tracing = trace_to(collector.endpoint, OTEL_EXPORTER_OTLP_TIMEOUT="30", OTEL_BSP_MAX_QUEUE_SIZE="600")
-        tell(tracing)
+        make_span(tracing)
         await until(collector.asked.is_set)
         began = time.monotonic()
         for _ in range(2000):
-            tell(tracing)
-        assert time.monotonic() - began < 10  # a call that waited would wait for 30 s
+            make_span(tracing)
+        assert time.monotonic() - began < 10  # a blocking call would last 30 s
         assert len(_queue(tracing)) == 600
         await tracing.close(within_s=0.1)
         assert time.monotonic() - began < 20
@@ -213,32 +213,32 @@ def _queue(tracing: Tracing) -> Any:
 
 
 @pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"])
-def test_traces_over_grpc_are_refused_with_what_to_do(settings: Settings, name: str) -> None:
-    """Sent to that port they would be lost one by one."""
-    with pytest.raises(ConfigurationError, match=f"{name}: 'grpc' is not spoken; use http/protobuf .* 4318"):
+def test_traces_over_grpc_are_refused_with_advice(settings: Settings, name: str) -> None:
+    """Every export over HTTP to the port for gRPC would fail."""
+    with pytest.raises(
+        ConfigurationError, match=f"{name}: 'grpc' is not supported; use http/protobuf .* 4318"
+    ):
         open_tracing(settings, {name: "grpc"})
 
 
-async def test_protocol_for_traces_wins_over_the_one_for_all(settings: Settings) -> None:
-    """Metrics of others may go another way."""
-    ours, all_others = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"
-    tracing = open_tracing(settings, {ours: "http/protobuf", all_others: "grpc"})
+async def test_protocol_for_traces_has_precedence_over_the_general_one(settings: Settings) -> None:
+    """The general variable may be meant for the metrics of other programs."""
+    for_traces, general = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"
+    tracing = open_tracing(settings, {for_traces: "http/protobuf", general: "grpc"})
 
     assert tracing is not None
     await tracing.close()
 
 
-def test_traces_to_another_exporter_are_refused_with_what_to_do(settings: Settings) -> None:
-    """Zipkin and the console are not there."""
+def test_traces_with_another_exporter_are_refused_with_advice(settings: Settings) -> None:
+    """The exporters for Zipkin and the console are not supported."""
     with pytest.raises(
-        ConfigurationError, match="OTEL_TRACES_EXPORTER: 'zipkin' is not there; use otlp, or none"
+        ConfigurationError, match="OTEL_TRACES_EXPORTER: 'zipkin' is not supported; use otlp, or none"
     ):
         open_tracing(settings, {"OTEL_TRACES_EXPORTER": "zipkin"})
 
 
 @pytest.mark.parametrize("variables", [{"OTEL_SDK_DISABLED": "true"}, {"OTEL_TRACES_EXPORTER": "none"}])
-def test_traces_can_be_turned_off_where_opentelemetry_is(
-    settings: Settings, variables: dict[str, str]
-) -> None:
-    """The environment has the last word, over whatever else it says."""
+def test_traces_turned_off_in_the_environment_stay_off(settings: Settings, variables: dict[str, str]) -> None:
+    """The variables that turn traces off have precedence over every other one."""
     assert open_tracing(settings, {**variables, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}) is None

@@ -1,0 +1,30 @@
+"""The configuration: a TOML file, overridden by environment variables `STREAMWORKER_<SECTION>__<NAME>`.
+
+Each setting is declared once, in `settings`, with its default and its help text; `streamworker run --help`,
+docs/configuration.md and the messages about unknown names are derived from these declarations.
+"""
+
+from streamworker.config.load import PREFIX, load
+from streamworker.config.settings import (
+    EventSettings,
+    KafkaSettings,
+    Settings,
+    TelemetrySettings,
+    TopicSettings,
+    UpstreamSettings,
+    WorkerSettings,
+    describe,
+)
+
+__all__ = [
+    "PREFIX",
+    "EventSettings",
+    "KafkaSettings",
+    "Settings",
+    "TelemetrySettings",
+    "TopicSettings",
+    "UpstreamSettings",
+    "WorkerSettings",
+    "describe",
+    "load",
+]

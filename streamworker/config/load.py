@@ -1,0 +1,137 @@
+"""Read the settings from a TOML file and the environment, and report every fault at once, each with its path."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from streamworker.config.secrets import pop_misplaced
+from streamworker.config.settings import EXPECTED, PREFIX, Settings, describe
+from streamworker.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["PREFIX", "load"]
+
+
+def load(path: Path | None, environ: Mapping[str, str] = os.environ, *, needs_keys: bool = True) -> Settings:
+    """Read the settings. `needs_keys` is false for commands that call no upstream: they do not need the API keys.
+
+    Raises:
+        ConfigurationError: with every fault of the file and the environment, each with its path.
+    """
+    from_file, faults = _read_file(path)
+    faults += pop_misplaced(from_file, PREFIX)
+    faults += _misspelt_variables(environ)
+    from_environment, variables = _read_environment(environ)
+    try:
+        settings = Settings.model_validate(_merge(from_file, from_environment))
+    except ValidationError as error:
+        faults += [_fault(fault, variables) for fault in error.errors(include_url=False, include_input=False)]
+    else:
+        faults += _unreadable_files(settings)
+        faults += _missing_keys(settings, environ) if needs_keys else []
+    if faults:
+        raise ConfigurationError(faults)
+    return settings
+
+
+def _read_file(path: Path | None) -> tuple[dict[str, Any], list[str]]:
+    if path is None:
+        return {}, []
+    try:
+        return tomllib.loads(path.read_text("utf-8")), []
+    except OSError as error:
+        return {}, [f"{path}: {error.strerror}"]
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return {}, [f"{path}: is not valid TOML: {error}"]
+
+
+def _read_environment(environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Collect the variables into the shape of the file; return it, and the variable of each path.
+
+    Only names with a double underscore are settings: Kubernetes sets STREAMWORKER_SERVICE_HOST and similar variables
+    for a Service called streamworker.
+    """
+    values: dict[str, Any] = {}
+    variables: dict[str, str] = {}
+    for variable, value in sorted(environ.items()):
+        if variable.startswith(PREFIX) and "__" in variable:
+            path = variable.removeprefix(PREFIX).lower().split("__")
+            section = values
+            for name in path[:-1]:
+                inner = section.setdefault(name, {})
+                section = inner if isinstance(inner, dict) else section.setdefault(name + " ", {})
+            section[path[-1]] = value
+            variables[".".join(path)] = variable
+    return values, variables
+
+
+def _misspelt_variables(environ: Mapping[str, str]) -> list[str]:
+    """Return a fault for each variable that has one underscore where a setting has two: it would be ignored."""
+    right = {path.upper().replace(".", "__"): path for path, _, _ in describe() if "<" not in path}
+    meant = {PREFIX + name.replace("__", "_", 1): PREFIX + name for name in right}
+    return [
+        f"{variable}: is not a setting; did you mean {meant[variable]}?"
+        for variable in environ
+        if variable in meant
+    ]
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in over.items():
+        below = merged.get(name)
+        merged[name] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _fault(fault: Any, variables: Mapping[str, str]) -> str:
+    path = ".".join(str(part) for part in fault["loc"] if part != "[key]")
+    if not path:  # the message names the settings that it is about
+        return _reason(fault)
+    variable = next((name for at, name in variables.items() if at == path or at.startswith(path + ".")), None)
+    return f"{path} ({variable}): {_reason(fault)}" if variable else f"{path}: {_reason(fault)}"
+
+
+def _reason(fault: Any) -> str:
+    match fault["type"]:
+        case "extra_forbidden":
+            return "is not a setting; see `streamworker run --help` for all of them"
+        case "missing":
+            return "is required"
+        case "string_pattern_mismatch":
+            return EXPECTED[fault["ctx"]["pattern"]]
+    message = re.sub(r"^Value error, ", "", fault["msg"])
+    return message[:1].lower() + message[1:]
+
+
+def _missing_keys(settings: Settings, environ: Mapping[str, str]) -> list[str]:
+    faults = []
+    for name, upstream in settings.upstreams.items():
+        try:
+            upstream.api_key(environ)
+        except ConfigurationError as error:
+            faults += [f"upstreams.{name}.{fault}" for fault in error.faults]
+    return faults
+
+
+def _unreadable_files(settings: Settings) -> list[str]:
+    kafka = settings.kafka
+    faults = []
+    for field in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+        file = getattr(kafka, field)
+        if file is not None and not (file.is_file() and os.access(file, os.R_OK)):
+            faults.append(f"kafka.{field}: cannot be read: {file}")
+    for read in (kafka.password, kafka.token):
+        try:
+            read()
+        except ConfigurationError as error:
+            faults += error.faults
+    return faults

@@ -1,0 +1,80 @@
+"""Secrets: API keys, passwords and tokens, read from an environment variable or a file at every use.
+
+A secret can therefore be rotated while the worker runs. No error message contains the secret.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from streamworker.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["pop_misplaced", "read_api_key", "read_line"]
+
+_INSTEAD = {("kafka", "sasl_password"): "sasl_password_file"}
+"""Settings that may not stand in the TOML file, and the setting that replaces each of them there."""
+
+
+def read_line(setting: str, path: Path | None) -> str | None:
+    """Read a file that holds one line of text; return None if no file is set. `setting` is its path for errors.
+
+    Raises:
+        ConfigurationError: the file cannot be read, is empty, or holds more than one line.
+    """
+    if path is None:
+        return None
+    try:
+        text = path.read_text("utf-8").strip()
+    except OSError as error:
+        raise ConfigurationError([f"{setting}: {error.strerror}: {path}"]) from None
+    except UnicodeDecodeError:
+        text = ""
+    if not text or not text.isprintable():
+        raise ConfigurationError([f"{setting}: the file {path} must hold one line of text"])
+    return text
+
+
+def read_api_key(variable: str | None, file: Path | None, environ: Mapping[str, str]) -> str | None:
+    """Read an upstream's API key from an environment variable or a file; return None if neither is named.
+
+    Raises:
+        ConfigurationError: the variable is not set, the file cannot be read, or the key cannot be sent in a header.
+    """
+    if variable:
+        if key := environ.get(variable, "").strip():
+            return _sendable(key, f"api_key_env: the environment variable {variable}")
+        raise ConfigurationError([f"api_key_env: the environment variable {variable} is not set"])
+    if file:
+        try:
+            key = file.read_bytes().decode("ascii", "replace").strip()
+        except OSError as error:
+            raise ConfigurationError([f"api_key_file: {error.strerror}: {file}"]) from None
+        return _sendable(key, f"api_key_file: the file {file}")
+    return None
+
+
+def _sendable(key: str, where: str) -> str:
+    if key and key.isascii() and key.isprintable():
+        return key
+    raise ConfigurationError([f"{where} does not hold a valid key: it must be one line of ASCII"])
+
+
+def pop_misplaced(from_file: dict[str, Any], prefix: str) -> list[str]:
+    """Remove the secrets that stand in the TOML file; return one fault for each, with the way to set it."""
+    faults = []
+    for (section, name), instead in _INSTEAD.items():
+        if isinstance(values := from_file.get(section), dict) and values.pop(name, None) is not None:
+            variable = f"{prefix}{section}__{name}".upper()
+            faults.append(
+                f"{section}.{name}: a secret does not belong in this file; set {variable} or {instead}"
+            )
+    upstreams = from_file.get("upstreams")
+    for upstream, values in upstreams.items() if isinstance(upstreams, dict) else ():
+        if isinstance(values, dict) and values.pop("api_key", None) is not None:
+            path = f"upstreams.{upstream}.api_key"
+            faults.append(f"{path}: a secret does not belong in this file; name a variable in api_key_env")
+    return faults
