@@ -1,6 +1,6 @@
-"""The Grafana dashboard, as a list of rows of panels. `make docs` writes it to where the chart and compose take it from.
+"""Define the Grafana dashboard, as rows of panels. `make docs` writes it to the file that the chart and compose use.
 
-Every panel answers a question that stands in its description; those that an alert is about stand near what explains it.
+The description of a panel says what it shows. Panels that an alert is about are near the panels that explain it.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ __all__ = ["PATH", "dashboard"]
 PATH = Path(__file__).parent.parent / "helm/streamworker/files/dashboard.json"
 
 WHERE = 'namespace=~"$namespace", job=~"$job"'
-"""Compose has no namespaces: a label that is absent is matched by the `.*` of "All"."""
+"""Selects the chosen workers. In compose there are no namespaces: the `.*` of "All" also matches an absent label."""
 
 _COLUMNS = 24
 _DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 
 class Panel(NamedTuple):
-    """One panel: what it asks, its queries by legend, and the unit in Grafana's words."""
+    """One panel: its queries by legend, and its unit as Grafana names it."""
 
     title: str
-    asks: str
+    description: str
     unit: str
     queries: dict[str, str]
     width: int = 8
@@ -33,22 +33,22 @@ class Panel(NamedTuple):
 
 
 def rate(metric: str, *by: str, where: str = "") -> str:
-    """Return a rate per second, summed."""
+    """Return the query for the sum of a counter's rates per second."""
     return f"sum{_by(by)} (rate(streamworker_{metric}{{{_and(where)}}}[$__rate_interval]))"
 
 
 def total(metric: str, *by: str, where: str = "") -> str:
-    """Return a gauge, summed."""
+    """Return the query for the sum of a gauge."""
     return f"sum{_by(by)} (streamworker_{metric}{{{_and(where)}}})"
 
 
 def worst(metric: str, *by: str, where: str = "") -> str:
-    """Return a gauge's largest value."""
+    """Return the query for the largest value of a gauge."""
     return f"max{_by(by)} (streamworker_{metric}{{{_and(where)}}})"
 
 
 def quantiles(metric: str, *by: str, of: tuple[float, ...] = (0.5, 0.99)) -> dict[str, str]:
-    """Return quantiles of a histogram, by legend."""
+    """Return the queries for quantiles of a histogram, by legend."""
     name = "".join(f" {{{{{label}}}}}" for label in by)
     buckets = rate(f"{metric}_bucket", *by, "le")
     return {f"p{quantile * 100:g}{name}": f"histogram_quantile({quantile}, {buckets})" for quantile in of}
@@ -63,93 +63,93 @@ def _by(labels: tuple[str, ...]) -> str:
 
 
 ROWS: dict[str, list[Panel]] = {
-    "Is work done?": [
-        Panel("Workers ready", "How many take up jobs.", "none", {"": total("ready")}, 4, "stat"),
-        Panel("Jobs open", "How many streams run now.", "none", {"": total("jobs_open")}, 4, "stat"),
-        Panel("Records behind", "How many wait in Kafka, as the workers know.", "none", {"": total("records_behind")}, 4, "stat"),
-        Panel("Oldest open job", "How long a stream has gone on at most.", "s", {"": worst("oldest_job_age_seconds")}, 4, "stat"),
-        Panel("Dead letters", "How many records of the last hour were no jobs, or ended as poison.", "none",
+    "Work done": [
+        Panel("Workers ready", "Workers that accept jobs.", "none", {"": total("ready")}, 4, "stat"),
+        Panel("Open jobs", "Jobs that were accepted and have not ended.", "none", {"": total("jobs_open")}, 4, "stat"),
+        Panel("Records behind", "Records of the workers' partitions that are not accepted yet.", "none", {"": total("records_behind")}, 4, "stat"),
+        Panel("Oldest open job", "Age of the oldest open job.", "s", {"": worst("oldest_job_age_seconds")}, 4, "stat"),
+        Panel("Dead letters", "Records of the last hour that were not valid jobs, or that killed their workers.", "none",
               {"": f"sum (increase(streamworker_dead_letters_total{{{WHERE}}}[1h]))"}, 4, "stat"),
-        Panel("Starts", "How often processes started in the last hour, the first time not counted.", "none",
+        Panel("Starts", "Restarts of worker processes in the last hour.", "none",
               {"": f"sum (changes(streamworker_start_time_seconds{{{WHERE}}}[1h]))"}, 4, "stat"),
-        Panel("Jobs ended", "How jobs end.", "reqps", {"{{status}}": rate("jobs_ended_total", "status")}, is_stacked=True),
-        Panel("Errors", "Why they end badly, by code.", "reqps", {"{{code}}": rate("job_errors_total", "code")}, is_stacked=True),
-        Panel("Time in the queue", "How long jobs lie in Kafka before a worker takes them up.", "s", quantiles("queue_seconds", of=(0.5, 0.9, 0.99))),
+        Panel("Jobs ended", "Terminal events by status.", "reqps", {"{{status}}": rate("jobs_ended_total", "status")}, is_stacked=True),
+        Panel("Errors", "Terminal events with an error, by code.", "reqps", {"{{code}}": rate("job_errors_total", "code")}, is_stacked=True),
+        Panel("Time in the queue", "From the record's timestamp until a worker accepts the job.", "s", quantiles("queue_seconds", of=(0.5, 0.9, 0.99))),
     ],
     "What readers see": [
-        Panel("Time to the first delta", "From the attempt's start, by upstream.", "s", quantiles("time_to_first_delta_seconds", "upstream")),
-        Panel("Gap between deltas", "Between two reads of one stream, by upstream.", "s", quantiles("delta_gap_seconds", "upstream")),
-        Panel("Duration of a job", "From the attempt's start to its terminal event.", "s", quantiles("job_duration_seconds", "upstream")),
-        Panel("Events", "What is handed to Kafka, by type.", "cps", {"{{type}}": rate("events_total", "type")}),
-        Panel("Bytes", "Payload of events, before compression.", "Bps", {"{{type}}": rate("event_bytes_total", "type")}),
-        Panel("Tokens", "Prompt and completion, by who counted them.", "cps",
+        Panel("Time to first delta", "From the start of the attempt, by upstream.", "s", quantiles("time_to_first_delta_seconds", "upstream")),
+        Panel("Gap between deltas", "Between two reads of one stream that brought deltas, by upstream.", "s", quantiles("delta_gap_seconds", "upstream")),
+        Panel("Job duration", "From the start of the attempt to its terminal event, by upstream.", "s", quantiles("job_duration_seconds", "upstream")),
+        Panel("Events", "Events published to Kafka, by type.", "cps", {"{{type}}": rate("events_total", "type")}),
+        Panel("Bytes", "Payload of published events, before compression.", "Bps", {"{{type}}": rate("event_bytes_total", "type")}),
+        Panel("Tokens", "Prompt and completion tokens, by source of the count.", "cps",
               {"{{kind}} ({{source}})": rate("tokens_total", "kind", "source")}, is_stacked=True),
     ],
     "Upstreams": [
         Panel("Circuits", "0 closed, 1 half-open, 2 open.", "none", {"{{upstream}}": worst("upstream_circuit_state", "upstream")}),
-        Panel("Streams", "Calls that are open, and how many may be.", "none", {
+        Panel("Streams", "Open calls, their limit, and jobs that wait for a slot.", "none", {
             "{{upstream}} open": total("upstream_streams_open", "upstream"),
             "{{upstream}} limit": total("upstream_streams_limit", "upstream"),
             "{{upstream}} waiting": total("upstream_jobs_waiting", "upstream"),
         }),
-        Panel("Tries that failed", "And were followed by another, by code.", "reqps", {"{{upstream}} {{code}}": rate("retries_total", "upstream", "code")}),
-        Panel("Jobs begun", "And attempts: more of these where streams broke.", "reqps", {
+        Panel("Failed tries", "Tries that failed and were followed by another, by code.", "reqps", {"{{upstream}} {{code}}": rate("retries_total", "upstream", "code")}),
+        Panel("Jobs started", "Jobs and attempts; there are more attempts than jobs where streams broke.", "reqps", {
             "{{upstream}} jobs": rate("jobs_started_total", "upstream"),
             "{{upstream}} attempts": rate("attempts_total", "upstream"),
         }),
-        Panel("Stand-ins", "Jobs that went to another upstream, and circuits that opened.", "reqps", {
+        Panel("Fallbacks", "Jobs that went to another upstream, and circuits that opened.", "reqps", {
             "{{upstream}} fallbacks": rate("fallbacks_total", "upstream"),
             "{{upstream}} circuit opened": rate("circuits_opened_total", "upstream"),
         }),
     ],
     "Kafka": [
-        Panel("Commits", "From begin to durable.", "s", quantiles("commit_seconds")),
-        Panel("Commit under way", "The slowest one of each worker; it should be near nothing.", "s", {"{{instance}}": worst("commit_busy_seconds", "instance")}),
-        Panel("Size of a commit", "Records in one transaction; it grows under load.", "none", {
+        Panel("Commits", "From the start of a commit until it is durable.", "s", quantiles("commit_seconds")),
+        Panel("Commit in progress", "Age of the oldest commit in progress of each worker; normally near zero.", "s", {"{{instance}}": worst("commit_busy_seconds", "instance")}),
+        Panel("Commit size", "Records in one commit; it grows under load.", "none", {
             **quantiles("commit_records"), "waiting": total("commit_waiting"),
         }),
-        Panel("Acknowledgement of deltas", "How long a batch is on the way.", "s", quantiles("sink_batch_seconds")),
-        Panel("Size of a batch", "Deltas in one batch; it grows under load.", "none", quantiles("sink_batch_records")),
-        Panel("Bytes on the way", "Not acknowledged; at kafka.max_unacknowledged_bytes sockets are read no more.", "bytes",
+        Panel("Acknowledgement of deltas", "From the sending of a batch to its acknowledgement.", "s", quantiles("sink_batch_seconds")),
+        Panel("Batch size", "Deltas in one batch; it grows under load.", "none", quantiles("sink_batch_records")),
+        Panel("Unacknowledged bytes", "Above kafka.max_unacknowledged_bytes the worker stops reading upstreams.", "bytes",
               {"{{instance}}": worst("sink_unacknowledged_bytes", "instance")}),
-        Panel("Failures", "Requests that failed and are made again, by who made them.", "reqps", {"{{part}}": rate("kafka_failures_total", "part")}),
-        Panel("Heartbeat", "How long ago the group's coordinator answered.", "s", {"{{instance}}": worst("group_heartbeat_age_seconds", "instance")}),
-        Panel("Offset map", "The largest of each worker, of what a commit can hold.", "percentunit", {"{{instance}}": worst("offset_map_fill_ratio", "instance")}),
+        Panel("Kafka failures", "Requests to Kafka that failed and are repeated, by part of the worker.", "reqps", {"{{part}}": rate("kafka_failures_total", "part")}),
+        Panel("Heartbeat age", "Time since the group coordinator last answered a heartbeat.", "s", {"{{instance}}": worst("group_heartbeat_age_seconds", "instance")}),
+        Panel("Offset map", "Largest offset map of each worker, as a share of what commit metadata can hold.", "percentunit", {"{{instance}}": worst("offset_map_fill_ratio", "instance")}),
     ],
     "The group": [
-        Panel("Partitions", "Who owns how many, and those being taken over.", "none", {
+        Panel("Partitions", "Owned by each worker, and assigned but not opened yet.", "none", {
             "{{instance}}": total("partitions_owned", "instance"),
             "{{instance}} opening": total("partitions_opening", "instance"),
         }),
-        Panel("Rebalances", "How often, and how often a worker was shut out.", "none", {
+        Panel("Rebalances", "Rebalances of the group, and partitions whose owner was fenced.", "none", {
             "rebalances": f"max (increase(streamworker_rebalances_total{{{WHERE}}}[$__rate_interval]))",
             "fenced": f"sum (increase(streamworker_partitions_fenced_total{{{WHERE}}}[$__rate_interval]))",
         }),
-        Panel("Duration of a rebalance", "In which nothing is taken up.", "s", quantiles("rebalance_seconds")),
-        Panel("Let go", "Jobs given to their next owner, by reason.", "reqps", {"{{reason}}": rate("jobs_abandoned_total", "reason")}),
-        Panel("Duplicates avoided", "Records delivered again, and tombstones passed over.", "reqps", {
+        Panel("Rebalance duration", "No records are fetched during a rebalance.", "s", quantiles("rebalance_seconds")),
+        Panel("Abandoned jobs", "Jobs left to the next owner of their partition, by reason.", "reqps", {"{{reason}}": rate("jobs_abandoned_total", "reason")}),
+        Panel("Skipped records", "Records that were delivered again although their job had ended or was running, and tombstones.", "reqps", {
             "skipped": rate("records_skipped_total"), "tombstones": rate("tombstones_total"),
         }),
-        Panel("Draining", "How long each drain has lasted.", "s", {"{{instance}}": worst("draining_seconds", "instance")}),
+        Panel("Draining", "Duration of each drain.", "s", {"{{instance}}": worst("draining_seconds", "instance")}),
     ],
     "The process": [
-        Panel("Loop lag", "How late the event loop comes to what is due: the sign of too little CPU.", "s", {"{{instance}}": worst("event_loop_lag_seconds", "instance")}),
-        Panel("Poll loop", "How long ago it turned.", "s", {"{{instance}}": worst("poll_age_seconds", "instance")}),
-        Panel("Crashes of attempts", "Bugs; job.crashed has the trace.", "none", {"": f"sum (increase(streamworker_job_crashes_total{{{WHERE}}}[$__rate_interval]))"}),
-        Panel("CPU", "Cores in use; one event loop uses one at most.", "none",
+        Panel("Loop lag", "Delay of the event loop; it grows when there is too little CPU.", "s", {"{{instance}}": worst("event_loop_lag_seconds", "instance")}),
+        Panel("Poll loop", "Time since the poll loop last completed a round.", "s", {"{{instance}}": worst("poll_age_seconds", "instance")}),
+        Panel("Crashed attempts", "Attempts that a bug ended; the log event job.crashed has the trace.", "none", {"": f"sum (increase(streamworker_job_crashes_total{{{WHERE}}}[$__rate_interval]))"}),
+        Panel("CPU", "Cores in use; one worker uses one at most.", "none",
               {"{{instance}}": f"sum by (instance) (rate(process_cpu_seconds_total{{{WHERE}}}[$__rate_interval]) and on (namespace, job, instance) streamworker_build_info)"}),
-        Panel("Memory", "Resident.", "bytes", {"{{instance}}": f"sum by (instance) (process_resident_memory_bytes{{{WHERE}}} and on (namespace, job, instance) streamworker_build_info)"}),
-        Panel("Open files", "Two or so per stream; and how many may be.", "none", {
+        Panel("Memory", "Resident memory.", "bytes", {"{{instance}}": f"sum by (instance) (process_resident_memory_bytes{{{WHERE}}} and on (namespace, job, instance) streamworker_build_info)"}),
+        Panel("Open files", "File descriptors in use, and their limit.", "none", {
             "{{instance}}": f"sum by (instance) (process_open_fds{{{WHERE}}} and on (namespace, job, instance) streamworker_build_info)",
             "limit": f"min (process_max_fds{{{WHERE}}} and on (namespace, job, instance) streamworker_build_info)",
         }),
-        Panel("Versions", "What runs.", "none", {"{{version}}, Python {{python}}": f"count by (version, python) (streamworker_build_info{{{WHERE}}})"}),
+        Panel("Versions", "Running workers by version.", "none", {"{{version}}, Python {{python}}": f"count by (version, python) (streamworker_build_info{{{WHERE}}})"}),
     ],
 }  # fmt: skip
 
 
 def dashboard() -> dict[str, Any]:
-    """Return the dashboard as Grafana keeps it."""
+    """Return the dashboard as Grafana stores it."""
     return {
         "uid": "streamworker",
         "title": "streamworker",
@@ -214,7 +214,7 @@ def _panel(panel: Panel, at: dict[str, int]) -> dict[str, Any]:
     return {
         "type": panel.kind,
         "title": panel.title,
-        "description": panel.asks,
+        "description": panel.description,
         "datasource": _DATASOURCE,
         "gridPos": at,
         "targets": targets,
@@ -250,7 +250,7 @@ def _variable(label: str, where: str = "") -> dict[str, Any]:
 
 
 def text() -> str:
-    """Return the file's content, a panel a line: a change is seen where it was made."""
+    """Return the content of the file, one panel per line, so that a diff shows which panel changed."""
     whole = dashboard()
     panels = ",\n".join(json.dumps(panel) for panel in whole["panels"])
     rest = json.dumps({**whole, "panels": ["PANELS"]}, indent=2)

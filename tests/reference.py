@@ -1,4 +1,4 @@
-"""The pages of docs/ that follow from code. `make docs` writes them, a test holds them to it."""
+"""Write the pages of docs/ that are generated from code (`make docs`); a test compares them with the code."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def configuration() -> str:
         "# Configuration\n\n"
         "A TOML file (`--config FILE`, or `STREAMWORKER_CONFIG`), overridden by environment variables\n"
         "`STREAMWORKER_<SECTION>__<NAME>`; for a map, `STREAMWORKER_UPSTREAMS__<NAME>__BASE_URL`. Lists may be\n"
-        "comma-separated there. All faults are told at once, each with its path. Secrets come from the environment or\n"
-        "from a file, never from the TOML.\n\n"
+        "comma-separated there. All faults of a configuration are reported at once, each with its path. Secrets come from\n"
+        "the environment or from a file, never from the TOML file.\n\n"
         "| setting | default | meaning |\n| --- | --- | --- |\n"
     )
     return head + "".join(f"| `{path}` | `{default}` | {text} |\n" for path, default, text in describe())
@@ -39,22 +39,22 @@ def metrics() -> str:
     return head + "".join(rows)
 
 
-def rights() -> str:
-    """Return docs/rights.md."""
+def acls() -> str:
+    """Return docs/acls.md."""
     head = (
-        "# Rights on Kafka\n\n"
-        "What each command needs on a Kafka with ACLs, and no more; for the default names. READ and WRITE imply DESCRIBE.\n"
-        "`streamworker check` and the start of `streamworker run` name each right of a worker that is missing, with the\n"
-        "line below that gives it, for the names and the user of the configuration.\n\n"
-        '* `WRITE` on the transactional ids is for `delivery = "exactly_once"` only.\n'
-        "* Every topic of `topics.allowed_reply_to` is an events topic.\n"
-        "* Before Apache Kafka 3.0 whoever writes needs `--operation IDEMPOTENT_WRITE --cluster` besides.\n"
-        "* `DESCRIBE_CONFIGS` on the topics is not needed; with it, `check` can also see that a topic takes too small records.\n"
-        "* `streamworker topics create` needs `CREATE` on the topics (or the cluster): an operator's right.\n"
+        "# Kafka ACLs\n\n"
+        "The minimal permissions of each command on a Kafka with ACLs, for the default names. READ and WRITE imply DESCRIBE.\n"
+        "`streamworker check` and the start of `streamworker run` name each permission that the worker lacks, with the command\n"
+        "below that grants it, for the names and the user of the configuration.\n\n"
+        '* `WRITE` on the transactional ids is needed with `delivery = "exactly_once"` only.\n'
+        "* Every topic of `topics.allowed_reply_to` needs the permissions of the events topic.\n"
+        "* Before Apache Kafka 3.0 a principal that writes also needs `--operation IDEMPOTENT_WRITE --cluster`.\n"
+        "* `DESCRIBE_CONFIGS` on the topics is optional. With it, `check` also finds a topic whose `max.message.bytes` is too small.\n"
+        "* `streamworker topics create` needs `CREATE` on the topics (or the cluster), which is an operator's permission.\n"
     )
     settings = Settings()
     return head + "".join(
-        f"\n## {command}\n\n| right | to |\n| --- | --- |\n"
+        f"\n## {command}\n\n| permission | purpose |\n| --- | --- |\n"
         + "".join(f"| {right} | {right.purpose} |\n" for right in needed(settings))
         + "\n```console\n"
         + "".join(
@@ -66,7 +66,7 @@ def rights() -> str:
     )
 
 
-PAGES = {"configuration.md": configuration, "metrics.md": metrics, "rights.md": rights}
+PAGES = {"configuration.md": configuration, "metrics.md": metrics, "acls.md": acls}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

@@ -595,10 +595,10 @@ def test_alerts_watch_this_release_alone(render: Callable[..., Manifests], tmp_p
 
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert [rule["alert"] for rule in made] == [
-        rule["alert"] for rule in rules() if rule["alert"] != "StreamworkerGone"
+        rule["alert"] for rule in rules() if rule["alert"] != "StreamworkerDown"
     ]
     for rule, plain in zip(
-        made, [rule for rule in rules() if rule["alert"] != "StreamworkerGone"], strict=True
+        made, [rule for rule in rules() if rule["alert"] != "StreamworkerDown"], strict=True
     ):
         assert rule["expr"].count('job="inference/release-streamworker"') == plain["expr"].count(
             "streamworker_"

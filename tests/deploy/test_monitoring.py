@@ -1,4 +1,4 @@
-"""Alerts and dashboard: that they are well formed, that each alert fires when it should, and that somebody knows what to do then."""
+"""Test alert rules and dashboard: they are well formed, each alert fires in its scenario, and the runbook covers each one."""
 
 import json
 import re
@@ -24,12 +24,12 @@ def told(*arguments: str | Path) -> str:
 
 
 def test_each_alert_fires_when_it_should_and_no_other_does() -> None:
-    """Prometheus' own reading of made-up hours, failures and what looks like them."""
+    """promtool evaluates the rules over the scenarios: healthy hours, failures, and series that resemble failures."""
     assert "SUCCESS" in told("test", "rules", SCENARIOS)
 
 
-def test_rules_and_scrapes_are_what_prometheus_reads(root: Path, tmp_path: Path) -> None:
-    """With the paths as compose mounts them."""
+def test_rules_and_scrape_config_are_accepted_by_prometheus(root: Path, tmp_path: Path) -> None:
+    """promtool accepts the rules and the scrape configuration, with the paths that compose mounts."""
     config = yaml.safe_load((root / "monitoring/prometheus.yaml").read_text())
     assert config.pop("rule_files") == ["/etc/prometheus/alerts.yaml"]
     (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump({**config, "rule_files": [str(ALERTS)]}))
@@ -38,7 +38,7 @@ def test_rules_and_scrapes_are_what_prometheus_reads(root: Path, tmp_path: Path)
 
 
 def test_each_alert_has_a_scenario_in_which_it_fires() -> None:
-    """A rule that nobody has seen fire is a hope."""
+    """The scenarios make each rule fire at least once."""
     cases = yaml.safe_load(SCENARIOS.read_text())["tests"]
     fired = {
         name
@@ -52,8 +52,8 @@ def test_each_alert_has_a_scenario_in_which_it_fires() -> None:
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
-def test_alert_says_how_urgent_it_is_and_where_to_read_on(root: Path, rule: dict[str, Any]) -> None:
-    """The runbook has a section of the alert's name, which says what it means and what to do."""
+def test_alert_has_severity_and_runbook_section(root: Path, rule: dict[str, Any]) -> None:
+    """The alert has a severity and texts, and its runbook section states meaning and action."""
     page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
     sections = dict(
         re.findall(r"^### (\w+)\n\n(.+?)(?=^#|\Z)", (root / page).read_text(), re.MULTILINE | re.DOTALL)
@@ -62,17 +62,28 @@ def test_alert_says_how_urgent_it_is_and_where_to_read_on(root: Path, rule: dict
     assert rule["labels"]["severity"] in {"critical", "warning"}
     assert {"summary", "description"} <= rule["annotations"].keys()
     assert anchor == rule["alert"].lower()
-    assert re.search(r"^\*\*Means\.\*\* .+?\*\*Do\.\*\* ", sections[rule["alert"]], re.DOTALL)
+    assert re.search(r"^\*\*Meaning\.\*\* .+?\*\*Action\.\*\* ", sections[rule["alert"]], re.DOTALL)
 
 
-def test_runbook_knows_of_no_alert_that_is_not_there(root: Path) -> None:
+def test_runbook_has_the_sections_of_the_rules_in_their_order(root: Path) -> None:
+    """The runbook describes no alert that does not exist."""
     sections = re.findall(r"^### (Streamworker\w+)$", (root / "docs/operations.md").read_text(), re.MULTILINE)
 
     assert sections == [rule["alert"] for rule in rules()]
 
 
-def test_every_metric_that_is_asked_for_is_in_the_table() -> None:
-    """What a running worker shows is held against the queries elsewhere; this names the slip without one."""
+def test_runbook_names_panels_that_exist(root: Path) -> None:
+    """Every name in italics in the runbook is the title of a panel."""
+    runbook = (root / "docs/operations.md").read_text().partition("## Runbook")[2]
+    named = set(re.findall(r"(?<!\*)\*([A-Z][^*]+)\*(?!\*)", runbook))
+    titles = {panel["title"] for panel in json.loads(DASHBOARD.read_text())["panels"]}
+
+    assert named
+    assert named - titles == set()
+
+
+def test_query_metrics_are_in_the_metrics_table() -> None:
+    """Every streamworker metric in a query exists; an integration test compares the queries with a running worker."""
     known = {PREFIX + definition.name for definition in TABLE}
     histograms = {PREFIX + definition.name for definition in TABLE if definition.kind == "histogram"}
     asked = {selector.metric for question in questions() for selector in question.selectors}
@@ -82,12 +93,13 @@ def test_every_metric_that_is_asked_for_is_in_the_table() -> None:
     assert ours & histograms == set(), "a histogram has no series of its own name"
 
 
-def test_dashboard_is_the_one_that_its_source_makes() -> None:
-    """`make docs` writes it."""
+def test_dashboard_file_equals_its_source() -> None:
+    """`make docs` has been run since the source changed."""
     assert dashboard.text() == DASHBOARD.read_text()
 
 
-def test_panels_lie_side_by_side_and_say_what_they_ask() -> None:
+def test_panels_do_not_overlap_and_have_descriptions() -> None:
+    """Panels share no grid cell, fit the width, and have unique ids and titles, a description and queries."""
     panels = json.loads(DASHBOARD.read_text())["panels"]
     taken: set[tuple[int, int]] = set()
     for panel in panels:

@@ -1,37 +1,53 @@
-"""Docs that can drift are held to the code."""
+"""Compare the docs with the code: generated pages, links, commands, targets, packages, import layers."""
 
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from streamworker import __version__
 from streamworker.cli.commands import cli
+from streamworker.config import describe
 from tests.reference import DOCS, PAGES
 
 ROOT = Path(__file__).parent.parent.parent
+SOURCE = ROOT / "streamworker"
 MARKDOWN = sorted(path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_reference_page_says_what_the_code_says(name: str) -> None:
+def test_reference_page_equals_the_page_generated_from_code(name: str) -> None:
     """`make docs` has been run since the code changed."""
     assert PAGES[name]() == (DOCS / name).read_text()
 
 
 @pytest.mark.parametrize("page", MARKDOWN, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_in_docs_lead_somewhere(page: Path) -> None:
-    """Every relative link names a file that is there."""
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+def test_links_in_docs_name_existing_files_and_headings(page: Path) -> None:
+    """The file of every relative link exists, and so does the heading that its anchor names."""
+    broken = []
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if not target.exists() or (anchor and anchor not in _anchors(target)):
+            broken.append(link)
 
-    assert [link for link in links if not (page.parent / link).exists()] == []
+    assert broken == []
+
+
+def _anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_commands_in_docs_exist_with_their_options() -> None:
-    """Every `streamworker …` line of the docs parses as a command, with options that it has."""
+    """Every `streamworker …` line of the docs parses as a command with options that it has."""
     lines = re.findall(
         r"^(?:\$ )?streamworker ([^\n`#]+)", "\n".join(page.read_text() for page in MARKDOWN), re.MULTILINE
     )
@@ -48,35 +64,84 @@ def test_commands_in_docs_exist_with_their_options() -> None:
 
 
 def test_make_targets_in_docs_exist() -> None:
-    """Every `make TARGET` of README and CONTRIBUTING is a target."""
+    """Every `make TARGET` in a page is a target of the Makefile."""
     makefile = (ROOT / "Makefile").read_text()
-    named = re.findall(
-        r"(?:\$ |`)make ([a-z]+)", (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text()
-    )
+    named = {
+        target for page in MARKDOWN for target in re.findall(r"(?:\$ |`)make ([a-z-]+)", page.read_text())
+    }
 
     assert named
     assert [target for target in named if not re.search(rf"^{target}:", makefile, re.MULTILINE)] == []
 
 
-def test_changelog_speaks_of_this_version() -> None:
-    """The version in code has its section."""
+def test_changelog_has_a_section_for_this_version() -> None:
+    """The version in the code has its section."""
     assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
 @pytest.mark.parametrize("page", sorted((DOCS / "adr").glob("*.md")), ids=lambda page: page.stem)
 def test_decision_record_has_its_four_parts(page: Path) -> None:
-    """Context, decision, consequences, and what would change our mind."""
+    """A decision record has context, decision, consequences, and what would change the decision."""
     parts = re.findall(r"^## (.+)$", page.read_text(), re.MULTILINE)
 
     assert parts == ["Context", "Decision", "Consequences", "What would change our mind"]
 
 
 def test_run_help_names_every_setting() -> None:
-    """`streamworker run --help` is the reference at hand."""
-    from click.testing import CliRunner
-
-    from streamworker.config import describe
-
+    """`streamworker run --help` lists all settings."""
     text = CliRunner().invoke(cli, ["run", "--help"]).output
 
     assert [path for path, _, _ in describe() if path not in text] == []
+
+
+# docs/architecture.md
+
+
+def architecture() -> str:
+    return (DOCS / "architecture.md").read_text()
+
+
+def _rows(after: str) -> dict[str, str]:
+    """Return the rows of the first table after a text: first cell → second cell."""
+    table = re.search(r"^\|.*?(?=\n\n)", architecture().partition(after)[2], re.MULTILINE | re.DOTALL)
+    assert table
+    cells = (line.strip("| ").partition(" | ") for line in table[0].splitlines()[2:])
+    return {first: second for first, _, second in cells}
+
+
+def _names(text: str) -> set[str]:
+    return set(re.findall(r"`(\w+)`", text))
+
+
+def _modules(folder: Path) -> set[str]:
+    """Return the names of the modules and packages in a folder."""
+    found = {path.stem for path in folder.glob("*.py") if not path.stem.startswith("__")}
+    return found | {path.parent.name for path in folder.glob("*/__init__.py")}
+
+
+def test_architecture_names_every_package_of_the_source() -> None:
+    """The table of packages is complete, and so is the table of modules beside them."""
+    packages = {path.parent.name for path in SOURCE.glob("*/__init__.py")}
+
+    assert set().union(*map(_names, _rows("## Packages"))) == packages
+    assert set().union(*map(_names, _rows("Modules directly in"))) == _modules(SOURCE) - packages
+
+
+@pytest.mark.parametrize("row", _rows("## Packages").items(), ids=lambda row: row[0])
+def test_architecture_names_the_modules_of_a_package(row: tuple[str, str]) -> None:
+    """A package's row names modules that exist; every row but that of `cli` and `config` names all of them."""
+    (package,), named = _names(row[0]), _names(row[1])
+    modules = _modules(SOURCE / package)
+
+    assert named - modules == set()
+    assert named in (set(), modules)
+
+
+def test_architecture_has_the_layers_of_the_import_contract() -> None:
+    """The page shows the layers that `lint-imports` checks, in their order."""
+    settings: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (layers,) = (contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers")
+    shown = re.search(r"```\n(.*?)\n```", architecture().partition("## Imports")[2], re.DOTALL)
+
+    assert shown
+    assert shown[1].splitlines() == [layer.replace("streamworker.", "") for layer in layers]
