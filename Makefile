@@ -51,11 +51,12 @@ soak: $(READY) ## memory over many jobs, and what exactly-once costs in time
 fuzz: $(TOOLS) ## whatever reads what others wrote, fuzzed (ARGS="--seconds 300 job")
 	$(BIN)/python -m fuzz $(ARGS)
 
-lint: $(READY) ## style, types and import rules
+lint: $(READY) ## style, types, import rules and banned phrases
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/banned_phrases.py
 
 format: $(READY) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .

@@ -74,7 +74,7 @@ ROWS: dict[str, list[Panel]] = {
               {"": f"sum (changes(streamworker_start_time_seconds{{{WHERE}}}[1h]))"}, 4, "stat"),
         Panel("Jobs ended", "Terminal events by status.", "reqps", {"{{status}}": rate("jobs_ended_total", "status")}, is_stacked=True),
         Panel("Errors", "Terminal events with an error, by code.", "reqps", {"{{code}}": rate("job_errors_total", "code")}, is_stacked=True),
-        Panel("Time in the queue", "From the record's timestamp until a worker accepts the job.", "s", quantiles("queue_seconds", of=(0.5, 0.9, 0.99))),
+        Panel("Time in the queue", "From the record's timestamp until a worker accepts the job.", "s", quantiles("queue_duration_seconds", of=(0.5, 0.9, 0.99))),
     ],
     "What readers see": [
         Panel("Time to first delta", "From the start of the attempt, by upstream.", "s", quantiles("time_to_first_delta_seconds", "upstream")),
@@ -103,12 +103,12 @@ ROWS: dict[str, list[Panel]] = {
         }),
     ],
     "Kafka": [
-        Panel("Commits", "From the start of a commit until it is durable.", "s", quantiles("commit_seconds")),
-        Panel("Commit in progress", "Age of the oldest commit in progress of each worker; normally near zero.", "s", {"{{instance}}": worst("commit_busy_seconds", "instance")}),
+        Panel("Commits", "From the start of a commit until it is durable.", "s", quantiles("commit_duration_seconds")),
+        Panel("Commit in progress", "Age of the oldest commit in progress of each worker; normally near zero.", "s", {"{{instance}}": worst("commit_in_progress_seconds", "instance")}),
         Panel("Commit size", "Records in one commit; it grows under load.", "none", {
-            **quantiles("commit_records"), "waiting": total("commit_waiting"),
+            **quantiles("commit_records"), "waiting": total("commit_pending_entries"),
         }),
-        Panel("Acknowledgement of deltas", "From the sending of a batch to its acknowledgement.", "s", quantiles("sink_batch_seconds")),
+        Panel("Acknowledgement of deltas", "From the sending of a batch to its acknowledgement.", "s", quantiles("sink_batch_duration_seconds")),
         Panel("Batch size", "Deltas in one batch; it grows under load.", "none", quantiles("sink_batch_records")),
         Panel("Unacknowledged bytes", "Above kafka.max_unacknowledged_bytes the worker stops reading upstreams.", "bytes",
               {"{{instance}}": worst("sink_unacknowledged_bytes", "instance")}),
@@ -125,7 +125,7 @@ ROWS: dict[str, list[Panel]] = {
             "rebalances": f"max (increase(streamworker_rebalances_total{{{WHERE}}}[$__rate_interval]))",
             "fenced": f"sum (increase(streamworker_partitions_fenced_total{{{WHERE}}}[$__rate_interval]))",
         }),
-        Panel("Rebalance duration", "No records are fetched during a rebalance.", "s", quantiles("rebalance_seconds")),
+        Panel("Rebalance duration", "No records are fetched during a rebalance.", "s", quantiles("rebalance_duration_seconds")),
         Panel("Abandoned jobs", "Jobs left to the next owner of their partition, by reason.", "reqps", {"{{reason}}": rate("jobs_abandoned_total", "reason")}),
         Panel("Skipped records", "Records that were delivered again although their job had ended or was running, and tombstones.", "reqps", {
             "skipped": rate("records_skipped_total"), "tombstones": rate("tombstones_total"),

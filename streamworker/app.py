@@ -59,8 +59,8 @@ _STATS: Mapping[Definition, Callable[[WorkerStats], float]] = {
     table.DRAINING: lambda stats: stats.draining_s,
     table.PARTITIONS_OPENING: lambda stats: stats.partitions_opening,
     table.OFFSET_MAP_FILL: lambda stats: stats.offset_map_fill,
-    table.COMMIT_BUSY: lambda stats: stats.commit_busy_s,
-    table.COMMIT_WAITING: lambda stats: stats.commit_waiting,
+    table.COMMIT_IN_PROGRESS: lambda stats: stats.commit_in_progress_s,
+    table.COMMIT_PENDING: lambda stats: stats.commit_pending_entries,
 }
 
 log = structlog.get_logger()

@@ -1,7 +1,7 @@
-"""File descriptors: each open stream is one, and a process that runs out of them fails where nobody looks for it.
+"""The limit of open file descriptors. Each open stream needs one.
 
-Said at the start, not at the thousandth stream. The soft limit is a default for programs that use select(2), which we
-do not; up to the hard limit a process may raise it by itself (setrlimit(2)).
+The limit is checked at the start, not when the thousandth stream fails. The low default of the soft limit protects
+programs that use select(2), which this one does not; a process may raise it up to the hard limit (setrlimit(2)).
 """
 
 from __future__ import annotations
@@ -10,19 +10,22 @@ import structlog
 
 try:
     import resource
-except ImportError:  # not on Windows, which has no such limit
+except ImportError:  # Windows has no such limit
     resource = None  # type: ignore[assignment]
 
 __all__ = ["RESERVE", "raise_nofile_limit"]
 
 RESERVE = 256
-"""Descriptors for all else: brokers, a producer per job partition, probes, streams that are being closed."""
+"""Descriptors besides the streams: brokers, one producer per job partition, probes, streams that are closing."""
 
 log = structlog.get_logger()
 
 
 def raise_nofile_limit(streams: int) -> bool:
-    """Raise the process's limit so that so many streams may be open at once; if it cannot be, log what to do."""
+    """Raise the soft limit so that `streams` streams can be open at once; return whether it is high enough.
+
+    If the hard limit is too low, a warning with the remedy is logged.
+    """
     needed = streams + RESERVE
     if resource is None:
         return True

@@ -1,4 +1,4 @@
-"""What a running worker says of itself: log lines, metrics, probes."""
+"""Logs, metrics, traces and probes of a running worker."""
 
 from streamworker.telemetry.logging import configure_logging
 from streamworker.telemetry.loop_lag import LoopLag

@@ -1,7 +1,7 @@
-"""Every name that our spans use: OpenTelemetry's semantic conventions where they have one, `streamworker.*` elsewhere.
+"""Names of span attributes: OpenTelemetry's semantic conventions where they define one, else `streamworker.*`.
 
-Messaging and Kafka as of v1.44, generative AI as of the v1.42 split-off; both are in development and will rename
-things, so the names stand here and nowhere else. We never sent older ones, so there is nothing to opt in to.
+Messaging and Kafka as of v1.44, generative AI as of v1.42. Both are still in development, so the names are defined in
+this module only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ GEN_AI_REASONING_TOKENS: Final = "gen_ai.usage.reasoning.output_tokens"
 
 CHAT: Final = "chat"
 OPENAI: Final = "openai"
-"""The provider as the conventions mean it: whose API this is, not whose machine. `server.address` tells the latter."""
+"""The provider by the conventions: the vendor of the API, not the host. `server.address` has the host."""
 
 # General
 ERROR_TYPE: Final = "error.type"
@@ -44,25 +44,25 @@ HTTP_STATUS: Final = "http.response.status_code"
 SERVER_ADDRESS: Final = "server.address"
 SERVER_PORT: Final = "server.port"
 
-# Ours, where there is no convention
+# Attributes without a convention
 JOB_ID: Final = "streamworker.job.id"
 JOB_STATUS: Final = "streamworker.job.status"
 JOB_DELIVERIES: Final = "streamworker.job.deliveries"
 JOB_TRIES: Final = "streamworker.job.tries"
 JOB_ABANDONED: Final = "streamworker.job.abandoned"
-"""Why the job was let go without a terminal event. A span has either this or a status."""
+"""Why the job was returned without a terminal event. A span has either this attribute or a status."""
 
 UPSTREAM: Final = "streamworker.upstream"
 ATTEMPT_ID: Final = "streamworker.attempt.id"
 ATTEMPT_NUMBER: Final = "streamworker.attempt.number"
 TRY_NUMBER: Final = "streamworker.try.number"
 TRY_OUTCOME: Final = "streamworker.try.outcome"
-"""The attempt's status if the try ended it; `retried` if another one follows; `abandoned` with its job."""
+"""The attempt's status if this try ended it, `retried` if another try follows, `abandoned` if the job was returned."""
 
 USAGE_SOURCE: Final = "streamworker.usage.source"
 USAGE_INPUT_TOKENS: Final = "streamworker.usage.input_tokens"
 USAGE_OUTPUT_TOKENS: Final = "streamworker.usage.output_tokens"
-"""What the terminal event says, whoever counted. `gen_ai.usage.*` are the upstream's own numbers and nothing else."""
+"""The counts of the terminal event, also estimated ones. `gen_ai.usage.*` are only the upstream's own counts."""
 
 FIRST_DELTA: Final = "first_delta"
-"""A span event. There is one per try: a span per delta would cost more than the delta."""
+"""A span event, at most one per try: a span per delta would cost more than the delta."""

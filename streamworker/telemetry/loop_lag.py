@@ -1,4 +1,4 @@
-"""Event-loop lag: how late the loop comes to what is due. A late loop misses heartbeats and delays every stream."""
+"""Event-loop lag: the delay of timers. A loop that lags misses heartbeats and delays every stream."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["LoopLag"]
 
 
 class LoopLag:
-    """Measures by a timer that sets itself again: no task, nothing to await.
+    """Measure the lag with a timer that reschedules itself; no task is needed.
 
-    Every `interval_s` one lateness is noted; `lag_s` is the largest of the last `window_s`, so that a scrape sees a
-    stall that happened between two of them.
+    One delay is recorded every `interval_s` seconds. `lag_s` is the maximum of the last `window_s` seconds, so that a
+    scrape sees a stall that happened between two scrapes.
     """
 
     def __init__(self, *, interval_s: float = 0.25, window_s: float = 15.0) -> None:
@@ -24,18 +24,18 @@ class LoopLag:
 
     @property
     def lag_s(self) -> float:
-        """Seconds; the wait that is not over yet counts as well."""
+        """Maximum delay in seconds, including a delay that is not over yet."""
         overdue = 0.0 if self._loop is None else self._loop.time() - self._due
         return max(0.0, overdue, *self._seen)
 
     def start(self) -> None:
-        """Begin, on the running loop."""
+        """Start measuring the running loop."""
         self.stop()
         self._loop = asyncio.get_running_loop()
         self._wait(self._loop)
 
     def stop(self) -> None:
-        """End. Safe to call twice."""
+        """Stop measuring. May be called twice."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop = None

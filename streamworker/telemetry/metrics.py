@@ -1,6 +1,6 @@
-"""Metrics: one table, and what keeps it. Names follow Prometheus' conventions: base units, counters end in `_total`.
+"""The table of all metrics, and the registry that holds them. Names follow Prometheus' conventions.
 
-Labels are bounded: statuses, codes, configured upstreams, reasons. Never a job's id, never free text.
+Label values are bounded: statuses, error codes, configured upstreams, reasons. No job id or free text is a label.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ __all__ = ["DURATION_BUCKETS", "MAX_SERIES", "OTHER", "PREFIX", "TABLE", "Defini
 PREFIX = "streamworker_"
 
 OTHER = "other"
-"""The label value for what is not one of the known ones."""
+"""The label value that replaces unknown values."""
 
 MAX_SERIES = 1000
-"""Series per metric. A label that turns out to be unbounded costs this much memory and no more."""
+"""Maximum number of series per metric. It bounds the memory that a label with unexpected values can take."""
 
 DURATION_BUCKETS = tuple(0.01 * 2**n for n in range(14))
-"""0.01 s to 81.92 s, as OpenTelemetry's GenAI client metrics have them."""
+"""0.01 s to 81.92 s: the buckets of OpenTelemetry's GenAI client metrics."""
 
 JOB_BUCKETS = (*DURATION_BUCKETS, *(81.92 * 2**n for n in range(1, 6)))
-"""The same and on to 44 minutes: reasoning takes its time."""
+"""0.01 s to 44 minutes: reasoning models can take that long."""
 
 QUEUE_BUCKETS = tuple(0.01 * 4**n for n in range(12))
-"""0.01 s to half a day: a queue may be a night's work."""
+"""0.01 s to half a day: a backlog may last a night."""
 
 COMMIT_BUCKETS = tuple(0.001 * 2**n for n in range(15))
-"""1 ms to 16 s: what a broker takes to write."""
+"""1 ms to 16 s: from one fast write of a broker to several tries."""
 
 SIZE_BUCKETS = tuple(float(4**n) for n in range(6))
 """1 to 1024 records."""
@@ -52,7 +52,7 @@ SIZE_BUCKETS = tuple(float(4**n) for n in range(6))
 
 @dataclass(frozen=True, eq=False)
 class Definition:
-    """One metric, without the prefix. Compared by identity: it is a key."""
+    """One metric; `name` has no prefix. Compared by identity, because it is used as a key."""
 
     kind: Literal["counter", "gauge", "histogram"]
     name: str
@@ -60,7 +60,7 @@ class Definition:
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = DURATION_BUCKETS
     is_tallied: bool = False
-    """A histogram that is filled with every delta: kept as `Tally`, for the library's lock costs more than the rest."""
+    """Whether the histogram is a `Tally`: it is updated with every delta, and the library's lock would be too slow."""
 
 
 def _counter(name: str, help_: str, *labels: str) -> Definition:
@@ -78,118 +78,134 @@ def _histogram(
 
 
 # Jobs
-JOBS_STARTED = _counter("jobs_started_total", "Jobs taken up.", "upstream")
+JOBS_STARTED = _counter("jobs_started_total", "Jobs whose first attempt started.", "upstream")
 ATTEMPTS = _counter(
-    "attempts_total", "Attempts begun: more than jobs where streams broke or we crashed.", "upstream"
+    "attempts_total", "Attempts started; more than jobs if streams broke or an attempt crashed.", "upstream"
 )
-JOBS_ENDED = _counter("jobs_ended_total", "Terminal events, all durable.", "upstream", "status")
-JOB_ERRORS = _counter("job_errors_total", "Terminal events that carry an error.", "code")
-JOB_CRASHES = _counter("job_crashes_total", "Attempts that ended by a bug of ours and were begun anew.")
+JOBS_ENDED = _counter("jobs_ended_total", "Durable terminal events.", "upstream", "status")
+JOB_ERRORS = _counter("job_errors_total", "Durable terminal events with an error.", "code")
+JOB_CRASHES = _counter(
+    "job_crashes_total", "Attempts that ended with an unexpected exception of the worker and were repeated."
+)
 JOBS_ABANDONED = _counter(
-    "jobs_abandoned_total", "Jobs let go without a terminal event, for their next owner.", "reason"
+    "jobs_abandoned_total",
+    "Jobs returned without a terminal event, for the next owner of their partition.",
+    "reason",
 )
-JOBS_OPEN = _gauge("jobs_open", "Jobs taken up and not ended.")
+JOBS_OPEN = _gauge("jobs_open", "Jobs that have started and not ended.")
 OLDEST_JOB = _gauge(
-    "oldest_job_age_seconds", "How long the oldest open job has been open here; 0 without one."
+    "oldest_job_age_seconds", "Time since the oldest open job of this worker started; 0 if no job is open."
 )
-QUEUE = _histogram(
-    "queue_seconds", "From the job record's timestamp to the job being taken up.", buckets=QUEUE_BUCKETS
+QUEUE_DURATION = _histogram(
+    "queue_duration_seconds",
+    "Time from the job record's timestamp to the start of its first attempt.",
+    buckets=QUEUE_BUCKETS,
 )
 JOB_DURATION = _histogram(
     "job_duration_seconds",
-    "From the attempt's start to its terminal event.",
+    "Time from the attempt's start to its terminal event.",
     "upstream",
     "status",
     buckets=JOB_BUCKETS,
 )
 TOKENS = _counter(
-    "tokens_total", "Tokens in terminal events, by who counted them.", "upstream", "kind", "source"
+    "tokens_total",
+    "Tokens reported in terminal events; source says who counted them.",
+    "upstream",
+    "kind",
+    "source",
 )
 
-# Records that are no jobs, or none any more
+# Records that do not become jobs
 DEAD_LETTERS = _counter("dead_letters_total", "Records written to the dead-letter topic.", "code")
-TOMBSTONES = _counter("tombstones_total", "Records without a value, passed over.")
+TOMBSTONES = _counter("tombstones_total", "Records without a value, which were skipped.")
 RECORDS_SKIPPED = _counter(
     "records_skipped_total",
-    "Records delivered again whose job had ended or was running: duplicates that were avoided.",
+    "Records fetched again whose job had ended or was running; they were skipped.",
 )
 
 # Upstreams
 TIME_TO_FIRST_DELTA = _histogram(
     "time_to_first_delta_seconds",
-    "From the attempt's start to its first delta.",
+    "Time from the attempt's start to its first delta.",
     "upstream",
     buckets=DURATION_BUCKETS,
 )
 DELTA_GAP = _histogram(
     "delta_gap_seconds",
-    "From one read of a stream that brought deltas to the next one.",
+    "Time between two reads of one stream that brought deltas.",
     "upstream",
     buckets=DURATION_BUCKETS,
     is_tallied=True,
 )
-RETRIES = _counter("retries_total", "Tries that failed and were followed by another.", "upstream", "code")
-FALLBACKS = _counter("fallbacks_total", "Jobs that went to their upstream's stand-in.", "upstream")
-CIRCUIT_STATE = _gauge("upstream_circuit_state", "0 closed, 1 half-open, 2 open: no calls.", "upstream")
-CIRCUITS_OPENED = _counter("circuits_opened_total", "Times that an upstream's circuit opened.", "upstream")
-STREAMS_OPEN = _gauge("upstream_streams_open", "Calls to the upstream that are open.", "upstream")
-STREAMS_LIMIT = _gauge(
-    "upstream_streams_limit", "Calls that may be open to the upstream at once.", "upstream"
+RETRIES = _counter("retries_total", "Failed tries that were followed by another try.", "upstream", "code")
+FALLBACKS = _counter("fallbacks_total", "Jobs that continued at a fallback of their upstream.", "upstream")
+CIRCUIT_STATE = _gauge(
+    "upstream_circuit_state", "State of the circuit: 0 closed, 1 half-open, 2 open (no calls).", "upstream"
 )
-UPSTREAM_WAITING = _gauge(
-    "upstream_jobs_waiting", "Jobs that wait for their turn at the upstream.", "upstream"
+CIRCUITS_OPENED = _counter(
+    "circuits_opened_total", "Number of times the upstream's circuit opened.", "upstream"
 )
+STREAMS_OPEN = _gauge("upstream_streams_open", "Open calls to the upstream.", "upstream")
+STREAMS_LIMIT = _gauge("upstream_streams_limit", "Current limit of open calls to the upstream.", "upstream")
+UPSTREAM_WAITING = _gauge("upstream_jobs_waiting", "Jobs in the queue of the upstream.", "upstream")
 
-# What is written
-EVENTS = _counter("events_total", "Events handed to Kafka, by type.", "type")
-EVENT_BYTES = _counter("event_bytes_total", "Payload of those events, before compression.", "type")
-BATCH_SECONDS = _histogram(
-    "sink_batch_seconds", "From a batch of deltas being sent to its acknowledgement.", buckets=COMMIT_BUCKETS
-)
-BATCH_RECORDS = _histogram("sink_batch_records", "Records of a batch.", buckets=SIZE_BUCKETS)
-UNACKNOWLEDGED = _gauge(
-    "sink_unacknowledged_bytes", "Bytes handed to the sink that the broker has not acknowledged."
-)
-COMMIT_SECONDS = _histogram(
-    "commit_seconds",
-    "From a commit's begin until it is durable, tries included.",
+# Records written
+EVENTS = _counter("events_total", "Events passed to the Kafka producer, by type.", "type")
+EVENT_BYTES = _counter("event_bytes_total", "Bytes of those events, before compression.", "type")
+BATCH_DURATION = _histogram(
+    "sink_batch_duration_seconds",
+    "Time from sending a batch of deltas to its acknowledgement.",
     buckets=COMMIT_BUCKETS,
 )
-COMMIT_RECORDS = _histogram("commit_records", "Records of a commit.", buckets=SIZE_BUCKETS)
-COMMIT_BUSY = _gauge("commit_busy_seconds", "How long the slowest commit under way has been under way.")
-COMMIT_WAITING = _gauge("commit_waiting", "Beginnings and ends of jobs that wait to be committed.")
-KAFKA_FAILURES = _counter("kafka_failures_total", "Requests to Kafka that failed and are made again.", "part")
-
-# The group
-PARTITIONS_OWNED = _gauge("partitions_owned", "Job partitions assigned to this worker.")
-PARTITIONS_OPENING = _gauge("partitions_opening", "Job partitions assigned and not taken over yet.")
-PARTITIONS_FENCED = _counter(
-    "partitions_fenced_total", "Times that another worker shut us out of a partition."
+BATCH_RECORDS = _histogram("sink_batch_records", "Records per batch of deltas.", buckets=SIZE_BUCKETS)
+UNACKNOWLEDGED = _gauge("sink_unacknowledged_bytes", "Bytes of events that no broker has acknowledged yet.")
+COMMIT_DURATION = _histogram(
+    "commit_duration_seconds",
+    "Time from the start of a commit until it is durable, including failed tries.",
+    buckets=COMMIT_BUCKETS,
 )
-REBALANCES = _counter("rebalances_total", "Rebalances that ended.")
-REBALANCE_SECONDS = _histogram(
-    "rebalance_seconds",
-    "From the group calling its members together to the new assignment: nothing is taken up meanwhile.",
+COMMIT_RECORDS = _histogram("commit_records", "Records per commit.", buckets=SIZE_BUCKETS)
+COMMIT_IN_PROGRESS = _gauge(
+    "commit_in_progress_seconds", "Age of the oldest commit in progress; 0 if none is."
+)
+COMMIT_PENDING = _gauge("commit_pending_entries", "Starts and ends of jobs that wait for a commit.")
+KAFKA_FAILURES = _counter(
+    "kafka_failures_total", "Failed requests to Kafka that are repeated, by the part of the worker.", "part"
+)
+
+# The consumer group
+PARTITIONS_OWNED = _gauge("partitions_owned", "Job partitions assigned to this worker.")
+PARTITIONS_OPENING = _gauge("partitions_opening", "Job partitions that are assigned and not open yet.")
+PARTITIONS_FENCED = _counter(
+    "partitions_fenced_total", "Number of times another worker fenced this one on a partition."
+)
+REBALANCES = _counter("rebalances_total", "Completed rebalances.")
+REBALANCE_DURATION = _histogram(
+    "rebalance_duration_seconds",
+    "Rebalance duration, from revocation to assignment. No records are fetched meanwhile.",
     buckets=JOB_BUCKETS,
 )
 HEARTBEAT_AGE = _gauge(
-    "group_heartbeat_age_seconds", "How long ago the group's coordinator last answered a heartbeat."
+    "group_heartbeat_age_seconds", "Time since the group coordinator last answered a heartbeat."
 )
 RECORDS_BEHIND = _gauge(
-    "records_behind", "Records of our partitions not taken up, as of the last answer of the broker."
+    "records_behind", "Records in the assigned partitions that were not accepted yet, as of the last fetch."
 )
 OFFSET_MAP_FILL = _gauge(
     "offset_map_fill_ratio",
-    "Size of the largest offset map, of what a commit can hold. From 0.75 its partition takes nothing up.",
+    "Size of the largest offset map relative to what a commit can hold. From 0.75 its partition accepts no jobs.",
 )
 
 # The process
-READY = _gauge("ready", "1 if jobs are taken up, as /readyz says.")
-DRAINING = _gauge("draining_seconds", "How long the drain has lasted; 0 before.")
-POLL_AGE = _gauge("poll_age_seconds", "How long ago the poll loop last turned.")
-LOOP_LAG = _gauge("event_loop_lag_seconds", "The latest that the event loop lately came to what was due.")
-START_TIME = _gauge("start_time_seconds", "When this process started, in seconds since the epoch.")
-BUILD_INFO = _gauge("build_info", "Always 1; the labels say what runs.", "version", "python")
+READY = _gauge("ready", "1 if the worker accepts jobs, as /readyz reports.")
+DRAINING = _gauge("draining_seconds", "Time since the drain began; 0 before.")
+POLL_AGE = _gauge("poll_age_seconds", "Time since the last iteration of the poll loop.")
+LOOP_LAG = _gauge("event_loop_lag_seconds", "Maximum event-loop delay over the last 15 s, in seconds.")
+START_TIME = _gauge("start_time_seconds", "Start time of the process, in seconds since the epoch.")
+BUILD_INFO = _gauge(
+    "build_info", "Always 1; the labels have the versions of streamworker and Python.", "version", "python"
+)
 
 TABLE = (
     JOBS_STARTED,
@@ -200,7 +216,7 @@ TABLE = (
     JOBS_ABANDONED,
     JOBS_OPEN,
     OLDEST_JOB,
-    QUEUE,
+    QUEUE_DURATION,
     JOB_DURATION,
     TOKENS,
     DEAD_LETTERS,
@@ -217,19 +233,19 @@ TABLE = (
     UPSTREAM_WAITING,
     EVENTS,
     EVENT_BYTES,
-    BATCH_SECONDS,
+    BATCH_DURATION,
     BATCH_RECORDS,
     UNACKNOWLEDGED,
-    COMMIT_SECONDS,
+    COMMIT_DURATION,
     COMMIT_RECORDS,
-    COMMIT_BUSY,
-    COMMIT_WAITING,
+    COMMIT_IN_PROGRESS,
+    COMMIT_PENDING,
     KAFKA_FAILURES,
     PARTITIONS_OWNED,
     PARTITIONS_OPENING,
     PARTITIONS_FENCED,
     REBALANCES,
-    REBALANCE_SECONDS,
+    REBALANCE_DURATION,
     HEARTBEAT_AGE,
     RECORDS_BEHIND,
     OFFSET_MAP_FILL,
@@ -240,34 +256,35 @@ TABLE = (
     START_TIME,
     BUILD_INFO,
 )
-"""Every metric there is. Documentation and tests read it."""
+"""Every metric, in the order of docs/metrics.md."""
 
 
 class Tally:
-    """One series of a histogram, for one thread: adding costs a search among its buckets and nothing else."""
+    """One series of a histogram, without a lock: only one thread may add values."""
 
     __slots__ = ("_buckets", "counts", "total")
 
     def __init__(self, buckets: tuple[float, ...]) -> None:
         self._buckets = buckets
         self.counts = [0] * (len(buckets) + 1)
-        """Values per bucket, not cumulative; the last one is for those above all."""
+        """Values per bucket, not cumulative; the last one counts values above every bound."""
         self.total = 0.0
 
     def add(self, value: float) -> None:
-        """Put a value in."""
         self.counts[bisect_left(self._buckets, value)] += 1
         self.total += value
 
 
 class Metrics:
-    """The table's metrics on one registry. Labels are given in the order of their definition."""
+    """The metrics of `TABLE` in one registry. Label values are passed in the order of their definition."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         self._hooks: list[Callable[[], None]] = []
-        self.registry.register(_Hooks(self._hooks))  # the first one, so that the others show what it brings
-        # `_created` would double the series; START_TIME says since when they count.
+        self.registry.register(
+            _Hooks(self._hooks)
+        )  # the first collector, so that its updates are in the same scrape
+        # `_created` would double the number of series; START_TIME has the same information.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         ProcessCollector(registry=self.registry)
         self._metrics = {
@@ -284,7 +301,7 @@ class Metrics:
         self.set(BUILD_INFO, 1, __version__, platform.python_version())
 
     def add(self, definition: Definition, amount: float = 1, *labels: str) -> None:
-        """Count. A series that is added 0 to exists from then on."""
+        """Increase a counter. Adding 0 creates its series."""
         child = self._child(definition, labels)
         assert isinstance(child, Counter)
         child.inc(amount)
@@ -296,23 +313,23 @@ class Metrics:
         child.set(value)
 
     def observe(self, definition: Definition, value: float, *labels: str) -> None:
-        """Put a value into a histogram."""
+        """Add a value to a histogram."""
         child = self._child(definition, labels)
         assert isinstance(child, Histogram)
         child.observe(value)
 
     def tally(self, definition: Definition, *labels: str) -> Tally:
-        """Return a series to put values into, of a histogram that is tallied. Labels have to be bounded by the caller."""
+        """Return one series of a tallied histogram. The caller bounds the number of label values."""
         return self._tallies[definition].series(labels)
 
     def track(self, definition: Definition, read: Callable[[], float], *labels: str) -> None:
-        """Let a gauge read its value when it is scraped. If `read` raises, the value is NaN."""
+        """Set a gauge from `read()` at every scrape. If `read` raises, the value is NaN."""
         gauge = self._child(definition, labels)
         assert isinstance(gauge, Gauge)
         gauge.set_function(lambda: _value(read))
 
     def before_scrape(self, hook: Callable[[], None]) -> None:
-        """Call this before each scrape: what is too frequent to be counted one by one is added then."""
+        """Call `hook` before each scrape, to add what is too frequent to be counted one by one."""
         self._hooks.append(hook)
 
     def _child(self, definition: Definition, labels: tuple[str, ...]) -> Counter | Gauge | Histogram:
@@ -379,5 +396,5 @@ def _create(definition: Definition, registry: CollectorRegistry) -> Counter | Ga
 def _value(read: Callable[[], float]) -> float:
     try:
         return read()
-    except Exception:  # noqa: BLE001 - one gauge must not take the whole page down
+    except Exception:  # noqa: BLE001 - one gauge must not make the whole page fail
         return math.nan

@@ -1,4 +1,4 @@
-"""What happened, as metrics and as log lines: one line per job, at its end, with all that is known of it."""
+"""The observer that counts and logs: metrics for everything, and one log line per job, at its end."""
 
 from __future__ import annotations
 
@@ -34,36 +34,38 @@ if TYPE_CHECKING:
 __all__ = ["NO_UPSTREAM", "Telemetry"]
 
 NO_UPSTREAM = "none"
-"""The label value for a job that never got as far as an upstream."""
+"""The upstream label of a job that was rejected before an upstream was chosen."""
 
 DEAD_LETTER_CODES = (ErrorCode.INVALID_JOB, ErrorCode.UNKNOWN_UPSTREAM, ErrorCode.MAX_DELIVERIES)
-"""What makes a record a dead letter."""
+"""The error codes of dead letters."""
 
 REASONS = ("revoked", "fenced", "drain", "drain_timeout", "stopped")
-"""Why the worker lets jobs go."""
+"""Why the worker returns jobs without a terminal event."""
 
 KAFKA_PARTS = get_args(KafkaPart)
 
 MAX_FAULTS = 8
 _NAME_BYTES = 200
 _FAULT_BYTES = 300
-_MAX_TOKENS = 1 << 53  # beyond it a counter, which is a double, loses ones
+_MAX_TOKENS = 1 << 53  # a counter is a double: above this value it loses increments of 1
 _MEMBER = re.compile(r"[a-z][a-z0-9_]{0,39}")
-_REASON = re.compile(r"[a-z_ ]{1,40}")  # a few words; what names partitions or quotes errors is no label
+_REASON = re.compile(
+    r"[a-z_ ]{1,40}"
+)  # a few words; a text with a partition or an error would be an unbounded label
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _TOKENS = {"prompt": "prompt_tokens", "completion": "completion_tokens"}
 
 
 class Telemetry:
-    """Implements `streamworker.ports.Observer`. `upstreams` are the configured names: no other becomes a label."""
+    """Implement `streamworker.observe.Observer`. Only the configured names in `upstreams` become labels."""
 
     def __init__(self, metrics: Metrics, upstreams: Iterable[str], clock: Clock) -> None:
         self._metrics = metrics
         self._upstreams = frozenset(upstreams)
         self._clock = clock
         self._log: FilteringBoundLogger = structlog.get_logger()
-        # Not a count: a job that is ended twice, or was never told to be started, does not skew it. In the order of
-        # their beginnings, in seconds of the monotonic clock.
+        # The start of each open job, in seconds of the monotonic clock; the oldest one is first. A counter would be
+        # wrong after a job that ends twice, or ends without a start.
         self._open: dict[Coordinates, float] = {}
         self._rebalancing_since: float | None = None
         self._deltas = self._delta_bytes = 0  # since the last scrape
@@ -75,32 +77,32 @@ class Telemetry:
         self._begin_at_zero()
 
     def job_started(self, job: Job, upstream: str) -> None:
-        """An attempt at a job began; with its first one the job was taken up."""
+        """Count an attempt that started; the first one of a job also starts the job."""
         label = self._label(upstream)
         self._metrics.add(table.ATTEMPTS, 1, label)
         if job.source not in self._open:
             self._open[job.source] = self._clock.monotonic()
             self._metrics.add(table.JOBS_STARTED, 1, label)
-            self._metrics.observe(table.QUEUE, max(0, self._clock.now_ms() - job.timestamp) / 1000)
+            self._metrics.observe(table.QUEUE_DURATION, max(0, self._clock.now_ms() - job.timestamp) / 1000)
 
     def first_delta(self, upstream: str, seconds: float) -> None:
-        """An attempt got its first delta so long after it started."""
+        """Record the time from an attempt's start to its first delta."""
         self._metrics.observe(table.TIME_TO_FIRST_DELTA, seconds, self._label(upstream))
 
     def deltas_published(self, upstream: str, count: int, size: int, gap_s: float | None) -> None:
-        """One read of a stream gave so many delta events of `size` bytes in all, now with the sink.
+        """Count the delta events of one read: `count` events with `size` bytes in total.
 
-        `gap_s` is the time since the read of this stream that brought deltas before; None for the first one, and for
-        text that was held and leaves without a read.
+        `gap_s` is the time since the previous read of the stream that brought deltas. It is None for the first read,
+        and for held text that is published without a read.
         """
-        # Told with every delta: sums of ours, for a counter of the library takes its lock each time.
+        # Called for every delta, so without the lock of a library counter; the sums are added before a scrape.
         self._deltas += count
         self._delta_bytes += size
         if gap_s is not None and (gaps := self._gaps.get(upstream)) is not None:
             gaps.add(gap_s)
 
     def try_failed(self, job: Job, upstream: str, error: JobError, next_try_s: float) -> None:
-        """A try failed before its first delta; the next one follows after so many seconds."""
+        """Count and log a try that failed before its first delta. The next one follows in `next_try_s` seconds."""
         self._metrics.add(table.RETRIES, 1, self._label(upstream), error.code.value)
         self._log.info(
             "try.failed",
@@ -112,28 +114,28 @@ class Telemetry:
         )
 
     def fell_back(self, job: Job, upstream: str, error: JobError) -> None:
-        """An upstream failed a job for good, and the next one of its list is called."""
+        """Count and log that a job continues at a fallback, because `upstream` failed it."""
         self._metrics.add(table.FALLBACKS, 1, self._label(upstream))
         self._log.warning("job.fell_back", job_id=job.job_id, upstream=upstream, error_code=error.code.value)
 
     def circuit_changed(self, upstream: str, state: str) -> None:
-        """An upstream's circuit is now `closed`, `half_open` or `open`."""
+        """Log the new state of an upstream's circuit: `closed`, `half_open` or `open`."""
         if state == "open":
             self._metrics.add(table.CIRCUITS_OPENED, 1, self._label(upstream))
-        say = self._log.warning if state == "open" else self._log.info
-        say(f"circuit.{state}", upstream=upstream)
+        write = self._log.warning if state == "open" else self._log.info
+        write(f"circuit.{state}", upstream=upstream)
 
     def job_ended(self, event: UsageEvent, job: Job, upstream: str) -> None:
-        """A terminal event is durable."""
+        """Count and log a job whose terminal event is durable."""
         self._open.pop(job.source, None)
         self._count_end(event, self._label(upstream))
-        say = self._log.info if event.status is Status.COMPLETED else self._log.warning
-        say(f"job.{event.status}", **_line(event, job, upstream))
+        write = self._log.info if event.status is Status.COMPLETED else self._log.warning
+        write(f"job.{event.status}", **_line(event, job, upstream))
 
     def job_rejected(self, rejection: Rejection, code: ErrorCode) -> None:
-        """A record was no valid job; its dead letter and its terminal event are durable."""
+        """Count and log a record that is not a valid job. Its dead letter and its terminal event are durable."""
         self._open.pop(rejection.source, None)
-        # What was delivered too often was a job once, and failed.
+        # A record with too many deliveries is a valid job that failed.
         status = Status.FAILED if code is ErrorCode.MAX_DELIVERIES else Status.REJECTED
         self._metrics.add(table.JOBS_ENDED, 1, NO_UPSTREAM, status.value)
         self._metrics.add(table.JOB_ERRORS, 1, code.value)
@@ -149,62 +151,62 @@ class Telemetry:
         )
 
     def job_abandoned(self, job: Job, reason: str) -> None:
-        """A job was let go without a terminal event; its next owner runs it."""
+        """Count and log a job that was returned without a terminal event; its next owner runs it."""
         self._open.pop(job.source, None)
         self._metrics.add(table.JOBS_ABANDONED, 1, reason if _REASON.fullmatch(reason) else OTHER)
         place = {**_place(job.source), **_trace(job.trace)}
         self._log.warning("job.abandoned", job_id=job.job_id, reason=reason, **place)
 
-    def tombstone_skipped(self, partition: TopicPartition) -> None:  # noqa: ARG002 - counted as a whole
-        """A record without a value was passed over."""
+    def tombstone_skipped(self, partition: TopicPartition) -> None:  # noqa: ARG002 - without a label
+        """Count a record without a value, which was skipped."""
         self._metrics.add(table.TOMBSTONES)
 
-    def record_skipped(self, partition: TopicPartition) -> None:  # noqa: ARG002 - counted as a whole
-        """A record was delivered that is finished already, or that runs."""
+    def record_skipped(self, partition: TopicPartition) -> None:  # noqa: ARG002 - without a label
+        """Count a fetched record whose job has ended or is running."""
         self._metrics.add(table.RECORDS_SKIPPED)
 
-    def job_crashed(self, job: Job) -> None:  # noqa: ARG002 - counted as a whole; the log line names it
-        """An attempt ended by a bug of ours; another one follows."""
+    def job_crashed(self, job: Job) -> None:  # noqa: ARG002 - `job.crashed` names the job
+        """Count an attempt that ended with an unexpected exception."""
         self._metrics.add(table.JOB_CRASHES)
 
     def rebalancing(self) -> None:
-        """A rebalance began."""
+        """Start timing a rebalance."""
         if self._rebalancing_since is None:
             self._rebalancing_since = self._clock.monotonic()
 
     def partitions_changed(self, owned: int, gained: int, lost: int) -> None:
-        """A rebalance ended."""
+        """Record and log the end of a rebalance."""
         began, self._rebalancing_since = self._rebalancing_since, None
         if began is not None:
-            self._metrics.observe(table.REBALANCE_SECONDS, self._clock.monotonic() - began)
+            self._metrics.observe(table.REBALANCE_DURATION, self._clock.monotonic() - began)
         self._metrics.add(table.REBALANCES)
         self._metrics.set(table.PARTITIONS_OWNED, owned)
         self._log.info("partitions.changed", owned=owned, gained=gained, lost=lost)
 
-    def partition_fenced(self, partition: TopicPartition) -> None:  # noqa: ARG002 - as above
-        """Another worker shut us out of a partition that we thought ours."""
+    def partition_fenced(self, partition: TopicPartition) -> None:  # noqa: ARG002 - without a label
+        """Count a partition on which another worker fenced this one."""
         self._metrics.add(table.PARTITIONS_FENCED)
 
     def committed(self, records: Sequence[ProducerRecord], seconds: float) -> None:
-        """A lane's commit is durable, with these records, so long after it began."""
-        self._metrics.observe(table.COMMIT_SECONDS, seconds)
+        """Record a durable commit: its records, and the seconds since it started."""
+        self._metrics.observe(table.COMMIT_DURATION, seconds)
         self._metrics.observe(table.COMMIT_RECORDS, len(records))
         for record in records:
             kind = next((value for name, value in record.headers if name == "streamworker-type"), None)
-            if kind is not None:  # a dead letter is no event
+            if kind is not None:  # a dead letter is not an event
                 self._count_events(kind.decode(), 1, record.size)
 
     def batch_acknowledged(self, count: int, seconds: float) -> None:
-        """A batch of so many deltas is acknowledged, so long after it was sent."""
-        self._metrics.observe(table.BATCH_SECONDS, seconds)
+        """Record a batch of `count` deltas that was acknowledged `seconds` after it was sent."""
+        self._metrics.observe(table.BATCH_DURATION, seconds)
         self._metrics.observe(table.BATCH_RECORDS, count)
 
     def kafka_failed(self, part: KafkaPart) -> None:
-        """A request to Kafka failed and is made again."""
+        """Count a failed request to Kafka that is repeated."""
         self._metrics.add(table.KAFKA_FAILURES, 1, part)
 
     def _begin_at_zero(self) -> None:
-        """Let the known series exist from the start, or their first count is no increase to Prometheus."""
+        """Create the known series, so that Prometheus sees their first count as an increase from 0."""
         add = self._metrics.add
         for upstream in self._upstreams:
             for counter in (table.JOBS_STARTED, table.ATTEMPTS, table.FALLBACKS, table.CIRCUITS_OPENED):
@@ -215,7 +217,7 @@ class Telemetry:
                 table.STREAMS_LIMIT,
                 table.UPSTREAM_WAITING,
             ):
-                self._metrics.set(gauge, nan, upstream)  # not zero: nobody has told yet
+                self._metrics.set(gauge, nan, upstream)  # not zero: the value is not known yet
             for status in Status:
                 add(table.JOBS_ENDED, 0, upstream, status.value)
         for code in ErrorCode:
@@ -280,7 +282,7 @@ def _line(event: UsageEvent, job: Job, upstream: str) -> dict[str, Any]:
 def _error(error: JobError | None) -> dict[str, Any]:
     return {
         "error_code": error and error.code.value,
-        # The upstream's own words stay in the event: they may repeat the prompt.
+        # The upstream's own message is only in the event: it may contain the prompt.
         "error_message": error.message if error is not None and error.upstream is None else None,
         "http_status": error and error.http_status,
     }
@@ -291,13 +293,13 @@ def _place(source: Coordinates) -> dict[str, Any]:
 
 
 def _trace(trace: Headers) -> dict[str, str]:
-    """Return the id of the trace that the job belongs to, if it does: the way from a line to its spans."""
+    """Return the id of the job's trace as a log field, if its headers name a valid one."""
     found = _TRACEPARENT.fullmatch(dict(trace).get("traceparent") or b"")
     return {} if found is None else {"trace_id": found[1].decode()}
 
 
 def _numbers(usage: dict[str, Any] | None) -> dict[str, float] | None:
-    """Return the counts of a usage object. It is the upstream's, so anything may be in it: only numbers are logged."""
+    """Return the counts of a usage object. An upstream may write anything into it, so only numbers are logged."""
     if usage is None:
         return None
     counts = {name: _count(value) for name, value in usage.items() if _MEMBER.fullmatch(name)}
@@ -305,6 +307,6 @@ def _numbers(usage: dict[str, Any] | None) -> dict[str, float] | None:
 
 
 def _count(value: Any) -> float | None:
-    """Return what can be a count, None for all else: NaN, -1, true, "12"."""
+    """Return a value that is a valid count, else None: for NaN, -1, true, "12"."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return value if is_number and 0 <= value < _MAX_TOKENS else None

@@ -1,7 +1,7 @@
-"""The HTTP face for those who watch: `/livez`, `/readyz`, `/metrics`.
+"""HTTP endpoints for probes and metrics: `/livez`, `/readyz`, `/metrics`.
 
-Liveness asks for a restart, so it depends on this process alone: the event loop turns (or nobody would answer) and the
-poll loop was round lately. A broker that is away is no reason to restart; it is a reason not to be ready.
+A failed liveness probe restarts the process, so it depends on this process alone: the event loop answers, and the poll
+loop has recently completed an iteration. A broker that is down makes the worker not ready, but keeps it alive.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Probes"]
 
-_ASK_FOR = "choose another port, or 0 for one that is free"
+_ADVICE = "choose another port, or 0 for a free one"
 
 
 class Probes:
-    """Serves on `host` and `port`; port 0 takes one that is free, and `port` then says which.
+    """An HTTP server on `host` and `port`. Port 0 selects a free port; `port` is the selected one after `start`.
 
-    `heartbeat_age` returns the seconds since the poll loop last went round. `readiness` returns whether the worker is
-    ready, and why or why not. Both are called for each request and must return at once.
+    `heartbeat_age` returns the seconds since the last iteration of the poll loop. `readiness` returns whether the
+    worker is ready, and the detail for the body of `/readyz`. Both are called for each request and must not block.
     """
 
     def __init__(
@@ -52,7 +52,11 @@ class Probes:
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
-        """Listen. Raises ConfigurationError if it cannot."""
+        """Start listening.
+
+        Raises:
+            ConfigurationError: the address is in use or cannot be bound.
+        """
         runner = web.AppRunner(self._app(), access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await runner.setup()
         try:
@@ -64,7 +68,7 @@ class Probes:
         self.port = runner.addresses[0][1]
 
     async def stop(self) -> None:
-        """Close. Safe to call twice, and before `start`."""
+        """Stop listening and close all connections. May be called twice, and before `start`."""
         runner, self._runner = self._runner, None
         if runner is not None:
             await runner.cleanup()
@@ -79,13 +83,13 @@ class Probes:
     def _fault(self, error: OSError) -> str:
         place = f"{self.host}:{self.port}"
         if error.errno == errno.EADDRINUSE:
-            return f"telemetry.http_port: {place} is taken; {_ASK_FOR}"
+            return f"telemetry.http_port: {place} is in use; {_ADVICE}"
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
-        return f"telemetry.http_port: cannot listen on {place}: {reason}; {_ASK_FOR}"
+        return f"telemetry.http_port: cannot listen on {place}: {reason}; {_ADVICE}"
 
     async def _live(self, _request: web.Request) -> web.Response:
         age, limit = self._heartbeat_age(), self._max_heartbeat_age_s
-        is_live = age <= limit  # false for NaN, too
+        is_live = age <= limit  # also false for NaN
         return _answer(is_live, {"live": is_live, "heartbeat_age_s": age, "max_heartbeat_age_s": limit})
 
     async def _ready(self, _request: web.Request) -> web.Response:

@@ -1,7 +1,7 @@
-"""From an event dict to one line of a log, whatever is in it.
+"""Rendering of an event dict as one log line.
 
-Nothing here may raise, and nothing here may print what it does not know: a value of an unknown type is named by its
-type, because the `repr` of a job is a prompt.
+The processors of this module never raise, and they never call `repr`: the `repr` of a job contains a prompt. A value of
+an unknown type is replaced by the name of its type.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 __all__ = ["MAX_TEXT", "Cleaner", "Rendered", "render_console", "render_json"]
 
 MAX_TEXT = 16_384
-"""Bytes of one string in a log line. A traceback fits; a body that went astray does not."""
+"""Maximum bytes of one string in a log line: enough for a traceback."""
 
 MAX_ITEMS = 256
-MAX_DEPTH = 16  # an exception is four deep, each exception group around it adds two
+MAX_DEPTH = 16  # an exception has four levels, each exception group around it adds two
 _FIRST = ("timestamp", "level", "event")
 MAX_INT_BITS = 1024
 
 
 class Cleaner:
-    """A processor that leaves only JSON's types, bounds them, and takes secrets out of every string."""
+    """A processor that converts values to JSON's types, bounds them, and removes secrets from every string."""
 
     def __init__(self, redact: Callable[[str], str]) -> None:
         self._redact = redact
 
     def __call__(self, _logger: WrappedLogger, _name: str, event_dict: EventDict) -> EventDict:
-        """Return the same event, clean, with the members that people look for first in front."""
+        """Return the cleaned event; timestamp, level and event come first."""
         first = {name: event_dict.pop(name) for name in _FIRST if name in event_dict}
         return {self._text(name): self._clean(value, 0) for name, value in {**first, **event_dict}.items()}
 
@@ -67,19 +67,19 @@ class Cleaner:
         return self._text(key) if isinstance(key, str) else str(self._clean(key, MAX_DEPTH))
 
     def _text(self, text: str) -> str:
-        # Redact first: a secret that the cut halves would no longer be known as one.
+        # Redact before truncating: half a secret would not be recognized.
         text = truncate(self._redact(text), MAX_TEXT)
         return text if text.isascii() else str(replace_surrogates(text))
 
 
 class Rendered:
-    """A processor that runs others and always ends with a line: what one of them raises becomes a line of its own."""
+    """A processor that runs others and always returns a line: an exception of one of them gives a `log.failed` line."""
 
     def __init__(self, *processors: Processor) -> None:
         self._processors = processors
 
     def __call__(self, logger: WrappedLogger, name: str, event_dict: EventDict) -> bytes:
-        """Return the line, without its line end."""
+        """Return the line without its line end."""
         event = event_dict.get("event")
         value: Any = event_dict
         try:
@@ -87,21 +87,21 @@ class Rendered:
                 value = processor(logger, name, value)
         except structlog.DropEvent:
             raise
-        except Exception as error:  # noqa: BLE001 - a log call must not raise, whatever it was given
+        except Exception as error:  # noqa: BLE001 - a log call must not raise
             return orjson.dumps({"level": "error", "event": "log.failed", **_failure(event, error)})
         assert isinstance(value, bytes)
         return value
 
 
 def render_json(_logger: WrappedLogger, _name: str, event_dict: EventDict) -> bytes:
-    """Render as JSON in UTF-8. Where orjson refuses (integers over 64 bits, surrogates), the standard library writes."""
+    """Render as JSON in UTF-8. Falls back to the standard library for integers over 64 bits and surrogates."""
     with suppress(TypeError):
         return orjson.dumps(event_dict, option=orjson.OPT_NON_STR_KEYS)
     return json.dumps(event_dict, default=lambda value: f"<{type(value).__qualname__}>").encode()
 
 
 def render_console(*, colors: bool) -> Processor:
-    """Return a renderer for people."""
+    """Return a renderer of readable text."""
     renderer = structlog.dev.ConsoleRenderer(
         colors=colors, exception_formatter=structlog.dev.plain_traceback, sort_keys=False
     )
@@ -113,13 +113,13 @@ def render_console(*, colors: bool) -> Processor:
 
 
 def _failure(event: Any, error: Exception) -> dict[str, str]:
-    # Names of our own code only: the message of the exception may quote the value that caused it.
+    # Only the exception's type: its message may quote the value that caused it.
     name = event if isinstance(event, str) and event.isascii() else ""
     return {"failed_event": truncate(name, 200), "reason": type(error).__qualname__}
 
 
 def _number(value: float | None) -> float | str | None:
-    """Keep what JSON and its readers can hold; write the rest as text, for null would be a lie."""
+    """Return a number that JSON readers can represent, or a text in its place."""
     if isinstance(value, int) and value.bit_length() > MAX_INT_BITS:
         return f"<{value.bit_length()} bits>"
     if isinstance(value, float) and not math.isfinite(value):

@@ -1,7 +1,7 @@
-"""Spans: one per delivery of a job, and in it one per upstream call.
+"""Spans: one per delivery of a job, with one child per upstream call.
 
-Contexts are handed from span to span and never left lying in the task: thousands of jobs share an event loop, and what
-is handed cannot be mixed up. No value is free text: names are cut, an upstream's words and all content stay out.
+Contexts are passed as arguments and never stored in the task: thousands of jobs share an event loop. Attributes hold no
+free text: names are truncated, and neither an upstream's messages nor content are recorded.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _NAME_BYTES = 200
 _REASON_BYTES = 64
 _MAX_REASONS = 16
 _CRASHED = "crashed"
-_MAX_TOKENS = 1 << 53  # what a JSON number carries; beyond 63 bits a whole batch could not be encoded
+_MAX_TOKENS = 1 << 53  # exact in JSON; a value above 63 bits would make the encoding of the whole batch fail
 
 _W3C = TraceContextTextMapPropagator()
 
 Server = tuple[str, int]
-"""An upstream's host and port."""
+"""Host and port of an upstream."""
 
 
 class OtelTracer:
-    """Implements `streamworker.ports.Tracer`. `servers` are the configured upstreams; `now_ns` is since the epoch."""
+    """Implement `streamworker.observe.Tracer`. `servers` are the configured upstreams; `now_ns` is since the epoch."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class OtelTracer:
         self._now_ns = now_ns
 
     def open_job(self, job: Job | Rejection, deliveries: int) -> OtelJobSpan:
-        """A record was delivered for the so-manieth time. Its span's parent is what its headers name."""
+        """Start the span of one delivery, as a child of the span in the record's headers. `deliveries` counts from 1."""
         at = job.source
         span = self._tracer.start_span(
             f"{names.PROCESS} {at.topic}",
@@ -85,7 +85,7 @@ class OtelTracer:
 
 
 class OtelJobSpan:
-    """Implements `streamworker.ports.JobSpan`."""
+    """Implement `streamworker.observe.JobSpan`."""
 
     def __init__(
         self, span: Span, tracer: Tracer, servers: Mapping[str, Server], now_ns: Callable[[], int]
@@ -100,7 +100,7 @@ class OtelJobSpan:
         self.trace = _headers(self._context)
 
     def open_try(self, attempt: Attempt, upstream: str) -> OtelTrySpan:
-        """An upstream is called next."""
+        """Start the span of the next call to `upstream`."""
         if attempt.id != self._attempt_id:
             self._attempt_id = attempt.id
             self._attempts += 1
@@ -125,7 +125,7 @@ class OtelJobSpan:
         return OtelTrySpan(span, began_ns, self._now_ns)
 
     def ended(self, event: UsageEvent, upstream: str) -> None:
-        """The terminal event is durable."""
+        """End the span of a job whose terminal event is durable."""
         usage = event.usage or {}
         attributes: dict[str, AttributeValue | None] = {
             names.JOB_STATUS: event.status.value,
@@ -139,25 +139,25 @@ class OtelJobSpan:
         self._end(attributes, None if event.error is None else event.error.code)
 
     def refused(self, code: ErrorCode) -> None:
-        """The record cannot be run; its dead letter and its terminal event are durable."""
+        """End the span of a record that cannot be run; its dead letter and its terminal event are durable."""
         status = JobStatus.FAILED if code is ErrorCode.MAX_DELIVERIES else JobStatus.REJECTED
         self._end({names.JOB_STATUS: status.value, names.JOB_TRIES: 0}, code)
 
     def abandoned(self, reason: str) -> None:
-        """The job was let go without a terminal event; its next owner runs it."""
+        """End the span of a job that was returned without a terminal event."""
         self._end({names.JOB_ABANDONED: reason})
 
     def crashed(self) -> None:
-        """A bug of ours ended it; it is run anew."""
+        """End the span of a delivery that ended with an unexpected exception."""
         self._end({names.JOB_ABANDONED: _CRASHED}, _CRASHED)
 
     def _end(self, attributes: Mapping[str, AttributeValue | None], error: str | None = None) -> None:
-        if self._span.is_recording():  # no more after its end
+        if self._span.is_recording():  # the first end counts
             _end(self._span, attributes, error, self._now_ns())
 
 
 class OtelTrySpan:
-    """Implements `streamworker.ports.TrySpan`."""
+    """Implement `streamworker.observe.TrySpan`."""
 
     def __init__(self, span: Span, began_ns: int, now_ns: Callable[[], int]) -> None:
         self._span = span
@@ -166,26 +166,26 @@ class OtelTrySpan:
         self.trace = _headers(set_span_in_context(span))
 
     def first_delta(self) -> None:
-        """The call gave its first delta."""
+        """Record the time of the call's first delta."""
         now_ns = self._now_ns()
         self._span.set_attribute(names.GEN_AI_TIME_TO_FIRST_CHUNK, max(0, now_ns - self._began_ns) / 1e9)
         self._span.add_event(names.FIRST_DELTA, timestamp=now_ns)
 
     def ended(self, attempt: Attempt, error: JobError | None) -> None:
-        """The call is over."""
+        """End the span of the call. `error` is the reason if another try follows."""
         if not self._span.is_recording():
             return
-        outcome, told = _outcome(attempt, error)
+        outcome, cause = _outcome(attempt, error)
         attributes = {
             names.TRY_OUTCOME: outcome,
-            names.HTTP_STATUS: None if told is None else _count(told.http_status),
+            names.HTTP_STATUS: None if cause is None else _count(cause.http_status),
             **_answer(attempt),
         }
-        _end(self._span, attributes, None if told is None else told.code, self._now_ns())
+        _end(self._span, attributes, None if cause is None else cause.code, self._now_ns())
 
 
 def server_of(base_url: str) -> Server:
-    """Return where an upstream is."""
+    """Return the host and the port of a base URL."""
     parts = urlsplit(base_url)
     return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
@@ -197,7 +197,7 @@ def _outcome(attempt: Attempt, error: JobError | None) -> tuple[str, JobError | 
 
 
 def _answer(attempt: Attempt) -> dict[str, AttributeValue | None]:
-    """Return what the upstream says of its answer."""
+    """Return the attributes of the upstream's answer."""
     reasons = [truncate(reason, _REASON_BYTES) for reason in attempt.finish_reasons.values()]
     usage = attempt.reported_usage or {}
     return {
@@ -212,9 +212,9 @@ def _answer(attempt: Attempt) -> dict[str, AttributeValue | None]:
 
 
 def _end(span: Span, attributes: Mapping[str, AttributeValue | None], error: str | None, now_ns: int) -> None:
-    told = {**attributes, names.ERROR_TYPE: None if error is None else str(error)}
-    span.set_attributes({name: value for name, value in told.items() if value is not None})
-    if error not in {None, ErrorCode.CANCELLED}:  # who cancels gets what they asked for
+    final = {**attributes, names.ERROR_TYPE: None if error is None else str(error)}
+    span.set_attributes({name: value for name, value in final.items() if value is not None})
+    if error not in {None, ErrorCode.CANCELLED}:  # a cancellation is not an error
         span.set_status(Status(StatusCode.ERROR))
     span.end(now_ns)
 

@@ -23,8 +23,8 @@ class WorkerStats(NamedTuple):
     draining_s: float = 0.0
     partitions_opening: int = 0
     offset_map_fill: float = 0.0
-    commit_busy_s: float = 0.0
-    commit_waiting: int = 0
+    commit_in_progress_s: float = 0.0
+    commit_pending_entries: int = 0
 
 
 def worker_stats(
@@ -41,6 +41,6 @@ def worker_stats(
             (committer.progress.map_size / LIMIT for committer in committers if committer.is_open),
             default=0.0,
         ),
-        commit_busy_s=max((committer.busy_s for committer in committers), default=0.0),
-        commit_waiting=sum(committer.backlog for committer in committers),
+        commit_in_progress_s=max((committer.busy_s for committer in committers), default=0.0),
+        commit_pending_entries=sum(committer.backlog for committer in committers),
     )

@@ -100,13 +100,18 @@ async def test_every_query_asks_for_what_a_worker_shows(
     assert {PREFIX + definition.name for definition in TABLE} - asked == set()
 
     # What was shown is true as well, where it can be told.
-    assert value("jobs_started_total") == value("queue_seconds_count") == 4
+    assert value("jobs_started_total") == value("queue_duration_seconds_count") == 4
     assert value("attempts_total") == 5
     assert value("jobs_ended_total", status="completed") == 3
     assert value("retries_total", code="upstream_unavailable") == 1
     assert value("job_errors_total", code="auth") == 1
     assert value("dead_letters_total", code="invalid_job") == 1
-    assert value("tombstones_total") == value("rebalances_total") == value("rebalance_seconds_count") == 1
+    assert (
+        value("tombstones_total")
+        == value("rebalances_total")
+        == value("rebalance_duration_seconds_count")
+        == 1
+    )
     assert value("events_total", type="delta") == sum(
         record.event["type"] == "delta" for record in stage.records
     )

@@ -43,8 +43,8 @@ async def test_vitals_are_on_the_page(app: App) -> None:
         draining_s=3,
         partitions_opening=4,
         offset_map_fill=0.5,
-        commit_busy_s=6,
-        commit_waiting=7,
+        commit_in_progress_s=6,
+        commit_pending_entries=7,
     )
     app._worker, app._is_joined = worker_of(told), True
     async with AsyncExitStack() as stack:
@@ -57,8 +57,8 @@ async def test_vitals_are_on_the_page(app: App) -> None:
                 "draining_seconds",
                 "partitions_opening",
                 "offset_map_fill_ratio",
-                "commit_busy_seconds",
-                "commit_waiting",
+                "commit_in_progress_seconds",
+                "commit_pending_entries",
             )
         }
 

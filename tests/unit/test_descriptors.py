@@ -1,4 +1,4 @@
-"""The process's file-descriptor limit: raised where it may be, told of where it may not."""
+"""The process's file-descriptor limit: raised if possible, logged if not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UNLIMITED = resource.RLIM_INFINITY
 
 
 class Limits:
-    """What the kernel would say; `resource` of a process that nobody else lives in."""
+    """A fake of the `resource` module, with limits of its own."""
 
     RLIM_INFINITY = resource.RLIM_INFINITY
     RLIMIT_NOFILE = resource.RLIMIT_NOFILE
@@ -26,7 +26,7 @@ class Limits:
         return self.now
 
     def setrlimit(self, _: int, limits: tuple[int, int]) -> None:
-        assert limits[1] == self.now[1], "the hard limit is not ours"
+        assert limits[1] == self.now[1], "the hard limit must not change"
         self.now = limits
 
 
@@ -49,7 +49,7 @@ def allow(monkeypatch: pytest.MonkeyPatch, soft: int, hard: int) -> Limits:
 def test_descriptors_soft_limit_is_raised_as_far_as_needed(
     monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, after: int
 ) -> None:
-    """And never lowered; nothing is said."""
+    """The limit is never lowered, and nothing is logged."""
     limits = allow(monkeypatch, soft, hard)
     with capture_logs() as logs:
         assert raise_nofile_limit(1000)
@@ -57,8 +57,8 @@ def test_descriptors_soft_limit_is_raised_as_far_as_needed(
     assert logs == []
 
 
-def test_descriptors_hard_limit_too_low_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As far as it goes it is raised all the same."""
+def test_descriptors_hard_limit_too_low_is_logged_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The soft limit is still raised to the hard limit."""
     limits = allow(monkeypatch, 256, 1024)
     with capture_logs() as logs:
         assert not raise_nofile_limit(1000)
@@ -68,8 +68,8 @@ def test_descriptors_hard_limit_too_low_is_told_with_what_to_do(monkeypatch: pyt
     assert line["advice"] == "raise the hard limit (ulimit -Hn) to 1256, or lower worker.max_in_flight to 768"
 
 
-def test_descriptors_real_limit_holds_a_few_streams() -> None:
-    """The kernel's own answer is understood."""
+def test_descriptors_limit_of_this_process_is_sufficient_for_one_stream() -> None:
+    """The real `resource` module works; the hard limit stays as it was."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert raise_nofile_limit(1)
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] == before[1]

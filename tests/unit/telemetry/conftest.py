@@ -6,7 +6,7 @@ import pytest
 
 
 class Stream(io.BytesIO):
-    """A log's destination that hands out what was written, as objects."""
+    """A log stream whose lines can be read as objects."""
 
     def lines(self) -> list[dict[str, Any]]:
         return [orjson.loads(line) for line in self.getvalue().splitlines()]

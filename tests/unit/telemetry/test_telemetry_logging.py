@@ -72,9 +72,9 @@ def test_line_in_json_format_begins_with_time_level_and_event(stream: Any) -> No
 def test_level_applies_to_own_loggers_and_libraries(stream: Any) -> None:
     configure_logging("json", "warning", stream)
     structlog.get_logger().info("a.b")
-    logging.getLogger("somebody").info("quiet")
+    logging.getLogger("a.library").info("quiet")
     structlog.get_logger().warning("c.d")
-    logging.getLogger("somebody").warning("loud")
+    logging.getLogger("a.library").warning("loud")
     assert [line["level"] for line in stream.lines()] == ["warning", "warning"]
 
 
@@ -232,7 +232,7 @@ def test_library_that_repeats_a_message_is_logged_once_per_interval(
 @pytest.mark.parametrize(("level", "name"), [(25, "info"), (55, "critical"), (12, "debug")])
 def test_level_of_a_library_without_a_name_is_rounded_down(stream: Any, level: int, name: str) -> None:
     configure_logging("json", "debug", stream)
-    logging.getLogger("somebody").log(level, "x")
+    logging.getLogger("a.library").log(level, "x")
     assert stream.only()["level"] == name
 
 
@@ -266,7 +266,7 @@ def test_configure_logging_called_again_replaces_the_first_call(stream: Any) -> 
     configure_logging("json", "info", stream, redact=REDACT)
 
     log.info("a.c", text=CANARY)
-    logging.getLogger("somebody").info("x")
+    logging.getLogger("a.library").info("x")
 
     assert first.getvalue() == written
     assert [line["event"] for line in stream.lines()] == ["a.c", "library.logged"]
@@ -294,7 +294,7 @@ def test_stream_that_fails_raises_nothing() -> None:
     configure_logging("json", stream=closed)
     closed.close()
     structlog.get_logger().info("a.b")
-    logging.getLogger("somebody").warning("x")
+    logging.getLogger("a.library").warning("x")
 
 
 def test_process_without_stdout_logs_without_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Event-loop lag, on a loop that is really held up."""
+"""Event-loop lag, on a loop that is blocked."""
 
 import asyncio
 import time
@@ -6,19 +6,19 @@ import time
 from streamworker.telemetry import LoopLag
 
 
-async def test_stall_is_seen_while_the_window_lasts_and_then_forgotten() -> None:
+async def test_lag_after_a_stall_is_reported_for_the_length_of_the_window() -> None:
     lag = LoopLag(interval_s=0.01, window_s=0.1)
     lag.start()
     await asyncio.sleep(0.03)
     time.sleep(0.3)  # noqa: ASYNC251 - the stall
     await asyncio.sleep(0.03)
     assert lag.lag_s >= 0.25
-    while lag.lag_s >= 0.25:  # noqa: ASYNC110 - it tells nobody
+    while lag.lag_s >= 0.25:  # noqa: ASYNC110 - LoopLag has no event to wait for
         await asyncio.sleep(0.02)
     lag.stop()
 
 
-async def test_stall_that_is_not_over_counts() -> None:
+async def test_lag_includes_a_stall_that_is_not_over() -> None:
     lag = LoopLag(interval_s=0.01)
     lag.start()
     time.sleep(0.2)  # noqa: ASYNC251 - the stall
@@ -26,7 +26,7 @@ async def test_stall_that_is_not_over_counts() -> None:
     lag.stop()
 
 
-async def test_stopped_measures_nothing() -> None:
+async def test_lag_after_stop_is_zero() -> None:
     lag = LoopLag(interval_s=0.01)
     lag.stop()
     lag.start()

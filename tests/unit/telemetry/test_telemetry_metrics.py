@@ -1,4 +1,4 @@
-"""The table of metrics, and what is kept of it."""
+"""The table of metrics, and the registry."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from streamworker.telemetry import metrics as table
 from streamworker.telemetry.metrics import DURATION_BUCKETS, MAX_SERIES, PREFIX, TABLE, Definition, Metrics
 
 
-def test_names_follow_the_conventions() -> None:
+def test_table_follows_the_naming_conventions() -> None:
     assert len({definition.name for definition in TABLE}) == len(TABLE)
     for definition in TABLE:
         assert re.fullmatch(r"[a-z][a-z_]*[a-z]", definition.name)
@@ -28,12 +28,12 @@ def test_names_follow_the_conventions() -> None:
         assert not {"job_id", "model", "topic", "user", "message"} & {*definition.labels}
 
 
-def test_every_definition_is_in_the_table() -> None:
+def test_table_has_every_definition() -> None:
     defined = [value for value in vars(table).values() if isinstance(value, Definition)]
     assert defined == [*TABLE]
 
 
-def test_buckets_are_the_genai_ones() -> None:
+def test_duration_buckets_are_those_of_opentelemetry() -> None:
     halves = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64], [1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92]
     assert [*DURATION_BUCKETS] == [*halves[0], *halves[1]]
     for definition in (table.TIME_TO_FIRST_DELTA, table.DELTA_GAP):
@@ -58,7 +58,7 @@ def test_page_has_every_metric_after_use() -> None:
     assert "_created" not in page
 
 
-def test_registry_is_its_own() -> None:
+def test_two_registries_share_no_series() -> None:
     one, other = Metrics(), Metrics()
     one.add(table.TOMBSTONES, 2)
     one.tally(table.DELTA_GAP, "default").add(1)
@@ -70,20 +70,20 @@ def test_registry_is_its_own() -> None:
     assert b"streamworker" not in generate_latest(REGISTRY)
 
 
-def test_build_and_process_are_told() -> None:
+def test_page_has_build_info_and_process_metrics() -> None:
     page = generate_latest(Metrics().registry).decode()
     assert f'version="{__version__}"' in page
     assert sys.platform != "linux" or re.search(r"^process_resident_memory_bytes [1-9]", page, re.MULTILINE)
 
 
 @given(st.lists(st.floats(0, 200), min_size=1))
-def test_tally_says_what_the_library_would(values: list[float]) -> None:
-    """The same values in the same buckets, boundaries included, whatever they are."""
+def test_tally_gives_the_same_samples_as_the_library(values: list[float]) -> None:
+    """The same values are counted in the same buckets, boundaries included."""
     metrics = Metrics()
-    theirs = Histogram("theirs", "", registry=metrics.registry, buckets=DURATION_BUCKETS)
+    library = Histogram("library", "", registry=metrics.registry, buckets=DURATION_BUCKETS)
     for value in values:
         metrics.tally(table.DELTA_GAP, "default").add(value)
-        theirs.observe(value)
+        library.observe(value)
     samples = [
         {
             (sample.name.rpartition("_")[2], sample.labels.get("le")): sample.value
@@ -91,26 +91,26 @@ def test_tally_says_what_the_library_would(values: list[float]) -> None:
             for sample in metric.samples
             if metric.name == name
         }
-        for name in ("streamworker_delta_gap_seconds", "theirs")
+        for name in ("streamworker_delta_gap_seconds", "library")
     ]
 
     assert len(samples[0]) == len(DURATION_BUCKETS) + 3
     assert samples[0] == samples[1]
 
 
-def test_tally_costs_a_fraction_of_the_library() -> None:
-    """It is filled with every delta, so it was made for this; if it is no faster it has no reason to be."""
+def test_tally_takes_less_than_half_the_time_of_the_library() -> None:
+    """Speed is the reason for the class: it is updated with every delta."""
     metrics = Metrics()
     tally = metrics.tally(table.DELTA_GAP, "default")
-    theirs = Histogram("theirs", "", registry=metrics.registry, buckets=DURATION_BUCKETS)
+    library = Histogram("library", "", registry=metrics.registry, buckets=DURATION_BUCKETS)
     seconds = [
-        min(timeit.repeat(partial(add, 0.03), number=2000, repeat=5)) for add in (tally.add, theirs.observe)
+        min(timeit.repeat(partial(add, 0.03), number=2000, repeat=5)) for add in (tally.add, library.observe)
     ]
 
     assert seconds[0] < seconds[1] / 2
 
 
-def test_hook_is_called_before_each_scrape_and_what_it_adds_is_on_the_page() -> None:
+def test_hook_is_called_before_each_scrape() -> None:
     metrics = Metrics()
     metrics.before_scrape(lambda: metrics.add(table.TOMBSTONES, 2))
     pages = [generate_latest(metrics.registry).decode() for _ in range(2)]
@@ -118,7 +118,7 @@ def test_hook_is_called_before_each_scrape_and_what_it_adds_is_on_the_page() -> 
     assert "streamworker_tombstones_total 4.0" in pages[1]
 
 
-def test_labels_that_are_not_bounded_cost_no_more_than_the_limit() -> None:
+def test_label_with_too_many_values_is_counted_as_other() -> None:
     metrics = Metrics()
     for number in range(MAX_SERIES + 50):
         metrics.add(table.JOBS_ABANDONED, 1, f"reason {number}")
@@ -129,7 +129,7 @@ def test_labels_that_are_not_bounded_cost_no_more_than_the_limit() -> None:
     assert 'streamworker_jobs_abandoned_total{reason="reason 1"} 2.0' in page
 
 
-def test_gauge_reads_when_scraped_and_survives_a_failure() -> None:
+def test_gauge_whose_read_fails_is_nan() -> None:
     metrics, values = Metrics(), [3.0]
     metrics.track(table.UNACKNOWLEDGED, values.pop)
     assert metrics.registry.get_sample_value("streamworker_sink_unacknowledged_bytes") == 3
@@ -142,6 +142,6 @@ def test_gauge_reads_when_scraped_and_survives_a_failure() -> None:
     assert metrics.registry.get_sample_value("streamworker_upstream_streams_open", labels) == 2
 
 
-def test_wrong_kind_is_a_bug() -> None:
+def test_operation_of_another_kind_raises() -> None:
     with pytest.raises(AssertionError):
         Metrics().add(table.JOBS_OPEN)

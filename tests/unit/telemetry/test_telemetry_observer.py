@@ -1,4 +1,4 @@
-"""What is told to the observer, in the log and in the metrics."""
+"""The observer's log lines and metrics."""
 
 from typing import Any
 
@@ -82,7 +82,7 @@ def event(kind: str, size: int) -> ProducerRecord:
 
 def letter() -> ProducerRecord:
     return ProducerRecord(
-        TopicPartition("dlq", 0), b"", b"whatever it was", (("__streamworker.errors.code", b"invalid_job"),)
+        TopicPartition("dlq", 0), b"", b"not a job", (("__streamworker.errors.code", b"invalid_job"),)
     )
 
 
@@ -91,7 +91,7 @@ def watch() -> Watch:
     return Watch()
 
 
-def test_completed_job_is_one_line(watch: Watch) -> None:
+def test_completed_job_is_logged_in_one_line(watch: Watch) -> None:
     with capture_logs() as lines:
         watch.telemetry.job_started(JOB, "default")
         watch.telemetry.first_delta("default", 0.3)
@@ -126,15 +126,17 @@ def test_completed_job_is_one_line(watch: Watch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("traceparent", "told"),
+    ("traceparent", "trace_id"),
     [
         (b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "4bf92f3577b34da6a3ce929d0e0e4736"),
         (b"00-" + CANARY.encode(), None),
         (None, None),
     ],
 )
-def test_line_of_a_job_in_a_trace_names_it(watch: Watch, traceparent: bytes | None, told: str | None) -> None:
-    """The way from a line to its spans; a header that is none is anybody's text."""
+def test_job_with_a_trace_is_logged_with_its_trace_id(
+    watch: Watch, traceparent: bytes | None, trace_id: str | None
+) -> None:
+    """Every line of a job has the id of its trace; an invalid header is not logged."""
     trace = (("traceparent", traceparent),)
     job, rejection = structs.replace(JOB, trace=trace), structs.replace(REJECTION, trace=trace)
     with capture_logs() as lines:
@@ -142,22 +144,22 @@ def test_line_of_a_job_in_a_trace_names_it(watch: Watch, traceparent: bytes | No
         watch.telemetry.job_abandoned(job, "revoked")
         watch.telemetry.job_rejected(rejection, ErrorCode.INVALID_JOB)
 
-    assert [line.get("trace_id") for line in lines] == [told] * 3
+    assert [line.get("trace_id") for line in lines] == [trace_id] * 3
 
 
-def test_failed_job_is_a_warning_that_says_why(watch: Watch) -> None:
+def test_failed_job_is_logged_as_a_warning_with_its_error(watch: Watch) -> None:
     with capture_logs() as lines:
         watch.telemetry.job_ended(ended(**FAILED), JOB, "default")
 
     (line,) = lines
     assert line["log_level"] == "warning"
     assert line["event"] == "job.failed"
-    told = {
+    logged = {
         name: line[name] for name in ("error_code", "error_message", "http_status", "usage", "first_delta_ms")
     }
-    assert told == {
+    assert logged == {
         "error_code": "rate_limited",
-        "error_message": None,  # the upstream's own words may repeat the prompt
+        "error_message": None,  # the upstream's own message may contain the prompt
         "http_status": 429,
         "usage": None,
         "first_delta_ms": None,
@@ -167,14 +169,14 @@ def test_failed_job_is_a_warning_that_says_why(watch: Watch) -> None:
 
 
 @pytest.mark.parametrize("status", Status)
-def test_event_is_named_after_the_status(watch: Watch, status: Status) -> None:
+def test_job_of_each_status_is_logged_under_its_name(watch: Watch, status: Status) -> None:
     with capture_logs() as lines:
         watch.telemetry.job_ended(ended(status=status), JOB, "default")
     level = "info" if status is Status.COMPLETED else "warning"
     assert [(line["event"], line["log_level"]) for line in lines] == [(f"job.{status}", level)]
 
 
-def test_counts_and_times_of_a_job(watch: Watch) -> None:
+def test_job_that_completes_updates_every_metric_of_jobs(watch: Watch) -> None:
     watch.telemetry.job_started(JOB, "default")
     assert watch["jobs_open"] == 1
     watch.telemetry.first_delta("default", 0.3)
@@ -192,24 +194,24 @@ def test_counts_and_times_of_a_job(watch: Watch) -> None:
         assert watch[f"event_bytes_total{{type={kind}}}"] == size
     assert watch["delta_gap_seconds_sum{upstream=default}"] == 0.25
     assert watch["delta_gap_seconds_count{upstream=default}"] == 1
-    assert watch["commit_seconds_sum"] == 0.003
+    assert watch["commit_duration_seconds_sum"] == 0.003
     assert watch["commit_records_sum"] == 3
-    assert watch["sink_batch_seconds_sum"] == 0.002
+    assert watch["sink_batch_duration_seconds_sum"] == 0.002
     assert watch["sink_batch_records_sum"] == 5
     assert watch["time_to_first_delta_seconds_sum{upstream=default}"] == 0.3
     assert watch["job_duration_seconds_sum{upstream=default,status=completed}"] == 1.5
-    assert watch["queue_seconds_sum"] == 2.0
+    assert watch["queue_duration_seconds_sum"] == 2.0
     assert watch["tokens_total{upstream=default,kind=prompt,source=upstream}"] == 7
     assert watch["tokens_total{upstream=default,kind=completion,source=upstream}"] == 11
 
 
-def test_known_series_exist_from_the_start(watch: Watch) -> None:
+def test_known_series_exist_before_the_first_job(watch: Watch) -> None:
     assert watch["jobs_started_total{upstream=second}"] == 0
     assert watch["jobs_ended_total{upstream=second,status=interrupted}"] == 0
     assert watch["job_errors_total{code=truncated}"] == 0
 
 
-def test_upstream_that_is_not_configured_is_no_label(watch: Watch) -> None:
+def test_upstream_that_is_not_configured_is_counted_as_other(watch: Watch) -> None:
     watch.telemetry.job_started(JOB, "evil")
     watch.telemetry.deltas_published("evil", 1, 100, 0.1)
     watch.telemetry.first_delta("evil", 1)
@@ -230,28 +232,30 @@ def test_upstream_that_is_not_configured_is_no_label(watch: Watch) -> None:
         {},
     ],
 )
-def test_usage_that_is_none_is_neither_counted_nor_logged(watch: Watch, usage: dict[str, Any]) -> None:
+def test_usage_without_a_valid_count_is_neither_counted_nor_logged(
+    watch: Watch, usage: dict[str, Any]
+) -> None:
     with capture_logs() as lines:
         watch.telemetry.job_ended(ended(usage=usage), JOB, "default")
     assert lines[0]["usage"] == {}
     assert "tokens_total{" not in generate_latest(watch.metrics.registry).decode()
 
 
-def test_open_jobs_are_counted_once_each(watch: Watch) -> None:
-    """A job that restarts is told twice and queued once; one that never began may end."""
+def test_open_job_that_restarts_is_counted_once(watch: Watch) -> None:
+    """A second attempt starts no second job, and an end without a start is ignored."""
     watch.telemetry.job_started(JOB, "default")
     watch.clock.turn(60)
     watch.telemetry.job_started(JOB, "default")
     assert watch["jobs_open"] == watch["jobs_started_total{upstream=default}"] == 1
     assert watch["attempts_total{upstream=default}"] == 2
-    assert (watch["queue_seconds_count"], watch["queue_seconds_sum"]) == (1, 2)
+    assert (watch["queue_duration_seconds_count"], watch["queue_duration_seconds_sum"]) == (1, 2)
     watch.telemetry.job_ended(ended(), JOB, "default")
     watch.telemetry.job_ended(ended(), JOB, "default")
     watch.telemetry.job_abandoned(JOB, "drain")
     assert watch["jobs_open"] == 0
 
 
-def test_rejected_record(watch: Watch) -> None:
+def test_rejected_record_is_logged_with_its_faults_and_counted(watch: Watch) -> None:
     with capture_logs() as lines:
         watch.telemetry.job_rejected(REJECTION, ErrorCode.INVALID_JOB)
 
@@ -276,7 +280,7 @@ def test_rejected_record(watch: Watch) -> None:
     assert watch["jobs_ended_total{upstream=none,status=failed}"] == 1
 
 
-def test_many_long_faults_are_bounded(watch: Watch) -> None:
+def test_rejected_record_with_many_long_faults_is_logged_within_bounds(watch: Watch) -> None:
     faults = tuple("x" * 5000 for _ in range(100))
     rejection = Rejection(job_id="j", source=AT, timestamp=0, faults=faults)
     with capture_logs() as lines:
@@ -285,7 +289,7 @@ def test_many_long_faults_are_bounded(watch: Watch) -> None:
     assert lines[0]["fault_count"] == 100
 
 
-def test_abandoned_job(watch: Watch) -> None:
+def test_abandoned_job_is_logged_with_its_reason_and_counted(watch: Watch) -> None:
     watch.telemetry.job_started(JOB, "default")
     with capture_logs() as lines:
         watch.telemetry.job_abandoned(JOB, "partition_lost")
@@ -314,12 +318,12 @@ def test_abandoned_job(watch: Watch) -> None:
         ("", "other"),
     ],
 )
-def test_reason_is_a_label_if_it_is_a_few_words(watch: Watch, reason: str, label: str) -> None:
+def test_reason_with_more_than_a_few_words_is_counted_as_other(watch: Watch, reason: str, label: str) -> None:
     watch.telemetry.job_abandoned(JOB, reason)
     assert watch[f"jobs_abandoned_total{{reason={label}}}"] == 1
 
 
-def test_rebalance_tombstone_and_skipped_record(watch: Watch) -> None:
+def test_rebalance_tombstone_and_skipped_record_are_counted(watch: Watch) -> None:
     with capture_logs() as lines:
         watch.telemetry.partitions_changed(4, 3, 1)
         watch.telemetry.tombstone_skipped(TopicPartition("t", 0))
@@ -327,14 +331,14 @@ def test_rebalance_tombstone_and_skipped_record(watch: Watch) -> None:
 
     assert lines == [{"log_level": "info", "event": "partitions.changed", "owned": 4, "gained": 3, "lost": 1}]
     assert watch["rebalances_total"] == 1
-    assert watch["rebalance_seconds_count"] == 0
+    assert watch["rebalance_duration_seconds_count"] == 0
     assert watch["partitions_owned"] == 4
     assert watch["tombstones_total"] == 1
     assert watch["records_skipped_total"] == 1
 
 
-def test_fallbacks_and_circuits_are_counted_and_told(watch: Watch) -> None:
-    """A dead upstream is a warning; that it is back is good to know."""
+def test_circuit_that_opens_is_a_warning_and_its_other_states_are_info(watch: Watch) -> None:
+    """Circuits and fallbacks are counted too, and no log line has an upstream's message."""
     with capture_logs() as lines:
         for state in ("open", "half_open", "open", "half_open", "closed"):
             watch.telemetry.circuit_changed("default", state)
@@ -353,8 +357,8 @@ def test_fallbacks_and_circuits_are_counted_and_told(watch: Watch) -> None:
     assert "my prompt" not in str(lines)
 
 
-def test_rebalance_lasts_from_the_first_call_to_the_assignment(watch: Watch) -> None:
-    """A group that begins anew before it has ended is one rebalance."""
+def test_rebalance_duration_is_measured_from_revocation_to_assignment(watch: Watch) -> None:
+    """A rebalance that restarts before it has ended counts once."""
     for wait_s in (2, 3):
         watch.telemetry.rebalancing()
         watch.clock.turn(wait_s)
@@ -363,11 +367,11 @@ def test_rebalance_lasts_from_the_first_call_to_the_assignment(watch: Watch) -> 
     watch.telemetry.rebalancing()
     watch.telemetry.partitions_changed(4, 0, 0)
 
-    assert (watch["rebalance_seconds_count"], watch["rebalance_seconds_sum"]) == (2, 5)
+    assert (watch["rebalance_duration_seconds_count"], watch["rebalance_duration_seconds_sum"]) == (2, 5)
 
 
-def test_oldest_job_is_the_one_that_has_been_open_longest(watch: Watch) -> None:
-    """Its age goes with it; the next one takes its place."""
+def test_oldest_job_age_is_that_of_the_first_open_job(watch: Watch) -> None:
+    """When the oldest job ends, the age of the next one is reported."""
     second = Job(job_id="k", source=AT._replace(offset=43), timestamp=0, model="m", request={})
     assert watch["oldest_job_age_seconds"] == 0
     watch.telemetry.job_started(JOB, "default")
@@ -379,8 +383,8 @@ def test_oldest_job_is_the_one_that_has_been_open_longest(watch: Watch) -> None:
     assert watch["oldest_job_age_seconds"] == 10
 
 
-def test_what_goes_wrong_is_counted(watch: Watch) -> None:
-    """Beside the log lines, for nobody is paged by a line."""
+def test_failures_are_counted(watch: Watch) -> None:
+    """Alerts need metrics besides the log lines."""
     watch.telemetry.job_crashed(JOB)
     watch.telemetry.partition_fenced(TopicPartition("t", 0))
     watch.telemetry.kafka_failed("sink")
@@ -395,13 +399,14 @@ def test_telemetry_has_the_methods_of_the_port() -> None:
     names = [name for name in vars(observe.Observer) if not name.startswith("_")]
     assert len(names) >= 9
     for name in names:
-        port, ours = getattr(observe.Observer, name), getattr(Telemetry, name)
-        assert port.__annotations__ == ours.__annotations__
-        assert port.__doc__ == ours.__doc__
+        port, implementation = getattr(observe.Observer, name), getattr(Telemetry, name)
+        assert port.__annotations__ == implementation.__annotations__
 
 
-def test_nothing_of_a_job_but_its_facts_is_ever_told(watch: Watch, stream: Any) -> None:
-    """Through the real renderer: no metadata, no upstream body, no secret; each line is complete."""
+def test_log_and_metrics_contain_no_metadata_no_upstream_body_and_no_secret(
+    watch: Watch, stream: Any
+) -> None:
+    """The lines are rendered as in production, and each event is logged."""
     configure_logging("json", "debug", stream, redact=Redactor([CANARY]))
     secret = JobError(ErrorCode.AUTH, f"wrong key {CANARY}", 401)
     echoed = JobError(ErrorCode.UPSTREAM_REJECTED, "you said: my prompt", 400, "you said: my prompt")
@@ -427,7 +432,7 @@ def test_nothing_of_a_job_but_its_facts_is_ever_told(watch: Watch, stream: Any) 
     assert CANARY not in generate_latest(watch.metrics.registry).decode()
 
 
-def test_page_has_every_metric_of_the_table_after_a_busy_day(watch: Watch) -> None:
+def test_page_after_every_kind_of_event_has_every_metric(watch: Watch) -> None:
     watch.telemetry.job_started(JOB, "default")
     watch.telemetry.first_delta("default", 0.3)
     watch.telemetry.try_failed(JOB, "default", JobError(ErrorCode.RATE_LIMITED, "slow down", 429), 0.5)

@@ -1,4 +1,4 @@
-"""The probes, over real sockets."""
+"""The probes, through real sockets."""
 
 import asyncio
 import socket
@@ -14,7 +14,7 @@ from streamworker.telemetry import metrics as table
 
 
 class Worker:
-    """What the probes ask."""
+    """The state that the probes report."""
 
     def __init__(self) -> None:
         self.age_s = 0.5
@@ -57,7 +57,7 @@ async def get(probes: Probes, path: str, **headers: str) -> tuple[int, str, byte
         return answer.status, answer.headers["content-type"], await answer.read()
 
 
-async def test_live_while_the_poll_loop_goes_round(probes: Probes, worker: Worker) -> None:
+async def test_livez_while_the_poll_loop_runs_returns_200(probes: Probes, worker: Worker) -> None:
     expected = b'{"live":true,"heartbeat_age_s":0.5,"max_heartbeat_age_s":60}'
     assert await get(probes, "/livez") == (200, "application/json", expected)
     worker.is_ready = False
@@ -67,7 +67,7 @@ async def test_live_while_the_poll_loop_goes_round(probes: Probes, worker: Worke
 @pytest.mark.parametrize(
     ("age", "shown"), [(60.5, b"60.5"), (float("inf"), b"null"), (float("nan"), b"null")]
 )
-async def test_not_live_when_the_poll_loop_stands(
+async def test_livez_when_the_poll_loop_is_stuck_returns_503(
     probes: Probes, worker: Worker, age: float, shown: bytes
 ) -> None:
     worker.age_s = age
@@ -76,14 +76,16 @@ async def test_not_live_when_the_poll_loop_stands(
     assert body == b'{"live":false,"heartbeat_age_s":' + shown + b',"max_heartbeat_age_s":60}'
 
 
-async def test_ready_says_why_not(probes: Probes, worker: Worker) -> None:
+async def test_readyz_of_a_worker_that_is_not_ready_returns_503_with_the_detail(
+    probes: Probes, worker: Worker
+) -> None:
     assert await get(probes, "/readyz") == (200, "application/json", b'{"ready":true,"detail":{}}')
     worker.is_ready, worker.detail = False, {"kafka": "unreachable for 12 s"}
     expected = b'{"ready":false,"detail":{"kafka":"unreachable for 12 s"}}'
     assert await get(probes, "/readyz") == (503, "application/json", expected)
 
 
-async def test_metrics_in_the_format_that_is_asked_for(worker: Worker) -> None:
+async def test_metrics_are_served_in_the_requested_format(worker: Worker) -> None:
     metrics = Metrics()
     metrics.add(table.TOMBSTONES, 3)
     probes = probes_of(worker, metrics=metrics)
@@ -99,35 +101,35 @@ async def test_metrics_in_the_format_that_is_asked_for(worker: Worker) -> None:
     await probes.stop()
 
 
-async def test_nothing_else_is_served(probes: Probes) -> None:
+async def test_unknown_path_returns_404(probes: Probes) -> None:
     assert (await get(probes, "/"))[0] == 404
 
 
-async def test_requests_are_not_logged(probes: Probes, caplog: pytest.LogCaptureFixture) -> None:
+async def test_request_is_not_logged(probes: Probes, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(1)
     await get(probes, "/livez")
     assert [record.name for record in caplog.records if record.name.startswith("aiohttp")] == []
 
 
-async def test_port_that_is_taken_is_told_with_its_setting(worker: Worker) -> None:
+async def test_port_in_use_raises_with_the_name_of_its_setting(worker: Worker) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         probes = probes_of(worker, port)
         with pytest.raises(StreamworkerError) as caught:
             await probes.start()
         await probes.stop()
-    fault = f"telemetry.http_port: 127.0.0.1:{port} is taken; choose another port, or 0 for one that is free"
+    fault = f"telemetry.http_port: 127.0.0.1:{port} is in use; choose another port, or 0 for a free one"
     assert fault in str(caught.value)
 
 
-async def test_address_that_is_not_ours_is_told(worker: Worker) -> None:
+async def test_address_of_another_host_raises(worker: Worker) -> None:
     with pytest.raises(
         StreamworkerError, match=r"telemetry\.http_port: cannot listen on 192\.0\.2\.1:0: Cannot assign"
     ):
         await probes_of(worker, host="192.0.2.1").start()
 
 
-async def test_stop_closes_idle_connections_and_may_be_called_at_any_time(worker: Worker) -> None:
+async def test_stop_closes_idle_connections_and_may_be_called_twice(worker: Worker) -> None:
     probes = probes_of(worker)
     await probes.stop()
     await probes.start()

@@ -837,11 +837,11 @@ async def test_worker_vitals_tell_of_a_commit_that_does_not_get_through(make: An
     await until(lambda: bench.types()["started"] == 2)
     free = bench.worker.stats()
 
-    assert 69 < stuck.commit_busy_s <= 71
-    assert stuck.commit_waiting == 1
-    assert (free.commit_busy_s, free.commit_waiting) == (0, 0)
+    assert 69 < stuck.commit_in_progress_s <= 71
+    assert stuck.commit_pending_entries == 1
+    assert (free.commit_in_progress_s, free.commit_pending_entries) == (0, 0)
     assert sum(len(records) for records, _ in bench.observer.all("committed")) == 2  # type: ignore[arg-type, misc]
-    assert bench.observer.all("committed")[0][1] == pytest.approx(stuck.commit_busy_s, abs=0.1)
+    assert bench.observer.all("committed")[0][1] == pytest.approx(stuck.commit_in_progress_s, abs=0.1)
 
 
 async def test_worker_vitals_tell_how_full_the_largest_map_is_and_how_long_the_drain_lasts(make: Any) -> None:
