@@ -181,7 +181,7 @@ class PartitionWork:
         if was_open:
             for job in jobs:
                 if job.source.offset in begun:
-                    self.committer.progress.hand_back(job.source.offset)
+                    self.committer.progress.undo_count(job.source.offset)
             await asyncio.wait([self.committer.touch()], timeout=_LAST_COMMIT_S)
         await self.let_go()
         return [*waited, *(job for job in jobs if job not in waited)]
