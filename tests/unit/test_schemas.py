@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from copy import deepcopy
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -412,7 +413,7 @@ PATHS += [("request", "messages"), ("request", "unknown")]
 
 @st.composite
 def mutated_jobs(draw: st.DrawFn) -> Any:
-    value = draw(VALID_JOBS)
+    value = deepcopy(draw(VALID_JOBS))  # sampled values are shared: a change would reach every later example
     for path in draw(st.lists(st.sampled_from(sorted(PATHS)), min_size=1, max_size=2)):
         place: Any = value
         for name in path[:-1]:
@@ -423,7 +424,7 @@ def mutated_jobs(draw: st.DrawFn) -> Any:
             place.pop(path[-1], None)
         else:
             more = st.sampled_from(DEADLINES) if path == ("deadline",) else ANYTHING
-            place[path[-1]] = draw(more | ANYTHING)
+            place[path[-1]] = deepcopy(draw(more | ANYTHING))
     return value
 
 
