@@ -1,4 +1,4 @@
-"""The composition root: settings in, a running worker out."""
+"""Assembles a worker process from the settings, and runs it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from streamworker.kafka.group_commits import GroupCommitStores
 from streamworker.kafka.sink import KafkaSink
 from streamworker.kafka.topics import faults_of, open_admin
 from streamworker.kafka.transactions import TransactionalCommitStores
-from streamworker.limits.limiter import LimiterRules
 from streamworker.observe import UNTRACED
 from streamworker.redaction import Redactor
 from streamworker.telemetry import metrics as table
@@ -33,9 +32,10 @@ from streamworker.telemetry.probes import Probes
 from streamworker.upstream.client import HttpUpstream
 from streamworker.upstream.tokenizer import load_tokenizer
 from streamworker.wire.event import EventWriter
-from streamworker.worker.intake import Intake
+from streamworker.worker.intake import Intake, IntakeRules
+from streamworker.worker.policy import UpstreamPolicy
 from streamworker.worker.queues import UpstreamQueues
-from streamworker.worker.runner import Tools, UpstreamPolicy
+from streamworker.worker.runner import Tools
 from streamworker.worker.stats import WorkerStats
 from streamworker.worker.worker import Worker, WorkerLimits
 
@@ -67,14 +67,14 @@ log = structlog.get_logger()
 
 
 class SystemClock:
-    """Real time."""
+    """The system's clocks."""
 
     def now_ms(self) -> int:
-        """Milliseconds since the epoch."""
+        """Return milliseconds since the epoch."""
         return time.time_ns() // 1_000_000
 
     def monotonic(self) -> float:
-        """Seconds that never jump."""
+        """Return seconds of a clock that never jumps."""
         return time.monotonic()
 
 
@@ -91,7 +91,7 @@ class App:
         self._is_joined = False
 
     def configure_logging(self) -> None:
-        """Send log lines to standard output as the settings say, without the secrets that the settings name."""
+        """Send log lines to standard output in the configured format, without the configured secrets."""
         telemetry = self._settings.telemetry
         secrets = [upstream.api_key() or "" for upstream in self._settings.upstreams.values()]
         kafka = self._settings.kafka
@@ -99,7 +99,12 @@ class App:
         configure_logging(telemetry.log_format, telemetry.log_level, redact=redact)
 
     async def run(self) -> None:
-        """Work until drained. Raises KafkaRefused where a person has to change something, ConfigurationError."""
+        """Work until drained.
+
+        Raises:
+            KafkaRefused: a topic or a permission is missing: somebody has to change the cluster.
+            ConfigurationError: the settings cannot be used.
+        """
         silence_abandoned_futures(asyncio.get_running_loop())
         raise_nofile_limit(self._settings.worker.max_in_flight)
         async with AsyncExitStack() as stack:
@@ -114,11 +119,11 @@ class App:
 
     @property
     def is_working(self) -> bool:
-        """Whether there may be jobs to drain: before that, stopping is all there is to do."""
+        """Whether the worker has joined the group: only then may there be jobs to drain."""
         return self._is_joined
 
     def drain(self) -> None:
-        """Take no more jobs, let the open ones end, then stop."""
+        """Accept no more jobs, wait for the open ones, then stop."""
         if self._worker is not None:
             self._worker.drain()
 
@@ -139,7 +144,7 @@ class App:
             registry=self.metrics.registry,
             heartbeat_age=self._heartbeat_age,
             readiness=self._readiness,
-            # A rebalance may keep the poll loop for as long as a session and one request last.
+            # A rebalance may block the poll loop for one session and one request.
             max_heartbeat_age_s=2 * settings.worker.session_timeout_s + settings.kafka.request_timeout_s,
         )
         await probes.start()
@@ -149,11 +154,11 @@ class App:
     async def _start_worker(self, stack: AsyncExitStack) -> Worker:
         settings = self._settings
         topics = settings.topics
-        await self._patiently(self._check_topics)
+        await self._retry_connecting(self._check_topics)
         written = [topics.events, topics.dlq, *topics.allowed_reply_to]
         linger_s = settings.events.linger_ms / 1000
         sink = KafkaSink(settings.kafka, written, self._telemetry, linger_s=linger_s)
-        await self._patiently(sink.start)
+        await self._retry_connecting(sink.start)
         stack.push_async_callback(sink.stop)
         self.metrics.track(table.UNACKNOWLEDGED, lambda: sink.unacknowledged_bytes)
         consumer = GroupConsumer(settings)
@@ -166,14 +171,14 @@ class App:
         control = ControlReader(settings, worker.cancel)
         await control.start()
         stack.push_async_callback(control.stop)
-        await self._patiently(lambda: consumer.start(worker))
+        await self._retry_connecting(lambda: consumer.start(worker))
         return worker
 
     async def _start_commit_stores(
         self, stack: AsyncExitStack, consumer: GroupConsumer, sink: KafkaSink
     ) -> CommitStores:
         committed = CommittedOffsets(self._settings, consumer)
-        await self._patiently(committed.start)
+        await self._retry_connecting(committed.start)
         stack.push_async_callback(committed.stop)
         if self._settings.worker.delivery == "exactly_once":
             return TransactionalCommitStores(self._settings, committed, consumer, self._telemetry)
@@ -183,6 +188,8 @@ class App:
         return commit_stores
 
     def _open_upstreams(self, stack: AsyncExitStack) -> dict[str, UpstreamPolicy]:
+        """Open the upstreams' clients; return what the worker needs to know of each upstream."""
+        max_in_flight = self._settings.worker.max_in_flight
         policies = {}
         for name, settings in self._settings.upstreams.items():
             upstream = HttpUpstream(settings)
@@ -190,14 +197,22 @@ class App:
             policies[name] = UpstreamPolicy(
                 name=name,
                 upstream=upstream,
+                scrub=upstream.scrub,
+                models=settings.models,
+                fallback=settings.fallback,
                 first_delta_timeout_s=settings.first_delta_timeout_s,
                 idle_timeout_s=settings.idle_timeout_s,
                 include_usage=settings.include_usage,
-                scrub=upstream.scrub,
+                continuous_usage=settings.continuous_usage,
+                cancel_grace_s=settings.cancel_grace_s,
                 max_tries=settings.max_tries,
                 max_restarts=settings.max_restarts,
-                cancel_grace_s=settings.cancel_grace_s,
-                continuous_usage=settings.continuous_usage,
+                max_streams=min(settings.max_streams or max_in_flight, max_in_flight),
+                requests_per_minute=settings.requests_per_minute,
+                tokens_per_minute=settings.tokens_per_minute,
+                circuit_failure_threshold=settings.circuit_failure_threshold,
+                circuit_open_s=settings.circuit_open_s,
+                max_wait_s=settings.max_wait_s,
             )
         return policies
 
@@ -211,25 +226,21 @@ class App:
         settings = self._settings
         cloud_source = settings.events.source if settings.events.format == "cloudevents" else None
         writer = EventWriter(cloud_source=cloud_source)
-        intake = Intake(
-            sink=sink,
-            writer=writer,
-            clock=self._clock,
-            served={name: upstream.models for name, upstream in settings.upstreams.items()},
-            fallback={name: upstream.fallback for name, upstream in settings.upstreams.items()},
+        rules = IntakeRules(
             events_topic=settings.topics.events,
-            allowed_reply_to=settings.topics.allowed_reply_to,
             dlq_topic=settings.topics.dlq,
+            allowed_reply_to=frozenset(settings.topics.allowed_reply_to),
             group=settings.worker.group_id,
             max_job_bytes=settings.worker.max_job_bytes,
             max_record_bytes=settings.kafka.max_record_bytes,
-            tracer=self._tracer,
+            max_deliveries=settings.worker.max_deliveries,
         )
         tools = Tools(
             sink=sink,
             writer=writer,
             clock=self._clock,
             observer=self._telemetry,
+            queues=self._open_queues(policies),
             max_record_bytes=settings.kafka.max_record_bytes,
             max_event_bytes=settings.worker.max_event_bytes,
             tokenizer=load_tokenizer(),
@@ -237,48 +248,31 @@ class App:
         )
         limits = WorkerLimits(
             max_in_flight=settings.worker.max_in_flight,
-            max_deliveries=settings.worker.max_deliveries,
             drain_timeout_s=settings.worker.drain_timeout_s,
-            in_key_order=settings.worker.ordering == "key",
             session_timeout_s=settings.worker.session_timeout_s,
+            in_key_order=settings.worker.ordering == "key",
             max_waiting=settings.worker.max_waiting,
         )
         return Worker(
             source=consumer,
             commit_stores=commit_stores,
-            intake=intake,
+            intake=Intake(rules, policies, sink=sink, writer=writer, clock=self._clock, tracer=self._tracer),
             tools=tools,
-            policies=policies,
-            queues=self._open_gates(),
             limits=limits,
             failure=sink.crashed,
         )
 
-    def _open_gates(self) -> UpstreamQueues:
-        upstreams, max_in_flight = self._settings.upstreams, self._settings.worker.max_in_flight
-        queues = UpstreamQueues(
-            {
-                name: LimiterRules(
-                    max_streams=min(upstream.max_streams or max_in_flight, max_in_flight),
-                    circuit_failure_threshold=upstream.circuit_failure_threshold,
-                    circuit_open_s=upstream.circuit_open_s,
-                    requests_per_minute=upstream.requests_per_minute,
-                    tokens_per_minute=upstream.tokens_per_minute,
-                )
-                for name, upstream in upstreams.items()
-            },
-            max_in_flight=max_in_flight,
-            observer=self._telemetry,
-            max_wait_s={name: upstream.max_wait_s for name, upstream in upstreams.items()},
-        )
-        for name, line in queues.queues.items():
-            for definition, value in (
+    def _open_queues(self, policies: dict[str, UpstreamPolicy]) -> UpstreamQueues:
+        max_in_flight = self._settings.worker.max_in_flight
+        queues = UpstreamQueues(policies, max_in_flight=max_in_flight, observer=self._telemetry)
+        for name, queue in queues.queues.items():
+            for definition, attribute in (
                 (table.CIRCUIT_STATE, "circuit_state"),
                 (table.STREAMS_OPEN, "streams_open"),
                 (table.STREAMS_LIMIT, "streams_limit"),
                 (table.UPSTREAM_WAITING, "jobs_waiting"),
             ):
-                self.metrics.track(definition, partial(getattr, line, value), name)
+                self.metrics.track(definition, partial(getattr, queue, attribute), name)
         return queues
 
     async def _check_topics(self) -> None:
@@ -289,13 +283,13 @@ class App:
                 topics = await admin.describe()
                 if None not in topics.values():
                     break
-                # A broker that just came up, or a topic that was just made: not known yet.
+                # A broker that has just started, or a topic that was just created, may not know it yet.
                 await asyncio.sleep(wait_s)
             if faults := faults_of(self._settings, topics):
                 raise KafkaRefused("; ".join(faults))
 
-    async def _patiently(self, connect: Callable[[], Awaitable[None]]) -> None:
-        """Do it again until the broker is there."""
+    async def _retry_connecting(self, connect: Callable[[], Awaitable[None]]) -> None:
+        """Call `connect` until the broker is available; the wait between two calls is logged."""
         tries = 0
         while True:
             try:
@@ -311,7 +305,9 @@ class App:
         return read(self._worker.stats() if self._worker is not None and self._is_joined else WorkerStats())
 
     def _heartbeat_age(self) -> float:
-        if self._worker is None or not self._is_joined:  # there is no loop yet; Kafka may be long in coming
+        if (
+            self._worker is None or not self._is_joined
+        ):  # there is no poll loop yet, and Kafka may be away for long
             return 0.0
         return self._clock.monotonic() - self._worker.last_poll
 
@@ -320,15 +316,15 @@ class App:
 
 
 def open_tracing(settings: Settings) -> Tracing | None:
-    """Make ready to send traces; None if they are turned off. Use it inside the loop, and close it.
+    """Open the trace exporter; return None if traces are off. Call it inside the loop, and close the result.
 
     Raises:
-        ConfigurationError: they are asked for and cannot be sent.
+        ConfigurationError: traces are on and the exporter is not installed, or its settings cannot be used.
     """
     if settings.telemetry.traces == "off":
         return None
     try:
-        from streamworker.telemetry import otlp  # noqa: PLC0415 - an extra, and 20 MB that most do not need
+        from streamworker.telemetry import otlp  # noqa: PLC0415 - an extra of 20 MB, imported only where it is used
     except ImportError as error:
         fault = f"telemetry.traces: {error.name} is not installed: pip install 'streamworker[otel]', or set it to off"
         raise ConfigurationError([fault]) from None
@@ -336,7 +332,7 @@ def open_tracing(settings: Settings) -> Tracing | None:
 
 
 async def run_until_signalled(app: App) -> int:
-    """Run a worker; SIGTERM and SIGINT drain it, a second one ends it at once. Return the exit code."""
+    """Run a worker until it is drained by SIGTERM or SIGINT; a second signal stops it. Return the exit code."""
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(app.run())
     signals: list[signal.Signals] = []
@@ -352,6 +348,6 @@ async def run_until_signalled(app: App) -> int:
     try:
         await task
     except asyncio.CancelledError:
-        # Nothing was begun, nothing was cut: an end before the start is a clean one.
+        # A signal before the worker has joined the group interrupts no job.
         return 0 if len(signals) == 1 else 1
     return 0

@@ -1,4 +1,4 @@
-"""Where the worker reports: `Observer` for logs and metrics, spans for traces, and their null objects."""
+"""Where the worker reports what happened: `Observer` for logs and metrics, spans for traces, and their null objects."""
 
 from __future__ import annotations
 
@@ -22,63 +22,62 @@ if TYPE_CHECKING:
 __all__ = ["UNTRACED", "JobSpan", "KafkaPart", "Observer", "Tracer", "TrySpan", "Untraced", "trace_headers"]
 
 KafkaPart = Literal["start", "poll", "sink", "commit"]
-"""The part of the worker that talks to Kafka: connections at start, poll loop, sink for deltas, partition
-committers."""
+"""Who talks to Kafka: the connections at the start, the poll loop, the sink of the deltas, the commit lanes."""
 
 
 class Observer(Protocol):
-    """Is notified of what the worker does, for logs and metrics. Methods must neither raise nor wait."""
+    """Is told what happened, for logs and metrics. Must neither raise nor wait."""
 
     def job_started(self, job: Job, upstream: str) -> None:
-        """An attempt at a job began."""
+        """An attempt at a job began; with its first one the job was taken up."""
         ...
 
     def first_delta(self, upstream: str, seconds: float) -> None:
-        """An attempt received its first delta, `seconds` after it started."""
+        """An attempt got its first delta so long after it started."""
         ...
 
     def deltas_published(self, upstream: str, count: int, size: int, gap_s: float | None) -> None:
-        """The deltas of one read of a stream were published: `count` events of `size` bytes in total.
+        """One read of a stream gave so many delta events of `size` bytes in all, now with the sink.
 
-        `gap_s` is the time since this stream's previous read that brought deltas. It is None for the first
-        such read, and for held text that is published without a read.
+        `gap_s` is the time since the read of this stream that brought deltas before; None for the first one, and for
+        text that was held and leaves without a read.
         """
         ...
 
     def try_failed(self, job: Job, upstream: str, error: JobError, next_try_s: float) -> None:
-        """A try failed before its first delta; the next try follows in `next_try_s` seconds."""
+        """A try failed before its first delta; the next one follows after so many seconds."""
         ...
 
     def fell_back(self, job: Job, upstream: str, error: JobError) -> None:
-        """An upstream failed a job permanently; the job continues at the next upstream of its list."""
+        """An upstream failed a job for good, and the next one of its list is called."""
         ...
 
     def circuit_changed(self, upstream: str, state: str) -> None:
-        """An upstream's circuit changed to `closed`, `half_open` or `open`."""
+        """An upstream's circuit is now `closed`, `half_open` or `open`."""
         ...
 
     def job_ended(self, event: UsageEvent, job: Job, upstream: str) -> None:
-        """A job's terminal event is durable."""
+        """A terminal event is durable."""
         ...
 
     def job_rejected(self, rejection: Rejection, code: ErrorCode) -> None:
-        """A record is not a valid job; its dead letter and its terminal event are durable."""
+        """A record was no valid job; its dead letter and its terminal event are durable."""
         ...
 
     def job_abandoned(self, job: Job, reason: str) -> None:
-        """A job was returned without a terminal event; the partition's next owner runs it."""
+        """A job was let go without a terminal event; its next owner runs it."""
         ...
 
     def tombstone_skipped(self, partition: TopicPartition) -> None:
-        """A record without a value was skipped."""
+        """A record without a value was passed over."""
         ...
 
     def record_skipped(self, partition: TopicPartition) -> None:
-        """A record was skipped because its job is finished or in flight."""
+        """A record was delivered that is finished already, or that runs."""
         ...
 
     def job_crashed(self, job: Job) -> None:
-        """An attempt ended with an unexpected exception; another attempt follows."""
+        """An attempt ended by a bug of ours; another one follows."""
         ...
 
     def rebalancing(self) -> None:
@@ -86,117 +85,117 @@ class Observer(Protocol):
         ...
 
     def partitions_changed(self, owned: int, gained: int, lost: int) -> None:
-        """A rebalance ended: the worker owns `owned` partitions, of which `gained` are new; it lost `lost`."""
+        """A rebalance ended."""
         ...
 
     def partition_fenced(self, partition: TopicPartition) -> None:
-        """Another worker fenced this worker out of a partition that it held."""
+        """Another worker shut us out of a partition that we thought ours."""
         ...
 
     def committed(self, records: Sequence[ProducerRecord], seconds: float) -> None:
-        """A partition's commit is durable, with these records, `seconds` after it began."""
+        """A lane's commit is durable, with these records, so long after it began."""
         ...
 
     def batch_acknowledged(self, count: int, seconds: float) -> None:
-        """The broker acknowledged a batch of `count` deltas, `seconds` after it was sent."""
+        """A batch of so many deltas is acknowledged, so long after it was sent."""
         ...
 
     def kafka_failed(self, part: KafkaPart) -> None:
-        """A request to Kafka failed and will be retried."""
+        """A request to Kafka failed and is made again."""
         ...
 
 
 class TrySpan(Protocol):
-    """The span of one upstream call."""
+    """One upstream call, as a trace has it."""
 
     @property
     def trace(self) -> Headers:
-        """Trace context for the upstream request."""
+        """The trace context for the upstream's request."""
         ...
 
     def first_delta(self) -> None:
-        """The call received its first delta."""
+        """The call gave its first delta."""
         ...
 
     def ended(self, attempt: Attempt, error: JobError | None) -> None:
-        """The call ended. The attempt has ended with it unless another try follows.
+        """The call is over, and the attempt with it unless it waits for another one.
 
-        `error` is why this call failed if the attempt does not record it, because another try follows.
+        `error` is why this call failed, if the attempt does not say: because another one follows.
         """
         ...
 
 
 class JobSpan(Protocol):
-    """The span of one delivery of a job. The first method that ends it counts."""
+    """One delivery of a job, as a trace has it. Exactly one of its ends counts: the first."""
 
     @property
     def trace(self) -> Headers:
-        """Trace context of the job's events and calls."""
+        """The trace context that the job carries from here on: into its events and calls."""
         ...
 
     def open_try(self, attempt: Attempt, upstream: str) -> TrySpan:
-        """Start the span of the next upstream call."""
+        """An upstream is called next."""
         ...
 
     def ended(self, event: UsageEvent, upstream: str) -> None:
-        """The job's terminal event is durable."""
+        """The terminal event is durable."""
         ...
 
     def refused(self, code: ErrorCode) -> None:
-        """The record is not a valid job; its dead letter and its terminal event are durable."""
+        """The record cannot be run; its dead letter and its terminal event are durable."""
         ...
 
     def abandoned(self, reason: str) -> None:
-        """The job was returned without a terminal event; the partition's next owner runs it."""
+        """The job was let go without a terminal event; its next owner runs it."""
         ...
 
     def crashed(self) -> None:
-        """An unexpected exception ended the delivery; the job runs again, as another delivery."""
+        """A bug of ours ended it; it is run anew, as another delivery."""
         ...
 
 
 class Tracer(Protocol):
-    """Starts the spans of deliveries. The tracer and its spans must neither raise nor wait."""
+    """Opens the spans of deliveries. It and its spans must neither raise nor wait."""
 
     def open_job(self, job: Job | Rejection, deliveries: int) -> JobSpan:
-        """Start the span of one delivery. `deliveries` counts from 1."""
+        """A record was delivered for the so-manieth time, and is a job or is not."""
         ...
 
 
 class Untraced:
-    """A `Tracer`, `JobSpan` and `TrySpan` that records nothing and passes the job record's trace context on."""
+    """No tracing: a `Tracer`, `JobSpan` and `TrySpan` that hands on the context that the job's record carried."""
 
     def __init__(self, trace: Headers = ()) -> None:
         self.trace = trace
 
-    def open_job(self, job: Job | Rejection, deliveries: int) -> Untraced:  # noqa: ARG002 - part of the interface
-        """Return a span that carries the trace context of the job's record."""
+    def open_job(self, job: Job | Rejection, deliveries: int) -> Untraced:  # noqa: ARG002 - the port's
+        """Hand on."""
         return Untraced(job.trace)
 
-    def open_try(self, attempt: Attempt, upstream: str) -> Untraced:  # noqa: ARG002 - part of the interface
-        """Return a span that carries the trace context of the job's record."""
+    def open_try(self, attempt: Attempt, upstream: str) -> Untraced:  # noqa: ARG002 - the port's
+        """Hand on."""
         return Untraced(attempt.job.trace)
 
     def first_delta(self) -> None:
-        pass
+        """Nothing."""
 
     def ended(self, *_: object) -> None:
-        pass
+        """Nothing."""
 
     def refused(self, code: ErrorCode) -> None:
-        pass
+        """Nothing."""
 
     def abandoned(self, reason: str) -> None:
-        pass
+        """Nothing."""
 
     def crashed(self) -> None:
-        pass
+        """Nothing."""
 
 
 UNTRACED = Untraced()
 
 
 def trace_headers(trace: Headers) -> dict[str, str]:
-    """Return trace-context record headers as HTTP headers. Values that are not printable ASCII are omitted."""
+    """Return trace-context record headers as HTTP headers; values that are no printable ASCII are left out."""
     texts = ((name, value.decode()) for name, value in trace if value is not None and value.isascii())
     return {name: text for name, text in texts if text.isprintable()}

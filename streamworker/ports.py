@@ -1,6 +1,6 @@
-"""The interfaces of Kafka, upstreams and the clock. `worker` calls them; `kafka` and `upstream` implement them.
+"""The ends of the pipe, as small protocols. `worker` calls these; `kafka` and `upstream` implement them.
 
-The exceptions that a method documents are part of its contract; any other exception is a bug.
+What an adapter may raise is part of its contract; anything else is a bug.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ __all__ = [
 
 
 class Clock(Protocol):
-    """The current time. Tests replace it."""
+    """Time, so that tests can turn it."""
 
     def now_ms(self) -> int:
-        """Return the time in ms since the epoch, for events and logs."""
+        """Milliseconds since the epoch, for what others read."""
         ...
 
     def monotonic(self) -> float:
-        """Return the time in seconds on a monotonic clock, for timeouts."""
+        """Seconds of a clock that never jumps, for waiting."""
         ...
 
 
 class Assignments(Protocol):
-    """Is notified of the consumer's assignment. The consumer's task calls it, so methods must return at once."""
+    """Is told which partitions are ours. Called in the consumer's own task: it must return at once."""
 
     def rebalancing(self) -> None:
-        """A rebalance began. `assigned` is called when it ends."""
+        """The group calls its members together; what is ours is known when `assigned` is called."""
         ...
 
     def assigned(self, partitions: frozenset[TopicPartition], *, is_continuous: bool) -> None:
-        """The rebalance ended; the worker owns exactly these partitions.
+        """These are ours now, all of them.
 
-        `is_continuous` is false if the worker was not a member of the group in between. Another worker may
-        have owned, and returned, partitions that the worker still holds.
+        `is_continuous` is false when we were out of the group in between: another worker may have owned, and given
+        back, what we still think ours.
         """
         ...
 
@@ -67,99 +67,96 @@ class Source(Protocol):
         ...
 
     async def receive(self, partitions: Collection[TopicPartition], limit: int) -> list[ConsumerRecord]:
-        """Return records of these partitions, at most `limit`, waiting briefly for them. Raises KafkaError.
+        """Return records of these partitions, at most `limit`, waiting a moment for them. Raises KafkaError.
 
-        Without partitions it returns at once. The worker calls it even then, so that it notices errors of the
-        group.
+        Without partitions it returns at once; it is called all the same, so that the group's errors are seen.
         """
         ...
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
-        """Read this partition from `offset` on."""
+        """Read this partition from here on."""
         ...
 
     async def confirm_membership(self) -> bool:
-        """Ask the coordinator whether this consumer is a member. Raises KafkaError if the coordinator cannot
-        be asked."""
+        """Ask the group's coordinator whether we still are a member. Raises KafkaError where it cannot tell now."""
         ...
 
     async def stop(self) -> None:
-        """Leave the group. Returns within a bounded time."""
+        """Leave the group. Bounded in time."""
         ...
 
 
 class Receipt(Protocol):
-    """The acknowledgements that are outstanding for one job's published records."""
+    """What one job is owed by the sink: the acknowledgement of everything it published."""
 
     async def settled(self) -> None:
-        """Wait until every record is acknowledged. Raises RecordTooLarge if the broker rejected one."""
+        """Wait until every record is acknowledged. Raises RecordTooLarge if the broker refused one."""
         ...
 
 
 class Sink(Protocol):
-    """Publishes deltas: in order per partition, acknowledged by all in-sync replicas."""
+    """Where deltas go: in order per partition, acknowledged by all in-sync replicas."""
 
     def receipt(self) -> Receipt:
-        """Return an empty receipt for one job."""
+        """Open an account for a job."""
         ...
 
     def publish(self, record: ProducerRecord, receipt: Receipt) -> None:
-        """Queue a record. Never waits: check `has_room` first, and wait for `room` if it is false."""
+        """Take a record. Never waits; ask `has_room` first and wait for `room` if it says no."""
         ...
 
     @property
     def has_room(self) -> bool:
-        """Whether the broker keeps up. If not, publishers must wait for `room`."""
+        """Whether the broker keeps up. While it does not, whoever has more to publish waits."""
         ...
 
     async def room(self) -> None:
-        """Wait until `has_room` is true."""
+        """Wait until there is room."""
         ...
 
     def partition_for(self, topic: str, key: bytes) -> TopicPartition:
-        """Return the partition that Kafka's default partitioner chooses. Raises KafkaRefused for an unknown
-        topic."""
+        """Choose the partition as Kafka's default partitioner does. Raises KafkaRefused for an unknown topic."""
         ...
 
 
 class CommitStore(Protocol):
-    """Makes one assigned partition's progress durable."""
+    """How one assigned partition's progress becomes durable."""
 
     async def open(self) -> CommitPoint:
-        """Fence the former owner, then return the committed point, or the log's start. Raises KafkaError."""
+        """Shut out the former owner, then read what was committed, or where the log begins. Raises KafkaError."""
         ...
 
     async def commit(self, records: Sequence[ProducerRecord], point: CommitPoint) -> None:
-        """Write the records and the point atomically. Retries transient errors.
+        """Write the records and the point. Retries what may pass by itself.
 
         Raises:
             Fenced: another worker owns the partition; nothing was written.
-            RecordTooLarge: the broker rejected one of the records; nothing was written.
+            RecordTooLarge: one of the records is refused; nothing was written.
         """
         ...
 
     async def close(self) -> None:
-        """Release the partition. Returns within a bounded time and never raises."""
+        """Let go. Bounded in time; never raises."""
         ...
 
 
 class CommitStores(Protocol):
-    """Creates a commit store per assigned partition."""
+    """Makes a committer per assigned partition."""
 
     def store(self, partition: TopicPartition) -> CommitStore:
-        """Return a new commit store, not yet opened."""
+        """Return a new one, not opened."""
         ...
 
 
 class Answer(Protocol):
-    """An upstream's response: the body of its event stream, in the pieces in which it arrives."""
+    """An upstream's answer: the body of its event stream, as it comes."""
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        """Iterate over the body. Raises UpstreamError if the connection breaks."""
+        """Go through the body. Raises UpstreamError when the connection breaks."""
         ...
 
     async def drain(self) -> None:
-        """Read the rest of the body for a moment after the stream's end, so that the connection can be reused."""
+        """After the end was seen: read on for a moment, so that the connection can serve the next call."""
         ...
 
 
@@ -167,7 +164,7 @@ class Upstream(Protocol):
     """One configured upstream."""
 
     def call(self, body: bytes, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Answer]:
-        """Open a streaming completion; entering waits for the response. Raises UpstreamError.
+        """Open a streaming completion; entering waits for the answer. Raises UpstreamError.
 
         Leaving before the end of the body closes the connection, so that the upstream stops generating.
         """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from streamworker.model import Coordinates, DeltaEvent, Job, UsageEvent
-from streamworker.stream.attempt import Attempt
+from streamworker.stream.attempt import Attempt, State
 from streamworker.stream.chunks import ChunkReader
 from streamworker.stream.sse import EventStreamParser, ServerSentEvent
 from streamworker.stream.usage import Ledger
@@ -73,12 +73,19 @@ def play(pieces: bytes | Iterable[bytes], **options: Any) -> Played:
     attempt = listening(**options)
     deltas: list[DeltaEvent] = []
     for piece in [pieces] if isinstance(pieces, bytes) else pieces:
-        if attempt.is_ended:
+        if not attempt.is_listening:
             break
         deltas += attempt.receive(piece, NOW + 10)
-    if not attempt.is_ended:
+    if attempt.is_listening:
         deltas += attempt.close(NOW + 20)
-    return Played(deltas, attempt.terminal(NOW + 30))
+    return Played(deltas, ended(attempt, NOW + 30))
+
+
+def ended(attempt: Attempt, now_ms: int = NOW) -> UsageEvent:
+    """Make no other try; return the terminal event."""
+    if attempt.state is State.TRY_FAILED:
+        attempt.end()
+    return attempt.terminal(now_ms)
 
 
 def data(*payloads: Any, end: bytes = b"\n\n") -> bytes:

@@ -1,30 +1,30 @@
-"""The gate of one upstream: its circuit, its limits, and what the calls that passed it have shown.
-
-Everything that decides whether a call may go now is here, and nothing that waits.
-"""
+"""Decides whether a call to one upstream may begin now: its circuit, its limits, and the results of earlier calls."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from streamworker.limits.adaptive_limit import AdaptiveLimit
-from streamworker.limits.circuit import Circuit, CircuitState
+from streamworker.limits.circuit import CircuitState
 from streamworker.limits.window import SlidingWindow
 from streamworker.model import ErrorCode
 
 if TYPE_CHECKING:
+    from streamworker.limits.circuit import Circuit
     from streamworker.limits.estimate import TokenEstimate
     from streamworker.limits.window import Reservation
     from streamworker.model import JobError
 
-__all__ = ["AdmittedCall", "LimiterRules", "UpstreamLimiter", "is_upstreams_own"]
+__all__ = ["Slot", "UpstreamLimiter", "counts_for_circuit"]
 
-_FIRST_GUESS = 256.0
-"""Tokens of a completion before one was seen."""
+_INITIAL_COMPLETION = 256.0
+"""Tokens that a completion is expected to have before one was seen."""
 
-_LEARNING = 0.1
-_MOST = 1 << 17  # tokens of a completion that are believed to be usual
-_OWN = frozenset(
+_LEARNING_RATE = 0.1
+_MAX_COMPLETION = 1 << 17
+"""Tokens of the longest completion that the average believes."""
+
+_UNAVAILABLE = frozenset(
     {
         ErrorCode.UPSTREAM_UNAVAILABLE,
         ErrorCode.UPSTREAM_PROTOCOL,
@@ -36,105 +36,113 @@ _OWN = frozenset(
 )
 
 
-class LimiterRules(NamedTuple):
-    """What one upstream allows, in this process; None is no limit."""
+class Slot:
+    """The right to make one call: one of its upstream's streams, and one of the jobs in flight in this process."""
 
-    max_streams: int
-    circuit_failure_threshold: int
-    circuit_open_s: float
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
+    __slots__ = ("entered_at", "is_held", "is_open", "is_probe", "tokens", "upstream")
 
-
-class AdmittedCall:
-    """One call that went through."""
-
-    __slots__ = ("at", "is_probe", "tokens")
-
-    def __init__(self, at: float, tokens: Reservation | None, *, is_probe: bool) -> None:
-        self.at = at
+    def __init__(
+        self, upstream: str, entered_at: float, tokens: Reservation | None, *, is_probe: bool
+    ) -> None:
+        self.upstream = upstream
+        self.entered_at = entered_at
         self.tokens = tokens
         self.is_probe = is_probe
+        self.is_open = True
+        """Whether the call counts among its upstream's streams."""
+        self.is_held = True
+        """Whether the job counts among those in flight."""
 
 
 class UpstreamLimiter:
-    """Ask `wait_s`; `enter` where it is 0; tell what became of the call; `leave` once. Times in seconds."""
+    """The circuit and the limits of one upstream. Times in seconds of a clock that never jumps.
 
-    def __init__(self, rules: LimiterRules) -> None:
-        self.circuit = Circuit(failures=rules.circuit_failure_threshold, open_s=rules.circuit_open_s)
+    Call `enter` only where `wait_s` returns 0; report the call's result once; call `leave` once.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        circuit: Circuit,
+        max_streams: int,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+    ) -> None:
+        self.name = name
+        self.circuit = circuit
         self.streams = 0
         """Calls that have entered and not left."""
-        self._concurrency = AdaptiveLimit(rules.max_streams)
-        self._requests = _throttle(rules.requests_per_minute)
-        self._tokens = _throttle(rules.tokens_per_minute)
-        self._usual_completion = _FIRST_GUESS
+        self._concurrency = AdaptiveLimit(max_streams)
+        self._requests = None if requests_per_minute is None else SlidingWindow(requests_per_minute)
+        self._tokens = None if tokens_per_minute is None else SlidingWindow(tokens_per_minute)
+        self._usual_completion = _INITIAL_COMPLETION
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether calls have to say their demand."""
+        """Whether `wait_s` and `enter` need a token estimate."""
         return self._tokens is not None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the circuit is open."""
+        return self.circuit.state is CircuitState.OPEN
+
     def wait_s(self, estimate: TokenEstimate | None, now: float) -> float:
-        """Return how long until a call may go if nothing else happens, 0 for now."""
+        """Return the seconds until a call may begin if nothing else happens; 0 for now."""
         waits = [self.circuit.wait_s(now), self._concurrency.wait_s(self.streams, now)]
         if self._requests is not None:
             waits.append(self._requests.wait_s(1, now))
         if self._tokens is not None:
-            waits.append(self._tokens.wait_s(self._expected(estimate), now))
+            waits.append(self._tokens.wait_s(self._expected_tokens(estimate), now))
         return max(waits)
 
-    def enter(self, estimate: TokenEstimate | None, now: float) -> AdmittedCall:
-        """A call begins."""
+    def enter(self, estimate: TokenEstimate | None, now: float) -> Slot:
+        """Begin a call."""
         self.streams += 1
         is_probe = self.circuit.enter(now)
         if self._requests is not None:
             self._requests.take(1, now)
-        tokens = None if self._tokens is None else self._tokens.take(self._expected(estimate), now)
-        return AdmittedCall(now, tokens, is_probe=is_probe)
+        tokens = None if self._tokens is None else self._tokens.take(self._expected_tokens(estimate), now)
+        return Slot(self.name, now, tokens, is_probe=is_probe)
 
-    def succeeded(self, call: AdmittedCall, now: float) -> None:
-        """The call had its first delta, or ended well without one."""
-        call.is_probe = False
+    def succeeded(self, slot: Slot, now: float) -> None:
+        """Record that the call had its first delta, or completed without one."""
+        slot.is_probe = False
         self.circuit.succeeded(now)
 
-    def failed(self, call: AdmittedCall, error: JobError, now: float) -> None:
-        """The call failed before its first delta."""
-        call.is_probe = False
-        if error.code is ErrorCode.RATE_LIMITED and error.retriable:  # an empty account is no congestion
-            self._concurrency.refused(call.at, self.streams, now)
-        if is_upstreams_own(error):
-            self.circuit.failed(now, began=call.at)
+    def failed(self, slot: Slot, error: JobError, now: float) -> None:
+        """Record that the call failed before its first delta."""
+        slot.is_probe = False
+        if error.code is ErrorCode.RATE_LIMITED and error.retriable:
+            self._concurrency.refused(slot.entered_at, self.streams, now)
+        if counts_for_circuit(error):
+            self.circuit.failed(now, began=slot.entered_at)
         else:
             self.circuit.succeeded(now)
 
-    def leave(self, call: AdmittedCall, tokens: int | None, completion: int | None = None) -> None:
-        """The call is over. `tokens` is what it came to, `completion` the part that was generated; None is unknown."""
+    def leave(self, slot: Slot, tokens: int | None, completion: int | None = None) -> None:
+        """End the call; it cost `tokens`, of which `completion` were generated. None is unknown."""
         self.streams -= 1
-        if call.is_probe:
+        if slot.is_probe:
             self.circuit.probe_abandoned()
-        if self._tokens is not None and call.tokens is not None and tokens is not None:
-            self._tokens.settle(call.tokens, tokens)
+        if self._tokens is not None and slot.tokens is not None and tokens is not None:
+            self._tokens.settle(slot.tokens, tokens)
         if completion is not None:
-            self._usual_completion += _LEARNING * (min(completion, _MOST) - self._usual_completion)
+            self._usual_completion += _LEARNING_RATE * (
+                min(completion, _MAX_COMPLETION) - self._usual_completion
+            )
 
     def limit(self, now: float) -> int:
-        """Return how many streams may be open now."""
+        """Return the number of streams that may be open now."""
         return self._concurrency.limit(now)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the circuit is open: the upstream is thought dead."""
-        return self.circuit.state is CircuitState.OPEN
-
-    def _expected(self, estimate: TokenEstimate | None) -> float:
-        assert estimate is not None, "an upstream with a limit of tokens wants to know the demand"
+    def _expected_tokens(self, estimate: TokenEstimate | None) -> float:
+        if estimate is None:
+            raise ValueError("an upstream with a token limit needs an estimate of each call")
         return estimate.tokens(self._usual_completion)
 
 
-def is_upstreams_own(error: JobError) -> bool:
-    """Whether a failure says that the upstream is not well, rather than that it does not want this call."""
-    return error.code in _OWN or (error.code is ErrorCode.UPSTREAM_ERROR and error.retriable)
-
-
-def _throttle(limit: int | None) -> SlidingWindow | None:
-    return None if limit is None else SlidingWindow(limit)
+def counts_for_circuit(error: JobError) -> bool:
+    """Return whether a failure shows that the upstream is unavailable, rather than that it refuses this call."""
+    return error.code in _UNAVAILABLE or (error.code is ErrorCode.UPSTREAM_ERROR and error.retriable)

@@ -1,4 +1,4 @@
-"""Progress of a partition: finished and open offsets, delivery counts, and the point to commit."""
+"""How far a partition is: offsets finished and open, deliveries counted, and the commit that says so."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["MAX_AHEAD", "PartitionProgress"]
 
 
 MAX_AHEAD = 16_384
-"""Finished offsets that may lie beyond the committed one. Each commit iterates over all of them."""
+"""Finished offsets that may lie beyond the committed one. Each commit goes through them all."""
 
 
 class PartitionProgress:
-    """Progress of one assignment of one partition. `commit_id` marks its commits as its own."""
+    """One assignment of one partition. `stamp` makes its commits its own."""
 
     def __init__(self, committed: int, offset_map: OffsetMap, *, commit_id: str) -> None:
         self._tracker = OffsetTracker(committed, finished=offset_map.finished)
@@ -24,29 +24,26 @@ class PartitionProgress:
         self._map_size = 0
         self._beyond = 0
         self.is_cut = False
-        """Whether the last point omits part of the map, because the broker would have rejected its size."""
+        """Whether the last point leaves out what we know, because the broker would have refused it."""
 
     def begin(self, offset: int) -> int:
-        """Accept a record; return how many times it has now been delivered, or 0 if its job is finished or open.
+        """Take a record in; return how often it has now been delivered, or 0 if there is nothing to do.
 
-        The delivery is stored by `count`, when the job begins: a job that only waited cannot have killed a
-        worker.
+        The delivery goes on record with `count`, when the job begins: one that only waited cannot have done harm.
         """
         return self._deliveries.get(offset, 0) + 1 if self._tracker.begin(offset) else 0
 
     def count(self, offset: int) -> None:
-        """Store this delivery, because its job begins."""
+        """Put this delivery on record, for its job begins."""
         self._deliveries[offset] = self._deliveries.get(offset, 0) + 1
 
     def finish(self, offset: int) -> None:
-        """Mark this record's job as finished."""
+        """Nothing is owed for this record any more."""
         self._tracker.finish(offset)
-        self._deliveries.pop(
-            offset, None
-        )  # present if the job was returned while its terminal event was being committed
+        self._deliveries.pop(offset, None)  # handed back before, where its end was waiting to be committed
 
-    def undo_count(self, offset: int) -> None:
-        """Undo this delivery's count: a clean shutdown returned the job. Nothing happens if the job is finished."""
+    def hand_back(self, offset: int) -> None:
+        """Let a record go in peace: its next owner's delivery is not counted against it. A finished one needs none."""
         if offset not in self._deliveries:
             return
         count = self._deliveries[offset] - 1
@@ -56,11 +53,10 @@ class PartitionProgress:
             del self._deliveries[offset]
 
     def point(self) -> CommitPoint:
-        """Return what to commit now. Every point is different, so that a commit can be recognised in the log."""
+        """Return what to commit now. No two are equal, so that a commit can be recognised in the log."""
         self._commits += 1
         committed = self._tracker.position
-        # A record that was compacted away after a crash is never fetched again; its count is dropped when it
-        # is passed.
+        # A record that was compacted away after a crash is never seen again; its count goes when it is passed.
         self._deliveries = {
             offset: count for offset, count in self._deliveries.items() if offset >= committed
         }
@@ -73,21 +69,21 @@ class PartitionProgress:
 
     @property
     def map_size(self) -> int:
-        """Characters of the last point's map, before anything was omitted."""
+        """Characters of the last commit's map."""
         return self._map_size
 
     @property
     def is_full(self) -> bool:
-        """Whether the map is too large to accept new records.
+        """Whether the map is so large that no new record may be taken in.
 
-        It is never full without open records: only records before the finished ones can make the map smaller.
+        With nothing open it is not: only the records before the finished ones can make it smaller.
         """
         is_large = self._map_size >= FULL or self._beyond >= MAX_AHEAD
         return is_large and self._tracker.incomplete > 0
 
     @property
     def incomplete(self) -> int:
-        """Number of open records."""
+        """How many records are open."""
         return self._tracker.incomplete
 
     @property
@@ -97,8 +93,7 @@ class PartitionProgress:
 
 
 def _cut(committed: int, offset_map: OffsetMap) -> str:
-    """Omit the least costly part. The broker would reject a larger commit every time, and the partition would
-    stand still."""
+    """Leave out what costs least: a refused commit would be refused for ever, and the partition stand still."""
     counted_anew = encode_map(committed, offset_map._replace(deliveries={}))
     return (
         counted_anew

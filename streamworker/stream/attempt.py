@@ -1,9 +1,9 @@
-"""The attempt: one `started` and what follows it, up to the terminal event.
+"""The attempt: one `started` event and the events that follow it, up to the job's terminal event.
 
-Two pieces. The **life** is a table, state → input → next state; there is no other place where a state changes, and a
-missing row is a thing that cannot happen. A try after the first published delta, for example, is impossible because
-`STREAMING` has no row for `RETRY`. The **attempt** feeds the upstream's bytes through parser and reader, numbers the
-events, keeps the account, and asks the table what each thing that happens means.
+The module has two parts. `TRANSITIONS` is a table, state → input → next state: no state changes anywhere else, and a
+missing row is an input that cannot occur. A retry after the first published delta, for example, is impossible because
+`STREAMING` has no row that leads to `TRY_FAILED`. `Attempt` feeds the upstream's bytes to parser and reader, numbers
+the events, keeps the usage ledger, and looks every input up in the table.
 """
 
 from __future__ import annotations
@@ -46,92 +46,100 @@ __all__ = ["TRANSITIONS", "Attempt", "Input", "InvalidTransition", "State", "Tra
 
 
 class State(Enum):
-    """Where an attempt stands."""
+    """The state of an attempt."""
 
     WAITING = "no call is open"
-    CALLING = "called, no answer yet"
-    LISTENING = "the event stream is open, no delta yet"
+    CALLING = "a call was made and has no answer yet"
+    LISTENING = "the event stream is open and has given no delta yet"
     STREAMING = "a delta was published"
-    WINDING_UP = "cancelled; read on, without publishing, for the usage report"
-    ENDED = "the terminal event is owed or out"
+    TRY_FAILED = "the call failed before its first delta; the caller retries or ends the attempt"
+    WINDING_UP = "cancelled; the stream is read on for its usage report, nothing is published"
+    ENDED = "only the terminal event remains"
 
 
 class Input(Enum):
-    """What can happen to it."""
+    """An input to the state machine."""
 
     CALL = "a try begins"
     ANSWER = "the upstream answered with an event stream"
-    DELTA = "a choice delta came"
+    DELTA = "a choice delta was published, or was read while winding up"
     DONE = "the stream ended as the protocol says"
     BREAK = "the try failed, for any reason"
-    RETRY = "the try failed and another one follows"
-    CANCEL = "a control record asked for the end"
-    WIND_UP = "a control record asked for the end, and the upstream may still report its usage"
+    RETRY = "the caller makes another try"
+    END = "the caller makes no other try"
+    CANCEL = "a control record cancelled the job"
+    WIND_UP = "a control record cancelled the job, and the upstream may still report its usage"
     EXPIRE = "the job's deadline passed"
-    REFUSE = "the broker refused a delta that was published"
+    REFUSE = "the broker refused a published delta"
 
 
 class Transition(NamedTuple):
-    """Where a happening leads, and the job's status if it ends there."""
+    """The next state, and the job's status if the attempt ends there."""
 
     to: State
     status: Status | None = None
 
 
-_S, _H, _T = State, Input, Transition
+_S, _I, _T = State, Input, Transition
+_FAILED, _TRY_FAILED = _T(_S.ENDED, Status.FAILED), _T(_S.TRY_FAILED)
 _CANCELLED, _EXPIRED = _T(_S.ENDED, Status.CANCELLED), _T(_S.ENDED, Status.EXPIRED)
 
 TRANSITIONS: Mapping[State, Mapping[Input, Transition]] = {
     _S.WAITING: {
-        _H.CALL: _T(_S.CALLING),
-        _H.BREAK: _T(_S.ENDED, Status.FAILED),
-        _H.CANCEL: _CANCELLED,
-        _H.EXPIRE: _EXPIRED,
+        _I.CALL: _T(_S.CALLING),
+        _I.BREAK: _FAILED,
+        _I.CANCEL: _CANCELLED,
+        _I.EXPIRE: _EXPIRED,
     },
     _S.CALLING: {
-        _H.ANSWER: _T(_S.LISTENING),
-        _H.BREAK: _T(_S.ENDED, Status.FAILED),
-        _H.RETRY: _T(_S.WAITING),
-        _H.CANCEL: _CANCELLED,
-        _H.EXPIRE: _EXPIRED,
+        _I.ANSWER: _T(_S.LISTENING),
+        _I.BREAK: _TRY_FAILED,
+        _I.CANCEL: _CANCELLED,
+        _I.EXPIRE: _EXPIRED,
     },
     _S.LISTENING: {
-        _H.DELTA: _T(_S.STREAMING),
-        _H.DONE: _T(_S.ENDED, Status.COMPLETED),
-        _H.BREAK: _T(_S.ENDED, Status.FAILED),
-        _H.RETRY: _T(_S.WAITING),
-        _H.CANCEL: _CANCELLED,
-        _H.EXPIRE: _EXPIRED,
+        _I.DELTA: _T(_S.STREAMING),
+        _I.DONE: _T(_S.ENDED, Status.COMPLETED),
+        _I.BREAK: _TRY_FAILED,
+        _I.CANCEL: _CANCELLED,
+        _I.EXPIRE: _EXPIRED,
     },
     _S.STREAMING: {
-        _H.DELTA: _T(_S.STREAMING),
-        _H.DONE: _T(_S.ENDED, Status.COMPLETED),
-        _H.BREAK: _T(_S.ENDED, Status.INTERRUPTED),
-        _H.WIND_UP: _T(_S.WINDING_UP),
-        _H.CANCEL: _CANCELLED,
-        _H.EXPIRE: _EXPIRED,
+        _I.DELTA: _T(_S.STREAMING),
+        _I.DONE: _T(_S.ENDED, Status.COMPLETED),
+        _I.BREAK: _T(_S.ENDED, Status.INTERRUPTED),
+        _I.WIND_UP: _T(_S.WINDING_UP),
+        _I.CANCEL: _CANCELLED,
+        _I.EXPIRE: _EXPIRED,
     },
-    # However the upstream ends now, the job was cancelled.
+    _S.TRY_FAILED: {
+        _I.RETRY: _T(_S.WAITING),
+        _I.END: _FAILED,
+        _I.CANCEL: _CANCELLED,
+        _I.EXPIRE: _EXPIRED,
+    },
+    # The job was cancelled, however its stream ends.
     _S.WINDING_UP: {
-        _H.DELTA: _T(_S.WINDING_UP),
-        _H.DONE: _CANCELLED,
-        _H.BREAK: _CANCELLED,
-        _H.CANCEL: _CANCELLED,
-        _H.EXPIRE: _CANCELLED,
+        _I.DELTA: _T(_S.WINDING_UP),
+        _I.DONE: _CANCELLED,
+        _I.BREAK: _CANCELLED,
+        _I.CANCEL: _CANCELLED,
+        _I.EXPIRE: _CANCELLED,
     },
-    # The broker's word on a delta may come after the stream's end, and changes what the end was.
-    _S.ENDED: {_H.REFUSE: _T(_S.ENDED, Status.INTERRUPTED)},
+    # The broker may refuse a delta after the stream has ended; a reader misses it, so the job is not complete.
+    _S.ENDED: {_I.REFUSE: _T(_S.ENDED, Status.INTERRUPTED)},
 }
 
 
 class InvalidTransition(Exception):
-    """Something happened that the table has no row for: a bug in the caller, never the upstream's doing."""
+    """The table has no row for this input in this state: a bug in the caller, never caused by the upstream."""
 
 
 class Attempt:
     """One attempt at a job. Times are ms since the epoch, given by the caller.
 
-    After `is_ended` nothing but `terminal` may be asked of it.
+    Methods that change the state raise InvalidTransition where the table has no row. Call nothing but `terminal` and
+    `refuse` once `is_ended` is true.
     """
 
     def __init__(
@@ -145,15 +153,14 @@ class Attempt:
         max_event_bytes: int = 1 << 20,
         scrub: Callable[[str], str] | None = None,
         tries: int = 0,
-        may_retry: Callable[[JobError], bool] = lambda _: False,
         tokenizer: Tokenizer | None = None,
         coalesces: bool = False,
     ) -> None:
-        """Open an attempt after so many `tries` of earlier ones.
+        """Open an attempt; `tries` is the number of calls that earlier attempts of the delivery made.
 
-        `may_retry` is asked when a try fails before its first delta; if it says yes, `call` follows. `tokenizer` counts
-        what an upstream generated and did not report. With `coalesces`, text deltas after the first are held, to be
-        merged with those that follow, until something else comes, the stream ends, or `flush` is called.
+        `scrub` removes secrets from error texts. `tokenizer` counts generated text whose usage the upstream does not
+        report. With `coalesces`, text deltas after the first are held and merged with those that follow, until another
+        kind of delta arrives, the stream ends, or `flush` is called.
         """
         self.job = job
         self.id = attempt_id
@@ -169,48 +176,47 @@ class Attempt:
         self._seq = 0
         self._max_event_bytes = max_event_bytes
         self._scrub = scrub or Redactor()
-        self._may_retry = may_retry
         self._cancelled: JobError | None = None
         self._is_whole = False  # the stream ended as the protocol says
         self._coalescer = Coalescer() if coalesces else None
-        self._opening = b""  # the stream's first bytes, read before the first delta
+        self._opening = b""  # the stream's first bytes, kept until the first delta
         self._reader = ChunkReader(self.ledger)
         self._parser = self._new_parser()
 
-    # What comes out
+    # State and results
 
     @property
     def is_ended(self) -> bool:
-        """Whether the terminal event is all that is left."""
+        """Whether only the terminal event remains."""
         return self.state is State.ENDED
 
     @property
     def is_listening(self) -> bool:
-        """Whether bytes of an event stream may come."""
-        # By identity: an Enum's hash is written in Python, and this is asked at each read.
+        """Whether the event stream is open."""
+        # Compared by identity: an Enum's hash runs in Python, and this property is read once per socket read.
         state = self.state
         return state is _S.STREAMING or state is _S.LISTENING or state is _S.WINDING_UP
 
     @property
     def held_deltas(self) -> int:
-        """How many choice deltas came and are held."""
+        """The number of choice deltas that are held to be merged."""
         held = None if self._coalescer is None else self._coalescer.held
         return 0 if held is None else held.parts
 
     @property
     def finish_reasons(self) -> dict[int, str]:
-        """Choice index → finish reason, of the choices that have one."""
+        """Choice index → finish reason, for the choices that have one."""
         reasons = sorted(self._reader.finish_reasons.items())
         return {index: reason for index, reason in reasons if reason is not None}
 
     @property
     def chunk(self) -> dict[str, Any]:
-        """What the upstream says of its answer: the latest chunk's own members."""
+        """The latest chunk's own members, such as `id` and `model`."""
         return self._reader.chunk
 
     @property
     def reported_usage(self) -> dict[str, Any] | None:
-        """The upstream's own usage report, if it is of the whole latest try. Never an estimate."""
+        """The upstream's usage report of the whole latest try; None if it sent none. Never an estimate."""
         return self.ledger.reported(completed=self._is_whole)
 
     def started(self) -> Started:
@@ -228,8 +234,9 @@ class Attempt:
         )
 
     def terminal(self, now_ms: int) -> UsageEvent:
-        """Return the job's last event."""
-        assert self.status is not None, "the terminal event of an attempt that has not ended"
+        """Return the job's terminal event. Raises InvalidTransition before the attempt has ended."""
+        if self.status is None:
+            raise InvalidTransition(f"the attempt has no terminal event in {self.state.name}")
         usage, source, method = self.ledger.settle(completed=self._is_whole)
         event = UsageEvent(
             job_id=self.job.job_id,
@@ -250,26 +257,27 @@ class Attempt:
             event.estimate_method = method
         return event
 
-    # What happens
+    # Inputs
 
     def call(self) -> None:
-        """A try begins."""
+        """Begin a try."""
         self._move(Input.CALL)
+        self.error = None
         self.tries += 1
         self.ledger.begin_try()
 
     def answer(self) -> None:
-        """The upstream answered with an event stream; bytes follow."""
+        """Begin to read an event stream: the upstream answered with one."""
         self._move(Input.ANSWER)
         self._opening = b""
         self._reader = ChunkReader(self.ledger)
         self._parser = self._new_parser()
 
     def receive(self, data: bytes, now_ms: int) -> Iterator[DeltaEvent]:
-        """Take bytes of the event stream; hand out the delta events they give, one by one. May end the attempt.
+        """Parse bytes of the event stream; yield the delta events in them one by one. May end the try or the attempt.
 
-        An event counts as published when the next one is asked for. Who cannot publish one calls `fail` instead, and
-        it is as if the event had never been: its `seq` is the terminal event's.
+        An event counts as published when the caller asks for the next one. A caller that cannot publish an event calls
+        `fail` instead: the event is dropped, and the next event takes its `seq`.
         """
         self.ledger.bytes += len(data)
         if self.state is _S.LISTENING:
@@ -279,23 +287,24 @@ class Attempt:
         return read(chunks, now_ms, is_cut=self._parser.overflowed)
 
     def flush(self) -> Iterator[DeltaEvent]:
-        """Hand out what is held, as `receive` does, and not while it does. Ask before `cancel`, `wind_up`, `expire`."""
+        """Yield the held text as one event. Call it before `cancel`, `wind_up` and `expire`, and never inside `receive`."""
         if self._coalescer is None or self._coalescer.held is None or self.state is not _S.STREAMING:
             return
         held = self._coalescer.held
         news = held.news
         yield self._numbered(news, held.since_ms)
         if self._was_published(_S.STREAMING):
-            # Only now: who is interrupted before it is published finds it here again, and no text is left out.
+            # Dropped only now: a caller that is interrupted before it publishes finds the text here again.
             self._coalescer.drop()
             self._published(news, held.since_ms)
             self.ledger.deltas += held.parts - 1
 
     def close(self, now_ms: int, *, broken: JobError | None = None) -> Iterator[DeltaEvent]:
-        """Take the end of the response body; `broken` says how the connection broke, if it did.
+        """End the event stream; yield the delta events that were left in the parser.
 
-        The rest may still hold the `[DONE]` that had no line end. Where every choice has its finish reason nothing is
-        missing, however the body ended: some gateways send no `[DONE]`.
+        `broken` is the error of a connection that broke; None after a regular end of the body. The parser may still
+        hold a `[DONE]` without its line end. If every choice has a finish reason the stream is complete, however the
+        body ended: some gateways send no `[DONE]`.
         """
         chunks = map(self._reader.read, self._parser.close())
         read = self._read if self._coalescer is None else self._read_merging
@@ -309,31 +318,38 @@ class Attempt:
             self._break(broken or self._truncated())
 
     def fail(self, error: JobError) -> None:
-        """The try failed outside of what the stream said: a status, a broken connection, a timeout."""
+        """Fail the try for a reason outside of the stream: a status, a broken connection, a timeout.
+
+        Before the first delta the attempt is then in `TRY_FAILED`: call `retry` or `end`. After it the attempt ends.
+        """
         self._break(error)
 
     def retry(self) -> None:
-        """The try failed before its first delta, and another one follows."""
+        """Continue after a failed try; `call` follows."""
         self._move(Input.RETRY)
 
+    def end(self) -> None:
+        """End the attempt with the error of its failed try."""
+        self._move(Input.END, self.error)
+
     def cancel(self, reason: str) -> None:
-        """A control record asked for the end."""
+        """End the attempt because a control record cancelled the job."""
         self._move(Input.CANCEL, _cancelled(reason))
 
     def wind_up(self, reason: str) -> None:
-        """A control record asked for the end: publish nothing more, but go on to `receive` for the usage report."""
+        """Publish nothing more, because a control record cancelled the job; `receive` goes on for the usage report."""
         self._move(Input.WIND_UP)
         self._cancelled = _cancelled(reason)
 
     def expire(self) -> None:
-        """The job's deadline passed."""
+        """End the attempt because the job's deadline passed."""
         self._move(Input.EXPIRE, JobError(ErrorCode.DEADLINE, "the job's deadline passed"))
 
     def refuse(self, error: JobError) -> None:
-        """The broker refused a delta; readers miss it, and the terminal event has to say so."""
+        """Record that the broker refused a published delta: readers miss it, so the job ends `interrupted`."""
         self._move(Input.REFUSE, error)
 
-    # How
+    # Internals
 
     def _move(self, input_: Input, error: JobError | None = None) -> None:
         try:
@@ -346,11 +362,13 @@ class Attempt:
             self.status = status
             is_wound_up = status is Status.CANCELLED and self._cancelled is not None
             self.error = self._clean(self._cancelled if is_wound_up else error)
+        elif to is _S.TRY_FAILED:
+            self.error = self._clean(error)
 
     def _read(
         self, chunks: Iterable[Sequence[StreamItem]], now_ms: int, *, is_cut: bool
     ) -> Iterator[DeltaEvent]:
-        """Go through it all in one generator: another one inside it would cost as much as all else here."""
+        """Yield the events of the chunks; one flat generator, because a nested one would double the cost per delta."""
         for chunk in chunks:
             for news in chunk:
                 if type(news) is ChunkDelta:
@@ -374,13 +392,13 @@ class Attempt:
     def _read_merging(
         self, chunks: Iterable[Sequence[StreamItem]], now_ms: int, *, is_cut: bool
     ) -> Iterator[DeltaEvent]:
-        """Read one by one what cannot be held, each after what is held; nothing is numbered before it leaves."""
+        """Yield the events of the chunks, merging text; an event is numbered only when it is yielded."""
         for chunk in chunks:
             for news in chunk:
                 if self._holds(news, now_ms):
                     continue
                 yield from self.flush()
-                # What ended a hold may begin the next one.
+                # A delta that ended a hold may begin the next one.
                 if not self.is_ended and not self._holds(news, now_ms):
                     yield from self._read([[news]], now_ms, is_cut=False)
                 if not self.is_listening:
@@ -396,7 +414,7 @@ class Attempt:
         return self._coalescer.take(news, now_ms)
 
     def _was_published(self, before: State) -> bool:
-        """Tell what became of an event that was handed out; a `wind_up` meanwhile does not take it back."""
+        """Return whether a yielded event was published; a `wind_up` in between does not undo it."""
         return self.state is before or self.state is _S.WINDING_UP
 
     def _numbered(self, news: ChunkDelta, now_ms: int) -> DeltaEvent:
@@ -414,7 +432,7 @@ class Attempt:
         )
 
     def _published(self, news: ChunkDelta, now_ms: int) -> None:
-        # Unknown members of a chunk without choices are told, but they are no delta.
+        # A chunk without choices that has unknown members gives an event, but is not a delta.
         if news.choice is not None:
             if self.first_delta_ms is None:
                 self._move(Input.DELTA)
@@ -424,17 +442,14 @@ class Attempt:
         self._seq += 1
 
     def _break(self, error: JobError) -> None:
-        if Input.RETRY in TRANSITIONS[self.state] and self._may_retry(error):
-            self.retry()
-        else:
-            self._move(Input.BREAK, error)
+        self._move(Input.BREAK, error)
 
     def _truncated(self) -> JobError:
         unfinished = sum(reason is None for reason in self._reader.finish_reasons.values())
         if unfinished:
             message = f"the event stream ended without [DONE] and with {unfinished} unfinished choice(s)"
             return JobError(ErrorCode.TRUNCATED, message, 200, retriable=True)
-        # It may be HTML, or JSON without `data:`, and no event stream at all: its first bytes say so (wire facts §7).
+        # The body may be HTML, or JSON without `data:`, rather than an event stream: its first bytes show which.
         opening = truncate(self._opening.decode("utf-8", "replace"))
         message = "the event stream ended without [DONE] and without any choice"
         return JobError(ErrorCode.TRUNCATED, message, 200, opening or None, retriable=True)

@@ -1,7 +1,7 @@
-"""Spreads the start of calls over turns of the event loop.
+"""A thousand jobs may begin in one turn of the event loop; a thousand calls must not.
 
-Building a request and opening its connection takes a fraction of a millisecond of CPU. A thousand calls at
-once would stall open streams and delay heartbeats.
+To build a request and open its connection takes a fraction of a millisecond of processor time. All at once that is a
+stall in which open streams stand still and heartbeats are late.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["CallPacer"]
 
 
 class CallPacer:
-    """Admits a limited number of callers per turn of the event loop, in the order in which they called."""
+    """Lets so many through in one turn of the loop, in the order in which they came."""
 
     def __init__(self, per_turn: int) -> None:
         self._per_turn = per_turn
@@ -22,7 +22,7 @@ class CallPacer:
         self._is_turning = False
 
     async def __call__(self) -> None:
-        """Return in this turn or a later one."""
+        """Go through, in this turn or a later one."""
         self._turn()
         if self._left and not self._waiting:
             self._left -= 1
@@ -41,7 +41,7 @@ class CallPacer:
         self._left = self._per_turn
         while self._left and self._waiting:
             waiter = self._waiting.popleft()
-            if not waiter.done():  # a cancelled waiter does not use up the turn
+            if not waiter.done():  # cancelled while it waited
                 self._left -= 1
                 waiter.set_result(None)
         if self._waiting:

@@ -1,7 +1,8 @@
-"""From a record to what is to be done with it: a job and where it goes, or a rejection."""
+"""Turns a job record into a job and its destination, or into a rejection."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import uuid4
 
@@ -32,12 +33,13 @@ if TYPE_CHECKING:
 
     from streamworker.ports import Clock, Sink
     from streamworker.wire.event import EventWriter
+    from streamworker.worker.policy import UpstreamPolicy
 
-__all__ = ["Accepted", "Intake", "Refused"]
+__all__ = ["Accepted", "Intake", "IntakeRules", "Refused"]
 
 
 class Accepted(NamedTuple):
-    """A job that can run: the upstreams that may serve it, in order, and its events partition."""
+    """A job that can run: the upstreams that may serve it, in order, and the partition of its events."""
 
     job: Job
     upstreams: tuple[str, ...]
@@ -46,7 +48,10 @@ class Accepted(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """A record that cannot: what is owed for it. `fallback` stands in where the dead letter is too large to write."""
+    """A record that cannot run, and the records to write for it.
+
+    `fallback` replaces `records` where the broker refuses the dead letter for its size.
+    """
 
     rejection: Rejection
     code: ErrorCode
@@ -55,55 +60,54 @@ class Refused(NamedTuple):
     span: JobSpan = UNTRACED
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IntakeRules:
+    """What the configuration says about records. Sizes in bytes; `group` is named in dead letters."""
+
+    events_topic: str
+    dlq_topic: str
+    allowed_reply_to: frozenset[str]
+    group: str
+    max_job_bytes: int
+    max_record_bytes: int
+    max_deliveries: int
+
+
 class Intake:
-    """Reads records by the contract and by the configuration: known upstreams, allowed topics."""
+    """Turns job records into jobs, or into the records that a rejection owes."""
 
     def __init__(
         self,
+        rules: IntakeRules,
+        policies: Mapping[str, UpstreamPolicy],
         *,
         sink: Sink,
         writer: EventWriter,
         clock: Clock,
-        served: Mapping[str, Sequence[str]],
-        fallback: Mapping[str, Sequence[str]] | None = None,
-        events_topic: str,
-        allowed_reply_to: Sequence[str],
-        dlq_topic: str,
-        group: str,
-        max_job_bytes: int,
-        max_record_bytes: int,
         tracer: Tracer = UNTRACED,
     ) -> None:
+        self._rules = rules
+        self._policies = policies
         self._sink = sink
         self._writer = writer
         self._clock = clock
-        self._served = served
-        self._fallback = fallback or {}
-        self._events_topic = events_topic
-        self._allowed_reply_to = frozenset(allowed_reply_to)
-        self._dlq_topic = dlq_topic
-        self._group = group
-        self._max_job_bytes = max_job_bytes
-        self._max_record_bytes = max_record_bytes
         self._tracer = tracer
 
-    def take(self, record: ConsumerRecord, deliveries: int, max_deliveries: int) -> Accepted | Refused:
-        """Decide about a record that has a value and was now delivered so often."""
-        job = read_job(record, max_bytes=self._max_job_bytes)
+    def take(self, record: ConsumerRecord, deliveries: int) -> Accepted | Refused:
+        """Decide about a record that has a value; `deliveries` counts this delivery too. Raises KafkaRefused."""
+        job = read_job(record, max_bytes=self._rules.max_job_bytes)
         span = self._tracer.open_job(job, deliveries)
         if span.trace is not job.trace:
             job = msgspec.structs.replace(job, trace=span.trace)
-        return self._decide(record, job, deliveries, max_deliveries)._replace(span=span)
+        return self._decide(record, job, deliveries)._replace(span=span)
 
-    def _decide(
-        self, record: ConsumerRecord, job: Job | Rejection, deliveries: int, max_deliveries: int
-    ) -> Accepted | Refused:
+    def _decide(self, record: ConsumerRecord, job: Job | Rejection, deliveries: int) -> Accepted | Refused:
         if isinstance(job, Rejection):
             return self._refuse(record, job, ErrorCode.INVALID_JOB)
         if job.reply_to != self._allowed(job.reply_to):
             fault = "reply_to: is not one of the topics that the worker's topics.allowed_reply_to names"
             return self._refuse(record, _rejection(job, fault), ErrorCode.INVALID_JOB)
-        upstreams = choose_upstreams(job.upstream, job.model, self._served, self._fallback)
+        upstreams = choose_upstreams(job.upstream, job.model, self._policies)
         if not upstreams:
             fault = (
                 "upstream: no upstream of that name is configured"
@@ -111,16 +115,16 @@ class Intake:
                 else "upstream: none serves the model"
             )
             return self._refuse(record, _rejection(job, fault), ErrorCode.UNKNOWN_UPSTREAM)
-        if _echoed_bytes(job) > self._max_record_bytes:
+        if _echoed_bytes(job) > self._rules.max_record_bytes:
             fault = "metadata: is too large to be echoed in an event"
             return self._refuse(record, _rejection(job, fault), ErrorCode.INVALID_JOB)
         to = self._partition(job.job_id, job.reply_to)
-        if deliveries > max_deliveries:
-            return self._give_up(record, job, upstreams[0], to, max_deliveries)
+        if deliveries > self._rules.max_deliveries:
+            return self._give_up(record, job, upstreams[0], to)
         return Accepted(job, upstreams, to)
 
     def _allowed(self, reply_to: str | None) -> str | None:
-        return reply_to if reply_to in self._allowed_reply_to else None
+        return reply_to if reply_to in self._rules.allowed_reply_to else None
 
     def _refuse(self, record: ConsumerRecord, rejection: Rejection, code: ErrorCode) -> Refused:
         message = "; ".join(rejection.faults)
@@ -130,11 +134,10 @@ class Intake:
         terminal = self._writer.write(event, to, rejection.job_id.encode(), rejection.trace)
         return Refused(rejection, code, (letter, terminal), (_emptied(letter), terminal))
 
-    def _give_up(
-        self, record: ConsumerRecord, job: Job, upstream: str, to: TopicPartition, max_deliveries: int
-    ) -> Refused:
-        """End a job that was begun too often. Readers follow its latest `started`, so it gets one more."""
-        message = f"the job was delivered {max_deliveries} times and never ended: its worker died or lost it each time"
+    def _give_up(self, record: ConsumerRecord, job: Job, upstream: str, to: TopicPartition) -> Refused:
+        """End a job that was delivered too often. Readers follow its latest `started`, so it gets one more."""
+        times = self._rules.max_deliveries
+        message = f"the job was delivered {times} times and never ended: its worker died or lost it each time"
         now = self._clock.now_ms()
         attempt = Attempt(job, attempt_id=uuid4().hex, upstream=upstream, cause="redelivered", now_ms=now)
         started = attempt.started()
@@ -147,11 +150,11 @@ class Intake:
 
     def _letter(self, record: ConsumerRecord, code: ErrorCode, message: str) -> ProducerRecord:
         key = record.key if record.key is not None else str(record.at).encode()
-        to = self._sink.partition_for(self._dlq_topic, key)
-        return dead_letter(record, to, code=code, message=message, group=self._group)
+        to = self._sink.partition_for(self._rules.dlq_topic, key)
+        return dead_letter(record, to, code=code, message=message, group=self._rules.group)
 
     def _terminal(self, rejection: Rejection, code: ErrorCode, message: str) -> UsageEvent:
-        """Return the only event of a job that never had an attempt: `seq` 0, no `started` before it."""
+        """Return the only event of a job that had no attempt: `seq` 0, no `started` before it."""
         now = self._clock.now_ms()
         return UsageEvent(
             job_id=rejection.job_id,
@@ -170,7 +173,7 @@ class Intake:
         )
 
     def _partition(self, job_id: str, reply_to: str | None) -> TopicPartition:
-        return self._sink.partition_for(reply_to or self._events_topic, job_id.encode())
+        return self._sink.partition_for(reply_to or self._rules.events_topic, job_id.encode())
 
 
 def _echoed_bytes(job: Job) -> int:

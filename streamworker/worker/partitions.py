@@ -1,206 +1,158 @@
-"""One assigned partition: its lane, and the jobs of it that are open."""
+"""The partitions that the group assigned to this worker: taken over, reopened after a fence, released."""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
-from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import structlog
 
 from streamworker.errors import KafkaError
-from streamworker.progress.ordering import KeyOrder
-from streamworker.worker.committer import MAX_COMMIT_RECORDS
+from streamworker.worker.committer import PartitionCommitter
+from streamworker.worker.partition import AssignedPartition, Ownership
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import Callable, Iterator
 
-    from streamworker.model import Job
-    from streamworker.worker.committer import PartitionCommitter
+    from streamworker.model import TopicPartition
+    from streamworker.observe import Observer
+    from streamworker.ports import CommitStores, Source
+    from streamworker.worker.supervisor import Supervisor
 
-__all__ = ["Ownership", "PartitionWork"]
+__all__ = ["Partitions"]
 
-_BACKOFF_S = 1.0
-_LAST_COMMIT_S = 5.0
+_REOPEN_BACKOFF_S = 1.0
 
 log = structlog.get_logger()
 
 
-class Ownership(Enum):
-    """How we hold a partition."""
+class Partitions:
+    """The assigned partitions. `on_opened` is called whenever one may be read."""
 
-    OPENING = "ours, being taken over"
-    OPEN = "ours, its records are read"
-    DRAINING = "ours, its open jobs end, nothing new begins"
-    GONE = "another's; nothing of it may be written"
-
-
-class OpenDelivery(Protocol):
-    """What a task of a partition works on."""
-
-    @property
-    def job(self) -> Job:
-        """The job."""
-        ...
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether nothing of it was begun."""
-        ...
-
-
-class _Open(NamedTuple):
-    delivery: OpenDelivery
-    task: asyncio.Task[None]
-
-
-class PartitionWork:
-    """What goes on in one assignment of one partition. Once gone it stays gone: a new assignment is a new one."""
-
-    def __init__(self, committer: PartitionCommitter) -> None:
-        self.committer = committer
-        self.ownership = Ownership.OPENING
-        self.opening: asyncio.Task[None] | None = None
-        self.committing: asyncio.Task[None] | None = None
-        self._open: dict[int, _Open] = {}
+    def __init__(
+        self,
+        source: Source,
+        commit_stores: CommitStores,
+        supervisor: Supervisor,
+        observer: Observer,
+        *,
+        on_opened: Callable[[], None],
+    ) -> None:
+        self._source = source
+        self._commit_stores = commit_stores
+        self._supervisor = supervisor
+        self._observer = observer
+        self._on_opened = on_opened
+        self._commit_id = uuid4().hex[:12]
+        self._assigned: dict[TopicPartition, AssignedPartition] = {}
         self._is_stopping = False
-        self.leaving = "stopped"
-        """Why jobs of it are let go, once they are."""
-        self._order: KeyOrder[asyncio.Future[None]] = KeyOrder()
 
-    async def open(self) -> int:
-        """Take the partition over, as long as it takes; return the offset to read from."""
-        while True:
-            try:
-                offset = await self.committer.open()
-                break
-            except KafkaError as error:
-                log.warning(
-                    "partition.cannot_open_yet", partition=str(self.committer.partition), reason=str(error)
-                )
-                await asyncio.sleep(_BACKOFF_S)
-        return offset
+    def __iter__(self) -> Iterator[AssignedPartition]:
+        """Iterate over the assigned partitions."""
+        return iter(self._assigned.values())
 
-    @property
-    def has_room(self) -> bool:
-        """Whether records of this partition may be taken in."""
-        committer = self.committer
-        return (
-            self.ownership is Ownership.OPEN
-            and committer.backlog < MAX_COMMIT_RECORDS
-            and not committer.progress.is_full
+    def __len__(self) -> int:
+        """Return the number of assigned partitions."""
+        return len(self._assigned)
+
+    def get(self, partition: TopicPartition) -> AssignedPartition | None:
+        """Return the partition's present assignment; None if it is not assigned."""
+        return self._assigned.get(partition)
+
+    def is_current(self, partition: AssignedPartition) -> bool:
+        """Return whether this assignment is the partition's present one."""
+        return self._assigned.get(partition.id) is partition
+
+    def assign(self, partitions: frozenset[TopicPartition], *, is_continuous: bool) -> bool:
+        """Keep, release and take over partitions so that exactly these are assigned; return False while stopping.
+
+        Without `is_continuous` every partition is taken over anew: another worker may have owned it in between.
+        """
+        if (
+            self._is_stopping
+        ):  # a partition that is taken over anew would fence this worker's own last commits
+            return False
+        held = frozenset(self._assigned)
+        lost = held - partitions if is_continuous else held
+        for partition in lost:
+            self._spawn_release(self._assigned.pop(partition), "revoked")
+        gained = partitions - frozenset(self._assigned)
+        for partition in gained:
+            self._take_over(partition)
+        self._observer.partitions_changed(len(self._assigned), len(gained), len(lost))
+        return True
+
+    async def is_member(self) -> bool:
+        """Ask the group whether this worker still is a member; False if there is no answer.
+
+        A worker that was suspended for longer than its session may hold records of another owner's partitions.
+        """
+        try:
+            return await self._source.confirm_membership()
+        except KafkaError:
+            return False
+
+    async def return_jobs(self) -> None:
+        """Return what is open to the next owners, and release every partition."""
+        for jobs in await asyncio.gather(*(partition.return_jobs() for partition in self._remove_all())):
+            for job in jobs:
+                self._observer.job_abandoned(job, "drain_timeout")
+
+    async def release_all(self) -> None:
+        """Release every partition at once."""
+        await asyncio.gather(*(self._release(partition, "stopped") for partition in self._remove_all()))
+
+    def _remove_all(self) -> list[AssignedPartition]:
+        self._is_stopping = True
+        partitions = list(self._assigned.values())
+        self._assigned.clear()
+        return partitions
+
+    def _take_over(self, topic_partition: TopicPartition) -> None:
+        partition: AssignedPartition
+
+        def lost(reason: str) -> None:
+            self._supervisor.spawn(self._reopen(partition, reason), name=f"reopen {topic_partition}")
+
+        committer = PartitionCommitter(
+            topic_partition,
+            self._commit_stores.store(topic_partition),
+            commit_id=self._commit_id,
+            lost=lost,
+            observer=self._observer,
+        )
+        partition = self._assigned[topic_partition] = AssignedPartition(committer)
+        partition.opening = self._supervisor.spawn(self._open(partition), name=f"open {topic_partition}")
+
+    async def _open(self, partition: AssignedPartition) -> None:
+        offset = await partition.open()
+        partition.committing = self._supervisor.spawn(
+            partition.committer.run(), name=f"commit {partition.id}"
+        )
+        self._source.seek(partition.id, offset)
+        partition.ownership = Ownership.OPEN
+        self._on_opened()
+        log.info("partition.opened", partition=str(partition.id), offset=offset)
+
+    async def _reopen(self, partition: AssignedPartition, reason: str) -> None:
+        """Release a partition that another worker fenced; take it over anew if the group still assigns it to us."""
+        log.warning("partition.fenced", partition=str(partition.id), reason=reason)
+        self._observer.partition_fenced(partition.id)
+        await asyncio.wait([self._spawn_release(partition, "fenced")])
+        while self.is_current(partition):
+            await asyncio.sleep(_REOPEN_BACKOFF_S)
+            if await self.is_member() and self.is_current(partition):
+                self._take_over(partition.id)
+
+    def _spawn_release(self, partition: AssignedPartition, reason: str) -> asyncio.Task[None]:
+        """Release in a task that is never cancelled: a committer that is not closed holds its transaction open."""
+        return self._supervisor.spawn(
+            self._release(partition, reason), name=f"release {partition.id}", is_cancelled=False
         )
 
-    @property
-    def open_jobs(self) -> list[Job]:
-        """The jobs that were taken in and have not ended."""
-        return [delivery.job for delivery, _ in self._open.values()]
-
-    def run(
-        self, delivery: OpenDelivery, work: Coroutine[Any, Any, None], *, ended: Callable[[], None]
-    ) -> None:
-        """Work on a job as a task of this partition. `ended` is called however it ends."""
-        offset = delivery.job.source.offset
-        task = asyncio.create_task(work, name=f"job {delivery.job.job_id}")
-        self._open[offset] = _Open(delivery, task)
-
-        def forget(_: asyncio.Task[None]) -> None:
-            del self._open[offset]
-            ended()
-
-        task.add_done_callback(forget)
-
-    def replace(self, delivery: OpenDelivery) -> None:
-        """Let another errand stand for the job that a task works on: the former one crashed."""
-        offset = delivery.job.source.offset
-        self._open[offset] = self._open[offset]._replace(delivery=delivery)
-
-    @property
-    def waiting(self) -> int:
-        """Jobs that wait for one of their key."""
-        return self._order.waiting
-
-    @asynccontextmanager
-    async def turn(self, key: bytes, *, waits: Callable[[], None]) -> AsyncIterator[None]:
-        """Wait until the jobs of this key that came before have ended; leaving lets the next one go.
-
-        `waits` is called if it has to wait: another one may be taken in.
-        """
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if not self._order.enter(key, place):
-            waits()
-            try:
-                await place
-            except asyncio.CancelledError:
-                if place.cancelled():
-                    self._order.withdraw(key, place)
-                else:  # its turn came in the same moment
-                    self._leave(key)
-                raise
-        try:
-            yield
-        finally:
-            self._leave(key)
-
-    def drain(self) -> list[Job]:
-        """Begin nothing new; return the jobs that had not begun. They are handed back with the partition."""
-        if self.ownership is not Ownership.OPEN:
-            return []
-        self.ownership, self.leaving = Ownership.DRAINING, "drain"
-        waiting = [one for one in self._open.values() if one.delivery.is_waiting]
-        for one in waiting:
-            one.task.cancel()
-        return [one.delivery.job for one in waiting]
-
-    async def idle(self) -> None:
-        """Wait until no job is open."""
-        while self._open:
-            await asyncio.wait([task for _, task in self._open.values()])
-
-    async def let_go(self) -> list[Job]:
-        """Stop all work at once and write nothing more; return the jobs that were open."""
-        self.ownership = Ownership.GONE
-        jobs = await self._stop_jobs()
-        # Opening is cut short too: it would shut out the next owner.
-        rest = [task for task in (self.opening, self.committing) if task is not None and not task.done()]
-        for task in rest:
-            task.cancel()
-        if rest:
-            await asyncio.wait(rest)
-        await self.committer.close()
-        return jobs
-
-    async def hand_back(self) -> list[Job]:
-        """Stop the jobs that are open and put on record that it was not their fault; then let go."""
-        waited = self.drain()
-        was_open, self.ownership = self.ownership is Ownership.DRAINING, Ownership.GONE
-        self.leaving = "drain_timeout"
-        begun = {one.delivery.job.source.offset for one in self._open.values() if not one.delivery.is_waiting}
-        jobs = await self._stop_jobs()
-        if was_open:
-            for job in jobs:
-                if job.source.offset in begun:
-                    self.committer.progress.undo_count(job.source.offset)
-            await asyncio.wait([self.committer.touch()], timeout=_LAST_COMMIT_S)
-        await self.let_go()
-        return [*waited, *(job for job in jobs if job not in waited)]
-
-    async def _stop_jobs(self) -> list[Job]:
-        """Cancel what is open; once, for a second cancellation would leak what the first one closes."""
-        tasks = [task for _, task in self._open.values()]
-        jobs = [] if self._is_stopping else self.open_jobs
-        if not self._is_stopping:
-            self._is_stopping = True
-            for task in tasks:
-                task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        return jobs
-
-    def _leave(self, key: bytes) -> None:
-        following = self._order.leave(key)
-        while following is not None and following.done():  # cancelled in this very moment
-            following = self._order.leave(key)
-        if following is not None:
-            following.set_result(None)
+    async def _release(self, partition: AssignedPartition, reason: str) -> None:
+        partition.leaving = reason
+        for job in await partition.release():
+            self._observer.job_abandoned(job, reason)
+        log.info("partition.released", partition=str(partition.id), reason=reason)

@@ -10,111 +10,57 @@ import asyncio
 from collections import deque
 from contextlib import suppress
 from math import inf
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from streamworker.errors import UpstreamError
-from streamworker.limits.circuit import CircuitState
+from streamworker.limits.circuit import Circuit, CircuitState
 from streamworker.limits.estimate import estimate_tokens
-from streamworker.limits.limiter import LimiterRules, UpstreamLimiter
+from streamworker.limits.limiter import UpstreamLimiter
 from streamworker.model import ErrorCode, JobError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from types import TracebackType
 
     from streamworker.limits.estimate import TokenEstimate
-    from streamworker.limits.limiter import AdmittedCall
+    from streamworker.limits.limiter import Slot
     from streamworker.model import Job
     from streamworker.observe import Observer
+    from streamworker.worker.policy import UpstreamPolicy
 
-__all__ = ["Slot", "UpstreamQueue", "UpstreamQueues"]
+__all__ = ["UpstreamQueue", "UpstreamQueues"]
 
 _MOMENT_S = 0.001
 _SWEEP_S = 1.0
 
 
-class Slot:
-    """The right to one call, and a place among the jobs in flight. Leaving its block gives back both, at the latest."""
-
-    def __init__(self, queue: UpstreamQueue, call: AdmittedCall) -> None:
-        self._queue = queue
-        self._call: AdmittedCall | None = call
-        self._is_out = True
-
-    @property
-    def upstream(self) -> str:
-        """Whom it is for."""
-        return self._queue.name
-
-    def succeeded(self) -> None:
-        """The call had its first delta, or ended well without one."""
-        if self._call is not None:
-            self._queue.succeeded(self._call)
-
-    def failed(self, error: JobError) -> None:
-        """The call failed before its first delta."""
-        if self._call is not None:
-            self._queue.failed(self._call, error)
-
-    def hang_up(self, tokens: int | None = None, completion: int | None = None) -> None:
-        """The call is over, the job is not: its upstream may serve another one.
-
-        What the call came to in tokens, and the generated part of them; None is unknown.
-        """
-        call, self._call = self._call, None
-        if call is not None:
-            self._queue.leave(call, tokens, completion)
-
-    def release(self) -> None:
-        """Give it back."""
-        self.hang_up()
-        if self._is_out:
-            self._is_out = False
-            self._queue.queues.released()
-
-    def __enter__(self) -> Self:
-        """Use it."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Give it back."""
-        self.release()
-
-
 class UpstreamQueues:
-    """All upstreams' gates, and the bound on the calls of the whole process. Make it inside the running loop."""
+    """The queues of all upstreams, and the bound on the jobs in flight. Create it inside the running loop."""
 
     def __init__(
-        self,
-        rules: Mapping[str, LimiterRules],
-        *,
-        max_in_flight: int,
-        observer: Observer,
-        max_wait_s: Mapping[str, float] | None = None,
+        self, policies: Mapping[str, UpstreamPolicy], *, max_in_flight: int, observer: Observer
     ) -> None:
-        """`max_wait_s` says how long a job waits for an upstream that is thought dead; for ever if it does not."""
-        waits = max_wait_s or {}
-        self.queues = {
-            name: UpstreamQueue(self, name, UpstreamLimiter(rule), observer, waits.get(name, inf))
-            for name, rule in rules.items()
-        }
+        self.policies = policies
+        self.queues = {name: UpstreamQueue(self, policy, observer) for name, policy in policies.items()}
         self.in_flight = 0
-        """Permits that are out."""
-        self._resting = 0
+        """Slots that are held."""
         self.on_room: Callable[[], None] = lambda: None
-        """Called when there is room for another job."""
+        """Called when another job may be accepted."""
+        self._resting = 0
         self._max_in_flight = max_in_flight
         self._turns = deque(self.queues.values())
 
     @property
     def waiting(self) -> int:
-        """Jobs that wait in a line, or for their next try."""
+        """Jobs that wait in a queue, or for their next try."""
         return self._resting + sum(queue.jobs_waiting for queue in self.queues.values())
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more job may be in flight in this process."""
+        return self.in_flight < self._max_in_flight
+
     async def rest(self, seconds: float) -> None:
-        """Wait for the next try, without holding anything."""
+        """Wait for the next try without a slot."""
         self._resting += 1
         self.on_room()
         try:
@@ -122,20 +68,15 @@ class UpstreamQueues:
         finally:
             self._resting -= 1
 
-    @property
-    def has_room(self) -> bool:
-        """Whether one more call may be open in this process."""
-        return self.in_flight < self._max_in_flight
-
     async def enter(
         self, upstreams: Sequence[str], job: Job, *, is_retry: bool = False, is_patient: bool = True
     ) -> Slot:
-        """Wait for the right to call one of these upstreams: the first that is not thought dead.
+        """Wait for a slot at one of these upstreams: the first whose circuit is not open.
 
-        A retry goes before those who wait for their first call. Cancelling the waiting gives it up.
+        A retry goes before the jobs that wait for their first call. A cancellation leaves the queue.
 
         Raises:
-            UpstreamError: all are thought dead, and were for as long as a job waits; at once for who is not patient.
+            UpstreamError: every circuit stayed open for the maximum wait (immediately if `is_patient` is false).
         """
         waiter = Waiter(upstreams, job, is_retry=is_retry, is_patient=is_patient)
         queue = self.choose(upstreams)
@@ -144,34 +85,57 @@ class UpstreamQueues:
         queue.join(waiter)
         queue.pump()
         if not waiter.slot.done():
-            self.on_room()  # who waits leaves room for one more
+            self.on_room()  # a job that waits leaves room for another one
         try:
             return await waiter.slot
         except asyncio.CancelledError:
             if waiter.slot.cancelled():
                 waiter.leave()
-            elif waiter.slot.exception() is None:  # it came in the same moment
-                waiter.slot.result().release()
+            elif waiter.slot.exception() is None:  # the slot was granted in the same turn of the loop
+                self.release(waiter.slot.result())
             raise
 
-    def choose(self, upstreams: Sequence[str]) -> UpstreamQueue:
-        """Take the first that is not shut; if all are, the one that is probed next."""
-        queues = [self.queues[name] for name in upstreams]
-        for queue in queues:
-            if not queue.is_shut:
-                return queue
-        return min(queues, key=lambda queue: queue.probed_in_s)
+    def succeeded(self, slot: Slot) -> None:
+        """Record that the call had its first delta, or completed without one."""
+        if slot.is_open:
+            self.queues[slot.upstream].succeeded(slot)
 
-    def released(self) -> None:
-        """A permit came back: let others go on, each line at its turn."""
+    def failed(self, slot: Slot, error: JobError) -> None:
+        """Record that the call failed before its first delta."""
+        if slot.is_open:
+            self.queues[slot.upstream].failed(slot, error)
+
+    def end_call(self, slot: Slot, tokens: int | None = None, completion: int | None = None) -> None:
+        """End the call: its upstream may serve another one, while its job stays in flight.
+
+        The call cost `tokens`, of which `completion` were generated; None is unknown.
+        """
+        if slot.is_open:
+            slot.is_open = False
+            self.queues[slot.upstream].leave(slot, tokens, completion)
+
+    def release(self, slot: Slot) -> None:
+        """Release the slot: its job is not in flight any more. Nothing happens the second time."""
+        self.end_call(slot)
+        if not slot.is_held:
+            return
+        slot.is_held = False
         self.in_flight -= 1
         self._turns.rotate(-1)
         for queue in self._turns:
             queue.pump()
         self.on_room()
 
+    def choose(self, upstreams: Sequence[str]) -> UpstreamQueue:
+        """Return the first queue that is not shut; if all are shut, the one that is probed next."""
+        queues = [self.queues[name] for name in upstreams]
+        for queue in queues:
+            if not queue.is_shut:
+                return queue
+        return min(queues, key=lambda queue: queue.probed_in_s)
+
     def states(self) -> dict[str, dict[str, object]]:
-        """Return what there is to say of each upstream."""
+        """Return each upstream's state, for `/readyz`."""
         return {name: queue.state() for name, queue in self.queues.items()}
 
 
@@ -205,20 +169,19 @@ class Waiter:
 class UpstreamQueue:
     """One upstream's gate and those who wait before it. In a line all are served in order."""
 
-    def __init__(
-        self,
-        queues: UpstreamQueues,
-        name: str,
-        limiter: UpstreamLimiter,
-        observer: Observer,
-        max_wait_s: float,
-    ) -> None:
-        self.name = name
-        self.limiter = limiter
+    def __init__(self, queues: UpstreamQueues, policy: UpstreamPolicy, observer: Observer) -> None:
+        self.name = policy.name
+        self.limiter = UpstreamLimiter(
+            policy.name,
+            circuit=Circuit(failures=policy.circuit_failure_threshold, open_s=policy.circuit_open_s),
+            max_streams=policy.max_streams,
+            requests_per_minute=policy.requests_per_minute,
+            tokens_per_minute=policy.tokens_per_minute,
+        )
         self.waiters: deque[Waiter] = deque()
         self.queues = queues
         self._observer = observer
-        self._max_wait_s = max_wait_s
+        self._max_wait_s = policy.max_wait_s
         self._loop = asyncio.get_running_loop()
         self._state = CircuitState.CLOSED
         self._down_since = inf
@@ -264,22 +227,22 @@ class UpstreamQueue:
             if waiter.slot.done():  # it was cancelled in this very moment
                 continue
             self.queues.in_flight += 1
-            waiter.slot.set_result(Slot(self, self.limiter.enter(waiter.estimate, now)))
+            waiter.slot.set_result(self.limiter.enter(waiter.estimate, now))
             self._look()
 
-    def succeeded(self, call: AdmittedCall) -> None:
+    def succeeded(self, slot: Slot) -> None:
         """The call had its first delta, or ended well without one."""
-        self.limiter.succeeded(call, self._loop.time())
+        self.limiter.succeeded(slot, self._loop.time())
         self._look()
 
-    def failed(self, call: AdmittedCall, error: JobError) -> None:
+    def failed(self, slot: Slot, error: JobError) -> None:
         """The call failed before its first delta."""
-        self.limiter.failed(call, error, self._loop.time())
+        self.limiter.failed(slot, error, self._loop.time())
         self._look(error)
 
-    def leave(self, call: AdmittedCall, tokens: int | None, completion: int | None) -> None:
+    def leave(self, slot: Slot, tokens: int | None, completion: int | None) -> None:
         """The call is over."""
-        self.limiter.leave(call, tokens, completion)
+        self.limiter.leave(slot, tokens, completion)
         self.pump()
 
     def refusal(self) -> JobError:

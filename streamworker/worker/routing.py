@@ -1,6 +1,6 @@
-"""Which upstreams may serve a job (contract §2): the one it names, else the first that serves its model, else `default`.
+"""Which upstreams may serve a job: the named one, else the first that serves the model, else `default`.
 
-Behind the one that is chosen by model come those it falls back on. Who names an upstream means that one.
+An upstream that was chosen by model is followed by its fallbacks. A job that names an upstream gets no fallback.
 """
 
 from __future__ import annotations
@@ -11,30 +11,28 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from streamworker.worker.policy import UpstreamPolicy
+
 __all__ = ["DEFAULT_UPSTREAM", "choose_upstreams"]
 
 DEFAULT_UPSTREAM = "default"
 
 
 def choose_upstreams(
-    named: str | None,
-    model: str,
-    served: Mapping[str, Sequence[str]],
-    fallback: Mapping[str, Sequence[str]] | None = None,
+    named: str | None, model: str, policies: Mapping[str, UpstreamPolicy]
 ) -> tuple[str, ...]:
-    """Return the upstreams' names, in the order in which they are tried; none if there is none.
+    """Return the names of the upstreams that may serve a job, in the order in which they are tried.
 
-    `served` maps names, in the order of the configuration, to patterns of model names (`*`, `?`, `[…]`). A job that
-    names an upstream gets that one, whatever models it says it serves. `fallback` maps names to those that stand in
-    for them; one that does not serve the model is left out.
+    The result is empty if no upstream may. `policies` is in the order of the configuration; the models of a policy are
+    patterns (`*`, `?`, `[…]`). A job that names an upstream gets it whatever models the upstream serves. A fallback
+    that does not serve the model is left out.
     """
     if named is not None:
-        return (named,) if named in served else ()
-    first = next((name for name in served if _serves(served[name], model)), None)
+        return (named,) if named in policies else ()
+    first = next((policy for policy in policies.values() if _serves(policy.models, model)), None)
     if first is None:
-        return (DEFAULT_UPSTREAM,) if DEFAULT_UPSTREAM in served else ()
-    stand_ins = (fallback or {}).get(first, ())
-    return (first, *(name for name in stand_ins if _serves(served[name], model)))
+        return (DEFAULT_UPSTREAM,) if DEFAULT_UPSTREAM in policies else ()
+    return (first.name, *(name for name in first.fallback if _serves(policies[name].models, model)))
 
 
 def _serves(patterns: Sequence[str], model: str) -> bool:

@@ -1,21 +1,23 @@
-"""What is measured of a worker at the moment somebody looks, and told by nobody."""
+"""The values of the metrics that are read at each scrape."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from streamworker.progress.offset_map import LIMIT
-from streamworker.worker.partitions import Ownership
+from streamworker.worker.partition import Ownership
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Iterable
 
-    from streamworker.worker.partitions import PartitionWork
+    from streamworker.worker.partition import AssignedPartition
 
 __all__ = ["WorkerStats", "worker_stats"]
 
 
-class WorkerStats(NamedTuple):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerStats:
     """Times in seconds. `offset_map_fill` is the largest map's share of what a commit can hold."""
 
     is_ready: bool = False
@@ -28,15 +30,16 @@ class WorkerStats(NamedTuple):
 
 
 def worker_stats(
-    works: Collection[PartitionWork], *, is_ready: bool, poll_age_s: float, draining_s: float
+    partitions: Iterable[AssignedPartition], *, is_ready: bool, poll_age_s: float, draining_s: float
 ) -> WorkerStats:
-    """Look at every partition."""
-    committers = [work.committer for work in works]
+    """Sum up the partitions: the worst one's times, all backlogs."""
+    partitions = list(partitions)
+    committers = [partition.committer for partition in partitions]
     return WorkerStats(
         is_ready=is_ready,
         poll_age_s=poll_age_s,
         draining_s=draining_s,
-        partitions_opening=sum(work.ownership is Ownership.OPENING for work in works),
+        partitions_opening=sum(partition.ownership is Ownership.OPENING for partition in partitions),
         offset_map_fill=max(
             (committer.progress.map_size / LIMIT for committer in committers if committer.is_open),
             default=0.0,

@@ -1,7 +1,7 @@
-"""How long a job waits for its upstream, and what may interrupt it.
+"""What may interrupt a delivery: the timeouts of its stream, the job's deadline, a cancel record.
 
-Only deltas count as life: comments and pings keep a connection open, not a generation alive. The time in which we do
-not read, because the broker is slow, is not the upstream's fault and does not count.
+Only deltas restart the idle timeout: comments and pings show that the connection is open, not that the upstream still
+generates. Time in which the worker itself does not read, because the broker is slow, does not count.
 """
 
 from __future__ import annotations
@@ -12,56 +12,95 @@ from math import inf
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
+
+    from streamworker.ports import Clock
 
 __all__ = ["Interrupt", "StreamTimeouts"]
 
 
 class Interrupt(Enum):
-    """Why a wait was ended from outside."""
+    """Why a block was interrupted."""
 
     FIRST_DELTA = "no delta within the first-delta timeout"
     IDLE = "no delta within the idle timeout"
     DEADLINE = "the job's deadline"
-    CANCEL = "a control record"
+    CANCEL = "a cancel record"
 
 
 class StreamTimeouts:
-    """A block of code that can be interrupted by time, by `interrupt`, and by nothing else.
+    """The interrupts of one delivery. `async with timeouts.watch(...)` runs a block that they can end.
 
-    Leaving the block because of an interruption raises nothing: `interruption` tells. A cancellation of the task that
-    comes from elsewhere passes through. One timer, armed again only when it fires: a delta costs no timer.
+    An interrupt cancels the block, and leaving the block swallows that cancellation: `interrupted_by` names the
+    interrupt. A cancellation of the task from elsewhere passes through. Blocks do not nest. A delta arms no timer: the
+    one timer is armed again only when it fires.
     """
 
-    def __init__(self, *, first_delta_s: float, idle_s: float, deadline: float = inf) -> None:
-        """Timeouts in seconds; `deadline` on the loop's clock."""
+    def __init__(self, clock: Clock, deadline: float | None = None) -> None:
+        """`deadline` is the job's, in seconds since the epoch."""
         self.interrupted_by: Interrupt | None = None
-        self._idle_s = idle_s
-        self._first_delta_s = first_delta_s
-        self._deadline = deadline
-        self._deadline_means = Interrupt.DEADLINE
-        self._due = inf
-        self._due_means = Interrupt.FIRST_DELTA
-        self._last_delta: float | None = None
+        self.cancel_reason: str | None = None
+        """Why the job was cancelled; None if it was not."""
+        self._clock = clock
+        self._job_deadline = deadline
         self._loop = asyncio.get_running_loop()
+        self._on_cancel: Callable[[], float] = _cut_at_once
+        self._idle_s = self._due = self._ends = inf
+        self._due_means = Interrupt.FIRST_DELTA
+        self._end_means = Interrupt.DEADLINE
+        self._last_delta: float | None = None
         self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._cancelling = 0
 
+    @property
+    def left_s(self) -> float:
+        """Seconds until the job's deadline; infinite without one."""
+        return inf if self._job_deadline is None else self._job_deadline - self._clock.now_ms() / 1000
+
+    @property
+    def pending(self) -> Interrupt | None:
+        """The interrupt that ends the delivery before its next block: a cancel record, or a deadline in the past."""
+        if self.cancel_reason is not None:
+            return Interrupt.CANCEL
+        return Interrupt.DEADLINE if self.left_s <= 0 else None
+
+    def watch(
+        self,
+        *,
+        first_delta_s: float = inf,
+        idle_s: float = inf,
+        on_cancel: Callable[[], float] | None = None,
+    ) -> Self:
+        """Set the timeouts of the next block; return the context manager.
+
+        `on_cancel` is called when a cancel record arrives inside the block; it returns how many seconds the block may
+        go on.
+        """
+        now = self._loop.time()
+        self.interrupted_by = None
+        self._on_cancel = on_cancel or _cut_at_once
+        self._idle_s = idle_s
+        self._due, self._due_means = now + first_delta_s, Interrupt.FIRST_DELTA
+        self._ends, self._end_means = now + self.left_s, Interrupt.DEADLINE
+        self._last_delta = None
+        return self
+
     async def __aenter__(self) -> Self:
-        """Begin to wait for the first delta."""
+        """Enter the block: the first-delta timeout and the deadline run."""
         task = asyncio.current_task()
-        assert task is not None
+        if task is None:
+            raise RuntimeError("StreamTimeouts is used inside a task")
         self._task = task
         self._cancelling = task.cancelling()
-        self._due = self._loop.time() + self._first_delta_s
         self._arm()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        """Swallow the cancellation that an interruption made, and only that."""
+        """Leave the block; swallow the cancellation of an interrupt, and no other."""
         task, self._task = self._task, None
         if self._timer is not None:
             self._timer.cancel()
@@ -69,38 +108,44 @@ class StreamTimeouts:
             return False
         return task.uncancel() <= self._cancelling and kind is asyncio.CancelledError
 
+    def cancel(self, reason: str) -> None:
+        """Cancel the job, now or at its next block. Control records may repeat: the first one counts."""
+        if self.cancel_reason is not None:
+            return
+        self.cancel_reason = reason
+        if self._task is None:
+            return
+        grace_s = self._on_cancel()
+        if not grace_s:
+            self.interrupt(Interrupt.CANCEL)
+        elif (ends := self._loop.time() + grace_s) < self._ends:
+            self._ends, self._end_means = ends, Interrupt.CANCEL
+            self._arm()
+
     def delta_came(self) -> float | None:
-        """Wait for the next one; return the seconds since the one before, None for the first."""
+        """Restart the idle timeout; return the seconds since the delta before, None for the first delta."""
         now, before = self._loop.time(), self._last_delta
         self._last_delta = now
         self._due_means = Interrupt.IDLE
         self._due = now + self._idle_s
-        if (
-            self._timer is None or self._due < self._timer.when()
-        ):  # it waits for the first delta, longer than idle
+        if self._timer is None or self._due < self._timer.when():
+            # The timer is still set to the first-delta timeout, which is longer than the idle timeout.
             self._arm()
         return None if before is None else now - before
 
     def pause(self) -> float:
-        """Stop the clock, for we ourselves are in the way; return what `resume` wants back: the time left."""
+        """Stop the stream's timeouts while the worker does not read; return the seconds that were left."""
         left = self._due - self._loop.time()
         self._due = inf
         return left
 
     def resume(self, left: float) -> None:
-        """Let the clock run on."""
+        """Restart the stream's timeouts with `left` seconds, as `pause` returned them."""
         self._due = self._loop.time() + left
         self._arm()
 
-    def hurry(self, seconds: float, reason: Interrupt) -> None:
-        """Interrupt for this reason after so many seconds, paused or not, unless the block ends before."""
-        ends = self._loop.time() + seconds
-        if ends < self._deadline:
-            self._deadline, self._deadline_means = ends, reason
-            self._arm()
-
     def interrupt(self, reason: Interrupt) -> None:
-        """End the block now. The first interruption counts; outside of the block nothing happens."""
+        """Cancel the block. The first interrupt counts; outside of a block nothing happens."""
         if self._task is not None and self.interrupted_by is None:
             self.interrupted_by = reason
             self._task.cancel()
@@ -108,14 +153,18 @@ class StreamTimeouts:
     def _arm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        when = min(self._due, self._deadline) if self._task is not None else inf
-        self._timer = None if when == inf else self._loop.call_at(when, self._look)
+        when = min(self._due, self._ends) if self._task is not None else inf
+        self._timer = None if when == inf else self._loop.call_at(when, self._on_timer)
 
-    def _look(self) -> None:
+    def _on_timer(self) -> None:
         now = self._loop.time()
-        if now >= self._deadline:
-            self.interrupt(self._deadline_means)
+        if now >= self._ends:
+            self.interrupt(self._end_means)
         elif now >= self._due:
             self.interrupt(self._due_means)
-        else:  # a delta came since the timer was set
+        else:  # a delta arrived after the timer was armed
             self._arm()
+
+
+def _cut_at_once() -> float:
+    return 0.0

@@ -109,7 +109,7 @@ async def test_zombie_that_wakes_ends_no_job_twice_and_supersedes_no_attempt(apa
     before = {event["attempt"] for job_id, *_ in streams for event in apache.all_events(job_id)}
     await apache.until(lambda: all(len(_attempts(apache, job_id)) == 2 for job_id, *_ in streams))
     zombie.signal(signal.SIGCONT)
-    await zombie.logged("partition.let_go", 2)
+    await zombie.logged("partition.released", 2)
     await apache.ended(limit_s=45)
     # The zombie is a member again: what comes now is shared, and each does its part.
     await zombie.logged("partition.opened", 3)

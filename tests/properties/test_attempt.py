@@ -1,4 +1,4 @@
-"""The attempt: numbers without gaps, one end, and the same story under every cut."""
+"""The attempt: numbers without gaps, one terminal event, and the same events under every cut of the stream."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from streamworker.model import ErrorCode, JobError, Status, TopicPartition, Usag
 from streamworker.stream.attempt import TRANSITIONS, Attempt, Input, InvalidTransition, State
 from streamworker.wire.event import EventWriter, read_event
 from tests.properties.strategies import CHAT_STREAMS, CUTS, STREAMS, pieces_of
-from tests.streams import NOW, bytewise, chunk, data, listening, make_attempt, play
+from tests.streams import NOW, bytewise, chunk, data, ended, listening, make_attempt, play
 
 if TYPE_CHECKING:
     from streamworker.model import DeltaEvent
@@ -22,7 +22,7 @@ TOO_LARGE = JobError(ErrorCode.TOO_LARGE, "too large")
 
 
 def without_bytes(end: UsageEvent) -> UsageEvent:
-    """Leave out how much was received: of what follows the end it depends on how it came."""
+    """Remove the number of received bytes: whether bytes after the end are counted depends on the cut."""
     return msgspec.structs.replace(end, observed=msgspec.structs.replace(end.observed, bytes=0))
 
 
@@ -42,7 +42,7 @@ def test_attempt_any_bytes_give_numbered_events_and_one_end(stream: bytes, cuts:
 
 @given(CHAT_STREAMS | STREAMS, CUTS)
 def test_attempt_any_bytes_give_events_that_can_be_written_and_read(stream: bytes, cuts: list[int]) -> None:
-    """Whatever an upstream sends, what we publish is UTF-8 JSON with the common members."""
+    """Whatever an upstream sends, the published records are UTF-8 JSON with the common members."""
     deltas, end = play(pieces_of(stream, cuts))
     events: list[DeltaEvent | UsageEvent] = [*deltas, end]
     for event in events:
@@ -52,8 +52,8 @@ def test_attempt_any_bytes_give_events_that_can_be_written_and_read(stream: byte
 
 
 @given(CHAT_STREAMS | STREAMS, CUTS, st.sampled_from([40, 100, 1 << 20]))
-def test_attempt_story_does_not_depend_on_the_cut(stream: bytes, cuts: list[int], limit: int) -> None:
-    """Events, end and account are the same however the bytes came."""
+def test_attempt_does_not_depend_on_the_cut(stream: bytes, cuts: list[int], limit: int) -> None:
+    """Deltas, terminal event and usage are the same however the bytes are cut."""
     whole = play(stream, max_event_bytes=limit)
     for pieces in (pieces_of(stream, cuts), bytewise(stream)):
         played = play(pieces, max_event_bytes=limit)
@@ -65,7 +65,7 @@ def test_attempt_story_does_not_depend_on_the_cut(stream: bytes, cuts: list[int]
 def test_attempt_event_that_cannot_be_published_gives_its_number_back(
     stream: bytes, cuts: list[int], refused: int
 ) -> None:
-    """The terminal event takes the number of the event that was refused, wherever that was."""
+    """The terminal event takes the `seq` of the event that could not be published, wherever that is."""
     whole = play(stream)
     assume(refused < len(whole.deltas))
     attempt = listening()
@@ -76,13 +76,13 @@ def test_attempt_event_that_cannot_be_published_gives_its_number_back(
                 attempt.fail(TOO_LARGE)
             else:
                 published.append(event)
-        if attempt.is_ended:
+        if not attempt.is_listening:
             break
-    if not attempt.is_ended:
+    if attempt.is_listening:
         for event in attempt.close(NOW):
             assert event.seq == refused + 1
             attempt.fail(TOO_LARGE)
-    end = attempt.terminal(NOW)
+    end = ended(attempt)
     seen = [event for event in published if event.choice is not None]
 
     assert published == whole.deltas[:refused]
@@ -91,7 +91,7 @@ def test_attempt_event_that_cannot_be_published_gives_its_number_back(
     assert end.observed.deltas == len(seen)
 
 
-def happen(attempt: Attempt, input_: Input) -> None:
+def apply(attempt: Attempt, input_: Input) -> None:
     match input_:
         case Input.DELTA:
             list(attempt.receive(data(chunk({"content": "a"})), NOW))
@@ -110,22 +110,25 @@ def happen(attempt: Attempt, input_: Input) -> None:
 
 
 @given(st.lists(st.sampled_from(Input), max_size=25))
-def test_attempt_any_course_of_happenings_follows_the_table(delivery: list[Input]) -> None:
-    """A row leads where it says, a missing row raises and changes nothing; numbers never have a gap."""
+def test_attempt_any_sequence_of_inputs_follows_the_table(inputs: list[Input]) -> None:
+    """A row leads to its state, a missing row raises and changes nothing, and numbers have no gap."""
     attempt = make_attempt()
     attempt.started()
     published = tries = 0
-    for input_ in delivery:
-        if attempt.is_ended and input_ is Input.DELTA:  # its caller asks first
+    for input_ in inputs:
+        if not attempt.is_listening and input_ in {
+            Input.DELTA,
+            Input.DONE,
+        }:  # the caller checks `is_listening`
             continue
         state, status = attempt.state, attempt.status
         row = TRANSITIONS[state].get(input_)
         if row is None:
             with pytest.raises(InvalidTransition):
-                happen(attempt, input_)
+                apply(attempt, input_)
             assert (attempt.state, attempt.status) == (state, status)
             continue
-        happen(attempt, input_)
+        apply(attempt, input_)
         published += input_ is Input.DELTA and state is not State.WINDING_UP
         tries += input_ is Input.CALL
         assert (attempt.state, attempt.status) == (row.to, row.status or status)

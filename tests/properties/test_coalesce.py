@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from streamworker.stream.coalesce import MAX_HELD_CHARS
 from tests.properties.strategies import CHAT_STREAMS, CUTS, pieces_of
-from tests.streams import NOW, chunk, data, listening
+from tests.streams import NOW, chunk, data, ended, listening
 
 if TYPE_CHECKING:
     from streamworker.model import DeltaEvent
@@ -70,7 +70,7 @@ def run(attempt: Attempt, pieces: list[bytes], moves: list[int]) -> list[DeltaEv
     events: list[DeltaEvent] = []
     for at, piece in enumerate(pieces):
         events += attempt.receive(piece, NOW + at)
-        if attempt.is_ended:
+        if not attempt.is_listening:
             return events
         move = moves[at % len(moves)]
         if move == _FLUSH:
@@ -105,6 +105,6 @@ def test_coalesced_stream_is_the_stream_with_some_texts_joined(
     assert [event.seq for event in merged] == list(range(1, len(merged) + 1))
     assert joined(merged) == joined(deltas)
     assert merged[:1] == deltas[:1]
-    end = merging.terminal(NOW)
-    assert end == msgspec.structs.replace(plain.terminal(NOW), seq=len(merged) + 1)
+    end = ended(merging)
+    assert end == msgspec.structs.replace(ended(plain), seq=len(merged) + 1)
     assert merging.held_deltas == 0

@@ -47,7 +47,7 @@ async def stream(client: HttpUpstream, scenario: Scenario, account: Account, eno
             if len(deltas) >= enough:
                 for connection in list(account.streams):
                     connection.finish()
-            if attempt.is_ended:
+            if not attempt.is_listening:
                 break
     assert attempt.status == "completed"
     return deltas

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from copy import deepcopy
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -45,6 +44,7 @@ from streamworker.text import UPSTREAM_TEXT_LIMIT
 from streamworker.wire.deadletter import PREFIX, dead_letter
 from streamworker.wire.event import EventWriter
 from streamworker.wire.job import MAX_METADATA, TRACE_HEADERS, read_job
+from tests.streams import ended
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 NAMES = ("job", "event", "control")
@@ -206,9 +206,9 @@ def streamed(stream: bytes) -> Iterator[Event]:
     attempt.call()
     attempt.answer()
     yield from attempt.receive(stream, 1100)
-    if not attempt.is_ended:
+    if attempt.is_listening:
         yield from attempt.close(1200)
-    yield attempt.terminal(1300)
+    yield ended(attempt, 1300)
 
 
 def ended_by(end: str, *, streaming: bool) -> list[Event]:
@@ -225,7 +225,7 @@ def ended_by(end: str, *, streaming: bool) -> list[Event]:
             attempt.expire()
         case "status":
             attempt.fail(http_error(429, b'{"error":{"message":"slow down","code":"rate_limit_exceeded"}}'))
-    return [*events, attempt.terminal(900)]  # a clock that was set back
+    return [*events, ended(attempt, 900)]  # a clock that was set back
 
 
 def rejected() -> UsageEvent:
@@ -413,7 +413,7 @@ PATHS += [("request", "messages"), ("request", "unknown")]
 
 @st.composite
 def mutated_jobs(draw: st.DrawFn) -> Any:
-    value = deepcopy(draw(VALID_JOBS))  # sampled values are shared: a change would reach every later example
+    value = draw(VALID_JOBS)
     for path in draw(st.lists(st.sampled_from(sorted(PATHS)), min_size=1, max_size=2)):
         place: Any = value
         for name in path[:-1]:
@@ -424,7 +424,7 @@ def mutated_jobs(draw: st.DrawFn) -> Any:
             place.pop(path[-1], None)
         else:
             more = st.sampled_from(DEADLINES) if path == ("deadline",) else ANYTHING
-            place[path[-1]] = deepcopy(draw(more | ANYTHING))
+            place[path[-1]] = draw(more | ANYTHING)
     return value
 
 

@@ -18,9 +18,8 @@ from streamworker.model import Coordinates, ErrorCode, Job, TopicPartition
 from streamworker.testing import MemoryClock, MemoryCommitStores, MemoryObserver, MemorySink
 from streamworker.upstream.client import HttpUpstream
 from streamworker.worker.committer import PartitionCommitter
-from streamworker.worker.runner import AttemptRunner
 from tests.streams import NOW, make_job
-from tests.unit.worker.bench import JOBS, events, make_gates, make_slot, make_tools, play
+from tests.unit.worker.bench import JOBS, OneAttempt, events, make_policy, make_queues, make_tools
 
 if TYPE_CHECKING:
     from streamworker.model import JobError, UsageEvent
@@ -84,7 +83,7 @@ async def run_job(
     cancel_at_s: float | None = None,
     **policy: Any,
 ) -> Outcome:
-    """Run one job to its terminal event. `slot` are the upstream's settings as the execution knows them."""
+    """Run one job to its terminal event. `policy` are settings of the upstream."""
     client = _client(base_url)
     given = {
         "first_delta_timeout_s": FIRST_DELTA_S,
@@ -97,22 +96,21 @@ async def run_job(
     committer.progress.begin(7)
     committer.progress.count(7)
     committing = asyncio.create_task(committer.run())
-    runner = AttemptRunner(
-        make_tools(sink, LoopClock(), observer),
+    runner = OneAttempt(
+        make_tools(
+            sink, LoopClock(), observer, make_queues(observer, {"default": make_policy(client, **given)})
+        ),
         _job(model, job or {}),
-        make_slot(client, **given),
         committer,
-        make_gates(observer),
         to=TopicPartition("events", 2),
-        cause="new",
-        attempt_id="a-1",
+        upstream="default",
     )
     loop = asyncio.get_running_loop()
     began = loop.time()
     if cancel_at_s is not None:
         loop.call_later(cancel_at_s, runner.cancel, "nobody reads it any more")
     try:
-        end = await play(runner)
+        end = await runner.play()
         seconds = loop.time() - began
     finally:
         committing.cancel()

@@ -1,4 +1,4 @@
-"""The attempt: its life as a table, its events in order, its account at the end."""
+"""The attempt: its transitions as a table, its events in order, its usage at the end."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ from streamworker.model import (
 )
 from streamworker.redaction import Redactor
 from streamworker.stream.attempt import TRANSITIONS, Attempt, Input, InvalidTransition, State, Transition
-from tests.streams import NOW, chunk, data, listening, make_attempt, make_job, play
+from tests.streams import NOW, chunk, data, ended, listening, make_attempt, make_job, play
 
 ERROR = JobError(ErrorCode.TIMEOUT_IDLE, "nothing came")
 TEXT = data(chunk({"content": "a"}), chunk({"content": "b"}, "stop"))
 
 
 def in_state(state: State) -> Attempt:
-    """Bring an attempt to a state on the shortest way."""
+    """Return an attempt that was brought to a state by the fewest inputs."""
     attempt = make_attempt()
     attempt.started()
     if state is State.ENDED:
         attempt.cancel("")
-    if state in {State.CALLING, State.LISTENING, State.STREAMING, State.WINDING_UP}:
+    if state in {State.CALLING, State.LISTENING, State.STREAMING, State.TRY_FAILED, State.WINDING_UP}:
         attempt.call()
+    if state is State.TRY_FAILED:
+        attempt.fail(ERROR)
     if state in {State.LISTENING, State.STREAMING, State.WINDING_UP}:
         attempt.answer()
     if state in {State.STREAMING, State.WINDING_UP}:
@@ -44,7 +46,7 @@ def in_state(state: State) -> Attempt:
     return attempt
 
 
-def happen(attempt: Attempt, input_: Input) -> None:  # noqa: C901 - one row each
+def apply(attempt: Attempt, input_: Input) -> None:  # noqa: C901 - one row each
     match input_:
         case Input.CALL:
             attempt.call()
@@ -58,6 +60,8 @@ def happen(attempt: Attempt, input_: Input) -> None:  # noqa: C901 - one row eac
             attempt.fail(ERROR)
         case Input.RETRY:
             attempt.retry()
+        case Input.END:
+            attempt.end()
         case Input.CANCEL:
             attempt.cancel("enough")
         case Input.WIND_UP:
@@ -68,64 +72,75 @@ def happen(attempt: Attempt, input_: Input) -> None:  # noqa: C901 - one row eac
             attempt.refuse(ERROR)
 
 
-# The table, written a second time, by hand and in another shape: → is where to, ! the status it ends with.
+# The table, written a second time in another shape. A cell is the next state, or ! and the status of the end.
 EXPECTED = """
-             WAITING    CALLING    LISTENING   STREAMING     WINDING_UP  ENDED
-CALL         CALLING    -          -           -             -           -
-ANSWER       -          LISTENING  -           -             -           -
-DELTA        -          -          STREAMING   STREAMING     WINDING_UP  -
-DONE         -          -          !COMPLETED  !COMPLETED    !CANCELLED  -
-BREAK        !FAILED    !FAILED    !FAILED     !INTERRUPTED  !CANCELLED  -
-RETRY        -          WAITING    WAITING     -             -           -
-CANCEL       !CANCELLED !CANCELLED !CANCELLED  !CANCELLED    !CANCELLED  -
-WIND_UP      -          -          -           WINDING_UP    -           -
-EXPIRE       !EXPIRED   !EXPIRED   !EXPIRED    !EXPIRED      !CANCELLED  -
-REFUSE       -          -          -           -             -           !INTERRUPTED
+             WAITING    CALLING     LISTENING    STREAMING     TRY_FAILED  WINDING_UP  ENDED
+CALL         CALLING    -           -            -             -           -           -
+ANSWER       -          LISTENING   -            -             -           -           -
+DELTA        -          -           STREAMING    STREAMING     -           WINDING_UP  -
+DONE         -          -           !COMPLETED   !COMPLETED    -           !CANCELLED  -
+BREAK        !FAILED    TRY_FAILED  TRY_FAILED   !INTERRUPTED  -           !CANCELLED  -
+RETRY        -          -           -            -             WAITING     -           -
+END          -          -           -            -             !FAILED     -           -
+CANCEL       !CANCELLED !CANCELLED  !CANCELLED   !CANCELLED    !CANCELLED  !CANCELLED  -
+WIND_UP      -          -           -            WINDING_UP    -           -           -
+EXPIRE       !EXPIRED   !EXPIRED    !EXPIRED     !EXPIRED      !EXPIRED    !CANCELLED  -
+REFUSE       -          -           -            -             -           -           !INTERRUPTED
 """
 
 
-def expected_life() -> dict[tuple[State, Input], Transition]:
+def expected_transitions() -> dict[tuple[State, Input], Transition]:
     head, *rows = (line.split() for line in EXPECTED.strip().splitlines())
-    life = {}
+    transitions = {}
     for name, *cells in rows:
         for state, cell in zip(head, cells, strict=True):
             if cell.startswith("!"):
-                life[State[state], Input[name]] = Transition(State.ENDED, Status[cell[1:]])
+                transitions[State[state], Input[name]] = Transition(State.ENDED, Status[cell[1:]])
             elif cell != "-":
-                life[State[state], Input[name]] = Transition(State[cell])
-    return life
+                transitions[State[state], Input[name]] = Transition(State[cell])
+    return transitions
 
 
-def test_life_is_the_table_that_was_meant() -> None:
-    """No row more, no row less: no retry after a delta, and after the end only the broker's word on a delta."""
+def test_transitions_are_the_expected_table() -> None:
+    """No row more and no row less: no retry after a delta, and nothing but a refused delta after the end."""
     assert {
-        (state, what): to for state, row in TRANSITIONS.items() for what, to in row.items()
-    } == expected_life()
+        (state, input_): to for state, row in TRANSITIONS.items() for input_, to in row.items()
+    } == expected_transitions()
     assert set(TRANSITIONS) == set(State)
 
 
-# Nothing is fed to an attempt that has ended: its caller asks `is_ended` first.
-CASES = [(s, h) for s in State for h in Input if (s, h) != (State.ENDED, Input.DELTA)]
+# Bytes are fed only while the stream is open: the caller checks `is_listening`.
+_CLOSED = (State.WAITING, State.CALLING, State.TRY_FAILED, State.ENDED)
+CASES = [
+    (state, input_)
+    for state in State
+    for input_ in Input
+    if state not in _CLOSED or input_ not in {Input.DELTA, Input.DONE}
+]
+
+
+_WITH_ERROR = {Input.BREAK, Input.END, Input.RETRY, Input.REFUSE}  # in the states where the table has a row
 
 
 @pytest.mark.parametrize(("state", "input_"), CASES)
-def test_attempt_every_happening_in_every_state_does_what_the_table_says(state: State, input_: Input) -> None:
-    """A row leads where it says; a missing row raises and changes nothing."""
+def test_attempt_every_input_in_every_state_follows_the_table(state: State, input_: Input) -> None:
+    """A row leads to its state; a missing row raises and changes nothing."""
     attempt = in_state(state)
     before = (attempt.state, attempt.status, attempt.error, attempt.tries)
     expected = TRANSITIONS[state].get(input_)
     if expected is None:
         with pytest.raises(InvalidTransition, match=f"{input_.name} in {state.name}"):
-            happen(attempt, input_)
+            apply(attempt, input_)
         assert (attempt.state, attempt.status, attempt.error, attempt.tries) == before
     else:
-        happen(attempt, input_)
+        apply(attempt, input_)
         assert (attempt.state, attempt.status) == (expected.to, expected.status)
+        assert (attempt.error == ERROR) is (input_ in _WITH_ERROR and state is not State.WINDING_UP)
         assert attempt.is_ended is (expected.status is not None)
 
 
-def test_started_is_the_first_event_and_says_where_the_job_comes_from() -> None:
-    """`seq` 0, the job's coordinates and metadata, the cause."""
+def test_started_is_the_first_event_and_names_the_source() -> None:
+    """It has `seq` 0, the job's coordinates and metadata, and the cause."""
     attempt = make_attempt(job=make_job(metadata={"k": "v"}), cause="redelivered")
 
     assert attempt.started() == Started(
@@ -140,8 +155,8 @@ def test_started_is_the_first_event_and_says_where_the_job_comes_from() -> None:
     )
 
 
-def test_attempt_that_goes_well_gives_deltas_and_a_whole_account() -> None:
-    """Everything in the terminal event, once."""
+def test_attempt_that_completes_gives_deltas_and_usage() -> None:
+    """The terminal event has every member, and the deltas every member of their chunks."""
     stream = data(
         chunk({"content": "a🐟"}),
         chunk(
@@ -172,8 +187,8 @@ def test_attempt_that_goes_well_gives_deltas_and_a_whole_account() -> None:
     assert end.estimate_method is msgspec.UNSET
 
 
-def test_terminal_event_of_an_attempt_that_was_never_called() -> None:
-    """A job can end before its first try."""
+def test_terminal_event_of_an_attempt_without_a_call() -> None:
+    """A job may end before its first try."""
     attempt = make_attempt()
     attempt.started()
     attempt.expire()
@@ -185,14 +200,15 @@ def test_terminal_event_of_an_attempt_that_was_never_called() -> None:
     assert end.error == JobError(ErrorCode.DEADLINE, "the job's deadline passed")
 
 
-def test_terminal_event_before_the_end_is_a_bug() -> None:
-    """There is no last event while others may come."""
-    with pytest.raises(AssertionError):
-        listening().terminal(NOW)
+@pytest.mark.parametrize("state", [State.LISTENING, State.TRY_FAILED])
+def test_terminal_event_before_the_end_is_a_bug(state: State) -> None:
+    """An attempt that may go on has no terminal event, also after a failed try."""
+    with pytest.raises(InvalidTransition):
+        in_state(state).terminal(NOW)
 
 
-def test_timing_of_clocks_that_disagree_is_never_negative() -> None:
-    """The record's timestamp and ours come from different machines, and ours may be set back."""
+def test_timing_of_clocks_that_differ_is_not_negative() -> None:
+    """The record's timestamp comes from another machine, and the worker's clock may be set back."""
     attempt = listening(job=make_job(timestamp=NOW + 99))
     list(attempt.receive(data(chunk({"content": "a"})), NOW - 5))
     attempt.cancel("")
@@ -200,8 +216,8 @@ def test_timing_of_clocks_that_disagree_is_never_negative() -> None:
     assert attempt.terminal(NOW - 7).timing == Timing(queued=0, first_delta=0, total=0)
 
 
-def test_timing_first_delta_is_the_first_ones() -> None:
-    """Later deltas do not move it."""
+def test_timing_first_delta_is_not_moved_by_later_deltas() -> None:
+    """It is the time of the first delta."""
     attempt = listening()
     list(attempt.receive(data(chunk({"content": "a"})), NOW + 3))
     list(attempt.receive(data(chunk({"content": "b"})), NOW + 9))
@@ -211,14 +227,14 @@ def test_timing_first_delta_is_the_first_ones() -> None:
 
 
 def test_receive_after_the_sentinel_reads_no_more() -> None:
-    """What follows `[DONE]` is ignored, in the same piece too."""
+    """Bytes after `[DONE]` are ignored, also in the same read."""
     played = play(data(b"[DONE]", chunk({"content": "x"}), {"error": "late"}))
 
     assert (played.deltas, played.end.status, played.end.error) == ([], Status.COMPLETED, None)
 
 
 def test_receive_error_after_deltas_keeps_them() -> None:
-    """Text received before the error stays; a sentinel after it makes nothing good."""
+    """Text before the error stays; a `[DONE]` after it does not make the job complete."""
     played = play(data(chunk({"content": "a"}), {"error": {"message": "m", "code": 500}}, b"[DONE]"))
 
     assert played.text() == "a"
@@ -230,7 +246,7 @@ def test_receive_error_after_deltas_keeps_them() -> None:
 
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_receive_event_over_the_limit_ends_the_try(pieces: int) -> None:
-    """What came before is published, then it is said how big is too big."""
+    """The deltas before it are published, and the error names the limit."""
     stream = data(chunk({"content": "a"})) + b"data: " + b"x" * 600
     cut = len(stream) // pieces
     played = play([stream[at : at + cut] for at in range(0, len(stream), cut)], max_event_bytes=512)
@@ -261,7 +277,7 @@ def test_receive_event_over_the_limit_ends_the_try(pieces: int) -> None:
 def test_close_without_sentinel_is_an_end_only_if_every_choice_finished(
     stream: bytes, status: Status, message: str | None
 ) -> None:
-    """Some gateways send no `[DONE]`; a stream that was cut off must not look complete."""
+    """Some gateways send no `[DONE]`; a stream that was cut must not look complete."""
     end = play(stream).end
 
     assert end.status is status
@@ -285,8 +301,8 @@ def test_close_without_sentinel_is_an_end_only_if_every_choice_finished(
         (b"\xff\xfe", "\ufffd\ufffd"),
     ],
 )
-def test_close_without_any_choice_tells_what_came_instead(stream: bytes, told: str, pieces: int) -> None:
-    """HTML under the name of an event stream, for one: bounded, and without secrets."""
+def test_close_without_any_choice_quotes_the_first_bytes(stream: bytes, told: str, pieces: int) -> None:
+    """A body that is not an event stream, such as HTML, is quoted: bounded, and without secrets."""
     size = -(-len(stream) // pieces)
     end = play([stream[at : at + size] for at in range(0, len(stream), size)]).end
 
@@ -299,12 +315,12 @@ def test_close_without_any_choice_tells_what_came_instead(stream: bytes, told: s
     )
 
 
-def test_close_without_any_choice_tells_what_came_in_the_last_try_only() -> None:
+def test_close_without_any_choice_quotes_the_last_try_only() -> None:
     """Each try has its own first bytes."""
-    answers = iter([True, False])
-    attempt = listening(may_retry=lambda _: next(answers))
+    attempt = listening()
     assert list(attempt.receive(b"<html>first</html>", NOW)) == []
     assert list(attempt.close(NOW)) == []
+    attempt.retry()
     attempt.call()
     attempt.answer()
     assert list(attempt.receive(b"<html>second</html>", NOW)) == []
@@ -329,30 +345,31 @@ BROKEN = JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "connection reset", 200, retri
 def test_close_of_a_broken_connection_is_an_error_only_if_something_is_missing(
     stream: bytes, status: Status, error: JobError | None
 ) -> None:
-    """A connection that breaks behind the last word has broken nothing; else its error is the one that is told."""
+    """A connection that breaks after the last finish reason is no error; otherwise its error is kept."""
     attempt = listening()
     list(attempt.receive(stream, NOW))
     list(attempt.close(NOW, broken=BROKEN))
+    end = ended(attempt)
 
-    assert (attempt.status, attempt.error) == (status, error)
+    assert (end.status, end.error) == (status, error)
 
 
 def test_close_with_a_delta_and_the_sentinel_left_over_gives_both() -> None:
-    """The rest of a body may hold an object that only the sentinel's line ends."""
+    """The rest of a body may hold a chunk and the sentinel, each on one line."""
     played = play(data(chunk({"content": "a"}), end=b"\n") + b"data: [DONE]")
 
     assert (played.text(), played.end.status, played.end.seq) == ("a", Status.COMPLETED, 2)
 
 
 def test_close_with_an_error_and_the_sentinel_left_over_ends_once() -> None:
-    """The rest of a body may hold two events; the first may be the end."""
+    """Of two events in the rest of a body, the first may end the attempt."""
     played = play(b'data: {"error":{"message":"m"}}\ndata: [DONE]')
 
     assert (played.end.status, played.end.error and played.end.error.message) == (Status.FAILED, "m")
 
 
-def test_refuse_after_the_end_makes_the_end_an_interruption() -> None:
-    """The broker's word on a delta may come late; readers miss that delta, so the job is not complete."""
+def test_refuse_after_the_end_makes_the_job_interrupted() -> None:
+    """The broker may refuse a delta after the end; readers miss it, so the job is not complete."""
     attempt = listening()
     list(attempt.receive(TEXT + data(b"[DONE]"), NOW))
     attempt.refuse(JobError(ErrorCode.TOO_LARGE, "too large"))
@@ -363,8 +380,8 @@ def test_refuse_after_the_end_makes_the_end_an_interruption() -> None:
 
 
 @pytest.mark.parametrize("published", [0, 1, 2])
-def test_fail_while_an_event_is_handed_out_takes_it_back(published: int) -> None:
-    """Who cannot publish an event fails the attempt, and it is as if the event had never been."""
+def test_fail_while_an_event_is_yielded_drops_the_event(published: int) -> None:
+    """An event that could not be published leaves no trace: its `seq` and its counts are the terminal event's."""
     attempt = listening()
     events = attempt.receive(data(*(chunk({"content": "ab"}) for _ in range(5))), NOW + 1)
     for _ in range(published):
@@ -372,7 +389,7 @@ def test_fail_while_an_event_is_handed_out_takes_it_back(published: int) -> None
     refused = next(events)
     attempt.fail(JobError(ErrorCode.TOO_LARGE, "too large"))
     assert list(events) == []
-    end = attempt.terminal(NOW + 2)
+    end = ended(attempt, NOW + 2)
 
     assert end.seq == refused.seq == published + 1
     assert end.status is (Status.INTERRUPTED if published else Status.FAILED)
@@ -382,7 +399,7 @@ def test_fail_while_an_event_is_handed_out_takes_it_back(published: int) -> None
 
 
 def test_chunk_without_choices_has_a_number_but_is_no_delta() -> None:
-    """It is told, and a try that gave nothing else may still be followed by another."""
+    """It is published, and a try that gave nothing else may still be retried."""
     attempt = listening()
     first = list(attempt.receive(data({"choices": [], "filter": 1}), NOW))
     assert [(event.seq, event.choice, event.delta, event.extra) for event in first] == [
@@ -390,6 +407,7 @@ def test_chunk_without_choices_has_a_number_but_is_no_delta() -> None:
     ]
     assert attempt.state is State.LISTENING
     assert attempt.first_delta_ms is None
+    attempt.fail(ERROR)
     attempt.retry()
     attempt.call()
     attempt.answer()
@@ -402,20 +420,22 @@ def test_chunk_without_choices_has_a_number_but_is_no_delta() -> None:
 
 
 def test_answer_of_a_second_try_starts_a_new_stream() -> None:
-    """Half a line and half a surrogate of the first try are forgotten; what passed stays counted."""
+    """An unfinished line of the first try is dropped; its bytes stay counted."""
     attempt = listening()
     list(attempt.receive(b'data: {"choices":[{"del', NOW))
+    attempt.fail(ERROR)
     attempt.retry()
     attempt.call()
     attempt.answer()
     assert [event.delta for event in attempt.receive(TEXT, NOW)] == [{"content": "a"}, {"content": "b"}]
     list(attempt.close(NOW))
+    assert attempt.error is None
 
     assert attempt.terminal(NOW).observed.bytes == len(TEXT) + 23
 
 
 def test_llama_error_field_is_an_error() -> None:
-    """`error:` is no field of the standard; older llama.cpp says its errors there."""
+    """`error:` is not a field of the standard; older versions of llama.cpp send errors in it."""
     played = play(data(chunk({"content": "a"})) + b'error: {"code":500,"message":"m"}\n\n' + data(b"[DONE]"))
 
     assert played.end.status is Status.INTERRUPTED
@@ -427,15 +447,15 @@ def test_llama_error_field_is_an_error() -> None:
     ("reason", "message"), [("enough", "enough"), ("", "cancelled"), ("x" * 9999, "x" * 2048)]
 )
 def test_cancel_keeps_the_reason_within_bounds(reason: str, message: str) -> None:
-    """The words of whoever asked for it, cut, or one of ours."""
+    """The record's reason is cut to its limit; an empty one becomes `cancelled`."""
     attempt = make_attempt()
     attempt.cancel(reason)
 
     assert attempt.error == JobError(ErrorCode.CANCELLED, message)
 
 
-def test_error_is_redacted_and_cut_before_it_is_kept() -> None:
-    """Neither message nor frame tells a secret, and neither is big."""
+def test_error_is_redacted_and_cut() -> None:
+    """Neither the message nor the frame holds a secret, and both are bounded."""
     attempt = listening(scrub=Redactor(["hunter-two"]))
     words = "hunter-two " + "x" * 9000
     attempt.fail(JobError(ErrorCode.AUTH, words, 401, words, retriable=False))
@@ -446,7 +466,7 @@ def test_error_is_redacted_and_cut_before_it_is_kept() -> None:
 
 
 def test_error_without_a_redactor_of_its_own_is_redacted_by_shape() -> None:
-    """What looks like a key never passes."""
+    """Text in the shape of an API key is always removed."""
     attempt = listening()
     attempt.fail(JobError(ErrorCode.AUTH, "bad key sk-abcdefghijk", 401))
 
@@ -459,13 +479,13 @@ def test_error_without_a_redactor_of_its_own_is_redacted_by_shape() -> None:
 def test_usage_that_was_a_running_total_is_partial_only_if_the_stream_broke(
     ending: bytes, source: UsageSource
 ) -> None:
-    """The last total before a break says what was used so far, and is called that."""
+    """The last running total before a break is reported as partial."""
     end = play(data(chunk({"content": "a"}, usage={"completion_tokens": 1})) + ending).end
 
     assert (end.usage, end.usage_source) == ({"completion_tokens": 1}, source)
 
 
-def test_finish_reasons_are_told_by_choice_in_order() -> None:
+def test_finish_reasons_are_ordered_by_choice() -> None:
     """Choices that did not finish are left out."""
     payload: dict[str, Any] = {
         "choices": [
@@ -481,16 +501,16 @@ def test_finish_reasons_are_told_by_choice_in_order() -> None:
     ]
 
 
-def test_estimate_says_how_it_came_about() -> None:
-    """No report, but text: the number is named as an estimate."""
+def test_estimate_names_its_method() -> None:
+    """Text without a usage report gives an estimate, which is marked as one."""
     end = play(data(chunk({"content": "abcdefgh"}))).end
 
     assert (end.usage, end.usage_source) == ({"completion_tokens": 2}, UsageSource.ESTIMATED)
     assert isinstance(end.estimate_method, str)
 
 
-def test_attempt_secret_across_the_cut_of_a_long_message_leaves_no_beginning() -> None:
-    """Secrets are taken out before the text is cut to its last length."""
+def test_error_with_a_secret_across_the_cut_keeps_no_part_of_it() -> None:
+    """Secrets are removed before the text is cut."""
     secret = "s3cr3t-key-value-0123456789"
     attempt = make_attempt(scrub=lambda text: text.replace(secret, "***"))
     attempt.started()
@@ -504,8 +524,8 @@ def test_attempt_secret_across_the_cut_of_a_long_message_leaves_no_beginning() -
     assert "s3cr3t" not in attempt.error.message + (attempt.error.upstream or "")
 
 
-def test_wound_up_attempt_publishes_nothing_more_and_takes_the_usage_report() -> None:
-    """The stream goes on to its end; the job ends cancelled, with what the upstream says it came to."""
+def test_wind_up_publishes_nothing_more_and_reads_the_usage_report() -> None:
+    """The stream is read to its end; the job ends `cancelled`, with the upstream's usage report."""
     attempt = in_state(State.STREAMING)
     attempt.wind_up("enough")
     assert list(attempt.receive(data(chunk({"content": "b"}), chunk({}, "stop")), NOW)) == []
@@ -524,8 +544,8 @@ def test_wound_up_attempt_publishes_nothing_more_and_takes_the_usage_report() ->
     assert terminal.observed.content_chars == 1
 
 
-def test_wound_up_attempt_that_hears_no_report_is_estimated() -> None:
-    """The grace is over: what was published is what there is to count."""
+def test_wind_up_without_a_report_is_estimated() -> None:
+    """When the grace is over, the usage is estimated from the published text."""
     attempt = in_state(State.WINDING_UP)
     attempt.cancel("grace over")
     terminal = attempt.terminal(NOW)
@@ -534,13 +554,14 @@ def test_wound_up_attempt_that_hears_no_report_is_estimated() -> None:
     assert terminal.error == JobError(ErrorCode.CANCELLED, "enough")
 
 
-def test_attempt_tells_of_its_latest_try_what_the_upstream_said() -> None:
-    """For who watches the calls; a try that comes after knows nothing of it."""
-    attempt = listening(may_retry=lambda _: True)
+def test_attempt_describes_the_answer_of_its_latest_try() -> None:
+    """Chunk members, finish reasons and usage report are those of one try, not of an earlier one."""
+    attempt = listening()
     assert (attempt.finish_reasons, attempt.chunk, attempt.reported_usage) == ({}, {}, None)
     list(attempt.receive(data({"choices": [], "usage": {"completion_tokens": 1}}), NOW))
     running_total = attempt.reported_usage
     attempt.fail(ERROR)
+    attempt.retry()
     attempt.call()
     attempt.answer()
     last = data(

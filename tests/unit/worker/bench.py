@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from streamworker.limits.limiter import LimiterRules
 from streamworker.model import TopicPartition
+from streamworker.observe import UNTRACED
+from streamworker.testing import MemoryClock, MemoryUpstream
 from streamworker.wire.event import EventWriter
-from streamworker.worker.intake import Intake
+from streamworker.worker.intake import Accepted, Intake, IntakeRules
+from streamworker.worker.policy import UpstreamPolicy
 from streamworker.worker.queues import UpstreamQueues
-from streamworker.worker.runner import AttemptRunner, Tools, UpstreamPolicy
+from streamworker.worker.runner import AttemptRunner, Tools
+from streamworker.worker.timeouts import StreamTimeouts
 from tests.streams import chunk, data
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
-    from streamworker.model import ProducerRecord, UsageEvent
+    from streamworker.model import Job, ProducerRecord, UsageEvent
+    from streamworker.observe import Tracer
     from streamworker.ports import Upstream
-    from streamworker.testing import MemoryClock, MemoryObserver, MemorySink
+    from streamworker.testing import MemoryObserver, MemorySink
+    from streamworker.worker.committer import PartitionCommitter
 
 JOBS = TopicPartition("jobs", 0)
 OTHER = TopicPartition("jobs", 1)
@@ -63,54 +68,95 @@ def summary(records: Iterable[ProducerRecord]) -> list[str]:
     ]
 
 
-def make_slot(upstream: Upstream, **members: Any) -> UpstreamPolicy:
+def make_policy(upstream: Upstream | None = None, **members: Any) -> UpstreamPolicy:
+    """Return the settings of one upstream."""
     given: dict[str, Any] = {
         "name": "default",
-        "upstream": upstream,
+        "upstream": upstream or MemoryUpstream([]),
+        "scrub": lambda text: text.replace("sk-secret", "***"),
         "first_delta_timeout_s": 60,
         "idle_timeout_s": 30,
-        "include_usage": True,
-        "scrub": lambda text: text.replace("sk-secret", "***"),
+        "max_streams": 10,
+        "circuit_failure_threshold": 10,
+        "circuit_open_s": 5,
+        "max_wait_s": 60,
     }
     return UpstreamPolicy(**(given | members))
 
 
-def make_tools(sink: MemorySink, clock: MemoryClock, observer: MemoryObserver, **members: Any) -> Tools:
+def make_policies(*names: str, **members: Any) -> dict[str, UpstreamPolicy]:
+    """Return the settings of upstreams that are alike."""
+    return {name: make_policy(name=name, **members) for name in names}
+
+
+def make_queues(
+    observer: MemoryObserver, policies: Mapping[str, UpstreamPolicy] | None = None, *, max_in_flight: int = 10
+) -> UpstreamQueues:
+    """Return the queues of these upstreams; of one named `default` if none is given."""
+    return UpstreamQueues(
+        policies or make_policies("default"), max_in_flight=max_in_flight, observer=observer
+    )
+
+
+def make_tools(
+    sink: MemorySink,
+    clock: MemoryClock,
+    observer: MemoryObserver,
+    queues: UpstreamQueues | None = None,
+    **members: Any,
+) -> Tools:
     given: dict[str, Any] = {"max_record_bytes": 1_000_000, "max_event_bytes": 1 << 20}
-    return Tools(sink=sink, writer=EventWriter(), clock=clock, observer=observer, **(given | members))
+    return Tools(
+        sink=sink,
+        writer=EventWriter(),
+        clock=clock,
+        observer=observer,
+        queues=queues or make_queues(observer),
+        **(given | members),
+    )
 
 
-def make_intake(sink: MemorySink, clock: MemoryClock, **members: Any) -> Intake:
+def make_intake(
+    sink: MemorySink,
+    clock: MemoryClock,
+    policies: Mapping[str, UpstreamPolicy] | None = None,
+    *,
+    tracer: Tracer = UNTRACED,
+    **members: Any,
+) -> Intake:
     given: dict[str, Any] = {
-        "served": {"default": ["*"]},
         "events_topic": "events",
-        "allowed_reply_to": ["replies"],
+        "allowed_reply_to": frozenset({"replies"}),
         "dlq_topic": "dlq",
         "group": "group",
         "max_job_bytes": 1 << 20,
         "max_record_bytes": 1_000_000,
+        "max_deliveries": 5,
     }
-    return Intake(sink=sink, writer=EventWriter(), clock=clock, **(given | members))
+    rules = IntakeRules(**(given | members))
+    policies = policies or make_policies("default")
+    return Intake(rules, policies, sink=sink, writer=EventWriter(), clock=clock, tracer=tracer)
 
 
-def make_rules(**members: Any) -> LimiterRules:
-    given: dict[str, Any] = {"max_streams": 10, "circuit_failure_threshold": 10, "circuit_open_s": 5}
-    return LimiterRules(**(given | members))
+class OneAttempt:
+    """One attempt of a job, and what interrupts it."""
 
+    def __init__(
+        self, tools: Tools, job: Job, committer: PartitionCommitter, *, to: TopicPartition, upstream: str
+    ) -> None:
+        self.timeouts = StreamTimeouts(tools.clock, job.deadline)
+        accepted = Accepted(job, (upstream,), to)
+        self.runner = AttemptRunner(
+            tools, accepted, committer, self.timeouts, upstreams=(upstream,), cause="new"
+        )
 
-def make_gates(
-    observer: MemoryObserver,
-    rules: dict[str, LimiterRules] | None = None,
-    *,
-    max_in_flight: int = 10,
-    max_wait_s: float = 60,
-) -> UpstreamQueues:
-    rules = rules or {"default": make_rules(max_streams=max_in_flight)}
-    waits = dict.fromkeys(rules, max_wait_s)
-    return UpstreamQueues(rules, max_in_flight=max_in_flight, observer=observer, max_wait_s=waits)
+    def cancel(self, reason: str) -> None:
+        """Cancel the job, as a control record does."""
+        self.timeouts.cancel(reason)
 
-
-async def play(runner: AttemptRunner) -> UsageEvent:
-    """Run one attempt to the job's end."""
-    await runner.stream()
-    return await runner.finish()
+    async def play(self) -> UsageEvent:
+        """Run the attempt to the job's end."""
+        try:
+            return await self.runner.finish(await self.runner.stream())
+        finally:
+            self.runner.release()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,19 +28,20 @@ from tests.unit.worker.bench import (
     FINISH,
     JOBS,
     events,
-    make_gates,
-    make_rules,
-    make_slot,
+    make_policy,
+    make_queues,
     make_tools,
     said,
     word,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Iterable, Iterator
     from contextlib import AbstractAsyncContextManager
 
+    from streamworker.limits.limiter import Slot
     from streamworker.testing import Step
+    from streamworker.worker.queues import UpstreamQueues
 
 BUSY = JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "busy", 503, retriable=True)
 NO_KEY = JobError(ErrorCode.AUTH, "no such key", 401)
@@ -59,16 +60,14 @@ class Bench:
     def __init__(self, **scripts: Iterable[Script | Iterable[Step]]) -> None:
         self.upstreams = {name: MemoryUpstream(*calls) for name, calls in scripts.items()}
         self.observer = MemoryObserver()
-        self.queues = make_gates(
-            self.observer, {name: make_rules(max_streams=1, circuit_failure_threshold=3) for name in scripts}
-        )
+        self.limits: dict[str, Any] = {"max_streams": 1, "circuit_failure_threshold": 3}
+        self.queues = self.new_queues()
         self.sink = MemorySink()
         self.clock = MemoryClock(NOW)
         self.broker = MemoryCommitStores()
         self.committer = PartitionCommitter(
             JOBS, self.broker.store(JOBS), commit_id="me", lost=lambda _: None
         )
-        self.max_tries = 1
         self.tasks: list[asyncio.Task[None]] = []
         self.loop = asyncio.get_running_loop()
 
@@ -77,25 +76,32 @@ class Bench:
         self.committer.progress.begin(7)
         self.tasks.append(asyncio.create_task(self.committer.run()))
 
-    def delivery(
-        self, turn: AbstractAsyncContextManager[None] | None = None, *, grace_s: float = 0, **members: Any
-    ) -> Delivery:
-        policies = {
-            name: make_slot(
-                upstream, name=name, max_tries=self.max_tries, max_restarts=1, cancel_grace_s=grace_s
-            )
-            for name, upstream in self.upstreams.items()
-        }
+    def new_queues(self, **members: Any) -> UpstreamQueues:
+        """Make the upstreams' queues anew, with these settings besides the usual ones."""
+        given: dict[str, Any] = {"max_tries": 1, "max_restarts": 1, **self.limits, **members}
+        self.queues = make_queues(
+            self.observer,
+            {name: make_policy(upstream, name=name, **given) for name, upstream in self.upstreams.items()},
+        )
+        return self.queues
+
+    def delivery(self, turn: AbstractAsyncContextManager[None] | None = None, **members: Any) -> Delivery:
         job = make_job(source=Coordinates("jobs", 0, 7), **members)
         return Delivery(
-            make_tools(self.sink, self.clock, self.observer),
-            Accepted(job, tuple(policies), TopicPartition("events", 2)),
+            make_tools(self.sink, self.clock, self.observer, self.queues),
+            Accepted(job, tuple(self.upstreams), TopicPartition("events", 2)),
             self.committer,
-            self.queues,
-            policies,
             cause="new",
             turn=turn or nullcontext(),
         )
+
+    @contextmanager
+    def held(self, slot: Slot) -> Iterator[Slot]:
+        """Hold a slot of another job in a block."""
+        try:
+            yield slot
+        finally:
+            self.queues.release(slot)
 
     def begin(self, delivery: Delivery) -> asyncio.Task[None]:
         async def run() -> None:
@@ -194,7 +200,7 @@ async def test_course_upstream_that_fails_the_job_is_followed_by_the_next(make: 
 async def test_course_each_upstream_has_all_its_tries(make: Any) -> None:
     """The last one's error is the job's."""
     bench: Bench = await make(a=[refused(BUSY)], b=[refused(NO_KEY)])
-    bench.max_tries = 2
+    bench.new_queues(max_tries=2)
     end = await bench.play()
 
     assert bench.calls == {"a": 2, "b": 1}
@@ -212,7 +218,7 @@ async def test_course_bad_request_is_not_taken_elsewhere(make: Any) -> None:
 async def test_course_upstream_found_dead_between_two_tries_is_left_at_once(make: Any) -> None:
     """Where there is another one, nobody waits for the probe."""
     bench: Bench = await make(a=[refused(BUSY)], b=[said("well")])
-    bench.max_tries = 9
+    bench.new_queues(max_tries=9)
     end = await bench.play()
 
     assert bench.calls == {"a": 3, "b": 1}
@@ -222,7 +228,7 @@ async def test_course_upstream_found_dead_between_two_tries_is_left_at_once(make
 async def test_course_upstream_found_dead_between_two_tries_is_waited_for_without_another(make: Any) -> None:
     """The next try probes it."""
     bench: Bench = await make(a=[*[refused(BUSY)] * 3, said("well")])
-    bench.max_tries = 9
+    bench.new_queues(max_tries=9)
     began = bench.loop.time()
     end = await bench.play()
 
@@ -236,11 +242,13 @@ async def test_course_upstream_that_stays_dead_fails_the_job_with_what_it_said_t
     """A job waits for a dead upstream so long and no longer; the probe is another's, and hangs."""
     monkeypatch.setattr("streamworker.worker.runner.random", lambda: 0.5)
     bench: Bench = await make(a=[refused(BUSY)])
-    bench.max_tries = 9
+    bench.new_queues(max_tries=9)
     task = bench.begin(bench.delivery())
     await until(lambda: bench.queues.queues["a"].limiter.is_open, every_s=0.001)
     began = bench.loop.time()
-    with await bench.queues.enter(["a"], make_job(), is_retry=True):  # it comes out of its backoff later
+    with bench.held(
+        await bench.queues.enter(["a"], make_job(), is_retry=True)
+    ):  # it comes out of its backoff later
         await task
 
     end = bench.written[-1]
@@ -252,9 +260,9 @@ async def test_course_upstream_that_was_dead_before_fails_the_job_without_a_call
     """And says so."""
     bench: Bench = await make(a=[refused(BUSY)])
     while not bench.queues.queues["a"].limiter.is_open:
-        with await bench.queues.enter(["a"], make_job()) as slot:
-            slot.failed(BUSY)
-    with await bench.queues.enter(["a"], make_job()):  # the probe
+        with bench.held(await bench.queues.enter(["a"], make_job())) as slot:
+            bench.queues.failed(slot, BUSY)
+    with bench.held(await bench.queues.enter(["a"], make_job())):  # the probe
         end = await bench.play()
 
     assert (end["status"], end["error"]["code"], end["tries"]) == ("failed", "upstream_unavailable", 0)
@@ -266,12 +274,12 @@ async def test_course_job_waits_once_where_all_its_upstreams_are_dead(make: Any)
     bench: Bench = await make(a=[refused(BUSY)], b=[refused(BUSY)])
     for name in ("a", "b"):
         while not bench.queues.queues[name].limiter.is_open:
-            with await bench.queues.enter([name], make_job()) as slot:
-                slot.failed(BUSY)
+            with bench.held(await bench.queues.enter([name], make_job())) as slot:
+                bench.queues.failed(slot, BUSY)
     began = bench.loop.time()
     with (
-        await bench.queues.enter(["a"], make_job()),
-        await bench.queues.enter(["b"], make_job()),
+        bench.held(await bench.queues.enter(["a"], make_job())),
+        bench.held(await bench.queues.enter(["b"], make_job())),
     ):  # the probes
         end = await bench.play()
 
@@ -296,7 +304,7 @@ async def test_course_job_whose_deadline_passes_in_the_line_ends_without_a_call(
     began = bench.loop.time()
     assert delivery.is_waiting
     await bench.begin(delivery)
-    slot.release()
+    bench.queues.release(slot)
 
     end = bench.written[-1]
     assert bench.loop.time() - began == pytest.approx(10, abs=0.01)
@@ -311,7 +319,7 @@ async def test_course_job_that_is_past_its_deadline_when_it_comes_ends_at_once(m
     bench: Bench = await make(a=[said("never")])
     slot = await bench.queues.enter(["a"], make_job())
     end = await bench.play(deadline=NOW / 1000 - 1)
-    slot.release()
+    bench.queues.release(slot)
 
     assert (end["status"], bench.calls) == ("expired", {"a": 0})
 
@@ -325,7 +333,7 @@ async def test_course_job_that_is_cancelled_in_the_line_ends_without_a_call(make
     await quiet()
     delivery.cancel("enough")
     await task
-    slot.release()
+    bench.queues.release(slot)
 
     end = bench.written[-1]
     assert (end["status"], end["error"]["message"], end["tries"]) == ("cancelled", "enough", 0)
@@ -357,7 +365,7 @@ async def test_course_job_that_is_cancelled_before_its_turn_ends_without_it(make
 async def test_course_job_that_is_cancelled_between_two_tries_ends_at_once(make: Any) -> None:
     """Nobody waits for a backoff to tell it."""
     bench: Bench = await make(a=[refused(BUSY)])
-    bench.max_tries = 9
+    bench.new_queues(max_tries=9)
     delivery = bench.delivery()
     task = bench.begin(delivery)
     while not bench.observer.all("try_failed"):
@@ -373,12 +381,12 @@ async def test_course_job_that_is_cancelled_between_two_tries_ends_at_once(make:
 async def test_course_backoff_holds_no_permit(make: Any) -> None:
     """Another job uses the time."""
     bench: Bench = await make(a=[refused(BUSY), said("other"), said("well")])
-    bench.max_tries = 2
+    bench.new_queues(max_tries=2)
     first = bench.begin(bench.delivery(job_id="first"))
     while not bench.observer.all("try_failed"):
         await quiet()
     assert bench.queues.in_flight == 0
-    with await bench.queues.enter(["a"], make_job()):
+    with bench.held(await bench.queues.enter(["a"], make_job())):
         assert not first.done()
     await first
 
@@ -400,7 +408,7 @@ async def test_course_call_that_may_have_cost_tokens_keeps_its_reservation(
 ) -> None:
     """What was refused cost nothing; an upstream that fell silent may have generated all the same."""
     bench: Bench = await make(a=[refused(error)])
-    bench.queues = make_gates(bench.observer, {"a": make_rules(tokens_per_minute=1000)})
+    bench.new_queues(max_streams=10, tokens_per_minute=1000)
     await bench.play()
 
     assert (
@@ -412,7 +420,8 @@ async def test_course_cancelled_stream_with_grace_is_read_on_for_its_usage(make:
     """Nothing more is published; the terminal event has the upstream's own account."""
     report = data(b'{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":9}}', b"[DONE]")
     bench: Bench = await make(a=[[word("one"), 1.0, word("two"), 1.0, report]])
-    delivery = bench.delivery(grace_s=10)
+    bench.new_queues(cancel_grace_s=10)
+    delivery = bench.delivery()
     task = bench.begin(delivery)
     await asyncio.sleep(0.5)
     delivery.cancel("enough")
@@ -428,7 +437,8 @@ async def test_course_cancelled_stream_with_grace_is_read_on_for_its_usage(make:
 async def test_course_grace_is_bounded_and_what_was_published_is_estimated(make: Any) -> None:
     """A stream that goes on generating is cut when the grace is over."""
     bench: Bench = await make(a=[[word("word"), *[step for _ in range(100) for step in (1.0, word("more"))]]])
-    delivery = bench.delivery(grace_s=5)
+    bench.new_queues(cancel_grace_s=5)
+    delivery = bench.delivery()
     task = bench.begin(delivery)
     await asyncio.sleep(0.5)
     began = bench.loop.time()

@@ -10,7 +10,7 @@ from streamworker.errors import KafkaRefused
 from streamworker.model import ConsumerRecord, Coordinates, ErrorCode, ProducerRecord
 from streamworker.testing import MemoryClock, MemorySink
 from streamworker.worker.intake import Accepted, Intake, Refused
-from tests.unit.worker.bench import job, make_intake, read
+from tests.unit.worker.bench import job, make_intake, make_policies, read
 
 AT = Coordinates("jobs", 0, 7)
 TRACE = ("traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
@@ -25,7 +25,7 @@ def record(value: bytes, *, key: bytes | None = b"k", headers: Any = ()) -> Cons
 
 
 def take(value: bytes, deliveries: int = 1, intake: Intake | None = None) -> Accepted | Refused:
-    return (intake or make()).take(record(value), deliveries, 5)
+    return (intake or make()).take(record(value), deliveries)
 
 
 def refused(value: bytes, deliveries: int = 1, intake: Intake | None = None) -> Refused:
@@ -99,7 +99,7 @@ def test_intake_rejected_record_without_id_is_named_by_its_coordinates() -> None
 
 def test_intake_rejected_record_without_key_is_spread_and_keeps_no_key() -> None:
     """The letter is as the record was."""
-    decision = make().take(record(b"{}", key=None), 1, 5)
+    decision = make().take(record(b"{}", key=None), 1)
     assert isinstance(decision, Refused)
 
     assert decision.records[0].key is None
@@ -107,7 +107,7 @@ def test_intake_rejected_record_without_key_is_spread_and_keeps_no_key() -> None
 
 def test_intake_rejected_record_keeps_trace_and_headers() -> None:
     """A trace does not end where a job is refused."""
-    decision = make().take(record(b"{}", headers=(TRACE, ("x", b"\xff"))), 1, 5)
+    decision = make().take(record(b"{}", headers=(TRACE, ("x", b"\xff"))), 1)
     assert isinstance(decision, Refused)
     letter, terminal = decision.records
 
@@ -128,7 +128,7 @@ def test_intake_fallback_is_the_letter_without_value_and_the_same_terminal() -> 
 
 def test_intake_no_upstream_for_the_model_refuses() -> None:
     """Without a `default` nobody serves what no pattern names."""
-    decision = refused(job("a"), intake=make(served={"one": ["gpt-*"]}))
+    decision = refused(job("a"), intake=make(policies=make_policies("one", models=("gpt-*",))))
 
     assert decision.code is ErrorCode.UNKNOWN_UPSTREAM
     assert "none serves the model" in decision.rejection.faults[0]
@@ -173,7 +173,7 @@ def test_intake_without_the_topic_raises() -> None:
     intake = make_intake(MemorySink(topics=["dlq"]), MemoryClock())
 
     with pytest.raises(KafkaRefused, match="events"):
-        intake.take(record(job("a")), 1, 5)
+        intake.take(record(job("a")), 1)
 
 
 def test_intake_rejection_goes_where_the_job_asked_if_that_is_allowed() -> None:

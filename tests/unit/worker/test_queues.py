@@ -12,20 +12,26 @@ from streamworker.model import ErrorCode, JobError
 from streamworker.testing import MemoryObserver
 from tests.streams import make_job
 from tests.turnable import quiet
-from tests.unit.worker.bench import make_gates, make_rules
+from tests.unit.worker.bench import make_policies, make_queues
 
 if TYPE_CHECKING:
-    from streamworker.worker.queues import Slot, UpstreamQueues
+    from streamworker.limits.limiter import Slot
+    from streamworker.worker.queues import UpstreamQueues
 
 DOWN = JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "the prompt was: secret", 503, retriable=True)
 BUSY = JobError(ErrorCode.RATE_LIMITED, "slow down", 429, retriable=True)
 JOB = make_job()
 
 
-def two(observer: MemoryObserver | None = None, **options: Any) -> UpstreamQueues:
+def two(observer: MemoryObserver | None = None, *, max_wait_s: float = 60, **options: Any) -> UpstreamQueues:
     """Two upstreams that take two streams each and are thought dead after two failures."""
-    rules = {name: make_rules(max_streams=2, circuit_failure_threshold=2) for name in ("a", "b")}
-    return make_gates(observer or MemoryObserver(), rules, **options)
+    policies = make_policies("a", "b", max_streams=2, circuit_failure_threshold=2, max_wait_s=max_wait_s)
+    return make_queues(observer or MemoryObserver(), policies, **options)
+
+
+def one(**members: Any) -> UpstreamQueues:
+    """One upstream with these settings."""
+    return make_queues(MemoryObserver(), make_policies("a", **members))
 
 
 async def take(queues: UpstreamQueues, *upstreams: str, **options: Any) -> Slot:
@@ -37,8 +43,9 @@ async def take(queues: UpstreamQueues, *upstreams: str, **options: Any) -> Slot:
 async def kill(queues: UpstreamQueues, upstream: str) -> None:
     """Let calls fail until the upstream is thought dead."""
     while not queues.queues[upstream].limiter.is_open:
-        with await take(queues, upstream) as slot:
-            slot.failed(DOWN)
+        slot = await take(queues, upstream)
+        queues.failed(slot, DOWN)
+        queues.release(slot)
 
 
 async def enter_later(queues: UpstreamQueues, *upstreams: str, **options: Any) -> asyncio.Task[Slot]:
@@ -53,11 +60,11 @@ async def test_gates_let_through_as_many_as_fit_and_the_next_when_one_leaves() -
     first = [await take(queues, "a"), await take(queues, "a")]
     waiting = [await enter_later(queues, "a") for _ in range(3)]
     assert [task.done() for task in waiting] == [False] * 3
-    first[0].release()
+    queues.release(first[0])
     await quiet()
     assert [task.done() for task in waiting] == [True, False, False]
-    (await waiting[0]).release()
-    first[1].release()
+    queues.release(await waiting[0])
+    queues.release(first[1])
     await quiet()
 
     assert [task.done() for task in waiting] == [True] * 3
@@ -88,13 +95,13 @@ async def test_gates_bound_the_calls_of_the_whole_process() -> None:
     slots = [await take(queues, "a"), await take(queues, "b")]
     waiting = {name: [await enter_later(queues, name) for _ in range(4)] for name in ("a", "b")}
     for _ in range(4):
-        slots.pop(0).release()
+        queues.release(slots.pop(0))
         await quiet()
         slots += [
             task.result()
             for tasks in waiting.values()
             for task in tasks
-            if task.done() and task.result() not in slots and task.result()._call is not None
+            if task.done() and task.result() not in slots and task.result().is_open
         ]
         assert queues.in_flight == 2
 
@@ -105,14 +112,14 @@ async def test_gates_bound_the_calls_of_the_whole_process() -> None:
 
 async def test_gates_retry_goes_before_first_calls() -> None:
     """It has been waiting for longer."""
-    queues = make_gates(MemoryObserver(), {"a": make_rules(max_streams=1)})
+    queues = one(max_streams=1)
     slot = await take(queues, "a")
     newcomer = await enter_later(queues, "a")
     retries = [await enter_later(queues, "a", is_retry=True) for _ in range(2)]
-    slot.release()
+    queues.release(slot)
     await quiet()
     assert [task.done() for task in (*retries, newcomer)] == [True, False, False]
-    (await retries[0]).release()
+    queues.release(await retries[0])
     await quiet()
 
     assert [task.done() for task in (*retries, newcomer)] == [True, True, False]
@@ -120,11 +127,11 @@ async def test_gates_retry_goes_before_first_calls() -> None:
 
 async def test_gates_waiting_that_is_cancelled_leaves_its_place() -> None:
     """The next one is not held up by it."""
-    queues = make_gates(MemoryObserver(), {"a": make_rules(max_streams=1)})
+    queues = one(max_streams=1)
     slot = await take(queues, "a")
     gone, stays = await enter_later(queues, "a"), await enter_later(queues, "a")
     gone.cancel()
-    slot.release()
+    queues.release(slot)
     await quiet()
 
     assert gone.cancelled()
@@ -134,10 +141,10 @@ async def test_gates_waiting_that_is_cancelled_leaves_its_place() -> None:
 
 async def test_gates_permit_that_comes_in_the_moment_of_the_cancellation_is_given_back() -> None:
     """Or it would be lost for ever."""
-    queues = make_gates(MemoryObserver(), {"a": make_rules(max_streams=1)})
+    queues = one(max_streams=1)
     slot = await take(queues, "a")
     waiting = await enter_later(queues, "a")
-    slot.release()
+    queues.release(slot)
     waiting.cancel()
     await quiet()
 
@@ -149,10 +156,11 @@ async def test_gates_permit_that_comes_in_the_moment_of_the_cancellation_is_give
 async def test_gates_released_twice_is_released_once() -> None:
     """Leaving the block comes after an early release."""
     queues = two()
-    with await take(queues, "a") as slot:
-        slot.release()
-    slot.failed(DOWN)
-    slot.succeeded()
+    slot = await take(queues, "a")
+    queues.release(slot)
+    queues.release(slot)
+    queues.failed(slot, DOWN)
+    queues.succeeded(slot)
 
     assert queues.in_flight == 0
     assert queues.queues["a"].streams_open == 0
@@ -160,23 +168,23 @@ async def test_gates_released_twice_is_released_once() -> None:
 
 async def test_gates_limit_per_minute_lets_go_on_when_the_minute_is_over() -> None:
     """Nobody has to leave for that."""
-    queues = make_gates(MemoryObserver(), {"a": make_rules(requests_per_minute=2)})
+    queues = one(requests_per_minute=2)
     loop = asyncio.get_running_loop()
     began = loop.time()
     for _ in range(5):
-        (await queues.enter(["a"], JOB)).release()
+        queues.release(await queues.enter(["a"], JOB))
 
     assert loop.time() - began == pytest.approx(122, abs=0.1)
 
 
 async def test_gates_after_429_open_fewer_streams_and_recover() -> None:
     """Additive increase: who waits goes on when there is room again."""
-    queues = make_gates(MemoryObserver(), {"a": make_rules(max_streams=10)})
+    queues = one(max_streams=10)
     slots = [await take(queues, "a") for _ in range(10)]
     await asyncio.sleep(0.1)
-    slots[0].failed(BUSY)
+    queues.failed(slots[0], BUSY)
     for slot in slots[:5]:
-        slot.release()
+        queues.release(slot)
     assert queues.queues["a"].streams_limit == 7
     await take(queues, "a")
     await take(queues, "a")
@@ -204,8 +212,8 @@ async def test_gates_dead_upstream_is_probed_by_jobs_that_could_go_elsewhere_too
     await asyncio.sleep(5.01)
     probe, other = await take(queues, "a", "b"), await take(queues, "a", "b")
     assert (probe.upstream, other.upstream) == ("a", "b")
-    probe.succeeded()
-    probe.release()
+    queues.succeeded(probe)
+    queues.release(probe)
 
     assert (await take(queues, "a", "b")).upstream == "a"
 
@@ -216,7 +224,7 @@ async def test_gates_waiting_for_an_upstream_that_is_found_dead_goes_elsewhere()
     slots = [await take(queues, "a") for _ in range(2)]
     waiting, stays = await enter_later(queues, "a", "b"), await enter_later(queues, "a")
     for slot in slots:
-        slot.failed(DOWN)
+        queues.failed(slot, DOWN)
     await quiet()
 
     assert (await waiting).upstream == "b"
@@ -232,8 +240,8 @@ async def test_gates_one_call_probes_and_the_others_follow_when_it_succeeds() ->
     await asyncio.sleep(5.01)
     assert [task.done() for task in waiting] == [True, False, False]
     probe = await waiting[0]
-    probe.succeeded()
-    probe.release()
+    queues.succeeded(probe)
+    queues.release(probe)
     await quiet()
 
     assert [task.done() for task in waiting] == [True] * 3
@@ -269,7 +277,7 @@ async def test_gates_job_does_not_wait_for_a_dead_upstream_for_ever() -> None:
     assert (error.code, error.retriable, error.http_status) == ("upstream_unavailable", True, 503)
     assert "secret" not in error.message
     assert "upstream a" in error.message
-    slot.release()
+    queues.release(slot)
 
 
 async def test_gates_who_is_not_patient_is_refused_at_once() -> None:
@@ -278,7 +286,7 @@ async def test_gates_who_is_not_patient_is_refused_at_once() -> None:
     slots = [await take(queues, "a") for _ in range(2)]
     waiting = await enter_later(queues, "a", is_patient=False)
     for slot in slots:
-        slot.failed(DOWN)
+        queues.failed(slot, DOWN)
     await quiet()
 
     with pytest.raises(UpstreamError):
@@ -293,6 +301,6 @@ async def test_gates_tell_when_there_is_room_again() -> None:
     told: list[int] = []
     queues.on_room = lambda: told.append(queues.in_flight)
     slot = await take(queues, "a")
-    slot.release()
+    queues.release(slot)
 
     assert told == [0]

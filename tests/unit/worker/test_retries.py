@@ -18,9 +18,8 @@ from streamworker.testing import (
     Script,
 )
 from streamworker.worker.committer import PartitionCommitter
-from streamworker.worker.runner import AttemptRunner
 from tests.streams import NOW, data, make_job
-from tests.unit.worker.bench import JOBS, events, make_gates, make_slot, make_tools, play, said, word
+from tests.unit.worker.bench import JOBS, OneAttempt, events, make_policy, make_queues, make_tools, said, word
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -48,7 +47,7 @@ class Run:
         self.observer = MemoryObserver()
         self.began = 0.0
         self.ended = 0.0
-        self._policy = make_slot(self.upstream, max_tries=max_tries, max_restarts=1)
+        self._policy = make_policy(self.upstream, max_tries=max_tries, max_restarts=1)
         self._options = options
 
     async def play(self) -> UsageEvent:
@@ -58,18 +57,16 @@ class Run:
         committer.progress.begin(7)
         committer.progress.count(7)
         committing = asyncio.create_task(committer.run())
-        runner = AttemptRunner(
-            make_tools(self.sink, MemoryClock(NOW), self.observer),
+        queues = make_queues(self.observer, {"default": self._policy})
+        runner = OneAttempt(
+            make_tools(self.sink, MemoryClock(NOW), self.observer, queues),
             make_job(source=Coordinates("jobs", 0, 7), **self._options),
-            self._policy,
             committer,
-            make_gates(self.observer),
             to=TopicPartition("events", 2),
-            cause="new",
-            attempt_id="a-1",
+            upstream="default",
         )
         self.began = asyncio.get_running_loop().time()
-        event = await play(runner)
+        event = await runner.play()
         self.ended = asyncio.get_running_loop().time()
         committing.cancel()
         await asyncio.gather(committing, return_exceptions=True)

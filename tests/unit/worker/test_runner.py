@@ -21,18 +21,18 @@ from streamworker.testing import (
     Step,
 )
 from streamworker.worker.committer import PartitionCommitter
-from streamworker.worker.runner import DELTAS_PER_TURN, AttemptRunner
+from streamworker.worker.publisher import DELTAS_PER_TURN
 from tests.streams import NOW, chunk, data, make_job
 from tests.turnable import quiet, until
 from tests.unit.worker.bench import (
     DONE,
     FINISH,
     JOBS,
+    OneAttempt,
     events,
-    make_gates,
-    make_slot,
+    make_policy,
+    make_queues,
     make_tools,
-    play,
     read,
     said,
     summary,
@@ -76,23 +76,17 @@ class Bench:
 
     def runner(
         self, script: Script | Iterable[Step], *, policy: Any = None, tools: Any = None, **members: Any
-    ) -> AttemptRunner:
+    ) -> OneAttempt:
         self.upstream = MemoryUpstream(script)
-        return AttemptRunner(
-            make_tools(self.sink, self.clock, self.observer, **(tools or {})),
-            make_job(source=Coordinates("jobs", 0, 7), **members),
-            make_slot(self.upstream, **(policy or {})),
-            self.committer,
-            make_gates(self.observer),
-            to=TO,
-            cause="new",
-            attempt_id="a-1",
-        )
+        queues = make_queues(self.observer, {"default": make_policy(self.upstream, **(policy or {}))})
+        job = make_job(source=Coordinates("jobs", 0, 7), **members)
+        tools_ = make_tools(self.sink, self.clock, self.observer, queues, **(tools or {}))
+        return OneAttempt(tools_, job, self.committer, to=TO, upstream="default")
 
-    def begin(self, script: Script | Iterable[Step], **options: Any) -> AttemptRunner:
+    def begin(self, script: Script | Iterable[Step], **options: Any) -> OneAttempt:
         """Run a job in the background."""
         runner = self.runner(script, **options)
-        self.task = asyncio.create_task(play(runner))
+        self.task = asyncio.create_task(runner.play())
         return runner
 
     async def end(self) -> dict[str, Any]:
@@ -138,7 +132,7 @@ async def test_execution_stream_that_goes_well_completes(bench: Bench) -> None:
     deltas = events(bench.sink.records)
     assert bench.text == "one two"
     assert [event["seq"] for event in (started, *deltas, usage)] == [0, 1, 2, 3, 4]
-    assert {event["attempt"] for event in (started, *deltas, usage)} == {"a-1"}
+    assert {event["attempt"] for event in (started, *deltas, usage)} == {started["attempt"]}
     assert outcome(terminal) == ("completed", None)
     everything = bench.sink.records + bench.broker.records()
     assert {(record.topic_partition, record.key) for record in everything} == {(TO, b"job-1")}
@@ -557,7 +551,7 @@ async def test_execution_tells_the_observer_what_happened(bench: Bench) -> None:
     gate.set()
     await bench.end()
 
-    assert [name for name, _ in bench.observer.calls] == [
+    assert [name for name, _ in bench.observer.told] == [
         "job_started",
         "first_delta",
         "deltas_published",
@@ -601,7 +595,7 @@ async def test_execution_merges_text_that_comes_within_the_time(bench: Bench) ->
     assert [event["seq"] for event in events(bench.sink.records)] == [1, 2, 3, 4]
     assert (terminal["seq"], terminal["observed"]["deltas"]) == (5, 5)
     assert outcome(terminal) == ("completed", None)
-    published = [members for name, members in bench.observer.calls if name == "deltas_published"]
+    published = [members for name, members in bench.observer.told if name == "deltas_published"]
     assert sum(members[1] for members in published) == 4  # type: ignore[misc]
     assert sum(members[2] for members in published) == sum(record.size for record in bench.sink.records)  # type: ignore[misc]
 

@@ -34,10 +34,9 @@ from tests.unit.worker.bench import (
     FINISH,
     JOBS,
     job,
-    make_gates,
     make_intake,
-    make_rules,
-    make_slot,
+    make_policy,
+    make_queues,
     make_tools,
     read,
     said,
@@ -87,23 +86,23 @@ class Bench:
             servers={names[0]: ("llm.example", 443)},
             now_ns=lambda: round(loop.time() * 1e9),
         )
+        policies = {
+            name: make_policy(
+                upstream,
+                name=name,
+                fallback=tuple(names[index + 1 :]),
+                max_tries=max_tries,
+                max_restarts=1,
+                max_streams=1,
+            )
+            for index, (name, upstream) in enumerate(self.upstreams.items())
+        }
         self.worker = Worker(
             source=self.source,
             commit_stores=self.broker,
-            intake=make_intake(
-                self.sink,
-                clock,
-                served={name: ["*"] for name in names},
-                fallback={name: names[index + 1 :] for index, name in enumerate(names)},
-                tracer=tracer,
-            ),
-            tools=make_tools(self.sink, clock, observer),
-            policies={
-                name: make_slot(upstream, name=name, max_tries=max_tries, max_restarts=1)
-                for name, upstream in self.upstreams.items()
-            },
-            queues=make_gates(observer, {name: make_rules(max_streams=1) for name in names}),
-            limits=WorkerLimits(max_in_flight=10, max_deliveries=2, drain_timeout_s=drain_timeout_s),
+            intake=make_intake(self.sink, clock, policies, tracer=tracer, max_deliveries=2),
+            tools=make_tools(self.sink, clock, observer, make_queues(observer, policies)),
+            limits=WorkerLimits(max_in_flight=10, drain_timeout_s=drain_timeout_s),
             failure=loop.create_future(),
         )
         self.task: asyncio.Task[None] | None = None
@@ -391,11 +390,12 @@ async def test_trace_of_a_job_that_was_let_go_before_it_began_has_its_end(make: 
     bench.put(job("j"))
     await until(lambda: bench.source.positions.get(JOBS) == 1)
     bench.source.delivering.set()
-    work = bench.worker._works[JOBS]
-    await until(lambda: work.open_jobs, every_s=0)
-    [one] = work._open.values()
+    partition = bench.worker._partitions.get(JOBS)
+    assert partition is not None
+    await until(lambda: partition.open_jobs, every_s=0)
+    [one] = partition._open.values()
     one.task.cancel()
-    work.leaving = "revoked"
+    partition.leaving = "revoked"
     await until(bench.spans)
 
     assert attributes(bench.spans()[0])["streamworker.job.abandoned"] == "revoked"

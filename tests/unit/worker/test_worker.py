@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -32,10 +33,9 @@ from tests.unit.worker.bench import (
     OTHER,
     events,
     job,
-    make_gates,
     make_intake,
-    make_rules,
-    make_slot,
+    make_policy,
+    make_queues,
     make_tools,
     read,
     said,
@@ -62,26 +62,21 @@ class Bench:
         self.upstream = MemoryUpstream(*(scripts or [said("a")]))
         self.clock = MemoryClock()
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.policy = make_slot(self.upstream)
-        self.max_streams = 1000
+        self.policy: dict[str, Any] = {"max_streams": 1000}
         self.worker = self.new_worker(**limits)
         self.task: asyncio.Task[None] | None = None
 
     def new_worker(self, **limits: Any) -> Worker:
-        tools = make_tools(self.sink, self.clock, self.observer)
-        given: dict[str, Any] = {"max_in_flight": 10, "max_deliveries": 3, "drain_timeout_s": 100}
+        given: dict[str, Any] = {"max_in_flight": 10, "drain_timeout_s": 100} | limits
+        max_deliveries = given.pop("max_deliveries", 3)
+        policies = {"default": make_policy(self.upstream, **self.policy)}
+        self.queues = make_queues(self.observer, policies, max_in_flight=given["max_in_flight"])
         return Worker(
             source=self.source,
             commit_stores=self.broker,
-            intake=make_intake(self.sink, self.clock),
-            tools=tools,
-            policies={"default": self.policy},
-            queues=make_gates(
-                self.observer,
-                {"default": make_rules(max_streams=self.max_streams)},
-                max_in_flight=(given | limits)["max_in_flight"],
-            ),
-            limits=WorkerLimits(**(given | limits)),
+            intake=make_intake(self.sink, self.clock, policies, max_deliveries=max_deliveries),
+            tools=make_tools(self.sink, self.clock, self.observer, self.queues),
+            limits=WorkerLimits(**given),
             failure=self.failure,
         )
 
@@ -234,7 +229,7 @@ async def test_worker_job_between_two_tries_is_not_in_flight(make: Any) -> None:
     busy = JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "busy", 503, retriable=True)
     late = Script([], before=[UpstreamError(busy, Advice(after_s=60))])
     bench: Bench = make(late, said("a"), max_in_flight=1)
-    bench.policy = make_slot(bench.upstream, max_tries=2)
+    bench.policy["max_tries"] = 2
     bench.worker = bench.new_worker(max_in_flight=1)
     bench.source.put(JOBS, job("late"))
     bench.source.put(JOBS, job("next"))
@@ -608,14 +603,14 @@ async def test_worker_crashed_job_that_waits_for_its_next_attempt_is_handed_back
 ) -> None:
     """It has not begun anew; the delivery that crashed stays on record."""
     bench: Bench = make([ValueError("a bug")], [FOREVER()])
-    bench.max_streams = 1
+    bench.policy["max_streams"] = 1
     bench.worker = bench.new_worker(drain_timeout_s=5)
     for name in ("crashes", "streams"):
         bench.source.put(JOBS, job(name))
     await bench.start(JOBS)
     await until(lambda: bench.upstream.open_calls and len(bench.upstream.calls) == 2)
     await asyncio.sleep(10)  # its backoff is over: it stands in the line
-    assert bench.worker._queues.queues["default"].jobs_waiting == 1
+    assert bench.queues.queues["default"].jobs_waiting == 1
     await bench.drained()
 
     abandoned = [(job.job_id, why) for job, why in bench.observer.all("job_abandoned")]  # type: ignore[attr-defined]
@@ -815,11 +810,11 @@ async def test_worker_vitals_tell_a_partition_that_does_not_open_from_one_that_w
     await bench.start()
     bench.source.assign(JOBS, OTHER)
     await quiet()
-    assert bench.worker.stats()._replace(poll_age_s=0) == WorkerStats(partitions_opening=2)
+    assert replace(bench.worker.stats(), poll_age_s=0) == WorkerStats(partitions_opening=2)
     bench.broker.opening.set()
     await bench.opened(JOBS, OTHER)
 
-    assert bench.worker.stats()._replace(poll_age_s=0) == WorkerStats(is_ready=True)
+    assert replace(bench.worker.stats(), poll_age_s=0) == WorkerStats(is_ready=True)
     assert bench.observer.all("rebalancing") == [()]
 
 

@@ -13,7 +13,7 @@ from streamworker.model import Coordinates, Job, ProducerRecord, TopicPartition
 from streamworker.progress.offset_map import decode_map
 from streamworker.testing import MemoryCommitStores
 from streamworker.worker.committer import MAX_COMMIT_RECORDS, PartitionCommitter
-from streamworker.worker.partitions import Ownership, PartitionWork
+from streamworker.worker.partition import AssignedPartition, Ownership
 from tests.streams import make_job
 from tests.turnable import quiet
 from tests.unit.worker.bench import JOBS
@@ -37,7 +37,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.broker = MemoryCommitStores()
-        self.work = PartitionWork(
+        self.work = AssignedPartition(
             PartitionCommitter(JOBS, self.broker.store(JOBS), commit_id="me", lost=lambda _: None)
         )
         self.ended = 0
@@ -79,7 +79,7 @@ class Bench:
 async def bench() -> AsyncIterator[Bench]:
     bench = Bench()
     yield bench
-    await bench.work.let_go()
+    await bench.work.release()
 
 
 async def test_partition_open_tries_until_the_broker_lets_it(bench: Bench) -> None:
@@ -90,7 +90,7 @@ async def test_partition_open_tries_until_the_broker_lets_it(bench: Bench) -> No
         assert await bench.work.open() == 0
 
     assert round(asyncio.get_running_loop().time() - began) == 3
-    assert [entry["event"] for entry in logs] == ["partition.cannot_open_yet"] * 3
+    assert [entry["event"] for entry in logs] == ["partition.open_failed"] * 3
 
 
 async def test_partition_has_room_only_while_it_is_open(bench: Bench) -> None:
@@ -98,7 +98,7 @@ async def test_partition_has_room_only_while_it_is_open(bench: Bench) -> None:
     assert not bench.work.has_room
     await bench.open()
     assert bench.work.has_room
-    await bench.work.let_go()
+    await bench.work.release()
     assert not bench.work.has_room
 
 
@@ -146,13 +146,13 @@ async def test_partition_idle_waits_for_the_last_job(bench: Bench) -> None:
     assert round(asyncio.get_running_loop().time() - began) == 20
 
 
-async def test_partition_let_go_cancels_jobs_waits_for_them_and_closes(bench: Bench) -> None:
+async def test_partition_released_cancels_jobs_waits_for_them_and_closes(bench: Bench) -> None:
     """Upstream calls are cut at once; nothing is written."""
     await bench.open()
     bench.run(0)
     bench.run(1)
     await quiet()
-    jobs = await bench.work.let_go()
+    jobs = await bench.work.release()
 
     assert [job.job_id for job in jobs] == ["0", "1"]
     assert bench.ended == 2
@@ -161,15 +161,15 @@ async def test_partition_let_go_cancels_jobs_waits_for_them_and_closes(bench: Be
     assert bench.broker.commits == []
 
 
-async def test_partition_let_go_twice_at_once_cancels_each_job_once(bench: Bench) -> None:
+async def test_partition_released_twice_at_once_cancels_each_job_once(bench: Bench) -> None:
     """Fenced and revoked in one moment: a second cancellation would cut short what the first one closes."""
     await bench.open()
     bench.run(0)
     bench.closing.clear()
     await quiet()
-    first = asyncio.create_task(bench.work.let_go())
+    first = asyncio.create_task(bench.work.release())
     await quiet()
-    second = asyncio.create_task(bench.work.let_go())
+    second = asyncio.create_task(bench.work.release())
     await quiet()
     assert not first.done()
     assert not second.done()
@@ -181,12 +181,12 @@ async def test_partition_let_go_twice_at_once_cancels_each_job_once(bench: Bench
     assert (bench.ended, bench.cancellations) == (1, 1)
 
 
-async def test_partition_let_go_while_being_opened_cancels_the_opening(bench: Bench) -> None:
+async def test_partition_released_while_being_opened_cancels_the_opening(bench: Bench) -> None:
     """An opening that went on would shut out the next owner."""
     bench.broker.opening.clear()
     bench.work.opening = asyncio.create_task(_ignore(bench.work.open()))
     await quiet()
-    await bench.work.let_go()
+    await bench.work.release()
     bench.broker.opening.set()
     bench.broker.points.clear()
     await quiet()
@@ -195,14 +195,14 @@ async def test_partition_let_go_while_being_opened_cancels_the_opening(bench: Be
     assert bench.broker.closed == [JOBS]
 
 
-async def test_partition_let_go_during_a_commit_cuts_it_short(bench: Bench) -> None:
+async def test_partition_released_during_a_commit_cuts_it_short(bench: Bench) -> None:
     """A commit that hangs does not keep us from letting go."""
     await bench.open()
     bench.broker.committing.clear()
     bench.work.committer.start(RECORD)
     await quiet()
     assert len(bench.broker.under_way) == 1
-    await bench.work.let_go()
+    await bench.work.release()
     bench.broker.committing.set()
     await quiet()
 
@@ -217,7 +217,7 @@ async def test_partition_handed_back_undoes_the_delivery_count(bench: Bench) -> 
         bench.run(offset)
     await bench.work.committer.start(RECORD)
     assert bench.deliveries() == {0: 1, 1: 1}
-    jobs = await bench.work.hand_back()
+    jobs = await bench.work.return_jobs()
 
     assert [job.job_id for job in jobs] == ["0", "1"]
     assert bench.deliveries() == {}
@@ -230,16 +230,16 @@ async def test_partition_handed_back_keeps_the_count_of_earlier_deliveries(bench
     await bench.open()
     bench.run(0)
     await bench.work.committer.touch()
-    again = PartitionWork(
+    again = AssignedPartition(
         PartitionCommitter(JOBS, bench.broker.store(JOBS), commit_id="next", lost=lambda _: None)
     )
-    await bench.work.let_go()
+    await bench.work.release()
     bench.work = again
     await bench.open()
     bench.run(0)
     await bench.work.committer.touch()
     assert bench.deliveries() == {0: 2}
-    await bench.work.hand_back()
+    await bench.work.return_jobs()
 
     assert bench.deliveries() == {0: 1}
 
@@ -257,7 +257,7 @@ async def test_partition_handed_back_while_an_end_waits_to_be_committed_writes_i
     bench.run(0, ended_by(bench, 0))
     bench.run(1)
     await quiet()
-    handing_back = asyncio.create_task(bench.work.hand_back())
+    handing_back = asyncio.create_task(bench.work.return_jobs())
     await quiet()
     bench.broker.committing.set()
     await handing_back
@@ -275,7 +275,7 @@ async def test_partition_handed_back_while_an_end_is_being_committed_succeeds(be
     bench.run(1)
     await quiet()
     assert len(bench.broker.under_way) == 1
-    handing_back = asyncio.create_task(bench.work.hand_back())
+    handing_back = asyncio.create_task(bench.work.return_jobs())
     await quiet()
     bench.broker.committing.set()
     await handing_back
@@ -291,7 +291,7 @@ async def test_partition_handed_back_to_a_broker_that_hangs_gives_up(bench: Benc
     await quiet()
     bench.broker.committing.clear()
     began = asyncio.get_running_loop().time()
-    await bench.work.hand_back()
+    await bench.work.return_jobs()
 
     assert round(asyncio.get_running_loop().time() - began) == 5
     assert bench.broker.closed == [JOBS]
@@ -362,7 +362,7 @@ async def test_partition_drained_stops_those_that_have_not_begun(bench: Bench) -
     assert [job.job_id for job in bench.work.open_jobs] == ["0"]
     await bench.work.committer.touch()
     assert bench.deliveries() == {0: 1}
-    jobs = await bench.work.hand_back()
+    jobs = await bench.work.return_jobs()
 
     assert [job.job_id for job in jobs] == ["0"]
     assert bench.deliveries() == {}
@@ -373,23 +373,23 @@ async def test_partition_handed_back_undoes_no_delivery_of_one_that_waited(bench
     await bench.open()
     bench.run(0)
     await bench.work.committer.touch()
-    again = PartitionWork(
+    again = AssignedPartition(
         PartitionCommitter(JOBS, bench.broker.store(JOBS), commit_id="next", lost=lambda _: None)
     )
-    await bench.work.let_go()
+    await bench.work.release()
     bench.work = again
     await bench.open()
     bench.run(0, is_waiting=True)
     await quiet()
-    jobs = await bench.work.hand_back()
+    jobs = await bench.work.return_jobs()
 
     assert [job.job_id for job in jobs] == ["0"]
     assert bench.deliveries() == {0: 1}
 
 
-async def test_partition_handed_back_before_it_was_open_is_just_let_go(bench: Bench) -> None:
+async def test_partition_handed_back_before_it_was_open_is_just_released(bench: Bench) -> None:
     """There is nothing to put on record, and nobody may write."""
-    await bench.work.hand_back()
+    await bench.work.return_jobs()
 
     assert bench.broker.commits == []
     assert bench.broker.closed == [JOBS]

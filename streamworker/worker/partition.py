@@ -1,0 +1,211 @@
+"""One assigned partition: its committer, and its jobs that are open."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Protocol
+
+import structlog
+
+from streamworker.errors import KafkaError
+from streamworker.progress.ordering import KeyOrder
+from streamworker.worker.committer import MAX_COMMIT_RECORDS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+    from streamworker.model import Job, TopicPartition
+    from streamworker.worker.committer import PartitionCommitter
+
+__all__ = ["AssignedPartition", "OpenDelivery", "Ownership"]
+
+_OPEN_BACKOFF_S = 1.0
+_LAST_COMMIT_S = 5.0
+
+log = structlog.get_logger()
+
+
+class Ownership(Enum):
+    """The state of one assignment of a partition."""
+
+    OPENING = "assigned; the former owner is being fenced"
+    OPEN = "assigned; its records are fetched"
+    DRAINING = "assigned; its open jobs end, no new job begins"
+    GONE = "not assigned any more; nothing of it may be written"
+
+
+class OpenDelivery(Protocol):
+    """The delivery that a task of the partition runs."""
+
+    @property
+    def job(self) -> Job:
+        """The job."""
+        ...
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether nothing of the job has begun."""
+        ...
+
+
+@dataclass(kw_only=True, slots=True)
+class _OpenJob:
+    delivery: OpenDelivery
+    task: asyncio.Task[None]
+
+
+class AssignedPartition:
+    """One assignment of one partition. An assignment that is gone stays gone: the next one is another object."""
+
+    def __init__(self, committer: PartitionCommitter) -> None:
+        self.committer = committer
+        self.ownership = Ownership.OPENING
+        self.opening: asyncio.Task[None] | None = None
+        self.committing: asyncio.Task[None] | None = None
+        self.leaving = "stopped"
+        """Why the jobs are abandoned, once they are."""
+        self._open: dict[int, _OpenJob] = {}
+        self._is_stopping = False
+        self._order: KeyOrder[asyncio.Future[None]] = KeyOrder()
+
+    @property
+    def id(self) -> TopicPartition:
+        """The partition's topic and number."""
+        return self.committer.partition
+
+    @property
+    def has_room(self) -> bool:
+        """Whether records of this partition may be accepted."""
+        committer = self.committer
+        return (
+            self.ownership is Ownership.OPEN
+            and committer.backlog < MAX_COMMIT_RECORDS
+            and not committer.progress.is_full
+        )
+
+    @property
+    def open_jobs(self) -> list[Job]:
+        """The jobs that were accepted and have not ended."""
+        return [job.delivery.job for job in self._open.values()]
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for an earlier job of their key."""
+        return self._order.waiting
+
+    async def open(self) -> int:
+        """Take the partition over, and retry while the broker is unavailable; return the offset to read from."""
+        while True:
+            try:
+                return await self.committer.open()
+            except KafkaError as error:
+                log.warning("partition.open_failed", partition=str(self.id), reason=str(error))
+            await asyncio.sleep(_OPEN_BACKOFF_S)
+
+    def run(
+        self, delivery: OpenDelivery, work: Coroutine[Any, Any, None], *, ended: Callable[[], None]
+    ) -> None:
+        """Run a job as a task of this partition. `ended` is called however it ends."""
+        offset = delivery.job.source.offset
+        task = asyncio.create_task(work, name=f"job {delivery.job.job_id}")
+        self._open[offset] = _OpenJob(delivery=delivery, task=task)
+
+        def forget(_: asyncio.Task[None]) -> None:
+            del self._open[offset]
+            ended()
+
+        task.add_done_callback(forget)
+
+    def replace(self, delivery: OpenDelivery) -> None:
+        """Set the delivery that a job's task now runs: the one before crashed."""
+        self._open[delivery.job.source.offset].delivery = delivery
+
+    @asynccontextmanager
+    async def turn(self, key: bytes, *, waits: Callable[[], None]) -> AsyncIterator[None]:
+        """Wait until the earlier jobs of this key have ended; leaving the block starts the next job of the key.
+
+        `waits` is called if the job has to wait: another record may be accepted.
+        """
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not self._order.enter(key, place):
+            waits()
+            try:
+                await place
+            except asyncio.CancelledError:
+                if place.cancelled():
+                    self._order.withdraw(key, place)
+                else:  # its turn came in the same turn of the loop
+                    self._leave(key)
+                raise
+        try:
+            yield
+        finally:
+            self._leave(key)
+
+    def drain(self) -> list[Job]:
+        """Begin no new job; cancel and return the jobs that have not begun: they go to the partition's next owner."""
+        if self.ownership is not Ownership.OPEN:
+            return []
+        self.ownership, self.leaving = Ownership.DRAINING, "drain"
+        waiting = [job for job in self._open.values() if job.delivery.is_waiting]
+        for job in waiting:
+            job.task.cancel()
+        return [job.delivery.job for job in waiting]
+
+    async def idle(self) -> None:
+        """Wait until no job is open."""
+        while self._open:
+            await asyncio.wait([job.task for job in self._open.values()])
+
+    async def release(self) -> list[Job]:
+        """Stop all work at once and write nothing more; return the jobs that were open."""
+        self.ownership = Ownership.GONE
+        jobs = await self._stop_jobs()
+        # An opening that goes on would fence the next owner.
+        rest = [task for task in (self.opening, self.committing) if task is not None and not task.done()]
+        for task in rest:
+            task.cancel()
+        if rest:
+            await asyncio.wait(rest)
+        await self.committer.close()
+        return jobs
+
+    async def return_jobs(self) -> list[Job]:
+        """Stop the open jobs, commit that their deliveries do not count, and release the partition.
+
+        Returns the jobs that were open.
+        """
+        waited = self.drain()
+        was_open, self.ownership = self.ownership is Ownership.DRAINING, Ownership.GONE
+        self.leaving = "drain_timeout"
+        begun = {job.delivery.job.source.offset for job in self._open.values() if not job.delivery.is_waiting}
+        jobs = await self._stop_jobs()
+        if was_open:
+            for job in jobs:
+                if job.source.offset in begun:
+                    self.committer.progress.hand_back(job.source.offset)
+            await asyncio.wait([self.committer.touch()], timeout=_LAST_COMMIT_S)
+        await self.release()
+        return [*waited, *(job for job in jobs if job not in waited)]
+
+    async def _stop_jobs(self) -> list[Job]:
+        """Cancel the open jobs once: a second cancellation would interrupt what the first one closes."""
+        tasks = [job.task for job in self._open.values()]
+        jobs = [] if self._is_stopping else self.open_jobs
+        if not self._is_stopping:
+            self._is_stopping = True
+            for task in tasks:
+                task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        return jobs
+
+    def _leave(self, key: bytes) -> None:
+        following = self._order.leave(key)
+        while following is not None and following.done():  # cancelled in this turn of the loop
+            following = self._order.leave(key)
+        if following is not None:
+            following.set_result(None)

@@ -1,0 +1,124 @@
+"""Fetches job records while there is room for them.
+
+The poll loop never waits for a job. Where no partition has room it goes on polling without partitions, so that errors
+of the consumer group are seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import structlog
+
+from streamworker.errors import KafkaError
+from streamworker.worker.partition import Ownership
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from streamworker.model import TopicPartition
+    from streamworker.ports import Source
+    from streamworker.worker.jobs import Jobs
+    from streamworker.worker.partitions import Partitions
+    from streamworker.worker.runner import Tools
+    from streamworker.worker.worker import WorkerLimits
+
+__all__ = ["Poller"]
+
+_IDLE_POLL_S = 0.25
+_RETRY_S = 1.0
+
+log = structlog.get_logger()
+
+
+class Poller:
+    """The poll loop."""
+
+    def __init__(
+        self,
+        source: Source,
+        partitions: Partitions,
+        jobs: Jobs,
+        tools: Tools,
+        limits: WorkerLimits,
+        *,
+        room: asyncio.Event,
+    ) -> None:
+        """`room` is set whenever there may be room for another record."""
+        self.last_poll = tools.clock.monotonic()
+        """When the loop last polled, in seconds of the monotonic clock."""
+        self._source = source
+        self._partitions = partitions
+        self._jobs = jobs
+        self._clock = tools.clock
+        self._observer = tools.observer
+        self._queues = tools.queues
+        self._limits = limits
+        self._room = room
+        self._is_draining = False
+        self._is_doubtful = False
+
+    def drain(self) -> None:
+        """Accept no more records; go on polling."""
+        self._is_draining = True
+        self._room.set()
+
+    def trust_assignment(self) -> None:
+        """Accept records without asking the group: it has just assigned partitions."""
+        self._is_doubtful = False
+
+    async def run(self) -> None:
+        """Poll until cancelled."""
+        while True:
+            free = 0 if self._is_draining else self._free()
+            ready = {partition.id: partition for partition in self._partitions if free and partition.has_room}
+            if not ready:
+                await self._wait_for_room()
+            try:
+                records = await self._source.receive(ready, free)
+            except KafkaError as error:
+                log.warning("kafka.unavailable", reason=str(error))
+                self._observer.kafka_failed("poll")
+                await asyncio.sleep(_RETRY_S)
+                continue
+            slept_s = self._clock.monotonic() - self.last_poll
+            self.last_poll += slept_s
+            if self._is_draining:  # records that arrive after the request to drain belong to the next owner
+                continue
+            self._is_doubtful |= slept_s > self._limits.session_timeout_s / 2
+            if self._is_doubtful and not await self._partitions.is_member():
+                self._read_again({record.topic_partition for record in records})
+                continue
+            self._is_doubtful = False
+            missed = set()
+            for record in records:
+                # The partition may have been lost, or lost and assigned again, while this loop waited.
+                partition = ready[record.topic_partition]
+                if self._partitions.is_current(partition) and partition.ownership is Ownership.OPEN:
+                    self._jobs.accept(partition, record)
+                else:
+                    missed.add(record.topic_partition)
+            self._read_again(missed)
+
+    async def _wait_for_room(self) -> None:
+        self._room.clear()
+        # wait_for swallows a cancellation that arrives together with the event before Python 3.12.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_IDLE_POLL_S):
+                await self._room.wait()
+
+    def _free(self) -> int:
+        """Return how many records may be accepted."""
+        waiting = self._queues.waiting + sum(partition.waiting for partition in self._partitions)
+        # Slots are not counted: a job that was just accepted has not asked for one yet.
+        active = self._jobs.open - waiting
+        return max(0, min(self._limits.max_in_flight - active, self._limits.max_waiting - waiting))
+
+    def _read_again(self, missed: Iterable[TopicPartition]) -> None:
+        """Seek back in partitions whose present assignment was skipped together with the former one."""
+        for topic_partition in missed:
+            partition = self._partitions.get(topic_partition)
+            if partition is not None and partition.ownership is Ownership.OPEN:
+                self._source.seek(topic_partition, partition.committer.progress.position)
