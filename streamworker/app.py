@@ -13,6 +13,7 @@ import structlog
 
 from streamworker.descriptors import raise_nofile_limit
 from streamworker.errors import ConfigurationError, KafkaRefused, KafkaUnavailable
+from streamworker.kafka.acls import RequiredAcls
 from streamworker.kafka.committed_offsets import CommittedOffsets
 from streamworker.kafka.connection import silence_abandoned_futures
 from streamworker.kafka.consumer import GroupConsumer
@@ -157,7 +158,8 @@ class App:
         await self._retry_connecting(self._check_topics)
         written = [topics.events, topics.dlq, *topics.allowed_reply_to]
         linger_s = settings.events.linger_ms / 1000
-        sink = KafkaSink(settings.kafka, written, self._telemetry, linger_s=linger_s)
+        acls = RequiredAcls.of_worker(settings)
+        sink = KafkaSink(settings.kafka, written, self._telemetry, linger_s=linger_s, acls=acls)
         await self._retry_connecting(sink.start)
         stack.push_async_callback(sink.stop)
         self.metrics.track(table.UNACKNOWLEDGED, lambda: sink.unacknowledged_bytes)
@@ -277,8 +279,6 @@ class App:
 
     async def _check_topics(self) -> None:
         async with open_admin(self._settings) as admin:
-            if missing := await admin.missing_acls():
-                raise KafkaRefused("; ".join(missing))
             for wait_s in _TOPICS_BACKOFF_S:
                 topics = await admin.describe()
                 if None not in topics.values():

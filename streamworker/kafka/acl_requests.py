@@ -1,4 +1,4 @@
-"""Two requests of Kafka's protocol that aiokafka does not have: both ask what we are allowed to do (KIP-430)."""
+"""Two requests of Kafka's protocol that aiokafka lacks: Metadata and DescribeGroups with authorized operations (KIP-430)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class _MetadataRequest_v8(RequestStruct):  # type: ignore[misc]  # noqa: N801
 
 
 class AuthorizedTopicsRequest(Request[_MetadataRequest_v8]):  # type: ignore[misc]  # aiokafka is untyped
-    """Metadata, with what we may do with each topic. Creates none."""
+    """Metadata with the authorized operations of each topic, without automatic topic creation."""
 
     API_KEY = 3
 
@@ -107,7 +107,7 @@ class _DescribeGroupsRequest_v3(RequestStruct):  # type: ignore[misc]  # noqa: N
 
 
 class AuthorizedGroupRequest(Request[_DescribeGroupsRequest_v3]):  # type: ignore[misc]
-    """DescribeGroups, with what we may do with the group. aiokafka's own reads the answer without that."""
+    """DescribeGroups with the authorized operations of the group. aiokafka's own request ignores them."""
 
     API_KEY = 15
 

@@ -1,7 +1,7 @@
-"""What a worker has to be allowed on a Kafka with ACLs, and which of it is missing.
+"""The ACLs that each command needs, and which of them are missing.
 
-The broker is asked what we may do (KIP-430) before anything is begun, so that everything missing is told at once, by its
-name, with the command that gives it.
+`streamworker check` asks the broker for the operations that our principal may perform (KIP-430) and reports every missing ACL
+at once. A running worker reports a missing ACL when the broker refuses a request for it. Both use the same sentence.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiokafka.client import CoordinationType
 from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
     GroupCoordinatorNotAvailableError,
     IncompatibleBrokerVersion,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COMMANDS",
     "Acl",
+    "RequiredAcls",
     "acl_command",
     "missing_acls",
     "principal_of",
@@ -37,14 +39,14 @@ __all__ = [
     "worker_acls",
 ]
 
-_BITS = {"READ": 3, "WRITE": 4}  # AclOperation's codes; a bit each in what the broker answers
-_UNKNOWN = -(1 << 31)  # the broker was not asked, or does not say
+_BITS = {"READ": 3, "WRITE": 4}  # codes of AclOperation; the broker's answer has one bit for each
+_UNKNOWN = -(1 << 31)  # KIP-430: the broker does not report authorized operations
 _BACKOFF_S = (0.1, 0.2, 0.3, 0.5, 1, 2)
 _OPTIONS = {"TOPIC": "--topic", "GROUP": "--group", "TRANSACTIONAL_ID": "--transactional-id"}
 
 
 class Acl(NamedTuple):
-    """One operation on one resource, or on all whose names begin so. READ and WRITE both imply DESCRIBE."""
+    """One operation on one resource, or on all resources with a name prefix. READ and WRITE both imply DESCRIBE."""
 
     operation: str
     resource: str
@@ -59,14 +61,14 @@ class Acl(NamedTuple):
 
 
 def worker_acls(settings: Settings) -> list[Acl]:
-    """Return all that `streamworker run` needs, and no more."""
+    """Return the ACLs that `streamworker run` needs, and no others."""
     topics, group = settings.topics, settings.worker.group_id
-    acls = [Acl("READ", "TOPIC", name, "take jobs") for name in topics.jobs]
-    acls += [Acl("READ", "GROUP", group, "share the job topics with other workers, and commit")]
+    acls = [Acl("READ", "TOPIC", name, "read jobs") for name in topics.jobs]
+    acls += [Acl("READ", "GROUP", group, "join the consumer group and commit offsets")]
     events = dict.fromkeys([topics.events, *topics.allowed_reply_to])
     acls += [Acl("WRITE", "TOPIC", name, "publish events") for name in events]
     acls += [Acl("WRITE", "TOPIC", topics.dlq, "write dead letters")]
-    acls += [Acl("READ", "TOPIC", topics.control, "hear of cancellations")]
+    acls += [Acl("READ", "TOPIC", topics.control, "read cancellations")]
     if settings.worker.delivery == "exactly_once":
         purpose = "commit exactly once, with one transactional id per partition of the job topics"
         acls += [Acl("WRITE", "TRANSACTIONAL_ID", f"{group}.", purpose, is_prefix=True)]
@@ -97,16 +99,16 @@ COMMANDS = {
     "cancel": _cancel_acls,
     "dlq": _dlq_acls,
 }
-"""Who needs what. `topics create` needs CREATE on the topics besides: an operator's right, not a worker's."""
+"""The ACLs of each command. `topics create` needs CREATE on the topics as well, which a worker does not."""
 
 
 def transactional_id(group: str, topic: str, partition: int) -> str:
-    """Return the transactional id of a job partition's commit lane."""
+    """Return the transactional id of a job partition's committer."""
     return f"{group}.{topic}.{partition}"
 
 
 def principal_of(settings: KafkaSettings) -> str:
-    """Return the name under which the broker knows us, as far as we know it."""
+    """Return the principal of our connections; a placeholder in <> where only the broker knows the name."""
     if settings.security_protocol.startswith("SASL"):
         return f"User:{settings.sasl_username}" if settings.sasl_username else "User:<subject of the token>"
     if settings.security_protocol == "SSL" and settings.ssl_certfile:
@@ -115,7 +117,7 @@ def principal_of(settings: KafkaSettings) -> str:
 
 
 def acl_command(acl: Acl, principal: str) -> str:
-    """Return the command that gives a right."""
+    """Return the command that adds an ACL."""
     pattern = " --resource-pattern-type prefixed" if acl.is_prefix else ""
     return (
         f"kafka-acls.sh --add --allow-principal '{principal}' --operation {acl.operation} "
@@ -123,10 +125,55 @@ def acl_command(acl: Acl, principal: str) -> str:
     )
 
 
-async def missing_acls(client: Any, settings: Settings, acls: Iterable[Acl]) -> list[Acl]:
-    """Return those of the rights that the broker does not give us. Raises aiokafka's errors.
+def _missing_acl(acl: Acl, principal: str) -> str:
+    return f"{principal} lacks {acl}, to {acl.purpose}: {acl_command(acl, principal)}"
 
-    Empty as well where it is not known: a broker older than the question, a topic that does not exist.
+
+class RequiredAcls:
+    """The ACLs that a command needs, to describe a request that the broker refused."""
+
+    def __init__(self, settings: KafkaSettings, acls: Iterable[Acl]) -> None:
+        self._principal = principal_of(settings)
+        self._acls = tuple(acls)
+
+    @classmethod
+    def of_worker(cls, settings: Settings) -> RequiredAcls:
+        """Return the ACLs of `streamworker run`."""
+        return cls(settings.kafka, worker_acls(settings))
+
+    def describe(self, error: BaseException) -> str | None:
+        """Return one sentence per ACL that the refused request needs; None if the error is no refusal of this kind."""
+        missing = [acl for acl in self._acls if _concerns(error, acl)]
+        return "; ".join(_missing_acl(acl, self._principal) for acl in missing) or None
+
+    def describe_missing(self, missing: Iterable[Acl]) -> list[str]:
+        """Return the sentence for each ACL."""
+        return [_missing_acl(acl, self._principal) for acl in missing]
+
+
+def _concerns(error: BaseException, acl: Acl) -> bool:
+    """Return whether the broker refused a request that needs this ACL. The error's first argument names the resource."""
+    match error:
+        case TopicAuthorizationFailedError():
+            return acl.resource == "TOPIC" and acl.name in _named_by(error)
+        case GroupAuthorizationFailedError():
+            return acl.resource == "GROUP"
+        case TransactionalIdAuthorizationFailed():
+            return acl.resource == "TRANSACTIONAL_ID"
+        case ClusterAuthorizationFailedError():  # an idempotent producer needs WRITE on at least one topic
+            return acl.resource == "TOPIC" and acl.operation == "WRITE"
+    return False
+
+
+def _named_by(error: BaseException) -> set[str]:
+    named = error.args[0] if error.args else ()
+    return {named} if isinstance(named, str) else set(named)
+
+
+async def missing_acls(client: Any, settings: Settings, acls: Iterable[Acl]) -> list[Acl]:
+    """Return those of `acls` that the broker does not grant. Raises aiokafka's KafkaError.
+
+    An ACL counts as granted if the broker cannot tell: it is older than KIP-430, or the topic does not exist.
     """
     acls = list(acls)
     try:
@@ -146,7 +193,7 @@ def _allows(bits: int | None, acl: Acl) -> bool:
 
 
 async def _topic_operations(client: Any, names: list[str]) -> dict[str, int]:
-    """Return what we may do with each topic, as bits; 0 for one that we may not even know of."""
+    """Return the authorized operations of each topic, one bit each; 0 for a topic that we may not describe."""
     answer = await client.send(client.get_random_node(), AuthorizedTopicsRequest(names))
     found = {}
     for error_code, name, _, _, bits in answer.topics:
@@ -172,13 +219,13 @@ async def _coordinator(client: Any, kind: CoordinationType, name: str) -> int:
             return int(await client.coordinator_lookup(kind, name))
         except (
             GroupCoordinatorNotAvailableError
-        ):  # the first question makes a new cluster set its coordinators up
+        ):  # a new cluster creates its coordinators at the first request
             await asyncio.sleep(wait_s)
     return int(await client.coordinator_lookup(kind, name))
 
 
 async def _may_write(client: Any, settings: Settings) -> bool:
-    """Ask by a request that cannot succeed: nobody has this producer id, but the right is looked at before that."""
+    """Send a request that cannot succeed: the producer id does not exist, but the broker checks the ACL before that."""
     name = transactional_id(settings.worker.group_id, settings.topics.jobs[0], 0)
     try:
         node = await _coordinator(client, CoordinationType.TRANSACTION, name)

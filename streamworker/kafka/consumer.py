@@ -1,32 +1,37 @@
-"""The consumer group, as a `Source`. Every trap of aiokafka's consumer that we know of is met here.
+"""A member of the consumer group, as a `Source`.
 
-* Rebalances are eager: each one makes a new assignment in which *kept* partitions rewind to their committed offset. So
-  the first thing that happens on assignment, before anything can await, is a seek to where we were.
-* `getmany` may wait for an assignment longer than its timeout; it runs in a task of its own and is never cancelled but
-  at the end, because a cancelled one leaks aiokafka's fetch count.
-* `getmany()` without partitions means all of them; asked for none, we poll a partition that does not exist, which keeps
-  errors of the coordinator coming and touches no record.
-* Commits carry the current generation, not the one of the fetch, so the worker never commits for what it let go.
+The traps of aiokafka's consumer that this module handles:
+
+* Every rebalance creates a new assignment in which *kept* partitions return to their committed offsets. So the first
+  thing that happens on assignment, before anything can await, is a seek to the offset that is read next.
+* `getmany` may wait for an assignment for longer than its timeout, and a cancelled call leaks aiokafka's fetch count.
+  So it is called in a task of its own, which is cancelled only at the end.
+* `getmany()` without partitions means all partitions. To poll for errors only, a partition that does not exist is given.
+* A commit carries the current generation and not the generation of the fetch, so the worker never commits for a
+  partition that it lost in between.
 """
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
+from aiokafka import ConsumerRebalanceListener
 from aiokafka import TopicPartition as KafkaTopicPartition
 from aiokafka.errors import CommitFailedError, CorruptRecordException, IllegalStateError
 from aiokafka.errors import KafkaError as ForeignKafkaError
 from aiokafka.structs import OffsetAndMetadata
 
 from streamworker.errors import KafkaError, KafkaUnavailable
-from streamworker.kafka.assignor import new_sticky_assignor
-from streamworker.kafka.connection import client_arguments, install_client
+from streamworker.kafka.acls import RequiredAcls
+from streamworker.kafka.clients import Consumer, FetchedRecord, new_consumer
+from streamworker.kafka.compat import Membership, client_of, new_sticky_assignor
 from streamworker.kafka.errors import describe_error, translate_errors
+from streamworker.log_throttle import LogThrottle
 from streamworker.model import ConsumerRecord, Coordinates, TopicPartition
 
 if TYPE_CHECKING:
@@ -44,6 +49,10 @@ POLL_S = 0.25
 STOP_TIMEOUT_S = 3.0
 _NOTHING = KafkaTopicPartition("no-topic", 0)
 _NEVER_MS = 10**9
+_JOIN_TIMEOUT_MARGIN_MS = 15_000
+_JOIN_POLL_S = 0.05
+_SILENCE_S = 3.0
+"""How long a wait may last before the log says what is waited for."""
 
 log = structlog.get_logger()
 
@@ -53,24 +62,26 @@ class GroupConsumer:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._consumer: Any = None
+        self._acls = RequiredAcls.of_worker(settings)
+        self._consumer: Consumer | None = None
+        self._membership: Membership | None = None
         self._assignments: Assignments | None = None
-        self._next: dict[TopicPartition, int] = {}  # where we were in each partition that is ours
+        self._next: dict[TopicPartition, int] = {}  # owned partition -> offset that is read next
         self._epochs: dict[TopicPartition, object] = {}
-        self._membership: tuple[str, int] | None = None  # member id and generation of the last assignment
+        self._assigned_as: tuple[str, int] | None = None  # member id and generation of the last assignment
         self._heartbeat_at = monotonic()
         self.before_rebalance: Callable[[], Awaitable[None]] | None = None
         """Awaited while the generation that is about to end can still commit. Must be bounded in time."""
 
     async def start(self, assignments: Assignments) -> None:
-        """Join the group. Raises KafkaError."""
+        """Join the group and wait for the first assignment. Raises KafkaError."""
         self._assignments = assignments
         await self._join()
 
     async def receive(self, partitions: Collection[TopicPartition], limit: int) -> list[ConsumerRecord]:
-        """Return records of these partitions, at most `limit`, waiting a moment for them.
+        """Return at most `limit` records of these partitions, waiting up to POLL_S for them. Raises KafkaError.
 
-        A consumer whose coordination has died is replaced by a new one, which joins as a new member.
+        A consumer whose coordination task has died is replaced by a new one, which joins as a new member.
         """
         if self._is_dead:
             await self._leave()
@@ -80,8 +91,8 @@ class GroupConsumer:
         try:
             fetched = await self._fetch(wanted, wait_ms, max(1, limit))
         except KafkaError as error:
-            # What aiokafka had drained of the others before it came to the bad one is gone, positions included.
-            self._go_back(partitions)
+            # aiokafka has advanced the positions of the partitions that it drained before the one that failed.
+            self._rewind(partitions)
             fetched = await self._fetch_one_by_one(wanted, max(1, limit))
             if not fetched:
                 raise
@@ -91,47 +102,21 @@ class GroupConsumer:
             self._next[record.topic_partition] = record.at.offset + 1
         return records
 
-    async def _fetch(self, wanted: list[Any], wait_ms: int, limit: int) -> dict[Any, list[Any]]:
-        with translate_errors("reading jobs"):
-            try:
-                return await self._client.getmany(*wanted, timeout_ms=wait_ms, max_records=limit)  # type: ignore[no-any-return]
-            except UnicodeDecodeError as error:  # a header's name; aiokafka's C code lets it through
-                raise CorruptRecordException(str(error)) from error
-
-    async def _fetch_one_by_one(self, wanted: list[Any], limit: int) -> dict[Any, list[Any]]:
-        fetched: dict[Any, list[Any]] = {}
-        for one in wanted:
-            try:
-                found = await self._fetch([one], round(POLL_S * 1000), limit)
-            except KafkaError:
-                self._go_back([TopicPartition(*one)])
-                continue
-            fetched |= found
-            limit -= sum(map(len, found.values()))
-            if limit <= 0:
-                break
-        return fetched
-
-    def _go_back(self, partitions: Collection[TopicPartition]) -> None:
-        for partition in partitions:
-            if (offset := self._next.get(partition)) is not None:
-                self.seek(partition, offset)
-
     def seek(self, partition: TopicPartition, offset: int) -> None:
-        """Read this partition from here on; nothing happens if it is not ours any more."""
+        """Read this partition from `offset`. Does nothing if the partition is not owned any more."""
         self._next[partition] = offset
         with suppress(IllegalStateError, KafkaUnavailable):
-            self._client.seek(KafkaTopicPartition(*partition), offset)
+            self._joined.seek(KafkaTopicPartition(*partition), offset)
 
     async def commit(self, points: Mapping[TopicPartition, CommitPoint]) -> bool:
-        """Commit by generation; False if a rebalance is in the way. Raises KafkaError."""
+        """Commit offsets in the current generation; return False if a rebalance prevents it. Raises KafkaError."""
         offsets = {
             KafkaTopicPartition(*partition): OffsetAndMetadata(*point) for partition, point in points.items()
         }
         try:
-            with translate_errors("committing offsets"):
+            with translate_errors("committing offsets", self._acls):
                 async with asyncio.timeout(self._settings.kafka.request_timeout_s):
-                    await self._client.commit(offsets)
+                    await self._joined.commit(offsets)
         except KafkaUnavailable as error:
             if isinstance(error.__cause__, CommitFailedError | IllegalStateError):
                 return False
@@ -141,103 +126,166 @@ class GroupConsumer:
     async def beginning(self, partition: TopicPartition) -> int:
         """Return the partition's first offset. Raises KafkaError."""
         topic_partition = KafkaTopicPartition(*partition)
-        with translate_errors(f"asking where {partition} begins"):
-            offsets = await self._client.beginning_offsets([topic_partition])
-        return int(offsets[topic_partition])
+        with translate_errors(f"reading the first offset of {partition}", self._acls):
+            offsets = await self._joined.beginning_offsets([topic_partition])
+        return offsets[topic_partition]
 
     @property
     def heartbeat_age_s(self) -> float:
-        """Seconds since the group's coordinator last answered a heartbeat, or since we joined."""
+        """Seconds since the group's coordinator last answered a heartbeat, or since the group was joined."""
         return monotonic() - self._heartbeat_at
 
     @property
     def records_behind(self) -> int:
-        """How many records of our partitions are not handed out yet, as far as the broker's last answers tell."""
+        """How many records of the owned partitions were not returned yet, by the last fetch responses."""
         if self._consumer is None:
             return 0
-        ends = {partition: self._end_of(partition) for partition in self._next}
+        ends = {partition: self._end_of(self._consumer, partition) for partition in self._next}
         return sum(max(0, end - self._next[partition]) for partition, end in ends.items() if end is not None)
 
-    def _end_of(self, partition: TopicPartition) -> int | None:
-        with suppress(IllegalStateError):  # not ours any more
-            return self._consumer.highwater(KafkaTopicPartition(*partition))  # type: ignore[no-any-return]
-        return None
-
     def epoch(self, partition: TopicPartition) -> object:
-        """Return a token for the time in which the partition was ours without a break; None if it is not ours."""
+        """Return the ownership epoch of a partition: a new object each time it is gained; None if it is not owned."""
         return self._epochs.get(partition)
 
     @property
     def owners_are_fenced(self) -> bool:
-        """Whether a former owner of a partition is refused by the broker, whatever it believes."""
+        """Whether the broker refuses the writes of a partition's former owners."""
         return self._settings.worker.delivery == "exactly_once"
 
     async def confirm_membership(self) -> bool:
-        """Ask the coordinator whether we still are the member that got our partitions.
+        """Ask the coordinator whether we are still the member that was assigned our partitions.
 
-        Raises KafkaError where there is no answer now: a broker that is away, or a rebalance on its way, is no reason
-        to stop what runs.
+        Raises KafkaError where the coordinator gives no answer now. A broker that is away, or a rebalance in progress,
+        is not a reason to stop open jobs.
         """
-        coordinator, membership = self._client._coordinator, self._membership  # noqa: SLF001 - no public way to ask
-        if coordinator is None:
-            raise KafkaUnavailable("the group is being joined anew")
-        with translate_errors("asking the group's coordinator for our membership"):
-            is_answered = await coordinator._do_heartbeat()  # noqa: SLF001 - it forgets our id if the group did
-        if membership is None or coordinator.member_id != membership[0]:
+        membership = self._membership
+        if membership is None:
+            raise KafkaUnavailable("the worker is joining the group again")
+        with translate_errors("asking the group's coordinator for our membership", self._acls):
+            is_answered = await membership.heartbeat()
+        member_id, generation = membership.identity
+        if self._assigned_as is None or member_id != self._assigned_as[0]:
             return False
-        is_settled = coordinator.generation == membership[1] and not coordinator._rejoin_needed_fut.done()  # noqa: SLF001
+        is_settled = generation == self._assigned_as[1] and not membership.is_rejoining
         if not (is_answered and is_settled):
             raise KafkaUnavailable("the group's coordinator is away, or the group is rebalancing")
         return True
 
     async def stop(self) -> None:
-        """Leave the group. Bounded in time."""
+        """Leave the group. Bounded in time; never raises."""
         await self._leave()
 
+    # Reading
+
+    async def _fetch(
+        self, wanted: list[KafkaTopicPartition], wait_ms: int, limit: int
+    ) -> dict[KafkaTopicPartition, list[FetchedRecord]]:
+        with translate_errors("reading jobs", self._acls):
+            try:
+                return await self._joined.getmany(*wanted, timeout_ms=wait_ms, max_records=limit)
+            except (
+                UnicodeDecodeError
+            ) as error:  # raised by aiokafka's C code for a header name that is not UTF-8
+                raise CorruptRecordException(str(error)) from error
+
+    async def _fetch_one_by_one(
+        self, wanted: list[KafkaTopicPartition], limit: int
+    ) -> dict[KafkaTopicPartition, list[FetchedRecord]]:
+        fetched: dict[KafkaTopicPartition, list[FetchedRecord]] = {}
+        for partition in wanted:
+            try:
+                found = await self._fetch([partition], round(POLL_S * 1000), limit)
+            except KafkaError:
+                self._rewind([TopicPartition(*partition)])
+                continue
+            fetched |= found
+            limit -= sum(map(len, found.values()))
+            if limit <= 0:
+                break
+        return fetched
+
+    def _rewind(self, partitions: Collection[TopicPartition]) -> None:
+        for partition in partitions:
+            if (offset := self._next.get(partition)) is not None:
+                self.seek(partition, offset)
+
+    def _end_of(self, consumer: Consumer, partition: TopicPartition) -> int | None:
+        with suppress(IllegalStateError):  # the partition is not owned any more
+            return consumer.highwater(KafkaTopicPartition(*partition))
+        return None
+
+    # Membership
+
+    @property
+    def _joined(self) -> Consumer:
+        if self._consumer is None:
+            raise KafkaUnavailable("the worker left the group and has not joined it again yet")
+        return self._consumer
+
+    @property
+    def _is_dead(self) -> bool:
+        return self._membership is None or self._membership.has_died
+
     async def _join(self) -> None:
-        session_ms = round(self._settings.worker.session_timeout_s * 1000)
         assignor = new_sticky_assignor()
-        arguments = client_arguments(self._settings.kafka)
-        # A JoinGroup is answered when every member has come, so it may take as long as a rebalance.
-        arguments["request_timeout_ms"] = max(arguments["request_timeout_ms"], session_ms + 15_000)
-        consumer = AIOKafkaConsumer(
-            **arguments,
+        consumer = self._consumer = self._new_consumer(assignor)
+        self._assigned_as = None
+        try:
+            with translate_errors(
+                f"joining the consumer group at {self._settings.kafka.bootstrap_servers}", self._acls
+            ):
+                await consumer.start()
+                self._heartbeat_at = monotonic()
+                self._membership = Membership(consumer, on_heartbeat=self._note_heartbeat)
+                assigned = partial(self._assigned, consumer, self._membership, assignor)
+                listener = _Listener(self._revoked, assigned)
+                consumer.subscribe(list(self._settings.topics.jobs), listener=listener)
+                await self._wait_for_assignment(self._membership)
+        except BaseException:
+            await self._leave()  # a consumer that failed to start leaves tasks behind
+            raise
+
+    def _new_consumer(self, assignor: Any) -> Consumer:
+        session_ms = round(self._settings.worker.session_timeout_s * 1000)
+        request_ms = round(self._settings.kafka.request_timeout_s * 1000)
+        return new_consumer(
+            self._settings.kafka,
+            # The broker answers a JoinGroup when every member has joined, which may take as long as a session.
+            request_timeout_ms=max(request_ms, session_ms + _JOIN_TIMEOUT_MARGIN_MS),
             group_id=self._settings.worker.group_id,
             group_instance_id=self._settings.worker.group_instance_id,
             auto_offset_reset="earliest",
-            enable_auto_commit=False,
             isolation_level="read_committed",
             session_timeout_ms=session_ms,
             heartbeat_interval_ms=min(3000, session_ms // 10),
             rebalance_timeout_ms=session_ms,
-            max_poll_interval_ms=_NEVER_MS,  # jobs last longer than any interval; the probes watch the poll loop
+            max_poll_interval_ms=_NEVER_MS,  # jobs take longer than any interval; the probes watch the poll loop
             partition_assignment_strategy=[assignor],
         )
-        install_client(consumer._client, self._settings.kafka)  # noqa: SLF001 - it has no public name
-        consumer.subscribe(list(self._settings.topics.jobs), listener=_Listener(self, consumer, assignor))
-        self._consumer = consumer
-        try:
-            with translate_errors(f"joining the consumer group at {self._settings.kafka.bootstrap_servers}"):
-                await consumer.start()
-        except BaseException:
-            await self._leave()  # a consumer that failed to start leaves tasks behind
-            raise
-        self._listen_to_heartbeats(consumer._coordinator)  # noqa: SLF001 - it has no public name
 
-    def _listen_to_heartbeats(self, coordinator: Any) -> None:
-        """Note each heartbeat that was answered: nothing else tells a broker that is away from one with no records."""
-        heartbeat = coordinator._do_heartbeat  # noqa: SLF001 - nothing public is told
+    async def _wait_for_assignment(self, membership: Membership) -> None:
+        """Wait until the listener was called. Raises aiokafka's KafkaError if the group refuses us."""
+        began, lines = monotonic(), LogThrottle()
+        while self._assigned_as is None:
+            membership.check_errors()
+            await asyncio.sleep(_JOIN_POLL_S)
+            waited_s = monotonic() - began
+            if waited_s > _SILENCE_S and lines.failed(monotonic()) is not None:
+                log.warning(
+                    "group.joining", waited_s=round(waited_s), reason=self._reason_to_wait(membership)
+                )
 
-        async def noted() -> bool:
-            if is_answered := await heartbeat():
-                self._heartbeat_at = monotonic()
-            return bool(is_answered)
+    def _reason_to_wait(self, membership: Membership) -> str:
+        if not membership.knows_coordinator:
+            return "the group's coordinator cannot be reached"
+        limit_s = self._settings.worker.session_timeout_s
+        return f"a member of the group has not rejoined; the broker waits for it for at most {limit_s:g} s"
 
+    def _note_heartbeat(self) -> None:
         self._heartbeat_at = monotonic()
-        coordinator._do_heartbeat = noted  # noqa: SLF001
 
     async def _leave(self) -> None:
-        consumer, self._consumer = self._consumer, None
+        consumer, self._consumer, self._membership = self._consumer, None, None
         if consumer is None:
             return
         try:
@@ -245,77 +293,64 @@ class GroupConsumer:
                 await consumer.stop()
         except (TimeoutError, ForeignKafkaError) as error:
             log.warning("consumer.stopped_uncleanly", reason=describe_error(error))
-            with suppress(Exception):  # it raises what its tasks died of
-                await consumer._client.close()  # noqa: SLF001 - `stop` did not come that far
+            with suppress(
+                Exception
+            ):  # `stop` did not come that far; closing raises what the client's tasks raised
+                await client_of(consumer).close()
 
-    @property
-    def _client(self) -> Any:
-        if self._consumer is None:
-            raise KafkaUnavailable("the group was left and is not joined again yet")
-        return self._consumer
+    async def _revoked(self, revoked: Collection[KafkaTopicPartition]) -> None:
+        """Commit before a rebalance. Streams go on: which partitions are lost is known at the next assignment."""
+        if self._assignments is not None:
+            self._assignments.rebalancing()
+        if revoked and self.before_rebalance is not None:
+            await self.before_rebalance()
 
-    @property
-    def _is_dead(self) -> bool:
-        """Whether this consumer will never be a member again.
-
-        A heartbeat that failed for good, such as for a right that was taken away, is never begun anew: the consumer
-        raises that error for ever, also when the right is back.
-        """
-        if self._consumer is None:
-            return True
-        coordinator = self._consumer._coordinator  # noqa: SLF001 - as above
-        routine = getattr(coordinator, "_coordination_task", None)
-        heartbeat = getattr(coordinator, "_heartbeat_task", None)
-        return (routine is not None and routine.done()) or _has_failed(heartbeat)
-
-    def _assigned(self, assigned: frozenset[TopicPartition], *, is_continuous: bool) -> None:
-        self._next = {partition: offset for partition, offset in self._next.items() if partition in assigned}
+    def _assigned(
+        self,
+        consumer: Consumer,
+        membership: Membership,
+        assignor: Any,
+        assigned: Collection[KafkaTopicPartition],
+    ) -> None:
+        """Return kept partitions to the offset that is read next, before anything else; then report the assignment."""
+        for partition, offset in self._next.items():
+            topic_partition = KafkaTopicPartition(*partition)
+            if topic_partition in assigned:
+                consumer.seek(topic_partition, offset)
+        member_id, generation = membership.identity
+        assignor.on_generation_assignment(generation)
+        before, self._assigned_as = self._assigned_as, (member_id, generation)
+        # Another worker may have owned our partitions in a generation that we missed, unless owners are fenced.
+        is_next = before is not None and (generation == before[1] + 1 or self.owners_are_fenced)
+        is_continuous = before is not None and member_id == before[0] and is_next
+        owned = frozenset(TopicPartition(*topic_partition) for topic_partition in assigned)
+        self._next = {partition: offset for partition, offset in self._next.items() if partition in owned}
         kept = self._epochs if is_continuous else {}
-        self._epochs = {partition: kept.get(partition) or object() for partition in assigned}
-        assert self._assignments is not None
-        self._assignments.assigned(assigned, is_continuous=is_continuous)
+        self._epochs = {partition: kept.get(partition) or object() for partition in owned}
+        if self._assignments is not None:
+            self._assignments.assigned(owned, is_continuous=is_continuous)
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
-    """Hears of rebalances in the consumer's own task, in which nothing may be slow: no heartbeats are sent meanwhile."""
+    """Called in aiokafka's coordination task. `assigned` must not be slow: no heartbeats are sent meanwhile."""
 
-    def __init__(self, owner: GroupConsumer, consumer: Any, assignor: Any) -> None:
-        self._owner = owner
-        self._consumer = consumer
-        self._assignor = assignor
-        owner._membership = None  # noqa: SLF001 - one object in two halves
+    def __init__(
+        self,
+        revoked: Callable[[Collection[KafkaTopicPartition]], Awaitable[None]],
+        assigned: Callable[[Collection[KafkaTopicPartition]], None],
+    ) -> None:
+        self._revoked = revoked
+        self._assigned = assigned
 
-    async def on_partitions_revoked(self, revoked: Any) -> None:
-        """Commit. Which partitions are gone is known at the next assignment; streams go on until then."""
-        if self._owner._assignments is not None:  # noqa: SLF001 - one object in two halves
-            self._owner._assignments.rebalancing()  # noqa: SLF001
-        if revoked and self._owner.before_rebalance is not None:
-            await self._owner.before_rebalance()
+    async def on_partitions_revoked(self, revoked: Collection[KafkaTopicPartition]) -> None:
+        await self._revoked(revoked)
 
-    def on_partitions_assigned(self, assigned: Any) -> None:
-        """Put kept partitions back to where we were, first of all; then tell."""
-        for partition, offset in self._owner._next.items():  # noqa: SLF001 - one object in two halves
-            topic_partition = KafkaTopicPartition(*partition)
-            if topic_partition in assigned:
-                self._consumer.seek(topic_partition, offset)
-        coordinator = self._consumer._coordinator  # noqa: SLF001 - generation and member id have no public name
-        generation, member = coordinator.generation, coordinator.member_id
-        self._assignor.on_generation_assignment(generation)
-        # A generation that passed without us may have had another owner, unless owners are fenced.
-        before = self._owner._membership  # noqa: SLF001
-        is_next = before is not None and (generation == before[1] + 1 or self._owner.owners_are_fenced)
-        is_continuous = before is not None and member == before[0] and is_next
-        self._owner._membership = (member, generation)  # noqa: SLF001
-        ours = frozenset(TopicPartition(*topic_partition) for topic_partition in assigned)
-        self._owner._assigned(ours, is_continuous=is_continuous)  # noqa: SLF001
+    def on_partitions_assigned(self, assigned: Collection[KafkaTopicPartition]) -> None:
+        self._assigned(assigned)
 
 
-def _has_failed(task: asyncio.Task[None] | None) -> bool:
-    return task is not None and task.done() and not task.cancelled() and task.exception() is not None
-
-
-def record_of(record: Any) -> ConsumerRecord:
-    """Return what aiokafka fetched as ours."""
+def record_of(record: FetchedRecord) -> ConsumerRecord:
+    """Convert a record of aiokafka."""
     return ConsumerRecord(
         at=Coordinates(record.topic, record.partition, record.offset),
         timestamp=record.timestamp,

@@ -1,4 +1,7 @@
-"""The control topic: every worker reads all of it, from its beginning, so that late starters know recent cancellations."""
+"""Read cancellations from the control topic.
+
+Every worker reads the whole topic from its beginning, so that a worker that starts later knows recent cancellations.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from streamworker.errors import KafkaError
+from streamworker.kafka.acls import RequiredAcls
 from streamworker.kafka.errors import translate_errors
 from streamworker.kafka.log import open_log
 from streamworker.model import TopicPartition
@@ -31,27 +35,28 @@ log = structlog.get_logger()
 
 
 class ControlReader:
-    """Tells of cancellations: `cancelled(job_id, timestamp in ms, reason)`, each at least once."""
+    """Calls `cancelled(job_id, timestamp in ms, reason)` at least once for each cancellation."""
 
     def __init__(self, settings: Settings, cancelled: Callable[[str, int, str], None]) -> None:
         self._settings = settings
         self._topic = settings.topics.control
         self._cancelled = cancelled
+        self._acls = RequiredAcls.of_worker(settings)
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Read what is there, then read on in the background.
+        """Read the cancellations that the topic holds now, then go on reading in a background task.
 
-        Bounded, and a best effort: neither a topic that takes long nor a record that cannot be read keeps a worker from
-        starting. What was missed is heard in the background, and ends its job then.
+        The first reading is bounded in time, and its failure is logged only: neither a long topic nor an unreadable
+        record keeps a worker from starting. The background task reads from the beginning again.
         """
         try:
-            with translate_errors(f"reading {self._topic}"):
+            with translate_errors(f"reading {self._topic}", self._acls):
                 async with asyncio.timeout(_START_TIMEOUT_S):
                     await self._read_present()
         except KafkaError as error:
             log.warning("control.unavailable", reason=str(error))
-        self._task = asyncio.create_task(self._read(), name="control")
+        self._task = asyncio.create_task(self._read_forever(), name="control")
 
     async def stop(self) -> None:
         """Stop reading."""
@@ -63,28 +68,28 @@ class ControlReader:
     async def _read_present(self) -> None:
         async with self._open() as control:
             async for record in control.snapshot(self._partitions(control)):
-                self._take(record)
+                self._handle(record)
 
-    async def _read(self) -> None:
-        """Read on, for ever. From the beginning each time: to hear of a cancellation twice does no harm."""
+    async def _read_forever(self) -> None:
+        """Read and follow the topic; start again from its beginning after an error. Repeated cancellations do no harm."""
         while True:
             try:
                 async with self._open() as control:
                     async for record in control.follow(self._partitions(control)):
-                        self._take(record)
+                        self._handle(record)
             except KafkaError as error:
                 log.warning("control.unavailable", reason=str(error))
-            except Exception:  # whatever a record did to us: who cancels must be heard again
+            except Exception:  # later cancellations must be read whatever one record caused
                 log.exception("control.crashed")
             await asyncio.sleep(_BACKOFF_S)
 
     def _open(self) -> AbstractAsyncContextManager[LogReader]:
-        return open_log(self._settings.kafka, self._topic, committed_only=False)
+        return open_log(self._settings.kafka, self._topic, committed_only=False, acls=self._acls)
 
     def _partitions(self, control: LogReader) -> list[TopicPartition]:
         return [TopicPartition(self._topic, number) for number in control.partitions]
 
-    def _take(self, record: ConsumerRecord) -> None:
+    def _handle(self, record: ConsumerRecord) -> None:
         try:
             cancel = read_control(record.value or b"")
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""Where aiokafka's exceptions end: one table, one context manager. No other file outside this room names them."""
+"""Translate aiokafka's exceptions into ours. Only this package imports aiokafka, so none of them leaves it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from streamworker.errors import Fenced, KafkaError, KafkaRefused, KafkaUnavailab
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from streamworker.kafka.acls import RequiredAcls
 
 __all__ = ["describe_error", "translate_errors"]
 
@@ -33,53 +35,58 @@ _REFUSED = (
     errors.IncompatibleBrokerVersion,
 )
 
-# What a person has to change, where the exception's own text does not say it.
-_WHICH = "`streamworker check` says which"
+_MISSING_ACL = "`streamworker check` names the missing ACL"
 _ADVICE: dict[type[BaseException], str] = {
-    errors.TopicAuthorizationFailedError: f"a right on a topic is missing: {_WHICH}",
-    errors.GroupAuthorizationFailedError: f"a right on the consumer group is missing: {_WHICH}",
-    errors.TransactionalIdAuthorizationFailed: f"a right on the transactional ids is missing: {_WHICH}",
-    errors.ClusterAuthorizationFailedError: "before Kafka 3.0 a producer like ours needs IDEMPOTENT_WRITE on the cluster",
+    errors.TopicAuthorizationFailedError: _MISSING_ACL,
+    errors.GroupAuthorizationFailedError: _MISSING_ACL,
+    errors.TransactionalIdAuthorizationFailed: _MISSING_ACL,
+    errors.ClusterAuthorizationFailedError: "before Kafka 3.0 an idempotent producer needs IDEMPOTENT_WRITE on the "
+    "cluster",
     errors.SaslAuthenticationFailed: "are kafka.sasl_mechanism, the user, and the password or token right?",
     errors.UnsupportedSaslMechanismError: "choose another kafka.sasl_mechanism",
-    ssl.SSLCertVerificationError: "is kafka.ssl_cafile the authority of the broker's certificate, and is the broker "
-    "called by a name that stands in it?",
+    ssl.SSLCertVerificationError: "did the authority in kafka.ssl_cafile sign the broker's certificate, and does the "
+    "certificate contain the host name in kafka.bootstrap_servers?",
     ssl.SSLError: "does the broker speak TLS at this port? see kafka.security_protocol",
     ConnectionRefusedError: "is a broker running there, and is kafka.bootstrap_servers right?",
     ConnectionResetError: "does the broker speak kafka.security_protocol at this port?",
     socket.gaierror: "is kafka.bootstrap_servers right?",
-    errors.KafkaConnectionError: "does the broker speak kafka.security_protocol at this port, and does it want a client "
-    "certificate?",
+    errors.KafkaConnectionError: "does the broker speak kafka.security_protocol at this port, and does it require a "
+    "client certificate?",
 }
+"""What a person can do, where the exception's own text does not say it. The first class that matches counts."""
 
 
 @contextmanager
-def translate_errors(what: str) -> Iterator[None]:
-    """Raise aiokafka's errors as ours; `what` says what was being done."""
+def translate_errors(action: str, acls: RequiredAcls | None = None) -> Iterator[None]:
+    """Raise aiokafka's errors, TLS errors and socket errors as ours.
+
+    The message begins with `action`, for example "reading jobs". With `acls`, a refused request names the ACLs that
+    are missing and the commands that add them.
+    """
     try:
         yield
     except KafkaError:
         raise
     except errors.KafkaError as error:
-        raise _ours(error)(f"{what}: {describe_error(error)}") from error
+        raise _translated_class(error)(f"{action}: {describe_error(error, acls)}") from error
     except ssl.SSLError as error:
-        raise KafkaRefused(f"{what}: {describe_error(error)}") from error
+        raise KafkaRefused(f"{action}: {describe_error(error)}") from error
     except (TimeoutError, asyncio.IncompleteReadError, OSError) as error:
-        raise KafkaUnavailable(f"{what}: {describe_error(error)}") from error
+        raise KafkaUnavailable(f"{action}: {describe_error(error)}") from error
 
 
-def describe_error(error: BaseException) -> str:
-    """Return the exception in words, with what to do where we know it."""
+def describe_error(error: BaseException, acls: RequiredAcls | None = None) -> str:
+    """Return the exception's text, followed by advice where there is any."""
+    if acls is not None and (missing := acls.describe(error)) is not None:
+        return missing
     text = str(error) or type(error).__name__
-    if isinstance(error, errors.KafkaConnectionError) and "bootstrap" in text:
-        return "no broker answers there"
     if isinstance(error, ssl.SSLError):
         text = f"no TLS connection: {getattr(error, 'verify_message', '') or error.reason or text}"
     advice = next((advice for kind, advice in _ADVICE.items() if isinstance(error, kind)), None)
     return f"{text} ({advice})" if advice else text
 
 
-def _ours(error: errors.KafkaError) -> type[KafkaError]:
+def _translated_class(error: errors.KafkaError) -> type[KafkaError]:
     if isinstance(error, _FENCED):
         return Fenced
     if isinstance(error, _TOO_LARGE):

@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 
 class GroupCommitStores:
-    """At least once: events through the sink, offsets by the group's commits, on a timer and at the end."""
+    """Creates stores that publish through the sink; commits their offsets on a timer, before rebalances and at the end."""
 
     def __init__(
         self,
@@ -43,17 +43,17 @@ class GroupCommitStores:
         self._committed = committed
         self._consumer = consumer
         self._sink = sink
-        self._points: dict[TopicPartition, _Owed] = {}
+        self._points: dict[TopicPartition, _Uncommitted] = {}
         self._committing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin to commit on the timer, and whenever partitions may be lost."""
+        """Commit every `commit_interval_s`, and before each rebalance."""
         self._task = asyncio.create_task(self._commit_regularly())
         self._consumer.before_rebalance = self._commit_soon
 
     async def stop(self) -> None:
-        """Commit what is left."""
+        """Commit the remaining offsets. Bounded in time."""
         self._consumer.before_rebalance = None
         if self._task is not None:
             self._task.cancel()
@@ -62,11 +62,11 @@ class GroupCommitStores:
         await self._commit_soon()
 
     def store(self, partition: TopicPartition) -> CommitStore:
-        """Return a new committer, not opened."""
+        """Return a new store, not opened."""
         return _GroupCommitStore(self, partition, self._consumer)
 
     async def read(self, partition: TopicPartition) -> CommitPoint:
-        """Return what is committed for a partition."""
+        """Return what is committed for a partition. Raises KafkaError."""
         return await self._committed.read(partition)
 
     async def write(
@@ -77,12 +77,16 @@ class GroupCommitStores:
         point: CommitPoint,
         written: dict[int, ProducerRecord],
     ) -> None:
-        """Publish the records that are not `written` yet and wait for them; then the point may be committed."""
-        owed = [(record, self._sink.receipt()) for record in records if id(record) not in written]
-        for record, receipt in owed:
+        """Publish the records that are not in `written`, wait for them, then mark the point as ready to commit.
+
+        `written` maps `id(record)` to the records of an earlier call that were acknowledged, and is updated. Raises
+        RecordTooLarge if the broker refused a record.
+        """
+        unwritten = [(record, self._sink.receipt()) for record in records if id(record) not in written]
+        for record, receipt in unwritten:
             self._sink.publish(record, receipt)
         refusal: RecordTooLarge | None = None
-        for record, receipt in owed:
+        for record, receipt in unwritten:
             try:
                 await receipt.settled()
             except RecordTooLarge as error:
@@ -92,7 +96,7 @@ class GroupCommitStores:
         if refusal is not None:
             raise refusal
         written.clear()
-        self._points[partition] = _Owed(epoch, point)
+        self._points[partition] = _Uncommitted(epoch, point)
 
     async def _commit_regularly(self) -> None:
         while True:
@@ -101,24 +105,27 @@ class GroupCommitStores:
 
     async def _commit_soon(self) -> None:
         with suppress(TimeoutError):
-            # Not wait_for, here and elsewhere: before Python 3.12 it can swallow a cancellation.
+            # Not asyncio.wait_for: before Python 3.12 it can swallow a cancellation.
             async with asyncio.timeout(_LAST_COMMIT_TIMEOUT_S):
                 await self._commit()
 
     async def _commit(self) -> None:
-        """Commit what is owed. Never for what is not ours any more, or was not in between: another may be further."""
+        """Commit the points of the current ownership epochs.
+
+        A point of an earlier epoch is dropped: another worker may have owned the partition and committed in between.
+        """
         async with self._committing:
             self._points = {
-                partition: owed
-                for partition, owed in self._points.items()
-                if owed.epoch is self._consumer.epoch(partition)
+                partition: uncommitted
+                for partition, uncommitted in self._points.items()
+                if uncommitted.epoch is self._consumer.epoch(partition)
             }
-            owed = dict(self._points)
-            if not owed:
+            points = dict(self._points)
+            if not points:
                 return
             try:
                 is_committed = await self._consumer.commit(
-                    {partition: point for partition, (_, point) in owed.items()}
+                    {partition: point for partition, (_, point) in points.items()}
                 )
             except KafkaError as error:
                 log.warning("offsets.commit_failed", reason=str(error))
@@ -129,35 +136,31 @@ class GroupCommitStores:
                 self._points = {
                     partition: later
                     for partition, later in self._points.items()
-                    if later is not owed.get(partition)
+                    if later is not points.get(partition)
                 }
 
 
-class _Owed(NamedTuple):
-    """What may be committed, and the tenure in which it came about."""
+class _Uncommitted(NamedTuple):
+    """A point that may be committed, and the ownership epoch of its partition."""
 
     epoch: object
     point: CommitPoint
 
 
 class _GroupCommitStore:
-    def __init__(
-        self, committers: GroupCommitStores, partition: TopicPartition, consumer: GroupConsumer
-    ) -> None:
-        self._committers = committers
+    def __init__(self, stores: GroupCommitStores, partition: TopicPartition, consumer: GroupConsumer) -> None:
+        self._stores = stores
         self._partition = partition
         self._epoch = consumer.epoch(partition)
-        self._written: dict[
-            int, ProducerRecord
-        ] = {}  # of a commit of which one record was refused: it comes again
+        self._written: dict[int, ProducerRecord] = {}  # see GroupCommitStores.write
 
     async def open(self) -> CommitPoint:
-        """Read what is committed; nobody can be shut out without transactions."""
-        return await self._committers.read(self._partition)
+        """Read the committed offset. Without transactions a former owner cannot be fenced. Raises KafkaError."""
+        return await self._stores.read(self._partition)
 
     async def commit(self, records: Sequence[ProducerRecord], point: CommitPoint) -> None:
-        """Publish; the offset follows on the timer. Raises RecordTooLarge."""
-        await self._committers.write(self._partition, self._epoch, records, point, self._written)
+        """Publish the records; the offset is committed by the timer. Raises RecordTooLarge."""
+        await self._stores.write(self._partition, self._epoch, records, point, self._written)
 
     async def close(self) -> None:
-        """Nothing: what is owed is committed as long as the partition is ours, and no longer."""
+        """Release nothing: the offset is committed as long as the ownership epoch lasts, and not after it."""

@@ -1,34 +1,37 @@
-"""The topics that the worker needs: what they are like, what is wrong with them, and their creation."""
+"""Describe, check and create the topics that the settings name."""
 
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import NoError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import NoError, TopicAlreadyExistsError, TopicAuthorizationFailedError, for_code
+from aiokafka.protocol.metadata import MetadataRequest
 
 from streamworker.errors import KafkaRefused
-from streamworker.kafka.acls import acl_command, missing_acls, principal_of, worker_acls
-from streamworker.kafka.connection import client_arguments, install_client
+from streamworker.kafka.acls import RequiredAcls, missing_acls, worker_acls
+from streamworker.kafka.clients import Admin, new_admin
+from streamworker.kafka.compat import client_of
 from streamworker.kafka.errors import describe_error, translate_errors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from streamworker.config import Settings
+    from streamworker.kafka.acls import Acl
 
 __all__ = ["FRAMING_BYTES", "TopicAdmin", "TopicFacts", "faults_of", "open_admin"]
 
 FRAMING_BYTES = 1024
-"""What Kafka adds around a record, generously: batch header, record framing, our headers."""
+"""Upper bound for what surrounds a record: batch header, record framing and the worker's headers."""
 
 _DEFAULT_MESSAGE_BYTES = 1_048_588
 
 
 class TopicFacts(NamedTuple):
-    """What a topic is like. `max_message_bytes` is None where the broker does not say."""
+    """Properties of a topic. `max_message_bytes` is None if the broker does not report it."""
 
     partitions: int
     replicas: int
@@ -36,36 +39,48 @@ class TopicFacts(NamedTuple):
 
 
 class TopicAdmin:
-    """Looks at topics and creates them."""
+    """Describes, creates and deletes topics. All methods raise KafkaError."""
 
-    def __init__(self, settings: Settings, admin: Any) -> None:
+    def __init__(self, settings: Settings, admin: Admin) -> None:
         self._settings = settings
         self._admin = admin
+        self._acls = RequiredAcls.of_worker(settings)
 
     async def describe(self) -> dict[str, TopicFacts | None]:
-        """Return the facts of every topic that the settings name; None for one that does not exist.
+        """Return the properties of every topic that the settings name; None for a topic that does not exist.
 
-        All topics are listed and none is asked for by name: that would create it on a broker with auto-creation.
+        Raises KafkaRefused for topics that we may not describe: the broker leaves them out of its list.
         """
-        with translate_errors("listing topics"):
+        with translate_errors("listing topics"):  # all of them: asking for one by name may create it
             listed = {topic["topic"]: topic["partitions"] for topic in await self._admin.describe_topics()}
+            hidden = await self._hidden([name for name in self._names() if name not in listed])
+        if hidden:
+            refusals = [describe_error(TopicAuthorizationFailedError(name), self._acls) for name in hidden]
+            raise KafkaRefused("; ".join(refusals))
         return {
             name: await self._facts(name, listed[name]) if name in listed else None for name in self._names()
         }
 
     async def missing_acls(self) -> list[str]:
-        """Return which rights of a worker the broker does not give us, one line each with what to do."""
-        with translate_errors("asking the broker what we are allowed to do"):
-            missing = await missing_acls(self._admin._client, self._settings, worker_acls(self._settings))  # noqa: SLF001
-        principal = principal_of(self._settings.kafka)
-        return [
-            f"{principal} lacks {acl}, to {acl.purpose}: {acl_command(acl, principal)}" for acl in missing
-        ]
+        """Return one line for each ACL that a worker needs and the broker does not grant, with the command to add it."""
+        needed: list[Acl] = worker_acls(self._settings)
+        with translate_errors("reading the authorized operations"):
+            missing = await missing_acls(client_of(self._admin), self._settings, needed)
+        return self._acls.describe_missing(missing)
+
+    async def _hidden(self, names: list[str]) -> list[str]:
+        """Return those of the topics that exist or may exist and that we may not describe."""
+        if not names:
+            return []
+        client = client_of(self._admin)
+        request = MetadataRequest(names, allow_auto_topic_creation=False)
+        answer = await client.send(client.get_random_node(), request)
+        return [name for code, name, *_ in answer.topics if for_code(code) is TopicAuthorizationFailedError]
 
     async def create(self, *, partitions: int, replicas: int | None = None) -> list[str]:
-        """Create the topics that do not exist; return their names. Raises KafkaRefused.
+        """Create the topics that do not exist; return their names.
 
-        Without `replicas` there are three of each, or as many as there are brokers.
+        The default for `replicas` is three, or the number of brokers if that is smaller.
         """
         missing = [name for name, facts in (await self.describe()).items() if facts is None]
         if not missing:
@@ -82,7 +97,7 @@ class TopicAdmin:
         return missing
 
     async def delete(self) -> None:
-        """Delete the topics that the settings name. For what was made for a while only, such as a demo's."""
+        """Delete the topics that the settings name, for example after a demo."""
         with translate_errors("deleting topics"):
             await self._admin.delete_topics(
                 [name for name, facts in (await self.describe()).items() if facts]
@@ -99,7 +114,7 @@ class TopicAdmin:
         )
 
     def _configuration(self, name: str) -> dict[str, str]:
-        """A dead letter is the job record with headers, so its topic takes somewhat more than the job topics."""
+        """Return the topic's configuration: `max.message.bytes`, if our records can exceed Kafka's default."""
         needed = _needed_bytes(self._settings, name)
         return {"max.message.bytes": str(needed)} if needed > _DEFAULT_MESSAGE_BYTES else {}
 
@@ -121,9 +136,8 @@ class TopicAdmin:
 
 @asynccontextmanager
 async def open_admin(settings: Settings) -> AsyncIterator[TopicAdmin]:
-    """Connect an admin client. Raises KafkaError."""
-    admin = AIOKafkaAdminClient(**client_arguments(settings.kafka))
-    install_client(admin._client, settings.kafka)  # noqa: SLF001 - it has no public name
+    """Connect an admin client. Raises KafkaError, ConfigurationError."""
+    admin = new_admin(settings.kafka)
     with translate_errors(f"connecting to {settings.kafka.bootstrap_servers}"):
         try:
             await admin.start()
@@ -137,7 +151,7 @@ async def open_admin(settings: Settings) -> AsyncIterator[TopicAdmin]:
 
 
 def faults_of(settings: Settings, topics: dict[str, TopicFacts | None]) -> list[str]:
-    """Return what is wrong with the topics for these settings, one line each with what to do."""
+    """Return one line for each topic that does not suit the settings, with what to do."""
     faults = []
     for name, facts in topics.items():
         if facts is None:
@@ -146,7 +160,7 @@ def faults_of(settings: Settings, topics: dict[str, TopicFacts | None]) -> list[
         needed = _needed_bytes(settings, name)
         if facts.max_message_bytes is not None and facts.max_message_bytes < needed:
             faults.append(
-                f"topic {name} takes records of {facts.max_message_bytes} bytes, {needed} are needed: raise its "
+                f"topic {name} accepts records of {facts.max_message_bytes} bytes, {needed} are needed: raise its "
                 "max.message.bytes, or lower kafka.max_record_bytes (events) or worker.max_job_bytes (dead letters)"
             )
     return faults

@@ -10,22 +10,21 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from aiokafka import AIOKafkaProducer
 from aiokafka import TopicPartition as KafkaTopicPartition
 from aiokafka.errors import KafkaError as ForeignKafkaError
 from aiokafka.structs import OffsetAndMetadata
 
 from streamworker.errors import Fenced, KafkaError, KafkaUnavailable, RecordTooLarge
-from streamworker.kafka.acls import transactional_id
-from streamworker.kafka.connection import close_producer, install_client
+from streamworker.kafka.acls import RequiredAcls, transactional_id
+from streamworker.kafka.clients import close_producer, new_producer
 from streamworker.kafka.errors import translate_errors
-from streamworker.kafka.sink import producer_arguments
 from streamworker.log_throttle import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from streamworker.config import Settings
+    from streamworker.kafka.clients import Producer
     from streamworker.kafka.committed_offsets import CommittedOffsets
     from streamworker.kafka.consumer import GroupConsumer
     from streamworker.model import CommitPoint, ProducerRecord, TopicPartition
@@ -35,14 +34,14 @@ if TYPE_CHECKING:
 __all__ = ["TransactionalCommitStores"]
 
 TRANSACTION_TIMEOUT_S = 10.0
-"""How long a worker that dies inside a transaction can hold read_committed readers back."""
+"""How long the open transaction of a dead worker can hold back read_committed readers."""
 
 _CLOSE_TIMEOUT_S = 2.0
 _BACKOFF_S = 0.1
 
 
 class TransactionalCommitStores:
-    """Exactly once: one transactional producer per assigned partition."""
+    """Creates one transactional store per assigned partition."""
 
     def __init__(
         self,
@@ -55,11 +54,12 @@ class TransactionalCommitStores:
         self._committed = committed
         self._consumer = consumer
         self._observer = observer
+        self._acls = RequiredAcls.of_worker(settings)
 
     def store(self, partition: TopicPartition) -> CommitStore:
-        """Return a new committer, not opened."""
+        """Return a new store, not opened."""
         return _TransactionalCommitStore(
-            self._settings, self._committed, self._consumer, partition, self._observer
+            self._settings, self._committed, self._consumer, partition, self._observer, self._acls
         )
 
 
@@ -71,38 +71,46 @@ class _TransactionalCommitStore:
         consumer: GroupConsumer,
         partition: TopicPartition,
         observer: Observer | None,
+        acls: RequiredAcls,
     ) -> None:
         self._settings = settings
         self._committed = committed
         self._consumer = consumer
         self._partition = partition
         self._observer = observer
+        self._acls = acls
         self._outage_log = OutageLog("commit.recovered", partition=str(partition))
         self._id = transactional_id(settings.worker.group_id, partition.topic, partition.partition)
-        self._producer: Any = None
+        self._producer: Producer | None = None
         self._last: CommitPoint | None = None
 
     async def open(self) -> CommitPoint:
-        """Fence, then read: an offset read before the fence may be older than the former owner's last commit.
+        """Fence the former owner, then read the committed offset. Raises KafkaError.
 
-        Asked for our membership before and after: who sleeps in here past its session must not shut out the new owner
-        when it wakes, and if it did, must not begin anything.
+        An offset that was read before the fence may be older than the former owner's last commit. The membership is
+        confirmed before and after: a worker that was suspended past its session must not fence the new owner when it
+        resumes, and must not begin any job.
         """
         await self._confirm_membership()
-        await self.close()  # an earlier try may have come as far as the fence
+        await self.close()  # a producer that an earlier call may have left
         await self._fence()
         self._last = await self._committed.read(self._partition)
         await self._confirm_membership()
         return self._last
 
     async def commit(self, records: Sequence[ProducerRecord], point: CommitPoint) -> None:
-        """Write all or nothing. Raises Fenced, RecordTooLarge; what may pass by itself is retried here."""
+        """Write the records and the offset in one transaction; retry until it is committed.
+
+        Raises:
+            Fenced: another worker owns the partition.
+            RecordTooLarge: the broker refuses one of the records; nothing was committed.
+        """
         while True:
             try:
                 await self._transaction(records, point)
                 break
             except KafkaError as error:
-                # Even Fenced asks first: a broker that was away too long has ended our transaction by itself.
+                # Fenced is no exception: a broker that was away for too long aborts our transaction with this error.
                 self._failed("commit.transaction_failed", error)
                 if await self._recover(point):
                     break
@@ -112,33 +120,34 @@ class _TransactionalCommitStore:
         self._outage_log.worked()
 
     async def close(self) -> None:
-        """Let go. Bounded in time; never raises."""
+        """Close the producer. Bounded in time; never raises."""
         producer, self._producer = self._producer, None
         await close_producer(producer, _CLOSE_TIMEOUT_S)
 
     async def _transaction(self, records: Sequence[ProducerRecord], point: CommitPoint) -> None:
         producer = self._producer
-        assert producer is not None, "the committer is not open"
+        if producer is None:
+            raise KafkaUnavailable(f"the producer of {self._partition} is not open")
         written: list[asyncio.Future[Any]] = []
-        with translate_errors(f"committing {self._partition}"):
+        with translate_errors(f"committing {self._partition}", self._acls):
             try:
                 await _begin(producer)
                 for record in records:
-                    written.append(await _send(producer, record))  # noqa: PERF401 - those before a failure count too
+                    written.append(await _send(producer, record))  # noqa: PERF401 - a failure keeps the earlier ones
                 offsets = {KafkaTopicPartition(*self._partition): OffsetAndMetadata(*point)}
                 await producer.send_offsets_to_transaction(offsets, self._settings.worker.group_id)
                 await asyncio.gather(*written)
                 await producer.commit_transaction()
-            finally:  # after a failure nobody else asks them; the next producer's InitProducerId aborts what is open
+            finally:  # after a failure nobody awaits them; the next producer's InitProducerId aborts the transaction
                 for future in written:
-                    future.add_done_callback(_forget)
+                    future.add_done_callback(_retrieve_exception)
 
     async def _recover(self, point: CommitPoint) -> bool:
-        """Get a new producer after a failure; True if the failed transaction turns out to be committed.
+        """Open a new producer after a failure; return whether the failed transaction turns out to be committed.
 
-        A failed batch leaves aiokafka's producer without its place in the sequence, so the producer is done for. A new
-        one fences whoever holds the id. Only a member of the group may do that, and only what we ourselves committed
-        last may lie in the log afterwards; else another worker was here in between and this one is the zombie.
+        The failed producer cannot be used again (aiokafka #1017). The new one fences whoever holds the transactional
+        id, so only a member of the group may create it. Afterwards the committed offset must be our last one or
+        `point`. If it is another one, another worker owned the partition in between, and this worker is the zombie.
         """
         while True:
             await self.close()
@@ -154,7 +163,7 @@ class _TransactionalCommitStore:
             if found not in {self._last, point}:
                 raise Fenced(f"{self._partition}: another worker has committed")
             return found == point
-        raise Fenced(f"{self._partition}: no member of the group any more")
+        raise Fenced(f"{self._partition}: this worker is not a member of the group any more")
 
     def _failed(self, event: str, error: KafkaError) -> None:
         self._outage_log.failed(event, asyncio.get_running_loop().time(), reason=str(error))
@@ -163,37 +172,37 @@ class _TransactionalCommitStore:
 
     async def _confirm_membership(self) -> None:
         if not await self._consumer.confirm_membership():
-            raise KafkaUnavailable("no member of the group now")
+            raise KafkaUnavailable("this worker is not a member of the group now")
 
     async def _fence(self) -> None:
-        producer = AIOKafkaProducer(
-            **producer_arguments(self._settings.kafka),
+        """Open a producer. Its InitProducerId aborts the former owner's open transaction and fences its producer."""
+        producer = new_producer(
+            self._settings.kafka,
             transactional_id=self._id,
             transaction_timeout_ms=round(TRANSACTION_TIMEOUT_S * 1000),
         )
-        install_client(producer.client, self._settings.kafka)
         try:
-            with translate_errors(f"taking over {self._partition} (transactional id {self._id})"):
-                await producer.start()  # InitProducerId: it also ends the former owner's open transaction
+            with translate_errors(f"fencing {self._partition} (transactional id {self._id})", self._acls):
+                await producer.start()
         except BaseException:
             await close_producer(producer, _CLOSE_TIMEOUT_S)
             raise
         self._producer = producer
 
 
-async def _begin(producer: Any) -> None:
+async def _begin(producer: Producer) -> None:
     try:
         await producer.begin_transaction()
-    except AssertionError as error:  # aiokafka guards its states with assert
+    except AssertionError as error:  # aiokafka checks the producer's state by assert
         raise ForeignKafkaError(f"the producer cannot begin a transaction: {error}") from error
 
 
-def _forget(future: asyncio.Future[Any]) -> None:
+def _retrieve_exception(future: asyncio.Future[Any]) -> None:
     if not future.cancelled():
         future.exception()
 
 
-async def _send(producer: Any, record: ProducerRecord) -> Any:
+async def _send(producer: Producer, record: ProducerRecord) -> asyncio.Future[Any]:
     return await producer.send(
         record.topic_partition.topic,
         record.value,

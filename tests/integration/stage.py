@@ -18,7 +18,8 @@ from aiokafka.structs import OffsetAndMetadata
 
 from streamworker.app import App
 from streamworker.config import KafkaSettings, Settings, load
-from streamworker.kafka.connection import install_client
+from streamworker.kafka.compat import install_client
+from streamworker.kafka.connection import RotatedSecrets
 from tests.integration.checker import Breach, EventRecord, JobRecord, breaches, events_of, unfinished_below
 
 if TYPE_CHECKING:
@@ -156,9 +157,9 @@ class Stage:
             fetch_max_wait_ms=100,
             enable_auto_commit=False,
         )
-        install_client(
-            consumer._client, KafkaSettings(bootstrap_servers=self.broker.bootstrap)
-        )  # a broker that starts again needs the processor more than we do
+        # Our client waits between failures: a broker that restarts needs the processor.
+        secrets = RotatedSecrets(KafkaSettings(bootstrap_servers=self.broker.bootstrap))
+        install_client(consumer, secrets)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(consumer.stop)
             await consumer.start()

@@ -174,7 +174,7 @@ async def test_worker_that_slept_through_its_session_does_not_fence_when_it_wake
         await owner.committer.open()
         producer = owner.committer._producer  # type: ignore[attr-defined]
         async with member(apache) as sleeper:
-            sleeper.consumer._membership = ("an id that the group has forgotten", 1)
+            sleeper.consumer._assigned_as = ("an id that the group has forgotten", 1)
             with pytest.raises(KafkaUnavailable):
                 await sleeper.committer.open()
         await owner.committer.commit([note(apache, "undisturbed")], CommitPoint(1, "sw1:a.1::"))

@@ -183,7 +183,7 @@ async def test_producer_that_lost_its_place_is_replaced_without_losing_or_repeat
     async with apache.worker():
         await apache.submit_many(jobs)
         await apache.until(lambda: all(apache.deltas(job_id) > 10 for job_id, *_ in jobs))
-        spoilt = sinks[0].producer
+        spoilt: Any = sinks[0].producer
         for number in range(2):
             spoilt._txn_manager.increment_sequence_number(KafkaTopicPartition(apache.events_topic, number), 7)
         await eventually(lambda: sinks[0].producer is not spoilt)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-import aiokafka.client
 import pytest
+from aiokafka import conn
 
 from streamworker.demo.broker import EmbeddedBroker
+from streamworker.kafka.compat import client_of
 from streamworker.kafka.log import open_log
 from streamworker.kafka.topics import open_admin
 from streamworker.model import TopicPartition
@@ -28,14 +29,14 @@ async def test_reader_of_a_log_without_leader_and_broker_asks_a_few_times_a_seco
     practice: PracticeUpstream, topics: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every worker reads the control topic like this: to ask again at once would take the processor of its streams."""
-    connect, tries = aiokafka.client.create_conn, 0
+    connect, tries = conn.create_conn, 0
 
     async def counted(*arguments: Any, **named: Any) -> Any:
         nonlocal tries
         tries += 1
         return await connect(*arguments, **named)
 
-    monkeypatch.setattr(aiokafka.client, "create_conn", counted)
+    monkeypatch.setattr(conn, "create_conn", counted)
     with EmbeddedBroker() as broker:
         settings = Stage(broker, practice, topics, tmp_path).settings()
         topic = settings.topics.control
@@ -43,7 +44,7 @@ async def test_reader_of_a_log_without_leader_and_broker_asks_a_few_times_a_seco
             await admin.create(partitions=1)
         async with open_log(settings.kafka, topic) as log:
             await asyncio.to_thread(broker.stop)
-            leaders = log._consumer._client.cluster._partitions
+            leaders = client_of(log._consumer).cluster._partitions
             # What a broker tells of a partition that was just made, or whose leader has gone.
             leaders[topic] = {0: leaders[topic][0]._replace(leader=-1)}
             reading = asyncio.ensure_future(anext(log.follow([TopicPartition(topic, 0)])))

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from streamworker.cli.commands import cli
 from streamworker.errors import KafkaError, KafkaRefused, KafkaUnavailable
 from streamworker.kafka.acls import COMMANDS, worker_acls
+from streamworker.kafka.compat import client_of
 from streamworker.kafka.topics import TopicAdmin, open_admin
 from tests.brokers.security import USER, unsigned_token
 from tests.integration.secured import way_in
@@ -178,7 +179,7 @@ async def test_secret_that_is_rotated_serves_the_next_connection(
 
 async def cut_connections(admin: TopicAdmin) -> None:
     """As a broker does that restarts, or whose idle limit has passed."""
-    client = admin._admin._client
+    client = client_of(admin._admin)
     for connection in client._conns.values():
         connection.close()
     await asyncio.sleep(0)

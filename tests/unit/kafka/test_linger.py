@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from streamworker.kafka.sink import LingerScheduler
+from streamworker.kafka.sender import LingerScheduler
 
 LINGER_S = 0.005
 

@@ -1,0 +1,341 @@
+"""The private names of aiokafka that this package needs, each behind a function or class of its own.
+
+No other module uses a private name of aiokafka. Every function and class here states the behaviour of aiokafka that
+makes it necessary, so that it can be removed when aiokafka changes. `KNOWN_VERSIONS` are the releases for which this
+module was compared with aiokafka's source.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import aiokafka
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, conn
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
+from aiokafka.conn import OAuthAuthenticator
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from aiokafka.errors import (
+    AuthenticationFailedError,
+    KafkaConnectionError,
+    ProducerClosed,
+    SaslAuthenticationFailed,
+    StaleMetadata,
+)
+from aiokafka.errors import KafkaError as ForeignKafkaError
+from aiokafka.protocol.metadata import MetadataRequest
+
+from streamworker.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Iterator
+
+__all__ = [
+    "KNOWN_VERSIONS",
+    "Credentials",
+    "Membership",
+    "abandon_batches",
+    "client_of",
+    "fetch_all_metadata",
+    "install_client",
+    "new_sticky_assignor",
+    "renew_credentials_in",
+]
+
+KNOWN_VERSIONS = frozenset({"0.14.0"})
+_KNOWN_SERIES = "0.14."
+
+if not aiokafka.__version__.startswith(_KNOWN_SERIES):
+    raise ImportError(
+        f"streamworker uses private names of aiokafka {_KNOWN_SERIES}x, and {aiokafka.__version__} is installed: "
+        f"pip install 'aiokafka=={_KNOWN_SERIES}*'"
+    )
+
+_METADATA_BACKOFF_S = 0.25
+_NEXT_SERVER_S = 1.0
+"""How long one bootstrap server may take before the next one is tried as well."""
+
+
+class Credentials(Protocol):
+    """Secrets that may be rotated while the process runs. Both methods raise ConfigurationError."""
+
+    def password(self) -> str | None:
+        """Return the SASL password that is valid now."""
+        ...
+
+    def load_certificate(self, context: ssl.SSLContext) -> None:
+        """Load the client certificate that is valid now into the context."""
+        ...
+
+
+def client_of(owner: Any) -> Any:
+    """Return the `AIOKafkaClient` of a consumer, a producer or an admin client.
+
+    Only the producer has a public name for it.
+    """
+    return owner.client if isinstance(owner, AIOKafkaProducer) else owner._client
+
+
+def install_client(owner: Any, credentials: Credentials) -> None:
+    """Replace the client's class by ours. aiokafka has no parameter for it. Call it before `start`."""
+    client = client_of(owner)
+    client.__class__ = _Client
+    client.credentials = credentials
+    client.locks = {}
+
+
+class _Client(AIOKafkaClient):  # type: ignore[misc]  # aiokafka is untyped
+    """A client that tries bootstrap servers side by side, waits after failures and reads its secrets anew."""
+
+    credentials: Credentials
+    locks: dict[tuple[int, int], asyncio.Lock]
+
+    async def _metadata_update(self, cluster: Any, topics: Any) -> bool:
+        """Wait after a failed update.
+
+        aiokafka asks again at once while a partition has no leader. A broker that refuses connections then costs one
+        processor and thousands of log lines a second.
+        """
+        if await super()._metadata_update(cluster, topics):
+            return True
+        await asyncio.sleep(_METADATA_BACKOFF_S)
+        return False
+
+    @property
+    def _sasl_plain_password(self) -> str | None:
+        """Read the password for each connection. aiokafka sets an attribute of this name, which the property hides."""
+        with renew_credentials_in():
+            return self.credentials.password()
+
+    @property
+    def _ssl_context(self) -> ssl.SSLContext | None:
+        """Load the client certificate for each connection: a context uses what it was given last."""
+        context: ssl.SSLContext | None = self.__dict__["_ssl_context"]
+        if context is not None:
+            with renew_credentials_in():
+                self.credentials.load_certificate(context)
+        return context
+
+    async def bootstrap(self) -> None:
+        """Read the cluster's metadata from the first bootstrap server that answers.
+
+        aiokafka tries one server after the other, each for as long as a request may take, so that a server that
+        accepts connections and never answers delays the start by a minute. It also raises "Unable to bootstrap"
+        whatever the reason was; here the first server's own error is raised.
+        """
+        connection, metadata = await self._first_answer()
+        self.cluster.update_metadata(metadata)
+        if self.cluster.brokers():
+            connection.close()
+        else:  # a new cluster without topics: this connection is the only one until brokers are listed
+            self._conns["bootstrap", ConnectionGroup.DEFAULT] = connection
+        if self._sync_task is None:  # type: ignore[has-type]
+            self._sync_task = asyncio.create_task(self._md_synchronizer())
+
+    async def _first_answer(self) -> tuple[Any, Any]:
+        """Return connection and metadata of the first server that answers; start a server a second after the last."""
+        servers = list(self.hosts)
+        asking: set[asyncio.Task[tuple[Any, Any]]] = set()
+        failures: list[BaseException] = []
+        try:
+            while True:
+                if servers:
+                    host, port, _ = servers.pop(0)
+                    asking.add(asyncio.create_task(self._ask_server(host, port)))
+                elif not asking:
+                    raise failures[0]
+                timeout = _NEXT_SERVER_S if servers else None
+                done, asking = await asyncio.wait(
+                    asking, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    if (error := task.exception()) is None:
+                        asking |= done - {task}
+                        return task.result()
+                    failures.append(error)
+        finally:
+            for task in asking:
+                task.cancel()
+                task.add_done_callback(_close_unused)
+
+    async def _ask_server(self, host: str, port: int) -> tuple[Any, Any]:
+        try:
+            async with asyncio.timeout(self._request_timeout_ms / 1000):
+                connection = await self._connect(host, port)
+                try:
+                    return connection, await connection.send(MetadataRequest([]))
+                except BaseException:
+                    connection.close()
+                    raise
+        except TimeoutError:
+            limit_s = self._request_timeout_ms / 1000
+            raise KafkaConnectionError(f"{host}:{port} did not answer within {limit_s:g} s") from None
+
+    async def _get_conn(self, node_id: Any, *, group: int = ConnectionGroup.DEFAULT) -> Any:
+        """Return a connection to a broker, or None if there is none now.
+
+        aiokafka holds one lock for all brokers while it connects, so that a broker that drops packets delays the
+        heartbeats to all others. Here there is one lock per connection.
+        """
+        key = (node_id, group)
+        async with self.locks.setdefault(key, asyncio.Lock()):
+            connection = self._conns.get(key)
+            if connection is not None and connection.connected():
+                return connection
+            self._conns.pop(key, None)
+            try:
+                broker = self.cluster.broker_metadata(node_id)
+                if broker is None:
+                    raise StaleMetadata(f"broker {node_id} is not in the current metadata")
+                connection = await self._connect(
+                    broker.host, broker.port, on_close=self._on_connection_closed
+                )
+            except (OSError, TimeoutError, ForeignKafkaError):
+                self.force_metadata_update()
+                return None
+            self._conns[key] = connection
+            return connection
+
+    async def _connect(self, host: str, port: int, on_close: Callable[[Any, Any], None] | None = None) -> Any:
+        return await conn.create_conn(
+            host,
+            port,
+            client_id=self._client_id,
+            request_timeout_ms=self._request_timeout_ms,
+            ssl_context=self._ssl_context,
+            security_protocol=self._security_protocol,
+            on_close=on_close,
+            max_idle_ms=self._connections_max_idle_ms,
+            sasl_mechanism=self._sasl_mechanism,
+            sasl_plain_username=self._sasl_plain_username,
+            sasl_plain_password=self._sasl_plain_password,
+            sasl_oauth_token_provider=self._sasl_oauth_token_provider,
+        )
+
+
+def _close_unused(task: asyncio.Task[tuple[Any, Any]]) -> None:
+    """Close the connection of a bootstrap server that answered when another one had been chosen."""
+    if not task.cancelled() and task.exception() is None:
+        task.result()[0].close()
+
+
+@contextmanager
+def renew_credentials_in() -> Iterator[None]:
+    """Raise a ConfigurationError as a failed connection, which aiokafka retries: a missing file may come back."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise AuthenticationFailedError("; ".join(error.faults)) from None
+
+
+class _OAuthAuthenticator(OAuthAuthenticator):  # type: ignore[misc]  # aiokafka is untyped
+    """Recognize a refused token.
+
+    A broker refuses a token by a JSON object, not by an error code (RFC 7628 section 3.2.2). aiokafka takes any answer
+    for success, and the broker's next answer, which is empty, for a cluster without topics.
+    """
+
+    async def step(self, payload: bytes | None) -> Any:
+        if self._token_sent and payload:
+            raise SaslAuthenticationFailed(f"the token is refused: {payload[:200].decode(errors='replace')}")
+        return await super().step(payload)
+
+
+conn.OAuthAuthenticator = _OAuthAuthenticator  # aiokafka has no parameter for it
+
+
+async def fetch_all_metadata(consumer: AIOKafkaConsumer) -> Any:
+    """Return the metadata of all topics. Raises aiokafka's KafkaError.
+
+    The public methods ask for a topic by name, which creates it on a broker with automatic topic creation.
+    """
+    return await consumer._client.fetch_all_metadata()
+
+
+def abandon_batches(producer: AIOKafkaProducer) -> None:
+    """Fail all batches of a producer and end its sender.
+
+    An idempotent producer never gives up on a batch (aiokafka #1101), and `stop` waits for all of them. A sender that
+    is left alone writes its batches when the broker is back, although nobody waits for them any more.
+    """
+    producer._message_accumulator.fail_all(ProducerClosed())
+    if (sender := producer._sender.sender_task) is not None:
+        sender.cancel()
+
+
+def new_sticky_assignor() -> Any:
+    """Return a sticky assignor class for one consumer.
+
+    aiokafka's class keeps the member's assignment and generation as class attributes, so that all consumers of a
+    process share them (aiokafka #1175), and never calls `on_generation_assignment`, so that the claims of a stale
+    member tie with current ones (aiokafka #1176). The caller calls it after each assignment.
+    """
+    return type("Sticky", (StickyPartitionAssignor,), {"member_assignment": None, "generation": -1})
+
+
+class Membership:
+    """A started consumer's membership in its group. aiokafka has no public name for any of it."""
+
+    def __init__(self, consumer: AIOKafkaConsumer, *, on_heartbeat: Callable[[], None]) -> None:
+        """Begin to watch. `on_heartbeat` is called after each heartbeat that the group's coordinator answered.
+
+        Create it after the consumer's `start` and before its `subscribe`, so that no heartbeat is missed.
+        """
+        self._coordinator = consumer._coordinator
+        self._coordinator.__class__ = _Coordinator
+        self._coordinator.on_heartbeat = on_heartbeat
+
+    @property
+    def identity(self) -> tuple[str, int]:
+        """The member id and the generation; the id is empty while the consumer is not a member."""
+        return self._coordinator.member_id, self._coordinator.generation
+
+    @property
+    def is_rejoining(self) -> bool:
+        """Whether the consumer is about to join the group anew."""
+        return bool(self._coordinator._rejoin_needed_fut.done())
+
+    @property
+    def has_died(self) -> bool:
+        """Whether the consumer will never be a member again.
+
+        aiokafka does not restart a heartbeat task that failed, for example when a permission was revoked. The consumer
+        then raises that error for ever, also after the permission was given back.
+        """
+        coordination, heartbeats = self._coordinator._coordination_task, self._coordinator._heartbeat_task
+        return bool(coordination.done()) or _has_failed(heartbeats)
+
+    async def heartbeat(self) -> bool:
+        """Send a heartbeat now; return whether the coordinator accepted it. Raises aiokafka's KafkaError.
+
+        If the group does not know the member any more, `identity` changes.
+        """
+        return bool(await self._coordinator._do_heartbeat())
+
+    @property
+    def knows_coordinator(self) -> bool:
+        """Whether the group's coordinator is known and was reachable."""
+        return self._coordinator.coordinator_id is not None
+
+    def check_errors(self) -> None:
+        """Raise the error for which the group refused the consumer, once, if there is one. `getmany` does so too."""
+        self._coordinator.check_errors()
+
+
+class _Coordinator(GroupCoordinator):  # type: ignore[misc]  # aiokafka is untyped
+    """A group coordinator that reports answered heartbeats."""
+
+    on_heartbeat: Callable[[], None]
+
+    async def _do_heartbeat(self) -> bool:
+        """Send a heartbeat. Nothing else distinguishes a broker that is away from one without records."""
+        if is_answered := await super()._do_heartbeat():
+            self.on_heartbeat()
+        return bool(is_answered)
+
+
+def _has_failed(task: asyncio.Task[None] | None) -> bool:
+    return task is not None and task.done() and not task.cancelled() and task.exception() is not None

@@ -1,0 +1,259 @@
+"""Send the events of one partition in batches: one batch in flight, the next one filling meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+from aiokafka.errors import KafkaError as ForeignKafkaError
+from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
+
+from streamworker.errors import RecordTooLarge
+from streamworker.kafka.clients import BATCH_BYTES
+from streamworker.kafka.errors import describe_error
+from streamworker.log_throttle import OutageLog
+
+if TYPE_CHECKING:
+    from streamworker.kafka.acls import RequiredAcls
+    from streamworker.kafka.clients import Producer
+    from streamworker.model import ProducerRecord, TopicPartition
+
+__all__ = ["Entry", "LingerScheduler", "PartitionSender", "SinkReceipt"]
+
+_BACKOFF_S = 0.2
+
+log = structlog.get_logger()
+
+
+class SinkReceipt:
+    """Counts the records of one job that are not acknowledged yet."""
+
+    __slots__ = ("_waiter", "error", "is_new", "pending")
+
+    def __init__(self) -> None:
+        self.pending = 0
+        self.is_new = True
+        """Whether no record was published yet. A job's first record does not wait for the linger."""
+        self.error: RecordTooLarge | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def settled(self) -> None:
+        """Wait until every record is acknowledged. Raises RecordTooLarge if the broker refused one."""
+        if self.pending:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if self.error is not None:
+            raise self.error
+
+    def acknowledge(self) -> None:
+        """Count one record as acknowledged or refused."""
+        self.pending -= 1
+        if not self.pending and self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+Entry = tuple["ProducerRecord", SinkReceipt, int]
+"""A record, its job's receipt, and its size in bytes. A plain tuple: a NamedTuple takes three times as long to create."""
+
+
+class BatchOwner(Protocol):
+    """What a sender needs of the sink."""
+
+    @property
+    def producer(self) -> Producer:
+        """The producer to use for the next batch."""
+        ...
+
+    async def replace(self, failed: Producer) -> None:
+        """Replace a failed producer. Raises KafkaError."""
+        ...
+
+    def failed(self) -> None:
+        """Count a request that Kafka did not accept and that is repeated."""
+        ...
+
+    def acknowledged(self, batch: list[Entry], seconds: float) -> None:
+        """Settle the records of a batch that took `seconds` to be acknowledged."""
+        ...
+
+    def sender_ended(self, task: asyncio.Task[None]) -> None:
+        """Report the exception of a sender that crashed."""
+        ...
+
+
+class LingerScheduler:
+    """Decides when batches leave: at once after a pause of `linger_s`, else all together once per `linger_s`.
+
+    aiokafka puts the batches that are ready for one broker into one request, and a request costs as much as dozens of
+    records. If each partition had a linger of its own, the batches would be spread over many requests.
+    """
+
+    def __init__(self, linger_s: float) -> None:
+        self._linger_s = linger_s
+        self._loop = asyncio.get_running_loop()
+        self._last = -linger_s
+        self._timer: asyncio.Handle | None = None
+        self._is_hurried = False
+        self._waiting: list[PartitionSender] = []
+
+    def ask(self, sender: PartitionSender, *, at_once: bool) -> None:
+        """Have `sender.leave` called together with the other senders that wait."""
+        self._waiting.append(sender)
+        if at_once:
+            self.hurry()
+        elif self._timer is None:
+            self._timer = self._loop.call_at(self._last + self._linger_s, self._leave)
+
+    def hurry(self) -> None:
+        """Let all waiting senders leave in the next iteration of the loop. Repeated calls do not postpone it."""
+        if self._is_hurried:
+            return
+        self._is_hurried = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_soon(self._leave)
+
+    def _leave(self) -> None:
+        self._timer = None
+        self._is_hurried = False
+        self._last = self._loop.time()
+        waiting, self._waiting = self._waiting, []
+        for sender in waiting:
+            sender.leave()
+
+
+class PartitionSender:
+    """The queue of one partition, and the task that sends it batch by batch."""
+
+    def __init__(
+        self,
+        owner: BatchOwner,
+        partition: TopicPartition,
+        linger: LingerScheduler,
+        acls: RequiredAcls | None = None,
+    ) -> None:
+        self._owner = owner
+        self._partition = partition
+        self._linger = linger
+        self._acls = acls
+        self._outage_log = OutageLog("sink.recovered", to=str(partition))
+        self._queue: deque[Entry] = deque()
+        self._leaves = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._is_idle = True  # the queue is empty and no batch is in flight
+        self._is_waiting = False  # for the linger scheduler
+        self._is_urgent = False
+        self._task = asyncio.create_task(self._run(), name=f"sender {partition}")
+        self._task.add_done_callback(owner.sender_ended)
+
+    def put(self, entry: Entry) -> None:
+        """Append a record to the queue."""
+        self._queue.append(entry)
+        if self._is_idle:
+            self._is_idle = False
+            self._empty.clear()
+            self._ask()
+
+    def hurry(self) -> None:
+        """Send the queue without linger: now, or directly after the batch that is in flight."""
+        self._is_urgent = True
+        if self._is_waiting:
+            self._linger.hurry()
+
+    def leave(self) -> None:
+        """Send the queue. Called by the linger scheduler."""
+        self._is_waiting = self._is_urgent = False
+        self._leaves.set()
+
+    async def idle(self) -> None:
+        """Wait until every record is acknowledged or refused."""
+        await self._empty.wait()
+
+    async def stop(self) -> None:
+        """End the task. Never raises, also if the task crashed."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    def _ask(self) -> None:
+        self._is_waiting = True
+        self._linger.ask(self, at_once=self._is_urgent)
+
+    async def _run(self) -> None:
+        while True:
+            await self._leaves.wait()
+            self._leaves.clear()
+            batch, began = self._next_batch(), monotonic()
+            await self._deliver(batch)
+            self._owner.acknowledged(batch, monotonic() - began)
+            if self._queue:
+                self._ask()
+            else:
+                self._is_idle = True
+                self._empty.set()
+
+    def _next_batch(self) -> list[Entry]:
+        queue = self._queue
+        batch = [queue.popleft()]
+        _, _, total = batch[0]
+        while queue and (total := total + queue[0][2]) <= BATCH_BYTES:
+            batch.append(queue.popleft())
+        return batch
+
+    async def _deliver(self, batch: list[Entry]) -> None:
+        """Send a batch until the broker has acknowledged it.
+
+        A batch that the broker refuses for its size is sent in halves, down to single records. A single record that is
+        refused sets its receipt's `error`.
+        """
+        while True:
+            producer = self._owner.producer
+            try:
+                await self._send(producer, batch)
+            except (MessageSizeTooLargeError, RecordListTooLargeError):
+                await self._replace(producer)
+                await self._deliver_in_halves(batch)
+            except ForeignKafkaError as error:
+                self._failed("sink.batch_failed", error, records=len(batch))
+                await self._replace(producer)
+                continue
+            self._outage_log.worked()
+            return
+
+    async def _send(self, producer: Producer, batch: list[Entry]) -> None:
+        builder = producer.create_batch()
+        append = builder.append
+        for record, _, _ in batch:
+            fits = append(timestamp=None, key=record.key, value=record.value, headers=list(record.headers))
+            assert fits is not None, "the builder's limit is twice the limit of a batch"
+        acknowledged = await producer.send_batch(
+            builder, self._partition.topic, partition=self._partition.partition
+        )
+        await acknowledged
+
+    async def _deliver_in_halves(self, batch: list[Entry]) -> None:
+        if len(batch) == 1:
+            _, receipt, size = batch[0]
+            receipt.error = RecordTooLarge(
+                f"the broker refused a record of {size} bytes for {self._partition}"
+            )
+            log.error("sink.record_refused", to=str(self._partition), bytes=size)
+            return
+        middle = len(batch) // 2
+        await self._deliver(batch[:middle])
+        await self._deliver(batch[middle:])
+
+    async def _replace(self, producer: Producer) -> None:
+        while True:
+            try:
+                return await self._owner.replace(producer)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the batch is kept and sent again
+                self._failed("sink.unavailable", error)
+                await asyncio.sleep(_BACKOFF_S)
+
+    def _failed(self, event: str, error: Exception, **facts: object) -> None:
+        self._outage_log.failed(event, monotonic(), **facts, reason=describe_error(error, self._acls))
+        self._owner.failed()
