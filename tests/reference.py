@@ -44,8 +44,8 @@ def acls() -> str:
     head = (
         "# Kafka ACLs\n\n"
         "The minimal permissions of each command on a Kafka with ACLs, for the default names. READ and WRITE imply DESCRIBE.\n"
-        "`streamworker check` and the start of `streamworker run` name each permission that the worker lacks, with the command\n"
-        "below that grants it, for the names and the user of the configuration.\n\n"
+        "`streamworker check` names each permission that a worker lacks, with the command below that grants it, for the names and\n"
+        "the user of the configuration. `streamworker run` reports the same when the broker refuses a request.\n\n"
         '* `WRITE` on the transactional ids is needed with `delivery = "exactly_once"` only.\n'
         "* Every topic of `topics.allowed_reply_to` needs the permissions of the events topic.\n"
         "* Before Apache Kafka 3.0 a principal that writes also needs `--operation IDEMPOTENT_WRITE --cluster`.\n"

@@ -142,7 +142,7 @@ class RequiredAcls:
         return cls(settings.kafka, worker_acls(settings))
 
     def describe(self, error: BaseException) -> str | None:
-        """Return one sentence per ACL that the refused request needs; None if the error is no refusal of this kind."""
+        """Return one sentence per ACL that the refused request needs; None for any other error."""
         missing = [acl for acl in self._acls if _concerns(error, acl)]
         return "; ".join(_missing_acl(acl, self._principal) for acl in missing) or None
 

@@ -259,7 +259,7 @@ def abandon_batches(producer: AIOKafkaProducer) -> None:
     """Fail all batches of a producer and end its sender.
 
     An idempotent producer never gives up on a batch (aiokafka #1101), and `stop` waits for all of them. A sender that
-    is left alone writes its batches when the broker is back, although nobody waits for them any more.
+    is left alone writes its batches when the broker is back, although their caller has given up.
     """
     producer._message_accumulator.fail_all(ProducerClosed())
     if (sender := producer._sender.sender_task) is not None:

@@ -265,12 +265,13 @@ class GroupConsumer:
 
     async def _wait_for_assignment(self, membership: Membership) -> None:
         """Wait until the listener was called. Raises aiokafka's KafkaError if the group refuses us."""
-        began, lines = monotonic(), LogThrottle()
+        now = asyncio.get_running_loop().time
+        began, lines = now(), LogThrottle()
         while self._assigned_as is None:
             membership.check_errors()
             await asyncio.sleep(_JOIN_POLL_S)
-            waited_s = monotonic() - began
-            if waited_s > _SILENCE_S and lines.failed(monotonic()) is not None:
+            waited_s = now() - began
+            if waited_s > _SILENCE_S and lines.failed(now()) is not None:
                 log.warning(
                     "group.joining", waited_s=round(waited_s), reason=self._reason_to_wait(membership)
                 )

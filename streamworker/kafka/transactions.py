@@ -110,7 +110,7 @@ class _TransactionalCommitStore:
                 await self._transaction(records, point)
                 break
             except KafkaError as error:
-                # Fenced is no exception: a broker that was away for too long aborts our transaction with this error.
+                # Fenced too: a broker that was away for too long aborts our transaction, and then refuses its producer.
                 self._failed("commit.transaction_failed", error)
                 if await self._recover(point):
                     break
@@ -138,15 +138,15 @@ class _TransactionalCommitStore:
                 await producer.send_offsets_to_transaction(offsets, self._settings.worker.group_id)
                 await asyncio.gather(*written)
                 await producer.commit_transaction()
-            finally:  # after a failure nobody awaits them; the next producer's InitProducerId aborts the transaction
+            finally:  # after a failure they are not awaited; the next producer's InitProducerId aborts the transaction
                 for future in written:
                     future.add_done_callback(_retrieve_exception)
 
     async def _recover(self, point: CommitPoint) -> bool:
         """Open a new producer after a failure; return whether the failed transaction turns out to be committed.
 
-        The failed producer cannot be used again (aiokafka #1017). The new one fences whoever holds the transactional
-        id, so only a member of the group may create it. Afterwards the committed offset must be our last one or
+        The failed producer cannot be used again (aiokafka #1017). The new one fences every other producer of the
+        transactional id, so only a member of the group may create it. Afterwards the committed offset must be our last one or
         `point`. If it is another one, another worker owned the partition in between, and this worker is the zombie.
         """
         while True:

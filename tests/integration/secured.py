@@ -1,4 +1,4 @@
-"""A way into the secured Kafka: settings for each of its listeners, and the rights of the tests' user."""
+"""Settings for each listener of the secured Kafka, and the ACLs of the tests' user."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ALLOW = 3
 
 
 def _entry(acl: Acl) -> tuple[int, str, int, str, str, int, int]:
-    """What both requests say of a acl."""
+    """Return the fields that both requests have for an ACL."""
     kind, pattern, operation = (
         RESOURCES[acl.resource],
         PATTERNS[acl.is_prefix],
@@ -34,7 +34,7 @@ def _entry(acl: Acl) -> tuple[int, str, int, str, str, int, int]:
 
 
 class Acls:
-    """Gives rights to the tests' user, and takes them away, as `kafka-acls.sh` does."""
+    """Adds and removes ACLs of the tests' user, as `kafka-acls.sh` does."""
 
     def __init__(self, admin: Any) -> None:
         self._client = admin._client
@@ -52,7 +52,7 @@ class Acls:
 
 
 def way_in(kafka: ApacheKafka, mechanism: str, directory: Path) -> dict[str, str]:
-    """Settings for one of the secured listeners, as variables without the prefix."""
+    """Return settings for one of the secured listeners, as environment variables without the prefix."""
     credentials = kafka.credentials
     sasl = {
         "KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{kafka.sasl_port}",

@@ -1,4 +1,4 @@
-"""Both brokers keep what the worker leans on, seen through aiokafka: what passes here may be relied on in a test."""
+"""The behaviour of both brokers that the worker relies on, seen through aiokafka."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -66,7 +66,7 @@ async def create(
 async def read(
     broker: Broker, partition: KafkaTopicPartition, number: int, isolation: str = "read_committed"
 ) -> list[Any]:
-    """The first `number` records of a partition."""
+    """Return the first `number` records of a partition."""
     async with consumer(broker, isolation_level=isolation) as client:
         client.assign([partition])
         return [await client.getone() for _ in range(number)]
@@ -75,7 +75,7 @@ async def read(
 async def values(
     broker: Broker, partition: KafkaTopicPartition, isolation: str = "read_committed"
 ) -> list[bytes]:
-    """All values up to the end that this isolation level may see."""
+    """Return all values up to the end that this isolation level sees."""
     seen: list[bytes] = []
     async with consumer(broker, isolation_level=isolation) as client:
         client.assign([partition])
@@ -87,7 +87,7 @@ async def values(
 
 
 async def until_visible(broker: Broker, partition: KafkaTopicPartition, expected: list[bytes]) -> None:
-    """Apache Kafka answers a commit before it writes the markers that make it seen; the time limit is the test's."""
+    """Wait for the values: Apache Kafka answers a commit before it writes the markers that make records visible."""
     while await values(broker, partition) != expected:
         pass
 
@@ -207,7 +207,7 @@ async def test_records_outside_wait_behind_an_open_transaction_of_their_partitio
     await until_visible(broker, events, [b"in", b"out"])
 
 
-async def test_second_producer_of_an_id_fences_the_first_and_aborts_what_it_left_open(
+async def test_second_producer_of_an_id_fences_the_first_and_aborts_its_open_transaction(
     broker: Broker, topics: Names
 ) -> None:
     events, name = await create(broker, topics("events")), topics("tx")
@@ -223,7 +223,7 @@ async def test_second_producer_of_an_id_fences_the_first_and_aborts_what_it_left
 
 
 class Assigned(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
-    """The latest assignment, and a wait for one of a wanted size."""
+    """Records the latest assignment."""
 
     def __init__(self) -> None:
         self.partitions: set[KafkaTopicPartition] = set()
@@ -285,7 +285,7 @@ async def test_stranger_cannot_commit_while_the_group_has_members(broker: Broker
 async def test_refused_record_spoils_its_partition_for_an_idempotent_producer(
     broker: Broker, topics: Names
 ) -> None:
-    """Why the size of a record has to be checked before it is sent: aiokafka has used up the sequence number."""
+    """aiokafka has used the sequence number, so the size of a record must be checked before it is sent."""
     partition = await create(broker, topics("t"), settings={"max.message.bytes": "10000"})
     async with producer(broker, compression_type=None) as client:
         await client.send_and_wait(partition.topic, b"before", partition=0)
@@ -297,7 +297,7 @@ async def test_refused_record_spoils_its_partition_for_an_idempotent_producer(
     assert await values(broker, partition) == [b"before"]
 
 
-# What only Apache Kafka does; a test that leans on it must not use the embedded broker.
+# Behaviour of Apache Kafka only: a test that relies on it must not use the embedded broker.
 
 
 async def test_commit_metadata_over_the_limit_is_refused(apache_kafka: ApacheKafka, topics: Names) -> None:
@@ -338,7 +338,7 @@ async def test_partitions_of_a_member_that_vanished_move_when_its_session_ends(
     await create(apache_kafka, topic, partitions=2)
 
     async def vanish() -> None:
-        """Instead of LeaveGroup: what the broker sees of a killed process."""
+        """Replace LeaveGroup: a killed process does not send it."""
 
     async with member(apache_kafka, topic, group, session_ms=1000) as (client, first):
         await first.size(2)
@@ -348,7 +348,7 @@ async def test_partitions_of_a_member_that_vanished_move_when_its_session_ends(
 
 
 @pytest.mark.parametrize("down", ["restart", "kill"])
-async def test_apache_kafka_comes_back_with_what_it_had(
+async def test_apache_kafka_has_its_records_after_a_restart(
     apache_kafka: ApacheKafka, topics: Names, down: str
 ) -> None:
     partition = await create(apache_kafka, topics("t"))

@@ -1,4 +1,4 @@
-"""How one partition changes hands: who is refused, what the next owner reads, and what is only a broker's hiccup."""
+"""Change of a partition's owner: which commits are refused, and which offset the next owner reads."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _no_later_reports() -> Iterator[None]:
-    """aiokafka leaves failed futures behind; asyncio's word on them belongs to the test that made them."""
+    """Collect the failed futures that aiokafka leaves behind, so that asyncio reports them within this test."""
     yield
     gc.collect()
 
 
 class Member(NamedTuple):
-    """A member of the group that holds the only partition, as far as it knows."""
+    """A member of the group that owns the only partition, as far as it knows."""
 
     consumer: GroupConsumer
     committed: CommittedOffsets
@@ -40,14 +40,14 @@ class Member(NamedTuple):
     observer: MemoryObserver
 
 
-class Heard:
-    """Takes note of assignments."""
+class Assigned:
+    """Records the last assignment."""
 
     def __init__(self) -> None:
         self.partitions: frozenset[TopicPartition] | None = None
 
     def rebalancing(self) -> None:
-        """Nothing is kept of it."""
+        """Do nothing."""
 
     def assigned(self, partitions: frozenset[TopicPartition], *, is_continuous: bool) -> None:
         self.partitions = partitions
@@ -56,15 +56,15 @@ class Heard:
 @asynccontextmanager
 async def member(stage: Stage) -> AsyncIterator[Member]:
     settings = stage.settings()
-    heard, consumer = Heard(), GroupConsumer(settings)
+    assigned, consumer = Assigned(), GroupConsumer(settings)
     committed = CommittedOffsets(settings, consumer)
     await committed.start()
     observer = MemoryObserver()
     committers = TransactionalCommitStores(settings, committed, consumer, observer)
     committer = committers.store(TopicPartition(stage.jobs_topic, 0))
     try:
-        await consumer.start(heard)
-        await eventually(lambda: heard.partitions is not None)
+        await consumer.start(assigned)
+        await eventually(lambda: assigned.partitions is not None)
         yield Member(consumer, committed, committer, observer)
     finally:
         await committer.close()
@@ -72,18 +72,18 @@ async def member(stage: Stage) -> AsyncIterator[Member]:
         await committed.stop()
 
 
-def note(stage: Stage, text: str) -> ProducerRecord:
+def event(stage: Stage, text: str) -> ProducerRecord:
     value = b'{"job_id":"%b","type":"delta"}' % text.encode()
     return ProducerRecord(TopicPartition(stage.events_topic, 0), b"key", value)
 
 
-def told(stage: Stage) -> list[str]:
+def job_ids(stage: Stage) -> list[str]:
     return [record.event["job_id"] for record in stage.records]
 
 
 @asynccontextmanager
 async def two_owners(stage: Stage) -> AsyncIterator[tuple[Member, CommitStore]]:
-    """A member, and a second committer for its partition that counts as its next owner."""
+    """Yield a member and a second store for its partition, which acts as the next owner."""
     async with member(stage) as first:
         settings = stage.settings()
         second = TransactionalCommitStores(settings, first.committed, first.consumer).store(
@@ -105,7 +105,7 @@ async def test_new_owner_reads_what_the_former_one_committed_up_to_the_fence(
         fence = type(second)._fence  # type: ignore[attr-defined]
 
         async def fence_at_the_last_moment(self: Any) -> None:
-            await first.committer.commit([note(apache, "last")], CommitPoint(7, "sw1:a.1::"))
+            await first.committer.commit([event(apache, "last")], CommitPoint(7, "sw1:a.1::"))
             await fence(self)
 
         monkeypatch.setattr(second, "_fence", fence_at_the_last_moment.__get__(second))
@@ -113,43 +113,43 @@ async def test_new_owner_reads_what_the_former_one_committed_up_to_the_fence(
 
 
 async def test_former_owner_is_refused_once_the_new_one_has_committed(apache: Stage) -> None:
-    """Neither `started` nor `usage` nor an offset of a zombie gets into the log."""
+    """No event and no offset of a zombie is written."""
     await apache.open()
     async with two_owners(apache) as (first, second):
         await first.committer.open()
-        await first.committer.commit([note(apache, "first")], CommitPoint(1, "sw1:a.1::"))
+        await first.committer.commit([event(apache, "first")], CommitPoint(1, "sw1:a.1::"))
         await second.open()
-        await second.commit([note(apache, "second")], CommitPoint(2, "sw1:b.1::"))
+        await second.commit([event(apache, "second")], CommitPoint(2, "sw1:b.1::"))
         with pytest.raises(Fenced):
-            await first.committer.commit([note(apache, "zombie")], CommitPoint(9, "sw1:a.2::"))
+            await first.committer.commit([event(apache, "zombie")], CommitPoint(9, "sw1:a.2::"))
         await second.close()
         assert await second.open() == CommitPoint(2, "sw1:b.1::")
-        await second.commit([note(apache, "third")], CommitPoint(3, "sw1:b.2::"))
-        await apache.until(lambda: "third" in told(apache))
-    assert told(apache) == ["first", "second", "third"]
+        await second.commit([event(apache, "third")], CommitPoint(3, "sw1:b.2::"))
+        await apache.until(lambda: "third" in job_ids(apache))
+    assert job_ids(apache) == ["first", "second", "third"]
 
 
 async def test_owner_whose_transaction_the_broker_ended_is_still_the_owner(apache: Stage) -> None:
-    """ProducerFenced alone does not say that another worker came: membership and the log do."""
+    """ProducerFenced alone does not prove that there is another owner: membership and the committed offset decide."""
     await apache.open()
     async with member(apache) as only:
         await only.committer.open()
-        await only.committer.commit([note(apache, "first")], CommitPoint(1, "sw1:a.1::"))
+        await only.committer.commit([event(apache, "first")], CommitPoint(1, "sw1:a.1::"))
         async with AIOKafkaProducer(
             bootstrap_servers=apache.broker.bootstrap,
             transactional_id=f"{apache.group}.{apache.jobs_topic}.0",
         ):
             assert only.observer.told == []
-            await only.committer.commit([note(apache, "second")], CommitPoint(2, "sw1:a.2::"))
-        await apache.until(lambda: "second" in told(apache))
+            await only.committer.commit([event(apache, "second")], CommitPoint(2, "sw1:a.2::"))
+        await apache.until(lambda: "second" in job_ids(apache))
         assert set(only.observer.all("kafka_failed")) == {("commit",)}
-    assert told(apache) == ["first", "second"]
+    assert job_ids(apache) == ["first", "second"]
 
 
-async def test_commit_whose_answer_was_lost_is_found_in_the_log_and_not_made_again(
+async def test_commit_whose_response_was_lost_is_found_by_its_metadata_and_not_repeated(
     apache: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The stamp in the metadata tells our own commit apart: a terminal event written twice would be the second one."""
+    """The commit id in the metadata identifies our own commit; repeating it would write a second terminal event."""
     await apache.open()
     async with member(apache) as only:
         await only.committer.open()
@@ -161,14 +161,16 @@ async def test_commit_whose_answer_was_lost_is_found_in_the_log_and_not_made_aga
             raise KafkaConnectionError("lost")
 
         monkeypatch.setattr(producer, "commit_transaction", commit_and_lose_the_answer)
-        await only.committer.commit([note(apache, "once")], CommitPoint(1, "sw1:a.1::"))
-        await only.committer.commit([note(apache, "next")], CommitPoint(2, "sw1:a.2::"))
-        await apache.until(lambda: "next" in told(apache))
-    assert told(apache) == ["once", "next"]
+        await only.committer.commit([event(apache, "once")], CommitPoint(1, "sw1:a.1::"))
+        await only.committer.commit([event(apache, "next")], CommitPoint(2, "sw1:a.2::"))
+        await apache.until(lambda: "next" in job_ids(apache))
+    assert job_ids(apache) == ["once", "next"]
 
 
-async def test_worker_that_slept_through_its_session_does_not_fence_when_it_wakes(apache: Stage) -> None:
-    """Whoever is no member any more takes nothing over."""
+async def test_worker_that_was_suspended_past_its_session_does_not_fence_when_it_resumes(
+    apache: Stage,
+) -> None:
+    """A worker that is not a member of the group opens no partition."""
     await apache.open()
     async with member(apache) as owner:
         await owner.committer.open()
@@ -177,15 +179,15 @@ async def test_worker_that_slept_through_its_session_does_not_fence_when_it_wake
             sleeper.consumer._assigned_as = ("an id that the group has forgotten", 1)
             with pytest.raises(KafkaUnavailable):
                 await sleeper.committer.open()
-        await owner.committer.commit([note(apache, "undisturbed")], CommitPoint(1, "sw1:a.1::"))
+        await owner.committer.commit([event(apache, "undisturbed")], CommitPoint(1, "sw1:a.1::"))
         assert owner.committer._producer is producer  # type: ignore[attr-defined]  # else it had to take over again
-        await apache.until(lambda: told(apache) == ["undisturbed"])
+        await apache.until(lambda: job_ids(apache) == ["undisturbed"])
 
 
-async def test_coordinator_that_does_not_tell_an_offset_is_not_taken_for_none_committed(
+async def test_coordinator_that_returns_no_offset_is_not_taken_for_no_commit(
     apache: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A coordinator that is loading answers with an error and without the partition; aiokafka does not look at it."""
+    """A coordinator that is loading answers with an error code, which aiokafka ignores, and without the partition."""
     await apache.open()
     at = TopicPartition(apache.jobs_topic, 0)
     async with member(apache) as only:

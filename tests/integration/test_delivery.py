@@ -1,4 +1,4 @@
-"""What exactly_once promises, held against Apache Kafka: crashes, rebalances, zombies, broken producers."""
+"""The guarantees of exactly_once on Apache Kafka: crashes, rebalances, zombies, failed producers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from tests.brokers.apache import ApacheKafka
 
 AS_ONE = {"worker__group_instance_id": "one"}
-"""Static membership: whoever comes under the name of a dead worker need not wait for the end of its session."""
+"""Static membership: a worker with the instance id of a dead one does not wait for the end of its session."""
 
 
 @pytest.fixture
 def sinks(monkeypatch: pytest.MonkeyPatch) -> list[KafkaSink]:
-    """The sinks of the workers in this process, as they are made."""
+    """Collect the sinks of the workers in this process."""
     made: list[KafkaSink] = []
 
     class Seen(KafkaSink):
@@ -41,7 +41,7 @@ def _slow(deltas: int, pace_ms: int = 20) -> str:
 async def test_finished_job_is_not_run_again_after_a_crash_while_an_older_one_still_streams(
     apache: Stage,
 ) -> None:
-    """Contract §3.8: finished offsets beyond the committed one are known to the next worker."""
+    """The next worker knows the finished offsets beyond the committed one."""
     await apache.open()
     first = await apache.process(**AS_ONE)
     await apache.submit("older", _slow(200))
@@ -61,11 +61,11 @@ async def test_finished_job_is_not_run_again_after_a_crash_while_an_older_one_st
 
 
 async def test_second_worker_restarts_only_the_streams_of_partitions_that_moved(apache: Stage) -> None:
-    """Contract §3.9: eighty streams over eight partitions, half of them do not notice the rebalance."""
+    """Eighty streams over eight partitions: the rebalance does not affect those of the kept partitions."""
     await apache.open(partitions=8)
     async with apache.worker() as first:
         await _half_is_taken_over(apache)
-        # Kept partitions go on where they were: eager rebalancing alone would rewind them to their committed offsets.
+        # A kept partition is read on from where it was, although an eager rebalance returns it to its committed offset.
         assert first.app.metrics.registry.get_sample_value("streamworker_records_skipped_total") == 0
 
 
@@ -93,15 +93,15 @@ async def _half_is_taken_over(apache: Stage) -> None:
     assert await apache.commit_breaches() == []
 
 
-async def test_zombie_that_wakes_ends_no_job_twice_and_supersedes_no_attempt(apache: Stage) -> None:
-    """A worker stopped past its session wakes with streams open and jobs fetched; it harms nobody and works on."""
+async def test_zombie_that_resumes_ends_no_job_twice_and_supersedes_no_attempt(apache: Stage) -> None:
+    """A worker that is suspended past its session resumes with open streams and fetched jobs; it discards both and goes on."""
     await apache.open(partitions=2)
     zombie = await apache.process()
     streams = [(f"stream-{number}", _slow(300, 30), number % 2) for number in range(10)]
     await apache.submit_many(streams)
     await apache.until(lambda: all(apache.deltas(job_id) > 3 for job_id, *_ in streams))
     zombie.signal(signal.SIGSTOP)
-    # Its fetch is open: what comes now lies in its socket when it wakes.
+    # Its fetch request is open: these jobs are in its socket when it resumes.
     quick = [(f"quick-{number}", "practice?deltas=2", number % 2) for number in range(10)]
     await apache.submit_many(quick)
     owner = await apache.process()
@@ -111,7 +111,7 @@ async def test_zombie_that_wakes_ends_no_job_twice_and_supersedes_no_attempt(apa
     zombie.signal(signal.SIGCONT)
     await zombie.logged("partition.released", 2)
     await apache.ended(limit_s=45)
-    # The zombie is a member again: what comes now is shared, and each does its part.
+    # The zombie is a member again, and both workers share the jobs.
     await zombie.logged("partition.opened", 3)
     await apache.submit_many([(f"more-{number}", "practice?deltas=2", number % 2) for number in range(10)])
     await apache.ended()
@@ -129,7 +129,7 @@ async def test_zombie_that_wakes_ends_no_job_twice_and_supersedes_no_attempt(apa
 
 
 def _attempts(stage: Stage, job_id: str) -> list[str]:
-    """Attempts in the order in which they were opened."""
+    """Return the attempts of a job in the order in which they were opened."""
     return [event["attempt"] for event in stage.all_events(job_id) if event["type"] == "started"]
 
 
@@ -137,7 +137,7 @@ def _attempts(stage: Stage, job_id: str) -> list[str]:
 async def test_broker_restart_in_the_middle_loses_and_repeats_nothing(
     apache_kafka: ApacheKafka, apache: Stage, down: str
 ) -> None:
-    """In good order or by a crash: no job is run twice for it."""
+    """After a shutdown or a crash of the broker, no job runs twice."""
     await apache.open(partitions=4)
     jobs = [
         (f"job-{number}", f"practice?deltas={40 + number}&pace_ms=25", number % 4) for number in range(60)
@@ -155,10 +155,10 @@ async def test_broker_restart_in_the_middle_loses_and_repeats_nothing(
     assert {len(apache.calls(job_id)) for job_id, *_ in jobs} == {1}
 
 
-async def test_transaction_that_the_broker_gave_up_restarts_no_stream(
+async def test_transaction_that_the_broker_aborted_restarts_no_stream(
     apache_kafka: ApacheKafka, apache: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A broker away for longer than a transaction may last ends it by itself; we still own the partition."""
+    """A broker that was suspended for longer than a transaction may last aborts it; the worker still owns the partition."""
     monkeypatch.setattr("streamworker.kafka.transactions.TRANSACTION_TIMEOUT_S", 0.5)
     await apache.open()
     jobs = [(f"job-{number}", f"practice?deltas={30 + 3 * number}&pace_ms=20", 0) for number in range(40)]
@@ -174,10 +174,10 @@ async def test_transaction_that_the_broker_gave_up_restarts_no_stream(
     assert {len(apache.calls(job_id)) for job_id, *_ in jobs} == {1}
 
 
-async def test_producer_that_lost_its_place_is_replaced_without_losing_or_repeating_events(
+async def test_producer_with_a_wrong_sequence_number_is_replaced_without_losing_or_repeating_events(
     apache: Stage, sinks: list[KafkaSink]
 ) -> None:
-    """aiokafka #1017: a batch out of sequence spoils its producer for good; another one sends the same events."""
+    """A batch out of sequence makes its producer useless (aiokafka #1017); another producer sends the same events."""
     await apache.open(events_partitions=2)
     jobs = [(f"job-{number}", _slow(120, 10), 0) for number in range(20)]
     async with apache.worker():
@@ -195,10 +195,10 @@ async def test_producer_that_lost_its_place_is_replaced_without_losing_or_repeat
 
 
 @pytest.mark.parametrize("limit", ["1500", "150"])
-async def test_topic_that_takes_less_than_before_gets_what_it_takes(
+async def test_topic_whose_limit_is_lowered_gets_the_records_that_fit(
     apache: Stage, sinks: list[KafkaSink], limit: str
 ) -> None:
-    """A batch that is refused for its size is sent in parts; a job of which a delta was refused says `too_large`."""
+    """A batch that is refused for its size is sent in parts; a job with a refused delta ends `too_large`."""
     await apache.open(events_partitions=1)
     jobs = [(f"job-{number}", _slow(100, 10), 0) for number in range(40)]
     with structlog.testing.capture_logs() as lines:
@@ -221,7 +221,7 @@ async def test_topic_that_takes_less_than_before_gets_what_it_takes(
 
 
 async def test_job_that_kills_its_worker_each_time_becomes_a_dead_letter(apache: Stage) -> None:
-    """max_deliveries: begun three times, never ended; then a dead letter and a terminal event, and the next one runs."""
+    """After three deliveries without an end: a dead letter and a terminal event, and the next job runs."""
     await apache.open()
     await apache.submit("killer", "practice?deltas=2&first_delta_ms=60000")
     for _ in range(3):
@@ -242,9 +242,11 @@ async def test_job_that_kills_its_worker_each_time_becomes_a_dead_letter(apache:
     assert dict(letter.headers)["__streamworker.errors.code"] == b"max_deliveries"
 
 
-@pytest.mark.parametrize("metadata", ["sw1:x:b!!!:", "sw9:some:later:form", "somebody else's note"])
-async def test_commit_metadata_that_is_no_map_is_ignored_with_a_warning(apache: Stage, metadata: str) -> None:
-    """Damaged or unknown metadata costs repeated work at most, never a stuck partition."""
+@pytest.mark.parametrize("metadata", ["sw1:x:b!!!:", "sw9:some:later:form", "a foreign note"])
+async def test_commit_metadata_that_is_not_a_valid_map_is_ignored_with_a_warning(
+    apache: Stage, metadata: str
+) -> None:
+    """Damaged or unknown metadata may repeat jobs, but does not block the partition."""
     await apache.open()
     await apache.submit_many([(f"job-{number}", "practice?deltas=2", 0) for number in range(4)])
     await apache.commit_as_stranger(0, 1, metadata)
@@ -257,8 +259,8 @@ async def test_commit_metadata_that_is_no_map_is_ignored_with_a_warning(apache: 
     assert apache.all_events("job-0") == []
 
 
-async def test_drain_that_takes_too_long_hands_over_what_is_left_uncounted(apache: Stage) -> None:
-    """At the drain timeout open jobs are let go without a terminal event; it was not their fault."""
+async def test_drain_that_times_out_returns_open_jobs_without_counting_their_delivery(apache: Stage) -> None:
+    """At the drain timeout open jobs are returned without a terminal event."""
     await apache.open()
     over = {"worker__drain_timeout_s": 0.3, "worker__max_deliveries": 1}
     await apache.submit("long", _slow(150, 20))
@@ -284,7 +286,7 @@ async def test_drain_that_takes_too_long_hands_over_what_is_left_uncounted(apach
 async def test_drain_ends_jobs_whose_terminal_event_waits_for_the_broker(
     apache_kafka: ApacheKafka, apache: Stage
 ) -> None:
-    """The drain timeout may fall into a commit: what it commits is not counted as open, and nothing breaks."""
+    """The drain timeout may expire during a commit: the jobs of that commit do not count as open."""
     await apache.open()
     async with apache.worker(worker__drain_timeout_s=0.5) as worker:
         await apache.submit("quick", _slow(20, 20))

@@ -1,4 +1,4 @@
-"""Records that other programs may write and that nobody expects."""
+"""Unusual records that other programs may write."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tests.integration.stage import Stage
 
-# aiokafka's own producer cannot write this but for its pure Python build, which has to be chosen before the import.
+# Only the pure Python build of aiokafka can write this; it must be chosen before the import.
 _BAD_NAME = """
 import asyncio, sys
 from aiokafka import AIOKafkaProducer
@@ -31,7 +31,7 @@ asyncio.run(main())
 
 
 async def test_record_that_cannot_be_read_holds_back_its_own_partition_only(stage: Stage) -> None:
-    """A header's name that is no UTF-8: the jobs of the other partition all end, and the worker lives."""
+    """A header name that is not UTF-8: the jobs of the other partition end, and the worker continues."""
     await stage.open(partitions=2)
     async with stage.worker():
         await stage.submit("before", "practice?deltas=1")
@@ -50,8 +50,8 @@ async def test_record_that_cannot_be_read_holds_back_its_own_partition_only(stag
     assert stage.breaches() == []
 
 
-async def test_header_without_a_value_hurts_neither_a_job_nor_a_dead_letter(stage: Stage) -> None:
-    """Kafka allows null there; a dead letter keeps it."""
+async def test_header_without_a_value_is_accepted_and_kept_in_a_dead_letter(stage: Stage) -> None:
+    """Kafka allows null as the value of a header."""
     await stage.open()
     job = {"job_id": "one", "request": {"model": "practice?deltas=1", "messages": stage.message("one")}}
     null_headers = [("traceparent", None), ("other", None)]
@@ -65,8 +65,8 @@ async def test_header_without_a_value_hurts_neither_a_job_nor_a_dead_letter(stag
     assert list(letter.headers[:2]) == null_headers
 
 
-async def test_trace_state_that_is_too_long_is_not_carried_on(stage: Stage) -> None:
-    """It would make `started` a record that no topic takes."""
+async def test_trace_state_that_is_too_long_is_dropped(stage: Stage) -> None:
+    """It would make the `started` record larger than a topic accepts."""
     await stage.open()
     async with stage.worker():
         await stage.submit("one", "practice?deltas=1", headers=[("tracestate", b"a=" + b"x" * 600)])
@@ -77,7 +77,7 @@ async def test_trace_state_that_is_too_long_is_not_carried_on(stage: Stage) -> N
 
 
 async def test_request_chooses_no_url_header_or_key_by_members_that_clients_know(stage: Stage) -> None:
-    """What client libraries would take out of the call's arguments is body to us, and the upstream's to judge."""
+    """Members that client libraries read as arguments stay in the body, where the upstream decides about them."""
     await stage.open()
     members = {
         "extra_headers": {"x-injected": "1", "authorization": "Bearer mine"},

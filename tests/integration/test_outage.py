@@ -1,4 +1,4 @@
-"""A broker that goes away: what its clients do meanwhile."""
+"""The clients of a broker that is away."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.embedded
 
 
-@pytest.mark.usefixtures("embedded_broker")  # it says so where there is none
-async def test_reader_of_a_log_without_leader_and_broker_asks_a_few_times_a_second(
+@pytest.mark.usefixtures("embedded_broker")  # skips where it cannot run
+async def test_reader_of_a_partition_without_leader_and_broker_connects_a_few_times_a_second(
     practice: PracticeUpstream, topics: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every worker reads the control topic like this: to ask again at once would take the processor of its streams."""
+    """Every worker reads the control topic: retrying at once would take the processor of its streams."""
     connect, tries = conn.create_conn, 0
 
     async def counted(*arguments: Any, **named: Any) -> Any:
@@ -45,7 +45,7 @@ async def test_reader_of_a_log_without_leader_and_broker_asks_a_few_times_a_seco
         async with open_log(settings.kafka, topic) as log:
             await asyncio.to_thread(broker.stop)
             leaders = client_of(log._consumer).cluster._partitions
-            # What a broker tells of a partition that was just made, or whose leader has gone.
+            # The metadata of a partition that was just created, or whose leader has gone.
             leaders[topic] = {0: leaders[topic][0]._replace(leader=-1)}
             reading = asyncio.ensure_future(anext(log.follow([TopicPartition(topic, 0)])))
             tries = 0

@@ -1,4 +1,4 @@
-"""Members that keep their place in the group by a name: what the chart's StatefulSet rests on."""
+"""Static members of the group (KIP-345), as the pods of the chart's StatefulSet are."""
 
 from __future__ import annotations
 
@@ -20,10 +20,7 @@ def owns(worker: InProcess, count: int) -> Callable[[], bool]:
 
 
 async def test_static_member_that_comes_back_in_time_causes_no_rebalance(apache: Stage) -> None:
-    """It drains, goes, and its successor of the same name has its partition; nobody else was called together.
-
-    The other one would have had to take part: a new assignment waits for every member.
-    """
+    """Its successor with the same instance id is assigned the same partition, and the other member does not rebalance."""
     await apache.open(partitions=2)
     session = {"worker__session_timeout_s": 20}
     async with apache.worker(worker__group_instance_id="ns.w-0", **session) as first:

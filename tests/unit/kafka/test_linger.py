@@ -1,4 +1,4 @@
-"""When the sink's batches leave: at once after a quiet while, else all together, at most once per linger."""
+"""When the sink's batches leave: at once after a pause, else all together, at most once per linger."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from streamworker.kafka.sender import LingerScheduler
 LINGER_S = 0.005
 
 
-class Pump:
-    """Notes when it may leave, in milliseconds from the beginning."""
+class Sender:
+    """Records when it leaves, in milliseconds since its creation."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._begun = self._loop.time()
+        self._created = self._loop.time()
         self.left: list[float] = []
 
     def leave(self) -> None:
-        self.left.append(round((self._loop.time() - self._begun) * 1000, 3))
+        self.left.append(round((self._loop.time() - self._created) * 1000, 3))
 
 
 def senders(count: int) -> list[Any]:
-    return [cast("Any", Pump()) for _ in range(count)]
+    return [cast("Any", Sender()) for _ in range(count)]
 
 
-async def test_departures_after_a_quiet_while_leave_at_once() -> None:
-    """A slow stream's deltas never wait."""
+async def test_linger_after_a_pause_lets_batches_leave_at_once() -> None:
+    """The deltas of a slow stream never wait."""
     (sender,) = senders(1)
     linger = LingerScheduler(LINGER_S)
     for _ in range(3):
@@ -38,8 +38,8 @@ async def test_departures_after_a_quiet_while_leave_at_once() -> None:
     assert sender.left == [0, 50, 100]
 
 
-async def test_departures_under_load_leave_together_once_per_linger() -> None:
-    """Whoever asks a moment after a departure waits for the next; all that have asked leave with it."""
+async def test_linger_under_load_lets_batches_leave_together_once_per_interval() -> None:
+    """A sender that asks shortly after others left waits for the next time; all waiting senders leave then."""
     first, second, third = senders(3)
     linger = LingerScheduler(LINGER_S)
     linger.ask(first, at_once=False)
@@ -51,8 +51,8 @@ async def test_departures_under_load_leave_together_once_per_linger() -> None:
     assert (first.left, second.left, third.left) == ([0], [5], [5])
 
 
-async def test_departures_urgent_takes_the_others_along() -> None:
-    """A job's first delta does not wait, and there is no second request for those that did."""
+async def test_linger_for_an_urgent_sender_takes_the_waiting_ones_along() -> None:
+    """A job's first delta does not wait, and the senders that waited need no second request."""
     first, second, third = senders(3)
     linger = LingerScheduler(LINGER_S)
     linger.ask(first, at_once=False)
@@ -63,8 +63,8 @@ async def test_departures_urgent_takes_the_others_along() -> None:
     assert (first.left, second.left, third.left) == ([0], [1], [1])
 
 
-async def test_departures_hurried_while_waiting_leave_at_once() -> None:
-    """And the linger is counted from then on."""
+async def test_linger_that_is_hurried_lets_batches_leave_at_once() -> None:
+    """The interval begins again at that moment."""
     (sender,) = senders(1)
     linger = LingerScheduler(LINGER_S)
     linger.ask(sender, at_once=False)
@@ -77,8 +77,8 @@ async def test_departures_hurried_while_waiting_leave_at_once() -> None:
     assert sender.left == [0, 1, 6]
 
 
-async def test_departures_hurried_in_every_turn_are_not_put_off() -> None:
-    """A thousand jobs that begin bring a first delta each turn; none keeps the others from leaving."""
+async def test_linger_that_is_hurried_in_every_iteration_is_not_postponed() -> None:
+    """A thousand jobs that begin publish a first delta in each iteration; none of them delays the others."""
     first, second = senders(2)
     linger = LingerScheduler(LINGER_S)
     linger.ask(first, at_once=True)
@@ -90,8 +90,8 @@ async def test_departures_hurried_in_every_turn_are_not_put_off() -> None:
     assert (first.left, second.left) == ([0], [0])
 
 
-async def test_departures_late_hurry_does_not_put_off_what_is_due() -> None:
-    """Whoever hurries before the departure's own callback in the same turn changes nothing."""
+async def test_linger_that_is_hurried_again_in_the_same_iteration_is_not_postponed() -> None:
+    """A second call before the callback of the first one changes nothing."""
     (sender,) = senders(1)
     loop = asyncio.get_running_loop()
     linger = LingerScheduler(LINGER_S)
@@ -112,8 +112,8 @@ async def test_departures_late_hurry_does_not_put_off_what_is_due() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 40])
-async def test_departures_without_linger_never_wait(count: int) -> None:
-    """For commands: what is there is sent."""
+async def test_linger_of_zero_never_waits(count: int) -> None:
+    """Commands send each record at once."""
     (sender,) = senders(1)
     linger = LingerScheduler(0.0)
     for _ in range(count):

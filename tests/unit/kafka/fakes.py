@@ -1,0 +1,192 @@
+"""Small stand-ins for aiokafka's producer and consumer, and for a broker behind them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from aiokafka.errors import MessageSizeTooLargeError, ProducerClosed
+
+from streamworker.config import Settings, load
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from streamworker.model import CommitPoint, TopicPartition
+
+__all__ = ["FakeBatch", "FakeBroker", "FakeConsumer", "FakeMembership", "FakeProducer", "settings"]
+
+
+def settings(**over: str) -> Settings:
+    """Return settings that connect to nothing."""
+    variables = {"STREAMWORKER_UPSTREAMS__DEFAULT__BASE_URL": "http://127.0.0.1/v1"}
+    return load(
+        None,
+        variables | {f"STREAMWORKER_{name.upper()}": value for name, value in over.items()},
+        needs_keys=False,
+    )
+
+
+class FakeBroker:
+    """Keeps what producers wrote. `errors` are raised by the next batches, one each."""
+
+    def __init__(self, partitions: int = 2) -> None:
+        self.partitions = partitions
+        self.batches: list[list[bytes]] = []
+        self.max_batch_bytes = 1 << 20
+        self.errors: deque[Exception] = deque()
+        self.is_answering = asyncio.Event()
+        self.is_answering.set()
+        self.producers: list[FakeProducer] = []
+        self.committed: CommitPoint | None = None
+
+    def new_producer(self, *_: object, **__: object) -> FakeProducer:
+        """Stand in for `streamworker.kafka.clients.new_producer`."""
+        producer = FakeProducer(self)
+        self.producers.append(producer)
+        return producer
+
+    @property
+    def values(self) -> list[bytes]:
+        """The values of all records, in the order in which they were written."""
+        return [value for batch in self.batches for value in batch]
+
+    async def write(self, values: list[bytes]) -> None:
+        """Append a batch, once the broker answers."""
+        await self.is_answering.wait()
+        if self.errors:
+            raise self.errors.popleft()
+        if sum(map(len, values)) > self.max_batch_bytes:
+            raise MessageSizeTooLargeError
+        self.batches.append(values)
+
+
+class FakeBatch:
+    """A batch under construction."""
+
+    def __init__(self) -> None:
+        self.values: list[bytes] = []
+
+    def append(self, *, timestamp: int | None, key: bytes, value: bytes, headers: list[Any]) -> object:
+        """Add a record."""
+        self.values.append(value)
+        return self
+
+
+class FakeProducer:
+    """A producer with the part of aiokafka's interface that the package uses."""
+
+    def __init__(self, broker: FakeBroker) -> None:
+        self.broker = broker
+        self.is_started = self.is_closed = False
+        self.stop_error: Exception | None = None
+        self.lost_answers = 0
+        """How many commits are written whose response is lost."""
+        self._batch: list[bytes] = []
+        self._offsets: CommitPoint | None = None
+        partitions = set(range(broker.partitions))
+        cluster = SimpleNamespace(partitions_for_topic=lambda _: partitions)
+        self._client = SimpleNamespace(cluster=cluster, close=self._close)
+
+    async def start(self) -> None:
+        self.is_started = True
+
+    async def stop(self) -> None:
+        if self.stop_error is not None:
+            raise self.stop_error
+        self.is_closed = True
+
+    async def flush(self) -> None: ...
+
+    async def partitions_for(self, topic: str) -> set[int]:
+        return set(range(self.broker.partitions))
+
+    def create_batch(self) -> FakeBatch:
+        return FakeBatch()
+
+    async def send_batch(self, batch: FakeBatch, topic: str, *, partition: int) -> asyncio.Future[None]:
+        if self.is_closed:
+            raise ProducerClosed
+        return asyncio.ensure_future(self.broker.write(batch.values))
+
+    async def begin_transaction(self) -> None:
+        self._batch, self._offsets = [], None
+
+    async def send(self, topic: str, value: bytes, **_: object) -> asyncio.Future[None]:
+        self._batch.append(value)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+    async def send_offsets_to_transaction(self, offsets: Mapping[Any, Any], group_id: str) -> None:
+        [self._offsets] = offsets.values()
+
+    async def commit_transaction(self) -> None:
+        from aiokafka.errors import KafkaConnectionError
+
+        from streamworker.model import CommitPoint
+
+        await self.broker.write(self._batch)
+        assert self._offsets is not None
+        self.broker.committed = CommitPoint(self._offsets.offset, self._offsets.metadata)
+        if self.lost_answers:
+            self.lost_answers -= 1
+            raise KafkaConnectionError("the connection broke")
+
+    async def _close(self) -> None:
+        self.is_closed = True
+
+
+class FakeConsumer:
+    """A consumer that records its seeks; the test calls the listener that subscribed."""
+
+    def __init__(self) -> None:
+        self.listener: Any = None
+        self.calls: list[tuple[Any, ...]] = []
+        self.is_stopped = False
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None:
+        self.is_stopped = True
+
+    def subscribe(self, topics: list[str], *, listener: Any) -> None:
+        self.listener = listener
+
+    def seek(self, partition: Any, offset: int) -> None:
+        self.calls.append(("seek", tuple(partition), offset))
+
+
+class FakeMembership:
+    """A membership whose identity the test sets."""
+
+    def __init__(self, consumer: FakeConsumer, *, on_heartbeat: Any) -> None:
+        self.identity = ("member-1", 1)
+        self.is_rejoining = self.has_died = False
+        self.knows_coordinator = True
+
+    def check_errors(self) -> None: ...
+
+    async def heartbeat(self) -> bool:
+        return True
+
+
+class FakeCommittedOffsets:
+    """The committed offset of the broker, for every partition."""
+
+    def __init__(self, broker: FakeBroker) -> None:
+        self._broker = broker
+
+    async def read(self, _: TopicPartition) -> CommitPoint | None:
+        return self._broker.committed
+
+
+class Member:
+    """A consumer whose membership the test sets."""
+
+    is_member = True
+
+    async def confirm_membership(self) -> bool:
+        return self.is_member
