@@ -175,16 +175,16 @@ async def test_rotated_secret_is_used_for_the_next_connection(
     apache.variables |= variables
 
     async with open_admin(apache.settings()) as admin:
-        await admin.describe()
+        await admin.missing_acls()
         for text in (wrong, None):
             secret.unlink() if text is None else secret.write_text(text)
             await cut_connections(admin)
             with pytest.raises(KafkaUnavailable) as failure:
-                await admin.describe()
+                await admin.missing_acls()
             assert wrong not in str(failure.value)
 
         secret.write_text(valid)
-        await admin.describe()
+        await admin.missing_acls()
 
 
 async def cut_connections(admin: TopicAdmin) -> None:
