@@ -1,4 +1,4 @@
-"""Side by side: `python -m benchmarks --size quick`. What is measured and how: benchmarks/README.md."""
+"""Run the benchmarks: `python -m benchmarks --size quick`. benchmarks/README.md describes what is measured."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ UPSTREAM_START_S = 10
 
 
 def chosen(names: str) -> list[Contender]:
-    """Return the contenders that were asked for and whose libraries are there."""
+    """Return the selected contenders whose libraries are installed."""
     asked = [contender for contender in CONTENDERS if contender.name in names.split(",")]
     if find_spec("faststream") is None:
-        print("faststream is left out: it is not installed (make bench installs it)")
+        print("faststream is skipped: it is not installed (make bench installs it)")
         asked = [contender for contender in asked if contender.name != "faststream"]
     return asked
 
 
 async def measure(stage: Stage, arguments: argparse.Namespace) -> list[Figures]:
-    """Run every scenario with every contender that can sustain it, so many times over."""
+    """Run every scenario with every contender that can sustain it, `repeat` times."""
     runs = []
     for scenario in scenarios.QUICK if arguments.size == "quick" else scenarios.FULL:
         if arguments.only not in scenario.name:
@@ -50,12 +50,14 @@ def main() -> None:
     parser.add_argument("--contenders", default=",".join(contender.name for contender in CONTENDERS))
     parser.add_argument("--only", default="", help="part of a scenario's name")
     parser.add_argument("--partitions", type=int, default=8, help="of each topic")
-    parser.add_argument("--repeat", type=int, default=1, help="runs of each, of which the median counts")
-    parser.add_argument("--window", type=float, help="seconds that are measured; 8, or 2 with --size quick")
+    parser.add_argument(
+        "--repeat", type=int, default=1, help="runs of each scenario; the report has their median"
+    )
+    parser.add_argument("--window", type=float, help="seconds to measure; default: 8, or 2 with --size quick")
     parser.add_argument("--out", type=Path, help="directory for figures.json and cpu.svg")
     arguments = parser.parse_args()
     arguments.window = arguments.window or (2.0 if arguments.size == "quick" else 8.0)
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it tells of every topic that is new to it
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it logs every topic that it does not know yet
     port = free_port()
     broker = ApacheKafka()
     broker.start()

@@ -1,8 +1,8 @@
-"""How soon a cancellation ends a stream: `python -m benchmarks.cancel --streams 200`.
+"""Measure the latency of cancellations: `python -m benchmarks.cancel --streams 200`.
 
-So many streams are open in one worker on Apache Kafka when all of them are cancelled, one control record after another.
-Latency is from the writing of a job's control record to its terminal event, as a `read_committed` reader sees it.
-Broker, worker, upstream and reader share this machine.
+One worker on Apache Kafka has `--streams` open streams; all of them are cancelled, one control record after another. The
+latency is the time from writing a job's control record to its terminal event, as seen by a `read_committed` reader.
+Broker, worker, upstream and reader share one machine.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ async def measure(stage: Stage, streams: int, every_s: float) -> list[float]:
         with suppress(TimeoutError):
             await asyncio.wait_for(stage.practice.until(lambda: stage.practice.open_streams == 0), 5)
         left = {task for task in asyncio.all_tasks() - tasks if task.get_name().startswith("job ")}
-        print(f"connections still open: {stage.practice.open_streams}, tasks of jobs left: {len(left)}")
+        print(f"connections still open: {stage.practice.open_streams}, remaining tasks of jobs: {len(left)}")
     assert {end["status"] for end in stage.terminals().values()} == {"cancelled"}
     assert stage.breaches() == []
     return [seen[job_id] - written[job_id] for job_id in written]

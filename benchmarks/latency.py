@@ -1,10 +1,10 @@
-"""What exactly-once costs in time: `python -m benchmarks.latency --partitions 8 --streams 80`.
+"""Measure the latency of exactly-once delivery: `python -m benchmarks.latency --partitions 8 --streams 80`.
 
-Paced streams run through one worker on Apache Kafka. Two readers follow the events topic, one `read_uncommitted`, one
-`read_committed`, and note when they see each event:
+Paced streams run through one worker on Apache Kafka. Two readers follow the events topic, one `read_uncommitted` and one
+`read_committed`, and record when each event becomes visible:
 
 * terminal latency: last delta visible (uncommitted) → terminal event visible (committed)
-* delta delay: delta visible (uncommitted) → the same delta visible (committed); what open transactions hold back
+* delta delay: delta visible (uncommitted) → the same delta visible (committed): the delay by open transactions
 * first visible: worker's clock in the event (`ts`) → visible (uncommitted)
 """
 
@@ -40,7 +40,7 @@ Seen = dict[tuple[str, int], tuple[float, dict[str, Any]]]
 
 
 async def watch(settings: Settings, seen: Seen, *, committed: bool) -> None:
-    """Note when each event is visible."""
+    """Record when each event becomes visible."""
     topic = settings.topics.events
     async with open_log(settings.kafka, topic, committed_only=committed) as log:
         async for record in log.follow([TopicPartition(topic, number) for number in log.partitions]):
@@ -49,7 +49,7 @@ async def watch(settings: Settings, seen: Seen, *, committed: bool) -> None:
 
 
 async def measure(settings: Settings, partitions: int, jobs: int, model: str) -> tuple[Seen, Seen]:
-    """Run the jobs; return what each reader saw."""
+    """Run the jobs; return when each reader saw each event."""
     async with open_admin(settings) as admin:
         await admin.create(partitions=partitions)
     committed: Seen = {}
@@ -68,14 +68,14 @@ async def measure(settings: Settings, partitions: int, jobs: int, model: str) ->
         key = f"job-{number}".encode()
         job = orjson.dumps({"job_id": key.decode(), "request": request})
         sink.publish(ProducerRecord(sink.partition_for(topic, key), key, job), sink.receipt())
-        await asyncio.sleep(0.01)  # jobs that start in the same instant would end in the same transaction
+        await asyncio.sleep(0.01)  # jobs that start at the same time would end in the same transaction
     deadline = time.monotonic() + 30
     while sum(event["type"] == "usage" for _, event in list(committed.values())) < jobs:
         if worker.done():
             worker.result()
         if time.monotonic() > deadline:
             raise SystemExit(
-                f"the jobs did not end: {len(committed)} events committed, {len(uncommitted)} in all"
+                f"the jobs did not end: {len(committed)} events committed, {len(uncommitted)} in total"
             )
         await asyncio.sleep(0.1)
     app.drain()

@@ -1,4 +1,4 @@
-"""Processes that are measured from outside: what they used, as the kernel accounts for it (proc(5))."""
+"""CPU time and memory of other processes, from proc(5)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Usage(NamedTuple):
 
 
 def usage_of(pid: int) -> Usage:
-    """Ask the kernel. Processor time comes in ticks of 10 ms."""
-    # The second field is the command's name in brackets, which may hold anything.
+    """Return the usage of a process. The kernel's resolution of processor time is 10 ms."""
+    # The second field is the command's name in brackets, which may contain any character.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return Usage((int(fields[11]) + int(fields[12])) / _TICKS, pages * _PAGE)
@@ -36,7 +36,7 @@ def usage_of(pid: int) -> Usage:
 
 @contextmanager
 def started(arguments: list[str], environment: Mapping[str, str], log: Path) -> Iterator[int]:
-    """Run `python -m <arguments>` for the block; give its process id. What it says goes to `log`."""
+    """Run `python -m <arguments>` during the block; yield its process id. Its output goes to `log`."""
     with (
         log.open("wb") as told,
         subprocess.Popen(
@@ -55,5 +55,5 @@ def started(arguments: list[str], environment: Mapping[str, str], log: Path) -> 
             process.terminate()
             try:
                 process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:  # it drains what nobody waits for any more
+            except subprocess.TimeoutExpired:  # it is still draining
                 process.kill()

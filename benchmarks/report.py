@@ -1,4 +1,4 @@
-"""Figures as a table, as JSON and as a picture."""
+"""Reports of the figures: a table, JSON, and an SVG chart."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LIBRARIES = ("aiokafka", "aiohttp", "httpx", "msgspec", "orjson", "uvloop", "op
 
 
 def machine() -> dict[str, Any]:
-    """Say what the figures were measured on."""
+    """Return a description of the machine."""
     cpu = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return {
         "processor": cpu[1] if cpu else platform.machine(),
@@ -38,7 +38,7 @@ def machine() -> dict[str, Any]:
 
 
 def medians(runs: Sequence[Figures]) -> list[Figures]:
-    """Take several runs of the same together: the median of each figure; a fault of any is kept."""
+    """Merge runs of the same contender and scenario: the median of each figure, and the fault of any run."""
     groups: dict[tuple[str, str], list[Figures]] = {}
     for run in runs:
         groups.setdefault((run.scenario, run.contender), []).append(run)
@@ -59,7 +59,7 @@ def _median(group: list[Figures]) -> Figures:
 def table(figures: Sequence[Figures]) -> str:
     """Return a table in Markdown, one row per contender and scenario."""
     head = (
-        "| scenario | who | CPU µs per delta | × limit | deltas/s per core | added latency p50 / p99 ms "
+        "| scenario | contender | CPU µs per delta | × limit | deltas/s per core | added latency p50 / p99 ms "
         "| KiB per open stream | note |"
     )
     rows = [head, "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |"]
@@ -97,7 +97,7 @@ def write(directory: Path, figures: Sequence[Figures], runs: Sequence[Figures]) 
 
 
 def _picture(figures: Sequence[Figures]) -> str:
-    """Draw a bar per run. By hand, so that it can be read as a difference, and needs no library."""
+    """Return an SVG chart with one bar per run. It needs no library, and its text can be compared by diff."""
     left, right, step, gap = 250, 640, 14, 10
     longest = max(run.cpu_us for run in figures)
     parts, y, scenario = [], 40, None
@@ -116,7 +116,7 @@ def _picture(figures: Sequence[Figures]) -> str:
         f'<text x="{left + 14 + 100 * place}" y="31">{who.name}</text>'
         for place, who in enumerate(CONTENDERS)
     )
-    title = f'<text x="{left}" y="14">CPU µs per delta, of the worker process alone</text>'
+    title = f'<text x="{left}" y="14">CPU µs per delta, of the worker process only</text>'
     body = "\n".join([title, legend, *parts])
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="700" height="{y + 20}" '

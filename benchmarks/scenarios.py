@@ -1,4 +1,4 @@
-"""What is asked of every contender, as values."""
+"""The scenarios that every contender runs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ __all__ = ["FULL", "QUICK", "Scenario"]
 
 
 class Scenario(NamedTuple):
-    """Paced: `streams` stay open, each bringing `burst` deltas of `bytes` characters `rate` times a second.
+    """Paced: `streams` stay open; each receives `burst` deltas of `bytes` characters `rate` times a second.
 
-    With a rate of 0: `streams` jobs of `deltas` deltas each, as fast as they go.
+    With a rate of 0: `streams` jobs of `deltas` deltas each, as fast as possible.
     """
 
     name: str
@@ -23,12 +23,12 @@ class Scenario(NamedTuple):
 
     @property
     def offered(self) -> float:
-        """Deltas a second, all streams together; 0: as many as are taken."""
+        """Deltas per second of all streams together; 0: as fast as possible."""
         return self.streams * self.rate * self.burst
 
     @property
     def model(self) -> str:
-        """The name that makes the upstream do it."""
+        """The model name that makes the upstream stream this scenario."""
         asked = {"rate": self.rate, "burst": self.burst, "bytes": self.bytes, "deltas": self.deltas}
         return "bench?" + urlencode({name: value for name, value in asked.items() if value})
 

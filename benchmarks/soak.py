@@ -1,7 +1,7 @@
-"""Memory, tasks and connections over many short jobs: `python benchmarks/soak.py --jobs 10000`.
+"""Measure memory, tasks and connections over many short jobs: `python -m benchmarks.soak --jobs 10000`.
 
-The worker runs in this process; broker and practice upstream in others. After every tenth of the jobs it prints the
-resident memory, the tasks and the file descriptors of the process; at the end, with the worker stopped, what is left.
+The worker runs in this process, the broker and the practice upstream in others. After every tenth of the jobs the resident
+memory, the tasks and the file descriptors of the process are printed, and again when the worker has stopped.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def state() -> str:
 
 
 def entries(count: int) -> Iterator[tuple[bytes, bytes]]:
-    """Give keys and values of job records."""
+    """Yield keys and values of job records."""
     request = {"model": MODEL, "messages": [{"role": "user", "content": "soak"}]}
     for number in range(count):
         job_id = f"soak-{number}"
@@ -63,7 +63,7 @@ def entries(count: int) -> Iterator[tuple[bytes, bytes]]:
 
 
 def ended(app: App) -> int:
-    """Return how many jobs have their terminal event."""
+    """Return the number of jobs that have their terminal event."""
     metric = "streamworker_jobs_ended_total"
     samples = [
         sample
@@ -75,7 +75,7 @@ def ended(app: App) -> int:
 
 
 async def soak(bootstrap: str, upstream: str, jobs: int) -> None:
-    """Run the jobs and print what they leave."""
+    """Run the jobs and print the measurements."""
     settings = settings_for(bootstrap, upstream)
     async with open_admin(settings) as admin:
         await admin.create(partitions=8)
@@ -93,7 +93,7 @@ async def soak(bootstrap: str, upstream: str, jobs: int) -> None:
     wall, cpu = time.monotonic() - begun, time.process_time() - cpu
     app.drain()
     await worker
-    await asyncio.sleep(0.1)  # transports close in the next turns of the loop
+    await asyncio.sleep(0.1)  # transports close in the next iterations of the loop
     print(f"stopped     {state()}")
     print(
         f"{jobs} jobs of 5 deltas in {wall:.1f} s: {jobs / wall:.0f} jobs/s, {cpu / jobs * 1e3:.2f} ms of CPU per job"

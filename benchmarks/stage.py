@@ -1,4 +1,4 @@
-"""One contender in one scenario, from its first job to its last, and what that took."""
+"""Run one contender in one scenario, and measure it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KEEPS_UP = 0.97
 
 
 class Contender(NamedTuple):
-    """Who is measured. `ceiling`: deltas a second beyond which there is no use in asking it."""
+    """A program that is measured. Scenarios with more than `ceiling` deltas per second are skipped."""
 
     name: str
     module: str
@@ -51,7 +51,7 @@ CONTENDERS = (
 
 
 class Figures(NamedTuple):
-    """What one run took. Times in µs (per delta), ms (latency) and seconds; memory in KiB per open stream."""
+    """The measurements of one run. Times in µs (per delta), ms (latency) and seconds; memory in KiB per open stream."""
 
     contender: str
     scenario: str
@@ -70,10 +70,10 @@ class Figures(NamedTuple):
 
 
 class Stage:
-    """A broker, an upstream, and room for one contender at a time."""
+    """A broker and an upstream, for one contender at a time."""
 
     def __init__(self, bootstrap: str, upstream_port: int, directory: Path, *, partitions: int) -> None:
-        """Use a broker and an upstream that run; topics get so many `partitions`, logs go to `directory`."""
+        """Use a running broker and upstream. Topics get `partitions` partitions; logs go to `directory`."""
         self._bootstrap = bootstrap
         self._upstream = f"http://127.0.0.1:{upstream_port}"
         self._directory = directory
@@ -123,7 +123,7 @@ class Stage:
         written = (await self._account("stats"))["written"] - offered["written"]
         account = await self._account("finish")
         if account["withheld"] or end - start < KEEPS_UP * written:
-            fault = f"falls behind: {(end - start) / written:.0%} of what came"
+            fault = f"falls behind: {(end - start) / written:.0%} of the deltas"
         elif not await watcher.until(lambda: watcher.ended >= scenario.streams, END_S):
             fault = f"only {watcher.ended} jobs ended"
         return _figures(
@@ -164,7 +164,7 @@ class Stage:
         )
 
     async def _topics(self) -> tuple[str, str]:
-        """Make topics that nobody has written to."""
+        """Create topics for this run."""
         settings = load(None, self._kafka_environment())
         async with open_admin(settings) as admin:
             await admin.create(partitions=self._partitions)
@@ -208,7 +208,7 @@ class Stage:
         await publish(settings.kafka, topic, entries)
 
     async def _account(self, what: str) -> dict[str, int]:
-        """Ask the upstream what it has written."""
+        """Return the counts of what the upstream has written."""
 
         def ask() -> dict[str, int]:
             with urllib.request.urlopen(f"{self._upstream}/{what}", timeout=30) as answer:
@@ -251,7 +251,7 @@ def _figures(
 
 
 def _loop_lag_ms(port: int) -> float | None:
-    """Ask a worker how late its event loop was at worst in the last seconds."""
+    """Return a worker's maximum event-loop lag of the last seconds, from its metrics."""
     with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as page:
         found = re.search(rb"^streamworker_event_loop_lag_seconds (\S+)", page.read(), re.MULTILINE)
         return float(found[1]) * 1000 if found else None

@@ -1,11 +1,11 @@
-"""The upstream of the benchmarks: as cheap as Python allows, so that the processors are left to what is measured.
+"""The upstream of the benchmarks. It uses as little CPU as possible in Python, to leave it to the contenders.
 
-A process of its own on one port. What it streams is asked for in the model's name: `bench?rate=20&burst=1&bytes=16`
-writes `burst` deltas of `bytes` characters `rate` times a second until it is told to finish, `bench?deltas=20` as many
-at once and then the end. Chunks are made beforehand; only the time of the writing is put in, at the beginning of the
-text as `@` and sixteen digits: microseconds of the clock that all processes of a machine share (CLOCK_MONOTONIC).
+It runs in a separate process on one port. The model name selects the stream: `bench?rate=20&burst=1&bytes=16` writes
+`burst` deltas of `bytes` characters `rate` times a second until `POST /finish`; `bench?deltas=20` writes 20 deltas at once
+and ends. Chunks are encoded beforehand; only the time of the write is inserted at the beginning of the text, as `@` and
+sixteen digits: microseconds of CLOCK_MONOTONIC, which all processes of a machine share.
 
-Every delta of a paced stream is a write of its own on a socket without delay (TCP_NODELAY), hence a packet of its own.
+Every delta of a paced stream is a separate write on a socket with TCP_NODELAY, hence a separate packet.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _WORDS = " and so the model went on to say what it had to say, token by token"
 
 
 class Manner(NamedTuple):
-    """How a stream is to come: bursts a second, deltas in each, characters in each delta, deltas in all (0: no end)."""
+    """The pace of a stream: bursts per second, deltas per burst, characters per delta, deltas in total (0: no end)."""
 
     rate: float = 0.0
     burst: int = 1
@@ -40,7 +40,7 @@ class Manner(NamedTuple):
 
     @classmethod
     def of(cls, model: str) -> Manner:
-        """Read it out of a model's name."""
+        """Parse a model name."""
         asked = dict(parse_qsl(model.partition("?")[2]))
         return cls(
             float(asked.get("rate", 0)),
@@ -51,7 +51,7 @@ class Manner(NamedTuple):
 
 
 def stamp() -> bytes:
-    """Return the time, as it stands in a delta."""
+    """Return the current time in the format of a delta."""
     return b"%016d" % (time.monotonic_ns() // 1000)
 
 
@@ -74,7 +74,7 @@ def _chunk(choices: list[object], **more: object) -> str:
 
 
 def _delta(characters: int) -> tuple[bytes, bytes]:
-    """Return what stands before and after the stamp in the chunk of one delta."""
+    """Return the bytes before and after the time in the chunk of one delta."""
     text = _STAMP + (_WORDS * (characters // len(_WORDS) + 1))[: max(0, characters - len(_STAMP))]
     choice = {"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": None}
     before, _, after = _frame(_chunk([choice])).partition(_STAMP.encode())
@@ -90,7 +90,7 @@ _LAST = (
 
 
 class Account:
-    """What was written, all streams together."""
+    """Counts of what was written to all streams."""
 
     def __init__(self) -> None:
         self.written = 0
@@ -98,14 +98,14 @@ class Account:
         self.streams: set[Connection] = set()
 
     def told(self) -> bytes:
-        """Return it as JSON. `withheld`: deltas that were due while a reader did not read."""
+        """Return the counts as JSON. `withheld`: deltas that were due while a reader did not read."""
         return json.dumps(
             {"written": self.written, "withheld": self.withheld, "open": len(self.streams)}
         ).encode()
 
 
 class Connection(asyncio.Protocol):
-    """One client; one request after the other."""
+    """One client connection, with one request at a time."""
 
     def __init__(self, account: Account) -> None:
         self._account = account
@@ -118,24 +118,24 @@ class Connection(asyncio.Protocol):
         self._pieces = (b"", b"")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
+        """Store the transport of a new connection."""
         self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, _: Exception | None) -> None:
-        """End."""
+        """Stop the stream of a closed connection."""
         self._transport = None
         self._stop()
 
     def pause_writing(self) -> None:
-        """The client does not read as fast as we write."""
+        """Stop writing: the client does not read fast enough."""
         self._is_choked = True
 
     def resume_writing(self) -> None:
-        """It does again."""
+        """Continue writing."""
         self._is_choked = False
 
     def data_received(self, data: bytes) -> None:
-        """Gather a request."""
+        """Parse a request from the received bytes."""
         self._received += data
         head, found, body = self._received.partition(b"\r\n\r\n")
         if not found:
@@ -171,7 +171,7 @@ class Connection(asyncio.Protocol):
             self._write_deltas(manner.deltas)
             self.finish()
             return
-        # Streams of real upstreams do not beat together.
+        # Streams of real upstreams are not in step.
         self._due = self._loop.time() + random.random() / manner.rate
         self._timer = self._loop.call_at(self._due, self._beat)
 
@@ -189,7 +189,7 @@ class Connection(asyncio.Protocol):
         self._account.written += count
 
     def finish(self) -> None:
-        """End the stream in good order; the connection stays."""
+        """End the stream; the connection stays open."""
         self._stop()
         self._write(_LAST)
 
@@ -205,7 +205,7 @@ class Connection(asyncio.Protocol):
 
 
 async def serve(port: int) -> None:
-    """Listen until killed."""
+    """Serve until killed."""
     account = Account()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Connection(account), "127.0.0.1", port, backlog=BACKLOG)

@@ -1,4 +1,4 @@
-"""The reader at the other end: follows the events topic and notes how old each delta is when it comes."""
+"""A reader that follows the events topic and records the age of each delta."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Watcher"]
 
 
 class Watcher:
-    """Counts what it reads, uncommitted as a live reader does. `ages`: µs from written by the upstream to read here."""
+    """Read the events topic as `read_uncommitted` and count. `ages`: µs from the upstream's write to the read."""
 
     def __init__(self, bootstrap: str, topic: str, partitions: int) -> None:
         self._consumer = AIOKafkaConsumer(
@@ -35,7 +35,7 @@ class Watcher:
         self.forget()
 
     def forget(self) -> None:
-        """Count from nothing."""
+        """Reset the counts."""
         self.ages = array("q")
         self.open: set[bytes] = set()
         self.ended = 0
@@ -55,7 +55,7 @@ class Watcher:
         await self._consumer.stop()
 
     async def until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
-        """Wait for a condition on what was read; return whether it came true in time."""
+        """Wait for a condition on the counts; return whether it was fulfilled in time."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert self._task is not None

@@ -1,4 +1,4 @@
-"""`python -m fuzz [--seconds N] [TARGET ...]`: fuzz each target for so long. Ends with 1 where something was found."""
+"""Fuzz each target: `python -m fuzz [--seconds N] [TARGET ...]`. Exits with 1 if a target failed."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ MAX_BYTES = 4096
 
 
 def main() -> int:
-    """Give each target a process of its own: libFuzzer ends the one it runs in."""
+    """Run each target in a separate process: libFuzzer ends its process."""
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}; default: all")
-    parser.add_argument("--seconds", type=int, default=60, help="for each target; default: 60")
+    parser.add_argument("--seconds", type=int, default=60, help="seconds for each target; default: 60")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if unknown := set(given.targets) - set(TARGETS):
-        parser.error(f"no such target: {', '.join(sorted(unknown))}")
+        parser.error(f"unknown targets: {', '.join(sorted(unknown))}")
     if given.inside:
         _fuzz(given.targets[0], given.seconds)
     failed = [name for name in given.targets or TARGETS if not _run(name, given.seconds)]
-    print(f"found something in: {', '.join(failed)}" if failed else "found nothing")
+    print(f"failed: {', '.join(failed)}" if failed else "no failure")
     return 1 if failed else 0
 
 

@@ -1,4 +1,4 @@
-"""Where fuzzing begins: texts that reach far into each target, and every input that once broke one."""
+"""The seed corpus: inputs that reach most of each target, and every input that has broken one."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _SEEDS: dict[str, tuple[bytes, ...]] = {
 
 
 def seeds_of(target: str) -> list[bytes]:
-    """Return the inputs to begin with; for streams also the public vectors, where they lie beside the project."""
+    """Return the seed inputs of a target; for streams also the public vectors, if they are available."""
     seeds = list(_SEEDS[target])
     if target in {"event_stream", "completion"}:
         for file in sorted(VECTORS.glob("*.json")):

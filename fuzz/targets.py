@@ -1,4 +1,4 @@
-"""What is fuzzed: functions of bytes. Each returns, or raises what its docstring documents; all else is a find."""
+"""The fuzz targets: functions of bytes. Any exception that the docstring does not name is a failure."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ MAX_EVENT_BYTES = 4096
 
 
 def event_stream(data: bytes) -> None:
-    """Server-sent events, whole and byte after byte: the same."""
+    """Parse server-sent events whole and byte by byte: the results are equal."""
     whole = parse(data, max_event_bytes=MAX_EVENT_BYTES)
     assert parse(bytewise(data), max_event_bytes=MAX_EVENT_BYTES) == whole
 
 
 def completion(data: bytes) -> None:
-    """A completion's body, whole and byte after byte: the same deltas, and one terminal event that can be written."""
+    """Read a completion's body whole and byte by byte: the same deltas, and one terminal event that can be encoded."""
     whole = play(data, max_event_bytes=MAX_EVENT_BYTES)
     split = play(bytewise(data), max_event_bytes=MAX_EVENT_BYTES)
     assert encode(split.deltas) == encode(whole.deltas)
@@ -33,7 +33,7 @@ def completion(data: bytes) -> None:
 
 
 def job(data: bytes) -> None:
-    """A job record: a job whose request is JSON that asks for a stream, or a rejection."""
+    """Read a job record: a job whose request is JSON and has `stream`, or a rejection."""
     read = read_job(ConsumerRecord(Coordinates("jobs", 0, 0), 0, None, data))
     if isinstance(read, Job):
         assert decode(request_body(read, include_usage=True))["stream"] is True
@@ -42,7 +42,7 @@ def job(data: bytes) -> None:
 
 
 def control(data: bytes) -> None:
-    """A control record: a cancellation, or ValueError."""
+    """Read a control record: a cancellation, or ValueError."""
     try:
         read_control(data)
     except ValueError:
@@ -50,7 +50,7 @@ def control(data: bytes) -> None:
 
 
 def event(data: bytes) -> None:
-    """An event record, as readers read it: an event, or ValueError."""
+    """Read an event record: an event, or ValueError."""
     try:
         read_event(data)
     except ValueError:
@@ -58,14 +58,14 @@ def event(data: bytes) -> None:
 
 
 def error_body(data: bytes) -> None:
-    """The body of an error status: an error, within its bounds."""
+    """Read the body of an error response: an error within its bounds."""
     error = http_error(500, data)
     assert len(error.message.encode()) <= RAW_TEXT_LIMIT
     assert len((error.upstream or "").encode()) <= RAW_TEXT_LIMIT
 
 
 def json(data: bytes) -> None:
-    """JSON text: what is read can be written, and is read the same again; or InvalidJSON."""
+    """Decode JSON: the value can be encoded and decoded again without a change; or InvalidJSON."""
     try:
         value = decode(data)
     except InvalidJSON:

@@ -1,5 +1,5 @@
-"""Who is measured: each a program of its own, told by its environment where jobs come from and events go.
+"""The contenders: separate programs, which read the broker, the topics and the upstream from the environment.
 
-The three that are not streamworker publish events of the same shape to the same kind of topics, acknowledged by all
-replicas, idempotent, compressed with lz4, on uvloop; none of them keeps the promises of docs/delivery.md.
+The three that are not streamworker publish events of the same shape to the same kind of topics, with an idempotent
+producer, `acks=all`, lz4 and uvloop. None of them has the guarantees of docs/delivery.md.
 """

@@ -1,4 +1,4 @@
-"""A FastStream application as its documentation has it: a subscriber with workers, a publisher, pydantic models."""
+"""A FastStream application as in its documentation: a subscriber with workers, a publisher, pydantic models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
 
 
 class Job(BaseModel):
-    """A job record's value."""
+    """The value of a job record."""
 
     job_id: str
     request: dict[str, Any]
@@ -30,7 +30,7 @@ class Job(BaseModel):
 
 @app.after_startup
 async def open_client() -> None:
-    """Make the client on the running loop."""
+    """Create the client in the running loop."""
     http = openai.DefaultAsyncHttpxClient(limits=limits)
     app.context.set_global(
         "client", openai.AsyncOpenAI(base_url=place.BASE_URL, api_key="bench", http_client=http)
@@ -39,7 +39,7 @@ async def open_client() -> None:
 
 @broker.subscriber(place.JOBS, group_id=place.JOBS, auto_offset_reset="earliest", max_workers=MAX_WORKERS)
 async def answer(job: Job) -> None:
-    """Stream one completion into the events topic."""
+    """Publish one streamed completion to the events topic."""
     client: openai.AsyncOpenAI = app.context.get("client")
     key, seq, usage = job.job_id.encode(), 0, None
     stream = await client.chat.completions.create(

@@ -1,9 +1,9 @@
-"""The limit: what the same work costs with nothing around it.
+"""The limit: the minimal cost of the same work.
 
-An `asyncio.Protocol` per stream that finds the events in what the socket gave, orjson to read a chunk and to write an
-event, one batch builder per events partition that is appended to at once; all of them are sent when those before are
-acknowledged and the linger is over. Same producer, linger, compression, key, headers and shape of events as streamworker; no timeouts, no retries, no
-check of anything, nothing kept to send again, no `started` event, no transactions, offsets committed by themselves.
+An `asyncio.Protocol` per stream splits the received bytes into events, orjson decodes chunks and encodes events, and one
+batch builder per events partition collects them; all batches are sent when the previous ones are acknowledged and the
+linger is over. Producer, linger, compression, key, headers and shape of events are those of streamworker. There are no
+timeouts, retries, checks, resends, `started` events and transactions; offsets are committed automatically.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LINGER_S = float(os.environ.get("STREAMWORKER_EVENTS__LINGER_MS", "5")) / 1000
 
 
 class Sink:
-    """An open batch per events partition; those that hold something leave together."""
+    """One open batch per events partition; all batches with records are sent together."""
 
     def __init__(self, producer: Any, partitions: int) -> None:
         self._producer = producer
@@ -35,7 +35,7 @@ class Sink:
         self._task = asyncio.create_task(self._run())
 
     def append(self, partition: int, key: bytes, event: dict[str, Any], headers: list[Any]) -> None:
-        """Write an event into the open batch."""
+        """Append an event to the open batch."""
         value = orjson.dumps(event)
         fits = self._batches[partition].append(timestamp=None, key=key, value=value, headers=headers)
         if fits is None:
@@ -57,7 +57,7 @@ class Sink:
 
 
 class Stream(asyncio.Protocol):
-    """One job."""
+    """The stream of one job."""
 
     def __init__(self, job: dict[str, Any], sink: Sink, partition: int, host: str, path: str) -> None:
         self._job_id = job["job_id"]
@@ -75,12 +75,12 @@ class Stream(asyncio.Protocol):
         self._usage = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ask."""
+        """Send the request."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        """Publish the deltas that are complete."""
+        """Publish the complete deltas of the received bytes."""
         data = self._rest + data
         read = 0
         while (begin := data.find(b"data: ", read)) >= 0 and (end := data.find(b"\n\n", begin)) >= 0:
@@ -107,7 +107,7 @@ class Stream(asyncio.Protocol):
 
 
 async def main() -> None:
-    """Take jobs until killed."""
+    """Run jobs until killed."""
     producer = AIOKafkaProducer(
         bootstrap_servers=place.BOOTSTRAP,
         max_batch_size=BATCH_BYTES,

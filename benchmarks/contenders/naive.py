@@ -1,4 +1,4 @@
-"""What people write today: the openai SDK, and `AIOKafkaProducer.send` for each chunk."""
+"""The usual implementation: the openai SDK, and `AIOKafkaProducer.send` for each chunk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.contenders import place
 
 
 async def answer(client: openai.AsyncOpenAI, producer: Any, job: dict[str, Any]) -> None:
-    """Stream one completion into the events topic."""
+    """Publish one streamed completion to the events topic."""
     job_id, seq, usage = job["job_id"], 0, None
     stream = await client.chat.completions.create(
         **job["request"], stream=True, stream_options={"include_usage": True}
@@ -39,7 +39,7 @@ async def answer(client: openai.AsyncOpenAI, producer: Any, job: dict[str, Any])
 
 
 async def main() -> None:
-    """Take jobs until killed."""
+    """Run jobs until killed."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     http = openai.DefaultAsyncHttpxClient(limits=limits)
     client = openai.AsyncOpenAI(base_url=place.BASE_URL, api_key="bench", http_client=http)

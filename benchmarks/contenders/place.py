@@ -1,4 +1,4 @@
-"""What the environment tells a contender, and the events that the peers write."""
+"""The environment of a contender, and the events that the peers write."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ USAGE_HEADERS = [("content-type", b"application/json"), ("streamworker-type", b"
 def delta_event(
     job_id: str, attempt: str, seq: int, choice: int, delta: Any, finish_reason: Any
 ) -> dict[str, Any]:
-    """Return a delta event, of streamworker's shape."""
+    """Return a delta event in streamworker's shape."""
     return {
         "type": "delta",
         "job_id": job_id,
@@ -34,7 +34,7 @@ def delta_event(
 
 
 def usage_event(job_id: str, attempt: str, seq: int, usage: Any) -> dict[str, Any]:
-    """Return a terminal event, of the same shape where it matters."""
+    """Return a terminal event with the members that the watcher reads."""
     return {
         "type": "usage",
         "job_id": job_id,

@@ -1,1 +1,1 @@
-"""The whole thing on one machine: broker, upstream, worker, several jobs side by side in the terminal."""
+"""The demo: broker, upstream, worker and several jobs on one machine, shown in the terminal."""

@@ -1,4 +1,4 @@
-"""A broker for the demo and for quick tests: the noida-db binary of the `demo` extra, speaking Kafka only."""
+"""A broker for the demo and for quick tests: the noida-db binary of the `demo` extra, with its Kafka listener only."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _STOP_S: Final = 5
 
 
 class EmbeddedBroker:
-    """One broker on this machine, its data in a temporary directory that goes with it. Its methods block.
+    """One broker on this machine, with its data in a temporary directory. Its methods block.
 
-    What it leaves out of Kafka (seen with noida-db 0.2.3): a group whose leader vanished without a word never
-    recovers; a transaction left open is never aborted; commit metadata has no limit; asking for a topic makes
-    it. Only Apache Kafka serves for those.
+    noida-db 0.2.3 differs from Apache Kafka: a group whose leader dies without leaving never recovers, open
+    transactions are never aborted, commit metadata has no limit, and a metadata request creates its topics. Tests of
+    these cases need Apache Kafka.
     """
 
     def __init__(self, host: str = "127.0.0.1", port: int | None = None) -> None:
@@ -30,7 +30,7 @@ class EmbeddedBroker:
 
     @property
     def bootstrap(self) -> str:
-        """host:port."""
+        """Address of the broker, host:port."""
         return f"{self._host}:{self._port}"
 
     def start(self) -> None:
@@ -40,7 +40,7 @@ class EmbeddedBroker:
         data = self._directory / "data"
         command = [str(binary), "start", "--only", "kafka", "--kafka-port", str(self._port)]
         command += ["--host", self._host, "--data-dir", str(data)]
-        # Its log goes to a file: on older systems the dynamic linker greets with a harmless symbol warning.
+        # Its output goes to a file: on older systems the dynamic linker prints a harmless symbol warning.
         self._child = Child(command, self._directory / "log")
         try:
             self._child.start(lambda _: accepts(self._port, self._host), _START_S)
@@ -49,7 +49,7 @@ class EmbeddedBroker:
             raise
 
     def stop(self) -> None:
-        """Stop, and forget everything that was written."""
+        """Stop, and delete all data."""
         if self._child is not None:
             self._child.terminate(_STOP_S)
             self._child = None
@@ -66,7 +66,7 @@ class EmbeddedBroker:
 
 
 def find_binary() -> Path:
-    """The program inside the installed package; raises RuntimeError that says how to get it."""
+    """Return the path of the installed program. Raises RuntimeError with the command that installs it."""
     try:
         binary = Path(str(files("noida_db").joinpath("noida-db")))
     except ModuleNotFoundError as error:

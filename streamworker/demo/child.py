@@ -1,4 +1,4 @@
-"""A server as a child process that cannot outlive us, however we end."""
+"""A server as a child process that ends with this process, however this process ends."""
 
 from __future__ import annotations
 
@@ -18,28 +18,27 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# Between fork and exec in a process with threads only exec is safe, so the child asks for its own death
-# (PR_SET_PDEATHSIG = 1) from a fresh interpreter and then becomes the server. The parent may be gone already
-# by then: its id tells.
+# In a process with threads only exec is safe after a fork, so a new interpreter requests a signal at the parent's death
+# (PR_SET_PDEATHSIG = 1) and then executes the server. It compares the parent's id: the parent may have ended before.
 _DIE_WITH_PARENT: Final = (
     "import ctypes, os, signal, sys\n"
     "ctypes.CDLL(None).prctl(1, signal.SIGKILL)\n"
     "if os.getppid() == int(sys.argv[1]): os.execv(sys.argv[2], sys.argv[2:])\n"
 )
-# That signal comes when the *thread* that forked ends, and the caller's may be a pool's: this one stays.
+# The signal is sent when the *thread* that forked ends, so the fork runs in a thread that lives as long as the process.
 _FORKER: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="child-forker")
 _POLL_S: Final = 0.02
 _LOG_TAIL_BYTES: Final = 4000
 
 
 class ChildError(RuntimeError):
-    """The server did not come up; the message ends with the end of its log."""
+    """The server did not start; the message ends with the end of its log."""
 
 
 class Child:
-    """One server process, its output in `log`; on Linux it is killed with us even if we are (SIGKILL).
+    """One server process with its output in the file `log`. On Linux it is killed even if this process gets SIGKILL.
 
-    It has a session of its own: Ctrl-C in the terminal must not reach it, we still need it while we drain.
+    It has a session of its own, so that Ctrl-C in the terminal does not reach it: the drain still needs it.
     """
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
@@ -50,11 +49,11 @@ class Child:
 
     @property
     def running(self) -> bool:
-        """Started, and not ended by itself."""
+        """Whether the process was started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
     def start(self, ready: Callable[[bytes], bool], timeout_s: float) -> None:
-        """Start and wait until `ready`, which is given what was logged since; raises ChildError."""
+        """Start, and wait until `ready` returns true for the log output since the start. Raises ChildError."""
         self._log_start = self._log.stat().st_size if self._log.exists() else 0
         self._process = _FORKER.submit(self._fork).result()
         atexit.register(self.kill)
@@ -66,7 +65,7 @@ class Child:
 
     def _fork(self) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
-            return subprocess.Popen(  # noqa: S603  # the command is the caller's own
+            return subprocess.Popen(  # noqa: S603 - the command comes from the caller
                 self._mortal(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
 
@@ -78,7 +77,7 @@ class Child:
     def _wait(self, ready: Callable[[bytes], bool], deadline: float) -> None:
         while not ready(self._logged()):
             if not self.running:
-                raise ChildError(self._failure("ended at its start"))
+                raise ChildError(self._failure("ended during its start"))
             if time.monotonic() > deadline:
                 raise ChildError(self._failure("did not become ready in time"))
             time.sleep(_POLL_S)
@@ -93,19 +92,19 @@ class Child:
         return f"{Path(self._command[0]).name} {what}; its log ends:\n{tail}"
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send a signal, if it is still there."""
+        """Send a signal if the process is running."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)
 
     def kill(self) -> None:
-        """End it now."""
+        """Kill the process."""
         self.send_signal(signal.SIGKILL)
         if self._process is not None:
             self._process.wait()
         atexit.unregister(self.kill)
 
     def terminate(self, timeout_s: float) -> None:
-        """Let it end well within the time, or else end it."""
+        """Send SIGTERM; kill the process after `timeout_s` seconds."""
         self.send_signal(signal.SIGTERM)
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -114,7 +113,7 @@ class Child:
 
 
 def accepts(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether someone listens there."""
+    """Return whether a server accepts connections at this address."""
     try:
         with socket.create_connection((host, port), timeout=1):
             return True
@@ -123,17 +122,17 @@ def accepts(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port nobody listens on, below those that the system gives to outgoing connections.
+    """Return a free port below the range of outgoing connections.
 
-    Among those a client that retries a stopped server's port ends up connected to itself one day, and the
-    server cannot have its port back.
+    In that range a client that retries the port of a stopped server can connect to itself, and the server could not
+    bind the port again.
     """
     low = _first_ephemeral_port()
     for port in random.sample(range(10_000, low), 200):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((host, port))
             return port
-    raise ChildError("found no free port")
+    raise ChildError("there is no free port")
 
 
 def _first_ephemeral_port() -> int:

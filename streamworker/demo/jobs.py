@@ -1,4 +1,4 @@
-"""What the demo asks for: jobs of every kind, among them some that go wrong."""
+"""The jobs of the demo: several kinds of answers, and some jobs that fail."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["DemoJob", "practice_jobs", "real_jobs"]
 
 
 class DemoJob(NamedTuple):
-    """A job record's value, and a title for people. `value` is None where the record is no JSON at all."""
+    """The value of a job record, and the title of its panel."""
 
     job_id: str
     title: str
@@ -25,15 +25,18 @@ _PRACTICE = (
         "practice?deltas=40&pace_ms=60&format=unblanked",
     ),
     ("breaks", "breaks after 15 words", "practice?deltas=40&pace_ms=60&break_after=15"),
-    ("retried", "two 503s, then all is well", "practice?deltas=30&pace_ms=40&status=503&times=2"),
+    ("retried", "two 503s, then succeeds", "practice?deltas=30&pace_ms=40&status=503&times=2"),
     ("refused", "is refused with 400", "practice?status=400"),
 )
 
 
 def practice_jobs(run: str) -> list[DemoJob]:
-    """Return jobs for the practice upstream, which does what the model's name says."""
+    """Return jobs for the practice upstream, whose behaviour the model name selects."""
     jobs = [_job(run, name, title, model, "Conta da 1 a 10.") for name, title, model in _PRACTICE]
-    return [*jobs, DemoJob(f"{run}-invalid", "is no valid job", {"job_id": f"{run}-invalid", "requst": {}})]
+    return [
+        *jobs,
+        DemoJob(f"{run}-invalid", "is not a valid job", {"job_id": f"{run}-invalid", "requst": {}}),
+    ]
 
 
 _PROMPTS = (

@@ -1,4 +1,4 @@
-"""The demo, from the first line to the summary."""
+"""Run the demo, from the first line of output to the summary."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TIMEOUT_S = 120.0
 
 
 async def play(*, model: str | None, console: Console | None = None) -> int:
-    """Run the demo; return the exit code. A cancellation at any moment leaves nothing behind."""
+    """Run the demo; return the exit code. A cancellation at any time stops every process and removes every file."""
     console = console or Console()
     async with set_up(console.print) as stage:
         jobs = practice_jobs(stage.run) if stage.practice else real_jobs(stage.run, _needed(model))
@@ -45,7 +45,7 @@ async def play(*, model: str | None, console: Console | None = None) -> int:
 async def _watched(
     stage: Stage, jobs: Sequence[DemoJob], worker: asyncio.Task[None], console: Console
 ) -> int:
-    """Show the jobs, unless the worker fails first."""
+    """Show the jobs until they have ended. Raises StreamworkerError if the worker fails or the demo takes too long."""
     topics = stage.settings.topics
     line = f"worker     {stage.settings.worker.delivery}, {topics.jobs[0]} → {topics.events}"
     console.print(line, soft_wrap=True)
@@ -90,5 +90,7 @@ async def _follow(stage: Stage, picture: Picture, live: Live) -> None:
 
 def _needed(model: str | None) -> str:
     if not model:
-        raise StreamworkerError("a real upstream needs the name of a model: streamworker demo --model NAME")
+        raise StreamworkerError(
+            "a configured upstream needs the name of a model: streamworker demo --model NAME"
+        )
     return model

@@ -1,4 +1,4 @@
-"""The demo's picture: every job's text as it comes, side by side; then how each ended."""
+"""The demo's display: panels with the text of each job while it streams, then a table with how each job ended."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Picture"]
 
-_WIDTH, _HEIGHT = 39, 3  # two side by side on 80 columns, all of them on 24 lines
+_WIDTH, _HEIGHT = 39, 3  # two panels side by side on 80 columns, and all of them on 24 lines
 _COLOURS = {"completed": "green", "interrupted": "yellow", "failed": "red", "rejected": "magenta"}
 
 
 class Picture:
-    """Takes readings, gives renderables."""
+    """The state of every panel, updated with an event reader's readings."""
 
     def __init__(self, jobs: Sequence[DemoJob]) -> None:
         self._views = {job.job_id: _View(job) for job in jobs}
         self.deltas = 0
 
     def take(self, reading: Reading) -> None:
-        """Show one more event."""
+        """Add an event to its panel."""
         view = self._views.get(str(reading.event["job_id"]))
         if view is not None and reading.notice is Notice.VALID:
             self.deltas += reading.event["type"] == "delta"
@@ -47,11 +47,11 @@ class Picture:
         return all(view.usage is not None for view in self._views.values())
 
     def live(self) -> RenderableType:
-        """Return the jobs side by side."""
+        """Return the panels of the jobs."""
         return Columns([view.panel() for view in self._views.values()], padding=(0, 1))
 
     def result(self) -> RenderableType:
-        """Return how each job ended."""
+        """Return the table of how each job ended."""
         table = Table(box=None, pad_edge=False)
         for name in ("job", "status", "deltas", "tokens", "counted by", "total", "why"):
             table.add_column(name, no_wrap=True)

@@ -1,4 +1,4 @@
-"""Brings up what the demo needs, and takes it down again however the demo ends."""
+"""Start the broker, the practice upstream and the worker of the demo, and stop them at its end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PARTITIONS = 4
 
 
 class Stage(NamedTuple):
-    """Everything is running but the worker. `practice` is None where the environment names an upstream."""
+    """The parts of the demo; the worker is not running yet. `practice` is None if the environment names an upstream."""
 
     run: str
     settings: Settings
@@ -36,7 +36,7 @@ class Stage(NamedTuple):
 
 @asynccontextmanager
 async def set_up(say: Callable[[str], None], environ: Mapping[str, str] = os.environ) -> AsyncIterator[Stage]:
-    """Start broker and practice upstream, unless the environment names others, and create topics of the demo's own."""
+    """Start broker and practice upstream, unless the environment names others, and create topics for the demo."""
     run = f"demo-{uuid4().hex[:6]}"
     with _quiet_log(), _broker(environ, say) as bootstrap:
         async with _upstream(environ, say) as (base_url, practice):
@@ -67,7 +67,7 @@ def _settings(run: str, bootstrap: str, base_url: str, environ: Mapping[str, str
 
 @contextmanager
 def _quiet_log() -> Iterator[None]:
-    """Keep the worker's log lines out of the picture, but for errors."""
+    """Log errors only, so that the worker's log lines do not disturb the display."""
     with TemporaryFile() as log:
         configure_logging("json", "info", log)
         yield

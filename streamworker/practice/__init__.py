@@ -1,4 +1,4 @@
-"""A practice upstream: an OpenAI-compatible server whose model names choose what it does (see `script`)."""
+"""A practice upstream: an OpenAI-compatible server whose behaviour the model name selects (see `script`)."""
 
 from streamworker.practice.calls import Call, Outcome, Sent
 from streamworker.practice.limits import Limits, Mishaps

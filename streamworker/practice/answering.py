@@ -1,4 +1,4 @@
-"""One call, answered as its script says: not at all, by an error, by a whole completion, or by a stream."""
+"""Answer one call as its script says: not at all, with an error, a whole completion, or a stream."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 async def give(peer: Peer, call: Call, answer: Answer) -> Outcome:
-    """Answer; say how that ended. Raises ClientGoneError."""
+    """Answer the call; return how it ended.
+
+    Raises:
+        ClientGoneError: the client closed or reset the connection.
+    """
     script = answer.script
     await peer.pause(script.slow_headers_ms / 1000)
     if script.no_answer is not None:

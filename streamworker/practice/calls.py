@@ -1,4 +1,4 @@
-"""What was asked and what was sent: one record per chat-completions call, kept in a bounded log."""
+"""A bounded log of chat-completions calls: each request, and what was sent as its answer."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ if TYPE_CHECKING:
     from streamworker.practice.moves import Move
 
 Outcome = Literal["completed", "client_closed", "fault", "refused", "limited", "died", "stopped"]
-"""How a call ended. `fault`: the script's or a mishap; `refused`: a 4xx the script did not ask for; `limited`: over one of
-the server's limits; `died`: with the server, for a while; `stopped`: by stop().
+"""How a call ended.
+
+`fault`: a fault of the script or a mishap; `refused`: a 4xx that the script did not ask for; `limited`: one of the server's
+limits was exceeded; `died`: the server simulated a crash; `stopped`: `stop()` was called.
 """
 
 
 @dataclass(slots=True)
 class Sent:
-    """What the body of an event stream has said so far, counted as a reader counts it.
+    """The content of an event stream so far, counted as a reader counts it.
 
-    `deltas` are choice deltas, those of roles and ends among them. `bytes` are the body's, before it is compressed
-    and framed. `usage` is the last that was reported.
+    `deltas` are choice deltas, including those that carry only a role or a finish reason. `bytes` are those of the body
+    before compression and framing. `usage` is the last report.
     """
 
     deltas: int = 0
@@ -36,11 +38,11 @@ class Sent:
 
 @dataclass(slots=True, kw_only=True)
 class Call:
-    """One POST to /v1/chat/completions. Times are the event loop's, in seconds; None is "not yet".
+    """One POST to /v1/chat/completions. Times are in seconds of the event loop's clock; None means "not yet".
 
-    `number` counts the upstream's calls from 1. `headers`: names in lower case; `authorization` says "present", "matched"
-    or "wrong", never the secret. `body` is the parsed JSON, or None. `deltas_sent` counts all but the deltas of roles and
-    ends. `exceeded` names the limit that the call was over; `mishap` what befell it without having been asked for.
+    `number` counts the upstream's calls from 1. `headers` has names in lower case; its `authorization` is "present",
+    "matched" or "wrong", never the secret. `body` is the parsed JSON, or None. `deltas_sent` excludes the deltas that carry
+    only a role or a finish reason. `exceeded` names the limit that the call exceeded; `mishap` names its random fault.
     """
 
     path: str
@@ -62,18 +64,18 @@ class Call:
 
     @property
     def usage_sent(self) -> dict[str, Any] | None:
-        """The last usage that was reported."""
+        """The last usage report."""
         return self.sent.usage
 
     @property
     def content_sent(self) -> list[str]:
-        """The content written so far, per choice (as `expected_text`), in all cut at `content_limit` characters."""
+        """The content sent so far, per choice as in `expected_text`; in total at most `content_limit` characters."""
         return [
             "".join(self._content.get(choice, ())) for choice in range(max(self._content, default=-1) + 1)
         ]
 
     def note(self, move: Move) -> None:
-        """Count what was written in full."""
+        """Count a write that was completed."""
         sent = self.sent
         sent.deltas += move.deltas
         sent.chunks += move.chunks
@@ -88,7 +90,7 @@ class Call:
                 self.content_limit -= len(piece.content)
 
     def summary(self) -> dict[str, Any]:
-        """The record without what was said, for people."""
+        """Return the record without its content, as JSON values."""
         names = (
             "model",
             "status",
@@ -105,7 +107,7 @@ class Call:
 
 
 class CallLog:
-    """The latest `maxlen` calls, and counts over all of them."""
+    """The latest `maxlen` calls, and the counts of all calls."""
 
     def __init__(self, maxlen: int) -> None:
         self.latest: deque[Call] = deque(maxlen=maxlen)
@@ -117,7 +119,7 @@ class CallLog:
         self._waits: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
 
     def start(self, call: Call) -> None:
-        """Enter a call that begins."""
+        """Add a call that starts."""
         self.latest.append(call)
         self.total += 1
         call.number = self.total
@@ -126,7 +128,7 @@ class CallLog:
         self._wake()
 
     def end(self, call: Call, outcome: Outcome, now: float) -> None:
-        """Close the record of a call."""
+        """Complete the record of a call."""
         call.outcome, call.ended_at = outcome, now
         self.outcomes[outcome] += 1
         if call.exceeded is not None:
@@ -135,7 +137,7 @@ class CallLog:
         self._wake()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for a condition; it is looked at whenever a call starts or ends."""
+        """Wait for a condition, which is evaluated whenever a call starts or ends."""
         if not condition():
             waiter = asyncio.get_running_loop().create_future()
             self._waits.append((condition, waiter))
@@ -148,7 +150,7 @@ class CallLog:
         self._waits = [wait for wait in self._waits if not wait[1].done()]
 
     def summary(self, limit: int) -> dict[str, Any]:
-        """Counts, and the latest `limit` calls, newest last."""
+        """Return the counts and the latest `limit` calls, newest last."""
         recent = list(self.latest)[-limit:] if limit else []
         counts = {"total": self.total, "open_streams": self.open, "max_open": self.max_open}
         counters = {"outcomes": dict(self.outcomes), "exceeded": dict(self.exceeded)}

@@ -1,4 +1,4 @@
-"""The chunks of one answer, in the shape that the script asks for."""
+"""The chunks of one answer, in the shape that the script selects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Chunks:
-    """Makes chunk after chunk, as JSON values."""
+    """Build the chunks of one answer, as JSON values."""
 
     def __init__(self, answer_id: str, script: Script, choices: int) -> None:
         self._id = answer_id
@@ -27,13 +27,13 @@ class Chunks:
         self._last: dict[str, Any] = {**last, **self._shape.last_chunk}
 
     def role(self, choice: int, usage: dict[str, Any] | None) -> dict[str, Any]:
-        """The delta that only says who speaks."""
+        """Return the chunk with the delta that has only a role."""
         return self.chunk([self._choice(choice, dict(self._shape.first_delta))], usage)
 
     def said(
         self, pieces: Sequence[Piece], finishes: dict[int, str], usage: dict[str, Any] | None
     ) -> dict[str, Any]:
-        """Pieces of one or several choices; `finishes` gives reasons to those that end with theirs."""
+        """Return the chunk with pieces of one or more choices; `finishes` has the finish reason of those that end."""
         choices = []
         for piece in pieces:
             choice = self._choice(piece.choice, self._delta(piece), finishes.get(piece.choice))
@@ -45,17 +45,17 @@ class Chunks:
         return self.chunk(choices, usage, is_last=bool(finishes))
 
     def finish(self, choice: int, reason: str | None, usage: dict[str, Any] | None) -> dict[str, Any]:
-        """A finish reason on a delta of its own."""
+        """Return the chunk with a finish reason in a separate delta."""
         return self.chunk([self._choice(choice, dict(self._shape.last_delta), reason)], usage, is_last=True)
 
     def usage(self, usage: dict[str, Any]) -> dict[str, Any]:
-        """The own last chunk: no choices."""
+        """Return the last chunk, which has usage and no choices."""
         return self.chunk([], usage)
 
     def chunk(
         self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None, *, is_last: bool = False
     ) -> dict[str, Any]:
-        """Put a chunk around choices. `usage` goes where the shape puts it."""
+        """Return a chunk with these choices; the shape decides where `usage` is."""
         shape = self._shape
         whole = {"id": self._next_id(), **self._head, "choices": choices}
         if is_last:

@@ -1,4 +1,4 @@
-"""The whole completion, for who asks for no stream, or for one and does not get it."""
+"""The whole completion as one JSON body: for requests without `stream`, and for scripts that refuse to stream."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def completion(answer: Answer, call: Call) -> dict[str, Any]:
-    """A whole chat.completion, noted in the call's record."""
+    """Return a chat.completion object, and count it in the call's record."""
     script, messages = answer.script, answer.chat.messages
     for piece in text.pieces(script, messages, answer.choices):
         call.deltas_sent += 1

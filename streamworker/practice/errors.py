@@ -1,4 +1,4 @@
-"""What errors look like, in every shape that providers and servers give them, as a body and inside a stream."""
+"""Errors in the shapes of providers and servers, as a response body and inside a stream."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from streamworker.practice.events import Events
 
     Choose = Callable[[dict[str, Any]], dict[str, Any]]
-    """Makes a chunk with one choice of the members given."""
+    """A function that returns a chunk with one choice of the given members."""
 
 JSON: Final = "application/json"
 HTML: Final = (
@@ -22,7 +22,7 @@ _TRACEBACK: Final = '\nTraceback (most recent call last):\n  File "proxy.py", li
 
 
 class Words(NamedTuple):
-    """What an error says; `status` is the number where the shape has one."""
+    """The content of an error; `status` is used by shapes that have a number."""
 
     message: str
     kind: str
@@ -31,7 +31,7 @@ class Words(NamedTuple):
 
 
 def error_body(message: str, kind: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
-    """`{"error": {message, type, param, code}}`, the shape OpenAI's clients read."""
+    """Return `{"error": {message, type, param, code}}`, the shape that OpenAI's clients read."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
@@ -85,11 +85,11 @@ ERRORS: Final[dict[str, Callable[[Words], Any]]] = {
     "text": _openai,
     "empty": _openai,
 }
-"""By name, the JSON of an error. Some are written otherwise in a body or in a stream: see below."""
+"""The JSON of an error, by the name of its shape. `error_body` and `error_frame` handle the exceptions."""
 
 
 def body(shape: str, words: Words) -> tuple[str, bytes]:
-    """The body of an error status: its content type, its bytes."""
+    """Return the content type and the bytes of an error response."""
     match shape:
         case "html":
             return "text/html; charset=utf-8", HTML
@@ -104,7 +104,7 @@ def body(shape: str, words: Words) -> tuple[str, bytes]:
 
 
 def frame(shape: str, words: Words, events: Events, choose: Choose) -> bytes:
-    """An error inside a stream."""
+    """Return the bytes of an error inside a stream."""
     written = _FRAMES.get(shape)
     return events.json(ERRORS[shape](words)) if written is None else written(words, events, choose)
 

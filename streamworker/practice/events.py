@@ -1,4 +1,4 @@
-"""Event-stream lines: how a payload, a keep-alive and the sentinel are written."""
+"""Lines of an event stream: payloads, keep-alives and the `[DONE]` sentinel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FORMATS: Final = {
     "multiline": b"\n\n",
     "bom": b"\n\n",
 }
-"""What stands after a line's last byte, by `format`: the line end, and the blank line where there is one."""
+"""The bytes after a data line, by `format`: the line end, and the blank line if the format has one."""
 
 KEEPALIVES: Final = {
     "comment": b": keep-alive",
@@ -44,11 +44,11 @@ DONES: Final = {
     "junk": b"data: [DONE]",
 }
 BOM: Final = b"\xef\xbb\xbf"
-JUNK: Final = b'data: {"this is": "for nobody"}\n\ndata: nor is this\n\n'
+JUNK: Final = b'data: {"this is": "for no reader"}\n\ndata: nor is this\n\n'
 
 
 class Events:
-    """Writes the lines of one stream."""
+    """Encode the lines of one stream."""
 
     def __init__(self, line_format: str, keepalive: str | None) -> None:
         self._format = line_format
@@ -59,31 +59,31 @@ class Events:
         self.start = BOM if line_format == "bom" else b""
 
     def json(self, payload: Any) -> bytes:
-        """One event with a JSON payload."""
+        """Return an event with a JSON payload."""
         if self._format != "multiline":
             return self.data(orjson.dumps(payload))
         lines = orjson.dumps(payload, option=orjson.OPT_INDENT_2).split(b"\n")
         return b"\n".join(self._field + line for line in lines) + self._ending
 
     def data(self, payload: bytes) -> bytes:
-        """One event with this payload."""
+        """Return an event with this payload."""
         return self._field + payload + self._ending
 
     def line(self, line: bytes) -> bytes:
-        """A line as it is, with what ends it here."""
+        """Return a line with the line end of the format."""
         return line + self._ending
 
     def keepalive(self) -> bytes:
-        """The next sign of life that says nothing."""
+        """Return the next keep-alive."""
         return self.line(next(self._keepalives))
 
     def done(self, how: str) -> bytes:
-        """The sentinel."""
+        """Return the `[DONE]` sentinel."""
         if how == "no_newline":
             return DONES[how]
         return self.line(DONES[how]) + (JUNK if how == "junk" else b"")
 
     def unfinished(self, payload: Any, upto: bytes) -> bytes:
-        """The beginning of an event, up to and with `upto`."""
+        """Return the beginning of an event, up to and including `upto`."""
         text = self.data(orjson.dumps(payload))
         return text[: text.rindex(upto) + len(upto)]

@@ -1,4 +1,4 @@
-"""What the server itself allows: limits that it enforces, and mishaps that befall a share of calls."""
+"""Limits that the server enforces, and mishaps: random faults of a share of the calls."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _STREAMS_RETRY_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The most that is allowed; None is no limit. Requests and tokens are counted over the last 60 seconds.
+    """The limits; None means unlimited. Requests and tokens are counted over the last 60 seconds.
 
-    A call that is over a limit is answered 429, with `retry-after` and `retry-after-ms`, and counts towards none.
-    Tokens are those of the prompt and of the whole answer, taken when the call comes in.
+    A call that exceeds a limit is answered 429 with `retry-after` and `retry-after-ms`, and is not counted. The tokens
+    of the prompt and of the whole answer are counted when the call arrives.
     """
 
     streams: int | None = None
@@ -32,10 +32,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mishaps:
-    """Shares (0 to 1) of calls that go wrong without having been asked for, drawn from `seed` call by call.
+    """Shares (0 to 1) of calls that fail although their script has no fault. `seed` determines which ones.
 
-    `limited` calls are answered 429, `stalled` ones fall silent and `broken` ones are reset, each after a number of deltas
-    that is drawn as well. What a script wants to go wrong goes first.
+    `limited` calls are answered 429; `stalled` calls stop sending and `broken` calls are reset, each after a random
+    number of deltas. A fault of the script has precedence.
     """
 
     limited: float = 0.0
@@ -45,29 +45,29 @@ class Mishaps:
     retry_after_ms: int = 100
 
     def __post_init__(self) -> None:
-        """Refuse shares of more than everything."""
+        """Validate that the shares add up to at most 1. Raises ValueError."""
         shares = (self.limited, self.stalled, self.broken)
         if min(shares) < 0 or sum(shares) > 1:
-            raise ValueError(f"the shares of mishaps make up {sum(shares):g} of all calls")
+            raise ValueError(f"the shares of mishaps add up to {sum(shares):g}: they must be 0 to 1 together")
 
 
 class Excess(NamedTuple):
-    """A call that is over a limit: which one, and when the next may come."""
+    """The limit that a call exceeds, and the time until the next call is allowed."""
 
     limit: str
     retry_after_s: float
 
     @property
     def headers(self) -> list[tuple[str, str]]:
-        """As OpenAI and Azure send them."""
+        """Return the retry headers as OpenAI and Azure send them."""
         return [
             ("retry-after", str(ceil(self.retry_after_s))),
             ("retry-after-ms", f"{self.retry_after_s * 1000:.0f}"),
         ]
 
 
-class Gate:
-    """Lets calls in, or says which limit they are over. `now` is in seconds, of any clock that only goes on."""
+class CallLimiter:
+    """Enforce the limits. `now` is in seconds of a monotonic clock."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -77,7 +77,7 @@ class Gate:
         self.peak = 0
 
     def enter(self, now: float, tokens: int) -> Excess | None:
-        """Let a call in, which has to `leave` again; or say what it is over."""
+        """Admit a call, which must call `leave` at its end; or return the limit that it exceeds."""
         self._forget(now - WINDOW_S)
         excess = self._excess(now, tokens)
         if excess is None:
@@ -88,7 +88,7 @@ class Gate:
         return excess
 
     def leave(self) -> None:
-        """A call that was let in has ended."""
+        """Release an admitted call."""
         self.open -= 1
 
     def _excess(self, now: float, tokens: int) -> Excess | None:
@@ -103,7 +103,7 @@ class Gate:
         return None
 
     def _until(self, now: float, calls: int = 0, tokens: int = 0) -> float:
-        """Seconds until so many calls or tokens have left the window."""
+        """Return the seconds until this number of calls or tokens has left the window."""
         for came, cost in self._came:
             calls -= 1
             tokens -= cost
@@ -117,14 +117,14 @@ class Gate:
 
 
 class Luck:
-    """Draws what befalls each call."""
+    """Draw the mishap of each call."""
 
     def __init__(self, mishaps: Mishaps) -> None:
         self._mishaps = mishaps
-        self._random = Random(mishaps.seed)  # noqa: S311 - the same seed has to give the same mishaps
+        self._random = Random(mishaps.seed)  # noqa: S311 - the same seed must give the same mishaps
 
     def befall(self, script: Script, deltas: int) -> tuple[Script, str | None]:
-        """The script as it will be played, and the mishap in it. `deltas` are all that it has."""
+        """Return the script with a mishap inserted, and the mishap's name. `deltas` is the number of deltas of the script."""
         drawn, after = self._random.random(), self._random.randint(0, deltas)
         if script != script.well():
             return script, None

@@ -1,4 +1,4 @@
-"""What an answer consists of, move by move: the bytes of each write, and what they say. Nothing is sent here."""
+"""The writes of one answer: the bytes of each, and what they contain. Nothing is sent here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RUNNING = "running"
 
 
 class Move(NamedTuple):
-    """One write. `deltas` and `chunks` are counted as a reader counts them; `pieces` are the deltas but role and end."""
+    """One write. `deltas` and `chunks` are a reader's counts; `pieces` excludes deltas with only a role or a finish reason."""
 
     data: bytes
     deltas: int = 0
@@ -30,7 +30,7 @@ class Move(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What is to be said to one request."""
+    """The content of the answer to one request."""
 
     answer_id: str
     script: Script
@@ -38,27 +38,27 @@ class Answer:
     choices: int
 
     def usage(self, completion: int) -> dict[str, Any]:
-        """The usage after so many pieces."""
+        """Return the usage after this number of pieces."""
         return text.usage(self.script, text.prompt_tokens(self.chat.messages), completion)
 
     @property
     def total(self) -> int:
-        """How many pieces there are."""
+        """The number of pieces."""
         return text.count(self.script, self.choices)
 
     @property
     def finish_reason(self) -> str | None:
-        """What every choice ends with."""
+        """The finish reason of every choice."""
         shape = self.script.speaks
         if self.script.finish is not None:
             return None if self.script.finish == "none" else self.script.finish
-        if shape.content == "audio":  # its last choice carries an expiry, and never a reason
+        if shape.content == "audio":  # its last choice has an expiry and no finish reason
             return None
         return shape.calls_finish if self.script.tool_calls else "stop"
 
 
 class Moves:
-    """The moves of one answer that goes well, in order: `opening`, `pieces`, `closing`."""
+    """The writes of an answer without a fault, in order: `opening`, `pieces`, `closing`."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
@@ -70,7 +70,7 @@ class Moves:
         self.events = Events(answer.script.format, self._shape.keepalive)
 
     def opening(self) -> Iterator[Move]:
-        """Before any piece: chunks without choices, and who speaks."""
+        """Yield the writes before the first piece: chunks without choices, and the role."""
         for chunk in self._shape.opening:
             yield self._move(dict(chunk))
         if self._shape.role == "first":
@@ -79,7 +79,7 @@ class Moves:
                 yield self._move(self.chunks.role(choice, usage), usage=usage)
 
     def pieces(self) -> Iterator[Move]:
-        """Every piece, or a round of all choices at once; each choice finishes on its own last one."""
+        """Yield every piece, or one piece of all choices at a time; each choice finishes with its last piece."""
         number = 0
         for group in self._groups():
             number += len(group)
@@ -89,7 +89,7 @@ class Moves:
             yield self._move(self.chunks.said(group, finishes, usage), pieces=group, usage=usage)
 
     def closing(self) -> Iterator[Move]:
-        """After the last piece: what has not ended yet, usage, annotations, the sentinel."""
+        """Yield the writes after the last piece: finish reasons, usage, annotations, the sentinel."""
         if self._shape.ends == "own" or not self._total:
             yield from self._finishes()
         usage = self._answer.usage(self._total)
@@ -105,7 +105,7 @@ class Moves:
             yield Move(self.events.done(self._script.done))
 
     def length(self) -> int:
-        """Bytes of the whole body."""
+        """Return the number of bytes of the whole body."""
         again = Moves(self._answer)
         said = (len(move.data) for part in (again.opening, again.pieces, again.closing) for move in part())
         return len(self.events.start) + sum(said)
@@ -123,7 +123,7 @@ class Moves:
             yield self._move(self.chunks.finish(choice, self._reason, usage), usage=usage)
 
     def _usage_beside(self, number: int, *, is_last: bool) -> dict[str, Any] | None:
-        """The usage that goes with piece `number` of all."""
+        """Return the usage that is sent with piece `number` of all pieces."""
         told = is_last and number == self._total and self._shape.usage not in {"own", "again", "none"}
         return self._answer.usage(number) if told else self._running(number)
 

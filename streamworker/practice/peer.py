@@ -1,4 +1,4 @@
-"""One client connection: h11 reads its requests, and nobody waits here longer than the client does."""
+"""One client connection. h11 parses its requests; every wait ends as soon as the client has gone."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
 MAX_REQUEST_BYTES: Final = 64 * 1024 * 1024
-"""A prompt with images runs to tens of megabytes; beyond this nobody means it."""
+"""Maximum size of a request: a prompt with images may have tens of megabytes."""
 
 _READ_BYTES: Final = 64 * 1024
 _MAX_EARLY_BYTES: Final = 1024 * 1024  # read from a client that sends its next request during our answer
 
 
 class ClientGoneError(Exception):
-    """The client has gone: its end of file, or a reset."""
+    """The client closed or reset the connection."""
 
 
 class BadRequestError(Exception):
-    """Not HTTP as we speak it; the connection can only be closed after the answer."""
+    """The request is not valid HTTP; the connection must be closed after the answer."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -35,7 +35,7 @@ class BadRequestError(Exception):
 
 
 class Request(NamedTuple):
-    """A whole request; `headers` by lower-case name."""
+    """A whole request; `headers` has names in lower case."""
 
     method: str
     target: str
@@ -44,13 +44,13 @@ class Request(NamedTuple):
 
 
 class Peer:
-    """Requests in, bytes out. `send*` and `pause` raise ClientGoneError as soon as the client has gone."""
+    """Read requests and write bytes. `send*` and `pause` raise ClientGoneError as soon as the client has gone."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        # No buffer of our own above the socket's: what was drained is with the kernel, so that a scripted
-        # reset loses nothing that was counted as sent.
+        # No buffer above the socket's: after a drain all bytes are in the kernel, so that a scripted reset loses
+        # nothing that was counted as sent.
         writer.transport.set_write_buffer_limits(high=0)
         self._http = h11.Connection(h11.SERVER)
         self._loop = asyncio.get_running_loop()
@@ -60,7 +60,7 @@ class Peer:
         self.first_byte_at: float | None = None
 
     async def next_request(self) -> Request | None:
-        """The next whole request, None at a clean end; raises BadRequestError."""
+        """Return the next whole request, or None at a clean end. Raises BadRequestError."""
         try:
             return await self._request()
         except h11.RemoteProtocolError as error:
@@ -86,11 +86,11 @@ class Peer:
             if self._http.they_are_waiting_for_100_continue:
                 await self.send(self._framed(h11.InformationalResponse(status_code=100, headers=[])))
             self._http.receive_data(await self._reader.read(_READ_BYTES))
-        return event  # type: ignore[return-value]  # NEED_DATA was taken out above
+        return event  # type: ignore[return-value]  # NEED_DATA is handled before
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
-        """While inside, the client's going is noticed even when nothing is being written."""
+        """Notice inside the block that the client has gone, even when nothing is written."""
         watch = asyncio.create_task(self._watch())
         try:
             yield
@@ -110,7 +110,7 @@ class Peer:
         _release(self._pausing)
 
     async def pause(self, seconds: float | None) -> None:
-        """Wait; None is for ever. Cheaper than a task: a stream pauses before every delta."""
+        """Wait for `seconds`, or for ever if None. A future is cheaper than a task: a stream pauses before every delta."""
         if seconds is not None and seconds <= 0:
             await asyncio.sleep(0)
         elif not self._gone:
@@ -125,7 +125,7 @@ class Peer:
             raise ClientGoneError
 
     async def send(self, data: bytes) -> None:
-        """Write, and wait until the socket has taken it."""
+        """Write, and wait until the socket has accepted the bytes."""
         if self._gone:
             raise ClientGoneError
         if self.first_byte_at is None:
@@ -144,9 +144,9 @@ class Peer:
         closes: bool = False,
         length: int | None = None,
     ) -> None:
-        """Begin a body: of `length`, or chunked, or until we close, as for a client of HTTP/1.0."""
+        """Send the head of a response whose body has a `length`, is chunked, or ends when the connection is closed."""
         self._chunked = False
-        if closes:  # h11 would have it chunked, so the head is ours
+        if closes:  # h11 would send it chunked, so the head is written here
             lines = [*headers, ("connection", "close")]
             head = "".join(f"{name}: {value}\r\n" for name, value in lines)
             await self.send(f"HTTP/1.1 {status} OK\r\n{head}\r\n".encode())
@@ -158,32 +158,32 @@ class Peer:
         await self.send(self._framed(_response(status, headers)))
 
     async def send_body(self, data: bytes) -> None:
-        """Bytes of the body, as one chunk of HTTP where the body is chunked."""
+        """Send bytes of the body; if it is chunked, as one HTTP chunk."""
         await self.send(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
     async def send_torn(self, data: bytes) -> None:
-        """Bytes of the body in a chunk of HTTP that never ends, where the body is chunked."""
+        """Send bytes of the body; if it is chunked, in an HTTP chunk that never ends."""
         await self.send(b"%x\r\n%b" % (len(data) + 64, data) if self._chunked else data)
 
     async def end_body(self) -> None:
-        """End a chunked body; after it the connection may serve the next request. Other bodies end as they are."""
+        """End a chunked body, after which the connection may serve the next request. Other bodies need no end."""
         if self._chunked:
             await self.send(self._framed(h11.EndOfMessage()))
 
     async def reply(
         self, status: int, content_type: str, body: bytes, headers: Iterable[tuple[str, str]] = ()
     ) -> None:
-        """A whole response of known length."""
+        """Send a whole response of known length."""
         known = [("content-type", content_type), ("content-length", str(len(body))), *headers]
         head = self._framed(_response(status, known))
         await self.send(head + self._framed(h11.Data(data=body)) + self._framed(h11.EndOfMessage()))
 
     async def reply_json(self, status: int, body: Any, headers: Iterable[tuple[str, str]] = ()) -> None:
-        """A whole response with a JSON body."""
+        """Send a whole response with a JSON body."""
         await self.reply(status, "application/json", orjson.dumps(body), headers)
 
     async def refuse(self, status: int, body: Any) -> None:
-        """Answer what could not be read as a request, where HTTP still allows an answer."""
+        """Answer an invalid request, if HTTP still allows an answer."""
         if self._http.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             with contextlib.suppress(ClientGoneError):
                 await self.reply_json(status, body, [("connection", "close")])
@@ -192,20 +192,20 @@ class Peer:
         return self._http.send(event) or b""
 
     def reuse(self) -> bool:
-        """Make ready for the next request on this connection; False if it has to be closed."""
+        """Prepare for the next request on this connection; return False if it must be closed."""
         if self._gone or self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
             return False
         self._http.start_next_cycle()
         return True
 
     def reset(self) -> None:
-        """Close with RST."""
+        """Close the connection with RST."""
         sock: socket.socket = self._writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._writer.transport.abort()
 
     async def close(self) -> None:
-        """Close with FIN; what a vanished client never took is dropped rather than waited for."""
+        """Close the connection with FIN. Bytes that the client has not read are dropped."""
         if self._writer.transport.get_write_buffer_size():
             self._writer.transport.abort()
         self._writer.close()

@@ -1,4 +1,4 @@
-"""What a client asks for: the few members of a chat-completions body that the practice upstream reads."""
+"""The members of a chat-completions request that the practice upstream reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAX_CHOICES: Final = 128
 
 
 class RefusedError(Exception):
-    """A request that gets an HTTP error; `body` is the error as OpenAI's clients read it."""
+    """A request that is answered with an HTTP error; `body` has the shape that OpenAI's clients read."""
 
     def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
         super().__init__(message)
@@ -22,7 +22,7 @@ class RefusedError(Exception):
 
 
 def error_kind(status: int) -> str:
-    """The `type` that goes with a status."""
+    """Return the error `type` of a status."""
     return _KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
 
 
@@ -37,7 +37,7 @@ class ChatRequest(NamedTuple):
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
-    """The body as a JSON object; raises RefusedError."""
+    """Parse the body as a JSON object. Raises RefusedError."""
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -48,7 +48,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
 
 
 def read(body: dict[str, Any]) -> ChatRequest:
-    """The members of a body; raises RefusedError that names the one at fault."""
+    """Read the members of a body. Raises RefusedError, which names the invalid member."""
     options = _member(body, "stream_options", dict, {})
     return ChatRequest(
         model=_member(body, "model", str),
@@ -69,7 +69,7 @@ def _choices(body: dict[str, Any]) -> int:
 
 
 def _member(body: dict[str, Any], name: str, kind: type, default: Any = None) -> Any:
-    """A member of the right type; where there is a default, absent and null are the same."""
+    """Return a member of the required type. If there is a default, null means the same as an absent member."""
     value = body.get(name)
     if value is None and default is not None:
         return default

@@ -1,17 +1,17 @@
-"""The model name is the script: what the practice upstream does is chosen by whoever asks.
+"""The model name is the script: it selects what the practice upstream does.
 
-A model is a base name, then options as in a URL's query: `practice?deltas=50&pace_ms=20`. Values are
-percent-decoded. An option that is unknown, repeated, out of range or at odds with another is refused (400),
-so that a misspelt fault never passes for a healthy stream.
+A model is a base name, followed by options as in a URL's query: `practice?deltas=50&pace_ms=20`. Values are
+percent-decoded. An option that is unknown, repeated, out of range or in conflict with another is refused (400),
+so that a misspelt fault is never taken for a healthy stream.
 
-What is said
+Content
     ==================== ============ ===================================================================
     option               default      meaning
     ==================== ============ ===================================================================
-    deltas=N             20           content deltas per choice; with `text` given: its number of words
-    text=TEXT            counting     the words to say, one word or punctuation run per delta, repeated as
-                                      often as `deltas` asks
-    choices=N            request's n  choices, their deltas interleaved
+    deltas=N             20           content deltas per choice; if `text` is given, its number of words
+    text=TEXT            counting     the words to send, one word or punctuation run per delta, repeated until
+                                      there are `deltas` of them
+    choices=N            request's n  number of choices; their deltas are interleaved
     reasoning[=N]        0 (bare: 3)  reasoning deltas before the content
     tool_calls[=N]       0 (bare: 1)  tool calls after the content; finish_reason "tool_calls"
     big_delta=N          -            the first content delta of each choice is N bytes of UTF-8
@@ -20,16 +20,16 @@ What is said
     packed               -            the deltas of all choices in one chunk, the last choice first
     ==================== ============ ===================================================================
 
-In whose shape. A shape chooses all that follows in this table, each of which can be chosen by itself as well.
+Shape. A shape is a preset of the options that follow it in this table; each of them can also be set separately.
     ==================== ============ ===================================================================
-    shape=NAME           seed         whose chunks: seed openai azure vllm sglang llamacpp ollama tgi groq
+    shape=NAME           seed         provider of the chunks: seed openai azure vllm sglang llamacpp ollama tgi groq
                                       deepseek qwen kimi openrouter mistral together fireworks cerebras xai
                                       perplexity gemini anthropic litellm
     usage=WHERE          finish       `finish`: in the chunk with the last finish_reason, as the seed does;
                                       `own`: a last chunk with choices [], only if the request's
                                       stream_options.include_usage is true; `running`: a running total in
-                                      every chunk; `choice`: in the choice; `x_groq`: under x_groq; `both`:
-                                      there and in the chunk; `again`: in a chunk that repeats the finish;
+                                      every chunk; `choice`: in the choice; `x_groq`: in x_groq; `both`: in
+                                      x_groq and in the chunk; `again`: in a chunk that repeats the finish;
                                       `none`: never
     content_as=HOW       text         `text`, `parts` (lists of parts and plain strings in turn), `refusal`,
                                       `audio`
@@ -44,9 +44,9 @@ In whose shape. A shape chooses all that follows in this table, each of which ca
     no_done              -            the stream ends without [DONE]
     ==================== ============ ===================================================================
 
-How it is sent
+Transport
     ==================== ============ ===================================================================
-    format=F             seed         lines: `seed` LF LF, `unblanked` LF (no blank lines, the seed page as
+    format=F             seed         lines: `seed` LF LF, `unblanked` LF (no blank lines, as the seed page is
                                       printed), `crlf` CRLF CRLF, `cr` CR CR, `no_space` after the colon,
                                       `multiline` (JSON over several data lines), `bom` before the first
     done=HOW             plain        [DONE]: `plain`, with `blanks` around it, `no_space` before it,
@@ -55,50 +55,50 @@ How it is sent
                                       clean end of the body; `length`: a content-length
     encoding=E           -            `gzip`, flushed after every write; `lie`: says gzip and is not
     chunk_bytes=N        -            the body goes out N bytes at a time, each its own HTTP chunk and write
-    slow_headers_ms=N    0            silence before the response head
-    first_delta_ms=N     0            silence between the head and the first chunk
+    slow_headers_ms=N    0            delay before the response head
+    first_delta_ms=N     0            delay between the head and the first chunk
     pace_ms=N            0            time from one delta to the next (role deltas are not paced)
     ping_ms=N            100          time from one keep-alive to the next
     ==================== ============ ===================================================================
 
-What goes wrong, at most one of these. `_after=N` counts all deltas but the role deltas; 0 is right after the
-response head, before any chunk.
+Faults, at most one of them. `_after=N` counts all deltas except role deltas; 0 is immediately after the response
+head, before any chunk.
     ======================== ============================================================================
     no_answer=HOW            instead of a response: `close` (FIN), `reset` (RST), `stall`, `half` a head,
-                             `garbage` that is no HTTP
+                             `garbage` that is not HTTP
     break_after=N            the connection is reset (RST)
     close_after=N            the connection is closed (FIN) without the end of the body
-    cut_after=N              as close_after, in the middle of the next delta and of its HTTP chunk
-    cut_utf8_after=N         as close_after, in the middle of a multi-byte character of the next delta
-    end_after=N              the body ends as HTTP wants it, and too early
-    stall_after=N            silence, the connection stays open
-    ping_stall_after=N       keep-alives (`comment` unless chosen) every ping_ms, never another delta
-    garbage_after=N          an event that is no JSON, then the end of the body
+    cut_after=N              like close_after, in the middle of the next delta and of its HTTP chunk
+    cut_utf8_after=N         like close_after, in the middle of a multi-byte character of the next delta
+    end_after=N              the body ends too early, but as HTTP requires
+    stall_after=N            no further bytes; the connection stays open
+    ping_stall_after=N       keep-alives (default: `comment`) every ping_ms, and no further delta
+    garbage_after=N          an event that is not JSON, then the end of the body
     error_frame_after=N      an error, then the end of the body, no [DONE]
     error_then_done_after=N  an error, then [DONE]
-    endless_line             after the role delta a data line that never ends
+    endless_line             a data line without an end after the role delta
     status=N                 an HTTP status, 201-599, and an error as its body
     error200                 status 200 and an error as application/json
     html200                  status 200 and a page of HTML
     json200                  status 200 and the whole completion as application/json
     ======================== ============================================================================
 
-And how it goes wrong
+Details of faults
     ======================== ============================================================================
     error=SHAPE              the shape of an error: openai vllm vllm_flat sglang llamacpp llamacpp_field
                              openrouter groq event event_flat event_text tgi string xai litellm google
                              detail message anthropic stream html text empty (in a stream: an empty chunk,
                              as Ollama's)
-    code=TEXT                the error's code; where the shape has a number, that one
-    retry_after=VALUE        a header beside `status`, whatever its value
-    retry_after_date=S       the same header, as a date so many seconds from now, negative for the past
-    retry_after_ms=VALUE     a header beside `status`
+    code=TEXT                the error's code; a number if the shape has one
+    retry_after=VALUE        the header retry-after beside `status`, with any value
+    retry_after_date=S       the same header with a date S seconds from now, negative for the past
+    retry_after_ms=VALUE     the header retry-after-ms beside `status`
     should_retry=VALUE       the header x-should-retry beside `status`
-    times=N                  only the first N calls of this very model name go wrong, later ones go well
+    times=N                  only the first N calls with this model name fail
     ======================== ============================================================================
 
 Without `stream: true` the answer is the whole completion as JSON; `no_answer`, `status`, `error200`, `html200`
-and `slow_headers_ms` hold there too.
+and `slow_headers_ms` apply there too.
 """
 
 from __future__ import annotations
@@ -121,11 +121,11 @@ DEFAULT_DELTAS: Final = 20
 
 
 class ScriptError(ValueError):
-    """A model name whose options cannot be played; the message is meant for the caller."""
+    """A model name with invalid options; the message is meant for the caller."""
 
 
 class Fault(StrEnum):
-    """A way for a stream to go wrong after some deltas; the value is the option's name."""
+    """A fault of a stream after some deltas; the value is the name of the option."""
 
     BREAK = "break_after"
     CLOSE = "close_after"
@@ -141,7 +141,7 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Script:
-    """One model name, read. Field names are the option names; times are milliseconds. None: as the shape has it."""
+    """A parsed model name. Fields have the names of the options; times are in milliseconds; None: as in the shape."""
 
     name: str
     deltas: int | None = None
@@ -187,13 +187,13 @@ class Script:
 
     @property
     def speaks(self) -> Shape:
-        """The shape, with what was chosen by itself in it."""
+        """The shape, with the options that were set separately."""
         return _speaks(
             self.shape, self.usage, self.content_as, self.reasoning_as, self.calls_as, self.keepalive
         )
 
     def well(self) -> Script:
-        """The same stream with nothing going wrong."""
+        """Return the same script without its fault."""
         return replace(
             self,
             no_answer=None,
@@ -206,7 +206,7 @@ class Script:
         )
 
 
-@lru_cache(maxsize=1000)  # asked for with every running total
+@lru_cache(maxsize=1000)  # called with every running total
 def _speaks(
     shape: str,
     usage: str | None,
@@ -226,7 +226,7 @@ def _speaks(
 
 
 def parse(model: str) -> Script:
-    """Read a model name; raises ScriptError that names every option at fault."""
+    """Parse a model name. Raises ScriptError, which names every invalid option."""
     name, _, query = model.partition("?")
     given = parse_qsl(query, keep_blank_values=True)
     values, faults = _convert(given)
@@ -242,7 +242,7 @@ def _convert(given: list[tuple[str, str]]) -> tuple[dict[str, Any], list[str]]:
     faults += [f"option {name!r} is given twice" for name in sorted({n for n in names if names.count(n) > 1})]
     wrongs = [name for name in names if name in _WRONGS]
     if len(wrongs) > 1:
-        faults.append("only one thing can go wrong: " + ", ".join(wrongs))
+        faults.append("only one fault is allowed: " + ", ".join(wrongs))
     for name, text in given:
         try:
             values |= _value(name, text)
@@ -276,7 +276,7 @@ def _checked(script: Script) -> Script:
     if script.code is not None and not _fails_in_words(script):
         raise ScriptError("code needs status, error200, error_frame_after or error_then_done_after")
     if script.framing == "length" and (script.encoding or script.speaks.keepalive):
-        raise ScriptError("framing=length cannot be had with encoding or keepalive")
+        raise ScriptError("framing=length cannot be combined with encoding or keepalive")
     return script
 
 

@@ -1,4 +1,4 @@
-"""The practice upstream: an OpenAI-compatible server that does what the model name asks for."""
+"""The practice upstream: an OpenAI-compatible server whose behaviour the model name selects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from streamworker.practice import text
 from streamworker.practice.answering import give
 from streamworker.practice.calls import Call, CallLog
 from streamworker.practice.errors import error_body
-from streamworker.practice.limits import Excess, Gate, Limits, Luck, Mishaps
+from streamworker.practice.limits import CallLimiter, Excess, Limits, Luck, Mishaps
 from streamworker.practice.moves import Answer
 from streamworker.practice.peer import BadRequestError, ClientGoneError, Peer, Request
 from streamworker.practice.request import ChatRequest, RefusedError, parse_json, read
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
     from streamworker.practice.calls import Outcome
 
-_BACKLOG: Final = 4096  # a thousand clients may connect in one breath
+_BACKLOG: Final = 4096  # a thousand clients may connect at once
 _MAX_COUNTED_MODELS: Final = 10_000
 _MODELS: Final = ("practice", "practice?deltas=200&pace_ms=20", "practice?deltas=20&break_after=5")
 
 
 class PracticeUpstream:
-    """A server in this event loop; use it as an async context manager, or with start() and stop().
+    """A server in this event loop. Use it as an async context manager, or with `start()` and `stop()`.
 
-    `api_key`: the bearer it demands; None takes any. `limits` are enforced, `mishaps` befall calls at random. `maxlen`:
-    calls kept in `calls`. `content_limit`: characters of what was sent kept per call, 0 for none.
+    `api_key`: the required bearer key; None accepts any. `limits` are enforced; `mishaps` are random faults. `maxlen`:
+    number of calls kept in `calls`. `content_limit`: characters of the answer kept per call, 0 for none.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class PracticeUpstream:
         content_limit: int = 65_536,
     ) -> None:
         self._api_key = api_key
-        self._gate = Gate(limits or Limits())
+        self._limiter = CallLimiter(limits or Limits())
         self._luck = Luck(mishaps or Mishaps())
         self._content_limit = content_limit
         self._log = CallLog(maxlen)
@@ -59,64 +59,64 @@ class PracticeUpstream:
 
     @property
     def calls(self) -> deque[Call]:
-        """The latest calls, oldest first, those under way included."""
+        """The latest calls, oldest first, including those in progress."""
         return self._log.latest
 
     @property
     def open_streams(self) -> int:
-        """Calls being answered now."""
+        """Number of calls being answered now."""
         return self._log.open
 
     @property
     def max_open(self) -> int:
-        """The most calls that were ever being answered at once."""
+        """Maximum number of calls being answered at once."""
         return self._log.max_open
 
     @property
     def max_streams(self) -> int:
-        """The most calls within the limits that were ever being answered at once."""
-        return self._gate.peak
+        """Maximum number of calls within the limits being answered at once."""
+        return self._limiter.peak
 
     @property
     def exceeded(self) -> dict[str, int]:
-        """How many calls were over which limit."""
+        """Number of calls that exceeded a limit, by limit."""
         return dict(self._log.exceeded)
 
     @property
     def port(self) -> int:
-        """The port it listens on."""
+        """The port that the server listens on."""
         if not self._port:
             raise RuntimeError("the practice upstream is not started")
         return self._port
 
     @property
     def base_url(self) -> str:
-        """What a client takes as base URL; ends in /v1."""
+        """The base URL for clients; it ends in /v1."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self.port}/v1"
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for a condition on the log; it is looked at whenever a call starts or ends.
+        """Wait for a condition on the log, which is evaluated whenever a call starts or ends.
 
-        A client sees the last byte of its answer before the log says that the call has ended.
+        A client may see the last byte of its answer before the log records the end of the call.
         """
         await self._log.until(condition)
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        """Listen; port 0 takes a free one."""
+        """Start listening. Port 0 selects a free port."""
         self._host = host
         self._server = await asyncio.start_server(self._connected, host, port, backlog=_BACKLOG)
         self._port = int(self._server.sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
-        """Close every connection, wait for every task."""
+        """Close every connection and wait for every task."""
         self._port = 0
         server, self._server = self._server, None
         if server is not None:
             await self._close(server)
 
     async def die(self, seconds: float) -> None:
-        """Reset every connection, refuse new ones for so long, then listen again on the same port."""
+        """Reset every connection, refuse new ones for `seconds`, then listen again on the same port."""
         server, self._server = self._server, None
         if server is None:
             raise RuntimeError("the practice upstream is not started")
@@ -128,7 +128,7 @@ class PracticeUpstream:
             await asyncio.sleep(seconds)
         finally:
             self._is_dead = False
-        if self._port:  # nobody has stopped it meanwhile
+        if self._port:  # the server was not stopped meanwhile
             await self.start(host, port)
 
     async def _close(self, server: asyncio.Server) -> None:
@@ -192,7 +192,7 @@ class PracticeUpstream:
             await peer.reply_json(200, _models())
 
     def summary(self, limit: int = 100) -> dict[str, Any]:
-        """The log in figures, and its latest calls; what GET /calls answers."""
+        """Return the figures of the log and its latest calls, as GET /calls does."""
         return self._log.summary(limit) | {"max_streams": self.max_streams}
 
     async def _chat(self, peer: Peer, request: Request) -> None:
@@ -234,12 +234,12 @@ class PracticeUpstream:
             await peer.reply_json(refused.status, refused.body)
             return "refused"
         tokens = text.prompt_tokens(chat.messages) + answer.total
-        if excess := self._gate.enter(_now(), tokens):
+        if excess := self._limiter.enter(_now(), tokens):
             return await self._limited(peer, call, excess)
         try:
             return await give(peer, call, answer)
         finally:
-            self._gate.leave()
+            self._limiter.leave()
 
     async def _limited(self, peer: Peer, call: Call, excess: Excess) -> Outcome:
         call.status, call.exceeded = 429, excess.limit
@@ -264,7 +264,7 @@ class PracticeUpstream:
         return Answer(answer_id=f"chatcmpl-{call.number}", script=script, chat=chat, choices=choices)
 
     def _as_often_as_asked(self, script: Script, model: str) -> Script:
-        """The script, without what goes wrong once that has happened `times` times."""
+        """Return the script, without its fault after `times` calls."""
         if script.times is None:
             return script
         seen = self._seen[model] = self._seen.pop(model, 0) + 1
@@ -282,7 +282,7 @@ async def serve(
     dies_after_s: float | None = None,
     dies_for_s: float = 10.0,
 ) -> None:
-    """Serve until cancelled. `started` is called once it listens (to say where: `base_url`)."""
+    """Serve until cancelled. `started` is called when the server listens, for example to print its `base_url`."""
     await upstream.start(host, port)
     try:
         if started is not None:

@@ -1,4 +1,4 @@
-"""How each provider writes its chunks: one table, read by `chunks`. What is not named is as on the seed's page."""
+"""A table of how each provider writes its chunks. The defaults are those of the seed page."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ ROLE: Final[Mapping[str, Any]] = MappingProxyType({"role": "assistant"})
 
 
 class Shape(NamedTuple):
-    """One provider's way. Members given as mappings are added where their names say.
+    """The chunks of one provider. Fields that are mappings are added to the objects that they are named after.
 
-    `id`: the `same` in every chunk, a new one in `each`, or `empty`. `role`: in the `first` delta, which is one of its
-    own, or in `each`. `ends`: the finish reason rides on the `last` delta, or has its `own`. `hidden_tokens` are in the
-    total and nowhere else. `opening` and `closing` are whole chunks before the first delta and after the last finish.
+    `id`: the `same` in every chunk, a new one in `each`, or `empty`. `role`: in a separate `first` delta, or in `each`.
+    `ends`: the finish reason is in the `last` delta, or in its `own`. `hidden_tokens` are counted only in the total.
+    `opening` and `closing` are whole chunks before the first delta and after the last finish reason.
     """
 
     id: str = "same"
@@ -89,7 +89,7 @@ SHAPES: Final[dict[str, Shape]] = {
         usage_members={"prompt_tokens_details": {"cached_tokens": 0}, "completion_tokens_details": None},
         closing=({"id": "modr_practice", "choices": [], "moderation": {"output": {"type": "error"}}},),
     ),
-    # Filters speak before the first delta, beside every one, and after the end, where there is no delta at all.
+    # Content filter results come before the first delta, with every delta, and after the end in a chunk without a delta.
     "azure": Shape(
         chunk=_CREATED | {"system_fingerprint": "fp_practice"},
         choice=_NULLS | {"content_filter_results": _SAFE},
@@ -197,7 +197,7 @@ SHAPES: Final[dict[str, Shape]] = {
     "qwen": Shape(
         id="empty", chunk=_CREATED, first_delta=_NULL_ROLE, ends="own", calls="empty_id", usage="own"
     ),
-    # The old way: usage sits in the choice; the kind of object is not told.
+    # The older format: usage is in the choice, and there is no `object`.
     "kimi": Shape(object=None, choice={"finish_reason": None}, first_delta=_EMPTY_ROLE, usage="choice"),
     "openrouter": Shape(
         chunk=_CREATED | {"provider": "Practice"},

@@ -1,4 +1,4 @@
-"""A script played to one client: the moves at their pace, up to the fault if there is one."""
+"""Play a script to one client: send the writes at their pace, up to the fault if there is one."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 EVENT_STREAM: Final = (("content-type", "text/event-stream"), ("cache-control", "no-cache"))
 MULTI_BYTE: Final = "🐟".encode()
-WORDS: Final = "The practice upstream failed as it was told to."
+WORDS: Final = "The practice upstream failed as its script says."
 _ENDLESS_PIECE: Final = b"x" * 65536
 _GARBAGE: Final = b"Internal Server Error"
 
 
 def words(code: str | None, status: int) -> Words:
-    """What an error of the script says."""
+    """Return the content of an error of the script."""
     number = int(code) if code is not None and code.isdigit() else status
     return Words(WORDS, "server_error", code or "practice_fault", number)
 
 
 class Player:
-    """Plays one answer; `play` says how it ended."""
+    """Play one answer."""
 
     def __init__(self, peer: Peer, call: Call, answer: Answer) -> None:
         self._peer = peer
@@ -40,13 +40,13 @@ class Player:
         self._script = answer.script
         self._moves = Moves(answer)
         self._keepalive = self._script.speaks.keepalive is not None
-        # Flushed after every write, so that a compressed stream still arrives event by event.
+        # Flush after every write, so that a compressed stream still arrives event by event.
         self._packer = zlib.compressobj(wbits=31) if self._script.encoding == "gzip" else None
         self._loop = asyncio.get_running_loop()
         self._due = 0.0
 
     async def play(self) -> Outcome:
-        """Send the stream; raises ClientGoneError."""
+        """Send the stream; return how it ended. Raises ClientGoneError."""
         await self._head()
         await self._first_silence()
         if self._script.fault and not self._script.after:
@@ -100,8 +100,8 @@ class Player:
             self._call.note(move)
 
     async def _pace(self) -> None:
-        # Counted from when the last delta was due, so that the pace does not drift under load; a client that
-        # blocked us is not flooded afterwards.
+        # Relative to the time when the last delta was due, so that the pace does not drift under load; a client that
+        # blocked the server gets no burst afterwards.
         now = self._loop.time()
         self._due = max(self._due + self._script.pace_ms / 1000, now)
         await self._peer.pause(self._due - now)
@@ -116,7 +116,7 @@ class Player:
             piece = data[start : start + size]
             await self._peer.send_body(self._packed(piece))
             self._call.sent.bytes += len(piece)
-            await self._peer.pause(0)  # lets a reader in this process see each piece as a read of its own
+            await self._peer.pause(0)  # lets a reader in this process read each piece separately
 
     def _packed(self, data: bytes) -> bytes:
         if self._packer is None:
@@ -128,7 +128,7 @@ class Player:
             await self._peer.send_body(self._packer.flush())
         await self._peer.end_body()
 
-    # What goes wrong
+    # Faults
 
     async def _go_wrong(self, fault: Fault) -> Outcome:
         match fault:
@@ -138,7 +138,7 @@ class Player:
                 await self._cut()
             case Fault.CUT_UTF8:
                 await self._write(self._unfinished("", b'"content":"') + MULTI_BYTE[:2])
-            case Fault.END:  # of HTTP's framing; a compressed body ends nowhere
+            case Fault.END:  # end the HTTP framing; a compressed body stays incomplete
                 await self._peer.end_body()
             case Fault.STALL:
                 await self._peer.pause(None)

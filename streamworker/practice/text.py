@@ -1,4 +1,4 @@
-"""What a script says: a pure function of model and messages, so that a test can know the answer beforehand."""
+"""The content of an answer: a pure function of model and messages, so that a test knows it beforehand."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from streamworker.practice.script import DEFAULT_DELTAS, Script, ScriptError, pa
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-# Each word is here because some reader once broke on it: other alphabets, joined emoji, the line ends that
-# only Unicode knows (raw in JSON), JSON's own escapes, and the protocol's words inside text.
+# Each word has broken a reader: other alphabets, joined emoji, line ends of Unicode (raw in JSON), JSON's escapes, and
+# words of the protocol inside text.
 WORDS: Final = (
     "one",
     "due",
@@ -38,7 +38,7 @@ WORDS: Final = (
 
 
 class Piece(NamedTuple):
-    """One delta but for the role and the end. `content` and `reasoning` are the text in it, for the account."""
+    """One delta that has more than a role or a finish reason. `content` and `reasoning` are its text, for the counts."""
 
     choice: int
     delta: dict[str, Any]
@@ -47,25 +47,25 @@ class Piece(NamedTuple):
 
 
 def pieces(script: Script, messages: Sequence[Any], choices: int) -> Iterator[Piece]:
-    """All deltas in the order sent: every choice says its first, then every choice its second, ..."""
+    """Yield all deltas in the order sent: the first one of every choice, then the second one of every choice, ..."""
     said = [_choice_pieces(script, messages, choice) for choice in range(choices)]
     return chain.from_iterable(zip(*said, strict=True))
 
 
 def count(script: Script, choices: int) -> int:
-    """How many deltas `pieces` gives."""
+    """Return the number of deltas that `pieces` yields."""
     calls = tools.count(script.speaks.calls, script.tool_calls)
     return choices * (script.reasoning + _words(script)[1] + calls)
 
 
 def check(script: Script, choices: int) -> None:
-    """Raise ScriptError for a fault that would never come: it lies behind the last delta."""
+    """Raise ScriptError for a fault that would never happen, because there are fewer deltas."""
     if script.fault and script.after > (deltas := count(script, choices)):
         raise ScriptError(f"option '{script.fault.value}': there are only {deltas} deltas")
 
 
 def message(script: Script, messages: Sequence[Any], choice: int) -> dict[str, Any]:
-    """One choice put together, as a whole completion has it."""
+    """Return the message of one choice of a whole completion."""
     whole: dict[str, Any] = {"role": "assistant", "content": "".join(_texts(script, messages, choice))}
     if script.reasoning:
         whole["reasoning_content"] = "".join(_thoughts(script))
@@ -75,7 +75,7 @@ def message(script: Script, messages: Sequence[Any], choice: int) -> dict[str, A
 
 
 def expected_text(model: str, messages: Sequence[Any], n: int = 1) -> list[str]:
-    """The content of each choice of a stream that goes well; `n` is the request's, `choices=` overrules it."""
+    """Return the content of each choice of a stream without a fault. `choices=` overrides the request's `n`."""
     script = parse(model)
     how = script.speaks.content
     texts = (_texts(script, messages, choice) for choice in range(script.choices or n))
@@ -83,18 +83,18 @@ def expected_text(model: str, messages: Sequence[Any], n: int = 1) -> list[str]:
 
 
 def expected_usage(model: str, messages: Sequence[Any], n: int = 1) -> dict[str, Any]:
-    """The usage of a stream that goes well: prompt words, and one completion token per delta."""
+    """Return the usage of a stream without a fault: the words of the prompt, and one completion token per delta."""
     script = parse(model)
     return usage(script, prompt_tokens(messages), count(script, script.choices or n))
 
 
 def expected_tool_calls(model: str, choice: int = 0) -> list[dict[str, Any]]:
-    """The tool calls of one choice, put together."""
+    """Return the complete tool calls of one choice."""
     return [tools.tool_call(choice, number) for number in range(parse(model).tool_calls)]
 
 
 def usage(script: Script, prompt: int, completion: int) -> dict[str, Any]:
-    """A usage object; the seed's, on the finish chunk, has no total."""
+    """Return a usage object. On the finish chunk, as on the seed page, it has no total."""
     shape = script.speaks
     tokens: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": completion}
     if shape.has_total or shape.usage != "finish":
@@ -103,7 +103,7 @@ def usage(script: Script, prompt: int, completion: int) -> dict[str, Any]:
 
 
 def prompt_tokens(messages: Sequence[Any]) -> int:
-    """Words in the messages' string contents."""
+    """Return the number of words in the messages' string contents."""
     contents = (message.get("content") for message in messages if isinstance(message, dict))
     return sum(len(content.split()) for content in contents if isinstance(content, str))
 
@@ -137,7 +137,7 @@ def _said(how: str, text: str, number: int) -> dict[str, Any]:
             return {"refusal": text}
         case "audio":
             return {"audio": {"id": "audio_practice", "transcript": text}}
-        case "parts" if number % 2 == 0:  # lists and strings, mixed in one stream
+        case "parts" if number % 2 == 0:  # lists and strings in one stream
             return {"content": [{"type": "text", "text": text}]}
         case _:
             return {"content": text}
@@ -168,6 +168,6 @@ def _words(script: Script) -> tuple[Sequence[str], int]:
 
 
 def _big(text: str, size: int) -> str:
-    """`text` filled up to `size` bytes of UTF-8."""
+    """Return `text` extended to `size` bytes of UTF-8."""
     room = size - len(text.encode())
     return "x" * size if room < 0 else text + "x" * room

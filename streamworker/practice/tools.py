@@ -1,4 +1,4 @@
-"""Tool calls, whole and in fragments, in all the ways in which providers cut them up."""
+"""Tool calls, whole and in fragments, as the providers split them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _SPARSE_FROM: Final = 3
 
 
 def tool_call(choice: int, number: int) -> dict[str, Any]:
-    """One call, put together."""
+    """Return one complete call."""
     arguments = f'{{"place":"Zürich 🐟","number":{number}}}'
     function = {"name": "look_up", "arguments": arguments}
     return {"id": f"call_{choice}_{number}", "type": "function", "function": function}
 
 
 def deltas(how: str, choice: int, calls: int) -> Iterator[dict[str, Any]]:
-    """The deltas that say so many calls."""
+    """Yield the deltas of this number of calls."""
     said = [list(_fragments(how, tool_call(choice, number), number)) for number in range(calls)]
     if how == "function_call":
         yield from ({"function_call": fragment} for fragment in chain.from_iterable(said))
@@ -31,7 +31,7 @@ def deltas(how: str, choice: int, calls: int) -> Iterator[dict[str, Any]]:
 
 
 def count(how: str, calls: int) -> int:
-    """How many deltas say so many calls."""
+    """Return the number of deltas of this number of calls."""
     return len(list(deltas(how, 0, min(calls, 1)))) * (1 if how == "interleaved" else calls)
 
 
@@ -74,7 +74,7 @@ def _repeated(fragment: dict[str, Any], call: dict[str, Any]) -> dict[str, Any]:
 
 
 _BENT: Final[dict[str, Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]]] = {
-    # Whose fragment it is, only the id tells.
+    # Only the id identifies the call of a fragment.
     "no_index": lambda fragment, call: _without("index", fragment) | {"id": call["id"]},
     "zero_index": lambda fragment, call: fragment | {"index": 0, "id": call["id"]},
     "no_name": lambda fragment, _: fragment | {"function": _without("name", fragment["function"])},
@@ -83,4 +83,4 @@ _BENT: Final[dict[str, Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]
     "repeated": _repeated,
     "sparse": lambda fragment, _: fragment | {"index": fragment["index"] + _SPARSE_FROM},
 }
-"""A fragment as the API's owner writes it, and its call: the fragment as some others write it."""
+"""A function from OpenAI's fragment and its complete call to the fragment as another provider writes it."""

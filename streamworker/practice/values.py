@@ -1,4 +1,4 @@
-"""Readers of option values: text in, the value out, or a ValueError that says what was wanted."""
+"""Parsers of option values. Each raises ValueError with a text that names the valid values."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 def count(low: int, high: int, bare: int | None = None) -> Callable[[str], int]:
-    """A number in a range; `bare` is what the option means without a value."""
+    """Return a parser of numbers in a range; `bare` is the value of the option without a value."""
 
     def convert(text: str) -> int:
         if not text and bare is not None:
             return bare
-        # int() takes "+5", "1_000" and other alphabets' digits, none of which anyone means here.
+        # int() also accepts "+5", "1_000" and digits of other alphabets.
         if not re.fullmatch(r"[0-9]{1,12}", text) or not low <= int(text) <= high:
             raise ValueError(f"must be a number from {low} to {high}, not {text!r}")
         return int(text)
@@ -24,21 +24,21 @@ def count(low: int, high: int, bare: int | None = None) -> Callable[[str], int]:
 
 
 def milliseconds(text: str) -> float:
-    """A length of time, fractions allowed."""
+    """Parse a duration; fractions are allowed."""
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text):
         raise ValueError(f"must be milliseconds, not {text!r}")
     return float(text)
 
 
 def seconds(text: str) -> float:
-    """A distance in time, to the past if negative."""
+    """Parse a time difference; a negative one is in the past."""
     if not re.fullmatch(r"-?[0-9]{1,9}", text):
         raise ValueError(f"must be seconds, not {text!r}")
     return float(text)
 
 
 def one_of(*words: str) -> Callable[[str], str]:
-    """One of these words."""
+    """Return a parser that accepts one of these words."""
 
     def convert(text: str) -> str:
         if text not in words:
@@ -49,14 +49,14 @@ def one_of(*words: str) -> Callable[[str], str]:
 
 
 def flag(text: str) -> bool:
-    """An option that stands alone."""
+    """Parse an option that takes no value."""
     if text not in {"", "1", "true"}:
         raise ValueError(f"takes no value, not {text!r}")
     return True
 
 
 def header_value(text: str) -> str:
-    """What can stand in a header."""
+    """Parse a value that can be sent in a header."""
     if not re.fullmatch(r"[!-~]([ -~]*[!-~])?", text):
         raise ValueError("must be printable ASCII")
     return text

@@ -1,4 +1,4 @@
-"""A real Apache Kafka: fetched once with Maven, then one KRaft node per test session."""
+"""Apache Kafka: downloaded once with Maven, then one KRaft node per test session."""
 
 import fcntl
 import hashlib
@@ -38,7 +38,7 @@ log.dirs={data}
 auto.create.topics.enable=false
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
-# After a kill the controller takes the broker back when its old session has ended: not 9 s.
+# After a kill the controller accepts the broker again when its old session has expired; the default is 9 s.
 broker.session.timeout.ms=2500
 broker.heartbeat.interval.ms=500
 log.segment.delete.delay.ms=1000
@@ -55,7 +55,7 @@ share.coordinator.state.topic.num.partitions=1
 
 
 class ApacheKafka:
-    """One broker; blocking methods. What was stopped, killed or paused comes back on its port with its data."""
+    """One broker with blocking methods. After a stop, kill or pause it returns on its port with its data."""
 
     def __init__(self) -> None:
         self.port = self.sasl_port = self.mtls_port = 0
@@ -70,18 +70,18 @@ class ApacheKafka:
 
     @property
     def credentials(self) -> Credentials:
-        """What a client of the secured listeners is given; skips on a broker that is not ours."""
+        """The credentials for the secured listeners. Skips the test on an external broker."""
         if self._credentials is None:
             need("STREAMWORKER_TEST_KAFKA names a broker whose users the tests do not know")
         return self._credentials
 
     def start(self) -> None:
-        """The first time on a free port with no data, after that where it was."""
+        """Start the broker: the first time on a free port without data, later on the same port with its data."""
         if EXTERNAL:
             return
         if self._child is None:
             self._child = self._prepared()
-        # The port answers before the node may take requests for topics: its own word counts.
+        # The port accepts connections before the node accepts requests, so wait for its log line.
         self._child.start(lambda log: b"Kafka Server started" in log and accepts(self.port), START_S)
 
     def _prepared(self) -> Child:
@@ -97,7 +97,7 @@ class ApacheKafka:
             "java",
             "-Xmx512m",
             "-XX:+UseSerialGC",
-            "-XX:TieredStopAtLevel=1",  # no broker of ours lives long enough to pay for the second compiler
+            "-XX:TieredStopAtLevel=1",  # the broker does not run long enough for the second compiler to pay off
             "-Dorg.apache.logging.log4j.level=INFO",
             "-cp",
             f"{libraries}/*",
@@ -124,7 +124,7 @@ class ApacheKafka:
         )
 
     def stop(self) -> None:
-        """For good; nobody needs its data, so it is not asked to put them in order."""
+        """Stop the broker at the end of the session, without a clean shutdown: its data is not needed."""
         if self._child is not None:
             self._child.kill()
         if self._directory is not None:
@@ -132,18 +132,18 @@ class ApacheKafka:
         self._child = self._directory = None
 
     def kill(self) -> None:
-        """As a crash would."""
+        """Kill the broker with SIGKILL."""
         self._own().kill()
         self._paused = False
 
     def restart(self) -> None:
-        """Down in good order if it is up, and up again."""
+        """Shut the broker down cleanly if it runs, and start it again."""
         self.resume()
         self._own().terminate(STOP_S)
         self.start()
 
     def pause(self) -> None:
-        """Connections stay open and nothing answers."""
+        """Stop the process with SIGSTOP: connections stay open, and requests get no response."""
         self._own().send_signal(signal.SIGSTOP)
         self._paused = True
 
@@ -152,7 +152,7 @@ class ApacheKafka:
         self._paused = False
 
     def heal(self) -> None:
-        """Undo what a test that failed half-way left behind."""
+        """Restore a running broker after a test that failed."""
         if self._child is None:
             return
         if self._paused:
@@ -172,13 +172,15 @@ class ApacheKafka:
 
 @cache
 def fetched() -> Path:
-    """The directory with the broker's jars, from the cache or from Maven; skips where it cannot be had."""
+    """Return the directory with the broker's jars, from the cache or from Maven. Skips if there is none."""
     if shutil.which("java") is None:
         need(NEEDS.format("a JDK (java) on the PATH"))
     libraries = cached_libraries()
     if not libraries.is_dir():
         libraries.parent.mkdir(parents=True, exist_ok=True)
-        with Path(f"{libraries}.lock").open("w") as lock:  # tests may run in several processes: one fetches
+        with Path(f"{libraries}.lock").open(
+            "w"
+        ) as lock:  # tests may run in several processes: one of them downloads
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not libraries.is_dir():
                 _fetch(libraries)
@@ -189,7 +191,7 @@ def cached_libraries() -> Path:
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     pom = POM.read_text("utf-8")
     version = re.findall(r"<artifactId>kafka_.*?<version>([^<]+)<", pom, re.DOTALL)[0]
-    # A changed pom is another set of jars, even at the same version of Kafka.
+    # A changed pom may have other jars for the same version of Kafka.
     return root / "streamworker-tests" / f"kafka-{version}-{hashlib.sha256(pom.encode()).hexdigest()[:8]}"
 
 
@@ -212,4 +214,4 @@ def _fetch(libraries: Path) -> None:
             need(NEEDS.format(f"its jars from Maven within {FETCH_S} s"))
         if done.returncode or not jars.is_dir():
             need(NEEDS.format(f"its jars, and Maven failed: {(done.stdout + done.stderr)[-2000:]}"))
-        jars.rename(libraries)  # a half download never has the name
+        jars.rename(libraries)  # an incomplete download never has this name

@@ -1,4 +1,4 @@
-"""A test that cannot run here says why; where everything has to run, that is a failure."""
+"""Skip tests whose requirements are missing, or fail them if every test is required."""
 
 import os
 from typing import NoReturn
@@ -7,7 +7,7 @@ import pytest
 
 
 def need(reason: str) -> NoReturn:
-    """Skip, or fail with STREAMWORKER_TEST_REQUIRE=all."""
+    """Skip the test with a reason; fail it with STREAMWORKER_TEST_REQUIRE=all."""
     if os.environ.get("STREAMWORKER_TEST_REQUIRE") == "all":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)

@@ -1,4 +1,4 @@
-"""What a secured Kafka needs and its clients are given: certificates, users, tokens, and the listeners that ask for them."""
+"""Certificates, users and tokens of a secured Kafka, and the configuration of its listeners."""
 
 import base64
 import json
@@ -25,8 +25,8 @@ __all__ = [
 
 USER = "worker"
 
-# Clients without a certificate or a password come in by the plain listener as User:ANONYMOUS, which the other tests do;
-# ACLs bind everybody else.
+# The other tests use the plain listener as User:ANONYMOUS, without a certificate or a password; ACLs apply to all other
+# principals.
 PROPERTIES = """\
 authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
 super.users=User:ANONYMOUS
@@ -51,7 +51,7 @@ unsecuredLoginStringClaim_sub="broker";
 
 @dataclass(frozen=True)
 class Credentials:
-    """Files that a client names in its settings, and the secret that it must not tell."""
+    """Files for the settings of a client, and the secret that it must not reveal."""
 
     directory: Path
     password: str
@@ -83,7 +83,7 @@ def make_credentials(directory: Path, password: str) -> Credentials:
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     (directory / "broker.pem").write_bytes(pem + chain)
     credentials = Credentials(directory, password)
-    # With no name at all its list of names is empty, which Java does not take.
+    # Without a name the list of names would be empty, which Java refuses.
     client = authority.issue_cert("client.test", common_name=USER)
     client.private_key_pem.write_to_path(str(credentials.key))
     client.cert_chain_pems[0].write_to_path(str(credentials.certificate))
@@ -91,12 +91,12 @@ def make_credentials(directory: Path, password: str) -> Credentials:
 
 
 def listener_properties(credentials: Credentials) -> str:
-    """The broker's properties besides its listeners' addresses."""
+    """Return the broker's security properties."""
     return PROPERTIES.format(directory=credentials.directory, user=USER, password=credentials.password)
 
 
 def format_arguments(credentials: Credentials) -> list[str]:
-    """Have the storage formatted with the users of SCRAM in it: no broker is needed to make them."""
+    """Return the arguments that format the storage with SCRAM users, so that no broker is needed to create them."""
     return [
         word
         for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -105,7 +105,7 @@ def format_arguments(credentials: Credentials) -> list[str]:
 
 
 def unsigned_token(subject: str = USER, lifetime_s: float = 3600) -> str:
-    """A JSON web token without signature, which a broker takes that has no validator of its own configured."""
+    """Return a JSON web token without a signature, which a broker with the default validator accepts."""
     now = time.time()
     parts = ({"alg": "none"}, {"sub": subject, "iat": now, "exp": now + lifetime_s})
     encoded = (base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in parts)

@@ -1,1 +1,1 @@
-"""Workers, broker and upstreams that fail at random, and the question whether any promise broke."""
+"""Random failures of workers, brokers and upstreams, and checks of every guarantee."""

@@ -1,4 +1,4 @@
-"""`python -m tests.chaos --seeds 20 --apache`; a seed that failed: `python -m tests.chaos --seed 7 --apache`."""
+"""Run seeds: `python -m tests.chaos --seeds 20 --apache`; repeat one: `python -m tests.chaos --seed 7 --apache`."""
 
 from __future__ import annotations
 
@@ -40,19 +40,23 @@ async def run(seed: int, size: str, broker: Broker, logs: Path) -> Outcome:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5, help="play seeds 1 to N")
-    parser.add_argument("--seed", type=int, action="append", help="play this one; may be repeated")
+    parser.add_argument("--seeds", type=int, default=5, help="run seeds 1 to N")
+    parser.add_argument("--seed", type=int, action="append", help="run this seed; may be repeated")
     parser.add_argument(
         "--size", choices=SIZES, help="default: full on Apache Kafka, gentle on the embedded broker"
     )
     parser.add_argument(
-        "--apache", action="store_true", help="on Apache Kafka: only there may members vanish"
+        "--apache",
+        action="store_true",
+        help="use Apache Kafka, where members may die without leaving the group",
     )
     parser.add_argument("--logs", type=Path, help="keep the workers' logs in this directory")
     arguments = parser.parse_args()
     size = arguments.size or ("full" if arguments.apache else "gentle")
     seeds = arguments.seed or range(1, arguments.seeds + 1)
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # of our own reader, while the broker is away
+    logging.getLogger("aiokafka").setLevel(
+        logging.CRITICAL
+    )  # messages of the reader in this process while the broker is down
     failed = []
     broker = ApacheKafka() if arguments.apache else EmbeddedBroker()
     with tempfile.TemporaryDirectory() as scratch:
@@ -70,7 +74,7 @@ def main() -> int:
     if failed:
         on = " --apache" if arguments.apache else ""
         again = " ".join(f"--seed {seed}" for seed in failed)
-        click.echo(f"play them again: python -m tests.chaos {again} --size {size}{on} --logs DIRECTORY")
+        click.echo(f"run them again: python -m tests.chaos {again} --size {size}{on} --logs DIRECTORY")
     return 1 if failed else 0
 
 

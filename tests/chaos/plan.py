@@ -1,4 +1,4 @@
-"""What is going to happen, drawn from a seed: the same seed is the same plan."""
+"""The plan of a run: a pure function of its seed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["FULL", "GENTLE", "SHORT", "Act", "Action", "Job", "Plan", "Size", "d
 
 
 class Act(StrEnum):
-    """What may happen to the workers and to the broker."""
+    """A failure of workers or of the broker."""
 
     KILL = "kill -9"
     SLEEP = "stop and continue"
@@ -22,7 +22,7 @@ class Act(StrEnum):
 
 
 class Action(NamedTuple):
-    """One thing that happens, so many seconds after the start. `whom` picks among the workers that run by then."""
+    """One failure, `at_s` seconds after the start. `whom` (0 to 1) selects one of the running workers."""
 
     at_s: float
     act: Act
@@ -31,7 +31,7 @@ class Action(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One job, written so many seconds after the start."""
+    """One job, submitted `at_s` seconds after the start."""
 
     at_s: float
     job_id: str
@@ -40,7 +40,7 @@ class Job(NamedTuple):
 
 
 class Size(NamedTuple):
-    """How much happens. Weights of acts; those of the broker happen at most `broker_acts` times."""
+    """The size of a run: weights of the acts; those of the broker happen at most `broker_acts` times."""
 
     jobs: int
     partitions: int
@@ -63,11 +63,11 @@ _ALL = {
 FULL = Size(400, 8, 4, 14, 35, 2, _ALL)
 SHORT = Size(80, 4, 2, 4, 6, 0, {Act.KILL: 3, Act.SLEEP: 2, Act.JOIN: 2, Act.LEAVE: 1})
 GENTLE = Size(200, 4, 2, 6, 12, 0, {Act.JOIN: 2, Act.LEAVE: 1})
-"""For the embedded broker, whose groups do not recover from members that vanish."""
+"""For the embedded broker, whose groups do not recover from members that die without leaving."""
 
 
 class Plan(NamedTuple):
-    """A run."""
+    """The plan of one run."""
 
     seed: int
     size: Size
@@ -93,7 +93,7 @@ _FAULTS = (
 
 
 def draw(seed: int, size: Size) -> Plan:
-    """Make the plan of a seed."""
+    """Return the plan of a seed."""
     chance = random.Random(seed)
     jobs = sorted(_job(chance, number, size) for number in range(size.jobs))
     return Plan(
@@ -128,6 +128,6 @@ def _actions(chance: random.Random, size: Size) -> list[Action]:
             left -= 1
             if left < 0:
                 continue
-        # Sleeps on both sides of a session of six seconds: some wake as members, some as zombies.
+        # Sleeps are shorter and longer than the session of six seconds: some workers wake as members, some as zombies.
         drawn.append(Action(chance.uniform(1, size.seconds), act, chance.random(), chance.uniform(0.3, 11)))
     return sorted(drawn)

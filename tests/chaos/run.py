@@ -1,4 +1,4 @@
-"""One seed: play its plan, wait for every job, then look for what broke."""
+"""Run one seed: play its plan, wait for every job, then check every guarantee."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 __all__ = ["Outcome", "play"]
 
 STALL_S = 60.0
-"""No event for so long while jobs are owed: longer than a session, a rebalance and a broker's start together."""
+"""Seconds without an event while jobs are open: longer than a session, a rebalance and a broker's start together."""
 
 SAMPLE_S = 0.5
 GRACE_S = 20.0
-"""A commit may be seen before its events: a worker that died inside a transaction holds their readers back for 10 s."""
+"""Seconds that a commit may be visible before its events: an open transaction of a dead worker hides them for 10 s."""
 
 
 class Outcome(NamedTuple):
-    """What a run was like, and what broke."""
+    """The counts of a run, and the guarantees that were broken."""
 
     plan: Plan
     breaches: list[Breach]
@@ -40,17 +40,17 @@ class Outcome(NamedTuple):
     seconds: float
 
     def line(self) -> str:
-        """One line for people."""
+        """Return a summary in one line."""
         jobs = len(self.plan.jobs)
-        told = ", ".join(f"{count} × {name}" for name, count in sorted(self.counts.items()))
+        acts = ", ".join(f"{count} × {name}" for name, count in sorted(self.counts.items()))
         verdict = "ok" if not self.breaches else f"{len(self.breaches)} BREACHES"
-        return f"seed {self.plan.seed}: {verdict}; {jobs} jobs in {self.seconds:.0f} s, {self.calls} upstream calls ({self.calls - jobs} paid twice); {told}"
+        return f"seed {self.plan.seed}: {verdict}; {jobs} jobs in {self.seconds:.0f} s, {self.calls} upstream calls ({self.calls - jobs} paid twice); {acts}"
 
 
 async def play(
     plan: Plan, broker: Broker, practice: PracticeUpstream, name: Callable[[str], str], directory: Path
 ) -> Outcome:
-    """Play a plan to its end."""
+    """Play a plan to its end; return the outcome."""
     async with Stage(broker, practice, name, directory) as stage:
         await stage.open(partitions=plan.size.partitions, events_partitions=3)
         return await _Run(plan, broker, stage).play()
@@ -58,7 +58,7 @@ async def play(
 
 async def _ended_well(process: Process) -> bool:
     code = await process.exit_code()
-    # A signal may come before Python has been told what to do with it.
+    # The signal may arrive before the handler is installed.
     return code in {0, -signal.SIGKILL} or (code == -signal.SIGTERM and not process.lines("probes.listening"))
 
 
@@ -102,7 +102,7 @@ class _Run:
             self._loop.time() - begun_at,
         )
 
-    # What happens
+    # Acts
 
     async def _submit(self, begun_at: float) -> None:
         for job in self._plan.jobs:
@@ -172,7 +172,7 @@ class _Run:
     async def _until(self, when: float) -> None:
         await asyncio.sleep(max(0.0, when - self._loop.time()))
 
-    # What is looked at
+    # Checks
 
     async def _see_all_end(self) -> None:
         if not any(process.is_running for process in self._stage.processes):
@@ -193,14 +193,14 @@ class _Run:
             await asyncio.sleep(0.1)
 
     async def _watch(self) -> None:
-        """Look again and again: a commit that was too far is gone from the log when everything has ended."""
+        """Check commits during the run: at its end a commit that was too far cannot be seen any more."""
         suspects: dict[tuple[int, str], float] = {}
         while True:
             await asyncio.sleep(SAMPLE_S)
             now = self._loop.time()
             for job_id in self._stage.terminals():
                 self._ended_at.setdefault(job_id, now)
-            with contextlib.suppress(Exception):  # the broker may be away
+            with contextlib.suppress(Exception):  # the broker may be down
                 committed = await asyncio.wait_for(self._stage.committed(), 2)
                 found = {
                     (partition, breach.job_id): breach
@@ -214,7 +214,7 @@ class _Run:
                 self._too_far |= {key[1]: found[key] for key in late}
 
     def _paid_again(self) -> list[Breach]:
-        """Jobs that the upstream was asked for after their end could be read."""
+        """Return a breach for each job that was called after its terminal event was visible."""
         return [
             Breach("finished job paid again", job_id, f"{call.started_at - ended_at:.1f} s after its end")
             for job_id, ended_at in self._ended_at.items()

@@ -1,4 +1,4 @@
-"""One short seed in every run of the tests; `make chaos` plays many long ones."""
+"""One short seed in every test run; `make chaos` runs many long ones."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from streamworker.practice import PracticeUpstream
     from tests.brokers.apache import ApacheKafka
 
-SEED = 390  # every act once, and a kill whose session has to end
+SEED = 390  # has every act once, and a kill whose session must expire
 
 
-async def test_workers_that_are_killed_stopped_and_moved_break_no_promise(
+async def test_chaos_of_workers_breaks_no_guarantee(
     apache_kafka: ApacheKafka, practice: PracticeUpstream, topics: Callable[[str], str], tmp_path: Path
 ) -> None:
-    """Every job ends once, in order, whole; nothing finished is paid again; no commit runs ahead."""
+    """Every job ends once, with all events in order; no finished job is called again; no commit passes an open job."""
     outcome = await play(draw(SEED, SHORT), apache_kafka, practice, topics, tmp_path)
 
     assert outcome.breaches == []
 
 
-async def test_upstream_that_refuses_stalls_breaks_and_dies_costs_no_job_and_no_call_too_many(
+async def test_chaos_of_the_upstream_loses_no_job_and_exceeds_no_limit(
     embedded_broker: EmbeddedBroker, topics: Callable[[str], str], tmp_path: Path
 ) -> None:
-    """Every job ends once, within policy, and the upstream's own log says that its limits were never exceeded."""
+    """Every job ends once with calls within its policy, and the upstream's log shows that its limits were respected."""
     plan = upstream.Plan(jobs=60, dies_for_s=1, streams=20, requests_per_minute=1000)
     report = await upstream.play(plan, embedded_broker, topics, tmp_path)
 
@@ -43,7 +43,7 @@ async def test_upstream_that_refuses_stalls_breaks_and_dies_costs_no_job_and_no_
     assert report.answered_with["died"] > 0
 
 
-def test_plan_of_a_seed_is_the_same_each_time() -> None:
-    """A seed that failed can be played again."""
+def test_plan_of_the_same_seed_is_equal() -> None:
+    """A seed that failed can be run again."""
     assert draw(3, FULL) == draw(3, FULL)
     assert draw(3, FULL) != draw(4, FULL)

@@ -1,8 +1,8 @@
 """An upstream that refuses, stalls, breaks and dies: `python -m tests.chaos.upstream --apache`.
 
-A third of all calls is answered 429, a tenth falls silent, a tenth is reset, and some time in the run the whole upstream
-is gone for some seconds. It has limits of its own, and its log says whether they were exceeded. What is looked at: every
-job ends once, calls per job stay within policy, and once the upstream is back the throughput is what it was.
+A third of all calls is answered 429, a tenth stalls, a tenth is reset, and once in the run the whole upstream is down for
+some seconds. It has limits of its own, and its log shows whether they were exceeded. The run checks that every job ends
+once, that the calls per job are within policy, and that the throughput recovers after the outage.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Plan(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What came of it. Throughput is in jobs ended per second: before the upstream died, and after it was back."""
+    """The results. Throughput is in ended jobs per second, before the outage of the upstream and after it."""
 
     statuses: dict[str, int]
     codes: dict[str, int]
@@ -64,7 +64,7 @@ class Report(NamedTuple):
 
 
 async def play(plan: Plan, broker: Broker, topics: Callable[[str], str], directory: Path) -> Report:
-    """Run the jobs through one worker; half of them prefer a restart to half an answer."""
+    """Run the jobs through one worker; half of them have `on_break: restart`."""
     mishaps = Mishaps(limited=1 / 3, stalled=0.1, broken=0.1, seed=plan.seed)
     limits = Limits(streams=plan.streams, requests_per_minute=plan.requests_per_minute)
     async with (
@@ -121,7 +121,7 @@ def _rate(count: int, since: float) -> float:
 
 
 def _peak(times: list[float]) -> int:
-    """Return the most calls in any minute."""
+    """Return the maximum number of calls in any 60 seconds."""
     return max(sum(start <= at < start + 60 for at in times) for start in times)
 
 
@@ -131,7 +131,9 @@ async def _run(plan: Plan, broker: Broker, directory: Path) -> Report:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.upstream", description=__doc__)
-    parser.add_argument("--apache", action="store_true", help="on Apache Kafka; default: the embedded broker")
+    parser.add_argument(
+        "--apache", action="store_true", help="use Apache Kafka; default: the embedded broker"
+    )
     for name, default in Plan._field_defaults.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     arguments = vars(parser.parse_args())

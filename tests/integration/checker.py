@@ -1,6 +1,6 @@
-"""The contract's reader rules (contract §3), held against an events topic. Written from the contract, not from the code.
+"""An independent check of an events topic against the rules of docs/delivery.md.
 
-Shares nothing with `streamworker.reader`: a rule that both have wrong would have to be got wrong twice.
+It shares no code with `streamworker.reader`: an error in one of them is not repeated in the other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Breach", "EventRecord", "JobRecord", "breaches", "events_of", "text_
 
 
 class JobRecord(NamedTuple):
-    """A job record as it lies in its topic, and what its author wanted."""
+    """A job record with its coordinates, and the parts of the request that determine the answer."""
 
     topic: str
     partition: int
@@ -29,7 +29,7 @@ class JobRecord(NamedTuple):
 
 
 class EventRecord(NamedTuple):
-    """An event record as a reader sees it, in the order of its partition."""
+    """An event record as a reader sees it."""
 
     topic: str
     partition: int
@@ -40,7 +40,7 @@ class EventRecord(NamedTuple):
 
 
 class Breach(NamedTuple):
-    """One promise that was not kept."""
+    """A guarantee that was broken."""
 
     kind: str
     job_id: str
@@ -48,27 +48,27 @@ class Breach(NamedTuple):
 
 
 def breaches(jobs: Iterable[JobRecord], records: Iterable[EventRecord]) -> list[Breach]:
-    """List what a read_committed reader could hold against the worker once all jobs should have ended."""
+    """Return the breaches that a read_committed reader sees when all jobs should have ended."""
     by_job = defaultdict(list)
     for record in records:
         by_job[record.event["job_id"]].append(record)
     wanted = {job.job_id: job for job in jobs}
     found = [Breach("lost job", job_id, "no event at all") for job_id in wanted.keys() - by_job.keys()]
-    for job_id, told in by_job.items():
-        found += [Breach(kind, job_id, detail) for kind, detail in _of_job(wanted.get(job_id), told)]
+    for job_id, seen in by_job.items():
+        found += [Breach(kind, job_id, detail) for kind, detail in _of_job(wanted.get(job_id), seen)]
     return found
 
 
 def events_of(job_id: str, records: Iterable[EventRecord]) -> list[dict[str, Any]]:
-    """Return the events of the valid attempt, as a reader that follows the rules has them at the end."""
-    told = [record.event for record in records if record.event["job_id"] == job_id]
-    opened = [event["attempt"] for event in told if event["type"] == "started"]
-    valid = opened[-1] if opened else told[-1]["attempt"] if told else None
-    return [event for event in told if event["attempt"] == valid]
+    """Return the events of the valid attempt. `records` are in the order of their partition."""
+    seen = [record.event for record in records if record.event["job_id"] == job_id]
+    opened = [event["attempt"] for event in seen if event["type"] == "started"]
+    valid = opened[-1] if opened else seen[-1]["attempt"] if seen else None
+    return [event for event in seen if event["attempt"] == valid]
 
 
 def text_of(events: Iterable[Mapping[str, Any]], choice: int = 0) -> str:
-    """Return what a reader shows for one choice."""
+    """Return the text of one choice."""
     deltas = (event for event in events if event["type"] == "delta" and event["choice"] == choice)
     return "".join(event["delta"].get("content") or "" for event in deltas)
 
@@ -76,7 +76,7 @@ def text_of(events: Iterable[Mapping[str, Any]], choice: int = 0) -> str:
 def unfinished_below(
     committed: int, topic: str, partition: int, jobs: Iterable[JobRecord], records: Iterable[EventRecord]
 ) -> list[Breach]:
-    """List the jobs that a commit says are done and that have no terminal event."""
+    """Return the jobs below a committed offset that have no terminal event."""
     ended = {record.event["job_id"] for record in records if record.event["type"] == "usage"}
     passed = [
         job for job in jobs if (job.topic, job.partition) == (topic, partition) and job.offset < committed
@@ -88,13 +88,13 @@ def unfinished_below(
     ]
 
 
-def _of_job(job: JobRecord | None, told: Sequence[EventRecord]) -> Iterable[tuple[str, str]]:
-    places = {(record.topic, record.partition) for record in told}
+def _of_job(job: JobRecord | None, seen: Sequence[EventRecord]) -> Iterable[tuple[str, str]]:
+    places = {(record.topic, record.partition) for record in seen}
     if len(places) > 1:
         yield "events in more than one partition", str(sorted(places))
-    if {record.key for record in told} != {told[0].event["job_id"].encode()}:
-        yield "events under another key", str({record.key for record in told})
-    events = [record.event for record in told]
+    if {record.key for record in seen} != {seen[0].event["job_id"].encode()}:
+        yield "events under another key", str({record.key for record in seen})
+    events = [record.event for record in seen]
     terminals = [place for place, event in enumerate(events) if event["type"] == "usage"]
     if not terminals:
         yield "lost job", f"{len(events)} events and no terminal one"
@@ -103,7 +103,7 @@ def _of_job(job: JobRecord | None, told: Sequence[EventRecord]) -> Iterable[tupl
     openings = [place for place, event in enumerate(events) if event["type"] == "started"]
     if terminals and openings and openings[-1] > terminals[0]:
         yield "finished job run again", f"started at {openings[-1]}, had ended at {terminals[0]}"
-    valid = events_of(events[0]["job_id"], told)
+    valid = events_of(events[0]["job_id"], seen)
     yield from _of_attempt(job, valid)
 
 
@@ -123,7 +123,7 @@ def _of_attempt(job: JobRecord | None, valid: Sequence[dict[str, Any]]) -> Itera
         yield "terminal does not count", f"seq {end['seq']} after {ends[0]} events"
     deltas = sum(event["type"] == "delta" and event["choice"] is not None for event in valid)
     if end["observed"]["deltas"] != deltas:
-        yield "observed deltas", f"{end['observed']['deltas']} told, {deltas} published"
+        yield "observed deltas", f"{end['observed']['deltas']} reported, {deltas} published"
     if job is not None and job.model is not None:
         yield from _of_content(job, valid, end)
 

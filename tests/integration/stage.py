@@ -1,4 +1,4 @@
-"""One test's own world: topics, a group, a reader of its events, and workers inside or outside of this process."""
+"""The environment of one test: topics, a group, a reader of events, and workers in this process or in others."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ FORGET_S = 2.0
 async def eventually(
     condition: Callable[[], Any], limit_s: float = LIMIT_S, what: Callable[[], object] = lambda: ""
 ) -> None:
-    """Wait for a condition that nobody announces. `what` is asked only when it never came."""
+    """Poll until a condition is true. `what` is called for the error text after `limit_s` seconds."""
     try:
         async with asyncio.timeout(limit_s):
-            while not condition():  # noqa: ASYNC110 - what is looked at belongs to others
+            while not condition():  # noqa: ASYNC110 - there is no event for the condition
                 await asyncio.sleep(0.02)
     except TimeoutError:
-        raise AssertionError(f"did not come true in {limit_s} s: {what()}") from None
+        raise AssertionError(f"condition not fulfilled within {limit_s} s: {what()}") from None
 
 
 class Stage:
-    """Use it as an async context manager. `variables` are settings as environment variables, without the prefix."""
+    """An async context manager. `variables` are settings as environment variables without the prefix."""
 
     def __init__(
         self, broker: Broker, practice: PracticeUpstream, name: Callable[[str], str], directory: Path
@@ -63,7 +63,7 @@ class Stage:
         self.records: list[EventRecord] = []
         self.processes: list[Process] = []
         self.bug = ""
-        """Python that each worker process runs first."""
+        """Python code that each worker process runs before the worker."""
         self._workers: list[InProcess] = []
         self.variables = {
             "KAFKA__BOOTSTRAP_SERVERS": broker.bootstrap,
@@ -88,7 +88,7 @@ class Stage:
         self._producer: Any = None
         self._admin: Any = None
 
-    # The world
+    # Environment
 
     async def __aenter__(self) -> Self:
         return self
@@ -110,7 +110,7 @@ class Stage:
         reply_topics: Sequence[str] = (),
         topic_settings: Mapping[str, str] | None = None,
     ) -> None:
-        """Create the topics, and begin to read the events."""
+        """Create the topics and start reading the events."""
         self._admin = await self._started(AIOKafkaAdminClient(bootstrap_servers=self.broker.bootstrap))
         wanted = [(self.jobs_topic, partitions), (self.dlq_topic, 1), (self.control_topic, 1)]
         wanted += [(topic, events_partitions) for topic in (self.events_topic, *reply_topics)]
@@ -136,7 +136,7 @@ class Stage:
         self._reading = asyncio.create_task(self._read(events_partitions))
 
     async def _forget_topics(self) -> None:
-        """A broker that crashes in a later test would read all of them again before it answers."""
+        """Delete the topics: a broker that is killed by a later test would recover all of them at its start."""
         with contextlib.suppress(KafkaError, TimeoutError):
             async with asyncio.timeout(FORGET_S):
                 if self._topics:
@@ -157,7 +157,7 @@ class Stage:
             fetch_max_wait_ms=100,
             enable_auto_commit=False,
         )
-        # Our client waits between failures: a broker that restarts needs the processor.
+        # This client waits after a failure, which leaves the CPU to a broker that restarts.
         secrets = RotatedSecrets(KafkaSettings(bootstrap_servers=self.broker.bootstrap))
         install_client(consumer, secrets)
         async with contextlib.AsyncExitStack() as stack:
@@ -181,10 +181,10 @@ class Stage:
                     async with self._changed:
                         self._changed.notify_all()
 
-    # Jobs in
+    # Jobs
 
     def message(self, job_id: str) -> list[dict[str, str]]:
-        """The prompt: it names the job, so that the upstream's call log can be held against the jobs."""
+        """Return the prompt. It contains the job id, so that calls in the upstream's log can be assigned to jobs."""
         return [{"role": "user", "content": f"prompt of {job_id}"}]
 
     async def submit(
@@ -196,7 +196,7 @@ class Stage:
         headers: Sequence[tuple[str, bytes]] = (),
         **members: Any,
     ) -> JobRecord:
-        """Write one job."""
+        """Submit one job."""
         [job] = await self.submit_many([(job_id, model, partition)], headers=headers, **members)
         return job
 
@@ -206,7 +206,7 @@ class Stage:
         headers: Sequence[tuple[str, bytes]] = (),
         **members: Any,
     ) -> list[JobRecord]:
-        """Write jobs, given as id, model, partition; all at once."""
+        """Submit jobs, given as (id, model, partition), in one batch."""
         sent = []
         for job_id, model, partition in jobs:
             messages = self.message(job_id)
@@ -234,7 +234,7 @@ class Stage:
         key: bytes | None = None,
         headers: Sequence[tuple[str, bytes]] = (),
     ) -> Any:
-        """Write a record as it is; return its coordinates."""
+        """Write a record with these bytes; return its coordinates."""
         return await self._producer.send_and_wait(
             self.jobs_topic, value, key=key, partition=partition, headers=list(headers)
         )
@@ -242,17 +242,17 @@ class Stage:
     # Workers
 
     def settings(self, **over: object) -> Settings:
-        """Settings of a worker; `over` as in `worker__max_in_flight=5`."""
+        """Return the settings of a worker; `over` overrides them, as in `worker__max_in_flight=5`."""
         return load(None, self._environment(over))
 
     def worker(self, **over: object) -> InProcess:
-        """A worker inside this process and loop; an async context manager that drains it."""
+        """Run a worker in this process and loop; the context manager drains it at the end."""
         worker = InProcess(App(self.settings(**over)))
         self._workers.append(worker)
         return worker
 
     async def process(self, **over: object) -> Process:
-        """A worker process, started; it is killed at the end of the test if it still runs."""
+        """Start a worker process. It is killed at the end of the test if it still runs."""
         log = self._directory / f"worker-{len(self.processes)}.log"
         environment = {**os.environ, **self._environment(over)}
         with log.open("wb") as output:
@@ -271,10 +271,10 @@ class Stage:
         names = self.variables | {name.upper(): str(value) for name, value in over.items()}
         return {f"STREAMWORKER_{name}": value for name, value in names.items()}
 
-    # Events out
+    # Events
 
     async def until(self, condition: Callable[[], Any], limit_s: float = LIMIT_S) -> None:
-        """Wait for a condition on what was read."""
+        """Wait for a condition on the events."""
         try:
             async with asyncio.timeout(limit_s), self._changed:
                 await self._changed.wait_for(lambda: bool(condition()) or self._broken_workers())
@@ -287,46 +287,46 @@ class Stage:
         return [error for task in tasks if not task.cancelled() and (error := task.exception())]
 
     async def ended(self, *job_ids: str, limit_s: float = LIMIT_S) -> list[dict[str, Any]]:
-        """Wait for the terminal events of these jobs, of all if none is named; return them in that order."""
+        """Wait for the terminal events of these jobs (default: all jobs); return them in that order."""
         wanted = job_ids or tuple(job.job_id for job in self.jobs)
         await self.until(lambda: self.terminals().keys() >= set(wanted), limit_s)
         terminals = self.terminals()
         return [terminals[job_id] for job_id in wanted]
 
     def terminals(self) -> dict[str, dict[str, Any]]:
-        """Terminal events by job."""
+        """Return the terminal events by job id."""
         return {
             record.event["job_id"]: record.event for record in self.records if record.event["type"] == "usage"
         }
 
     def events(self, job_id: str) -> list[dict[str, Any]]:
-        """Events of the valid attempt of a job."""
+        """Return the events of a job's valid attempt."""
         return events_of(job_id, self.records)
 
     def all_events(self, job_id: str) -> list[dict[str, Any]]:
-        """Events of all attempts of a job."""
+        """Return the events of all attempts of a job."""
         return [record.event for record in self.records if record.event["job_id"] == job_id]
 
     def deltas(self, job_id: str) -> int:
-        """How many deltas of a job can be read by now."""
+        """Return the number of visible deltas of a job."""
         return sum(event["type"] == "delta" for event in self.all_events(job_id))
 
     def calls(self, job_id: str) -> list[Call]:
-        """The upstream's calls for a job."""
+        """Return the upstream's calls for a job."""
         messages = self.message(job_id)
         return [call for call in self.practice.calls if call.body and call.body["messages"] == messages]
 
     def breaches(self) -> list[Breach]:
-        """What a reader could complain of."""
+        """Return the breaches of the rules for readers."""
         return breaches(self.jobs, self.records)
 
     async def committed(self) -> dict[int, OffsetAndMetadata]:
-        """What the group has committed, by partition of the jobs topic."""
+        """Return the group's commit points, by partition of the jobs topic."""
         offsets = await self._admin.list_consumer_group_offsets(self.group)
         return {at.partition: point for at, point in offsets.items() if at.topic == self.jobs_topic}
 
     async def commit_breaches(self) -> list[Breach]:
-        """Jobs that the commits pass and that have not ended. A commit may be seen just before its events."""
+        """Return the open jobs below the committed offsets. A commit may be visible shortly before its events."""
         committed = await self.committed()
 
         def found() -> list[Breach]:
@@ -343,7 +343,7 @@ class Stage:
         return found()
 
     async def dead_letters(self, count: int) -> list[Any]:
-        """Wait for so many dead letters."""
+        """Wait for `count` dead letters; return them."""
         consumer = AIOKafkaConsumer(
             self.dlq_topic,
             bootstrap_servers=self.broker.bootstrap,
@@ -363,14 +363,14 @@ class Stage:
         return letters
 
     async def set_topic(self, topic: str, **settings: str) -> None:
-        """Change a topic's settings, live."""
+        """Change the configuration of a topic."""
         from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
         names = {name.replace("_", "."): value for name, value in settings.items()}
         await self._admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, names)])
 
     async def commit_as_stranger(self, partition: int, offset: int, metadata: str) -> None:
-        """Commit for the group while it has no members, as a broken program or an operator would."""
+        """Commit for the group while it has no members, as another program or an operator could."""
         consumer = AIOKafkaConsumer(
             bootstrap_servers=self.broker.bootstrap, group_id=self.group, enable_auto_commit=False
         )
@@ -387,11 +387,11 @@ class Stage:
         ended = self.terminals()
         open_ = {job.job_id: len(self.all_events(job.job_id)) for job in self.jobs if job.job_id not in ended}
         logs = "".join(f"\n--- {process.name}\n{process.tail()}" for process in self.processes)
-        return f"{len(ended)} of {len(self.jobs)} jobs ended, open with so many events: {open_}{logs}"
+        return f"{len(ended)} of {len(self.jobs)} jobs ended, open jobs with their number of events: {open_}{logs}"
 
 
 class InProcess:
-    """A worker in this loop."""
+    """A worker in this process and loop."""
 
     def __init__(self, app: App) -> None:
         self.app = app
@@ -407,12 +407,12 @@ class InProcess:
         await self.drained()
 
     def abandon(self) -> None:
-        """Stop at once."""
+        """Cancel the worker."""
         assert self.task is not None
         self.task.cancel()
 
     async def drained(self) -> None:
-        """Drain and wait for the end."""
+        """Drain the worker and wait for its end."""
         assert self.task is not None
         self.app.drain()
         done, _ = await asyncio.wait([self.task], timeout=STOP_S)
@@ -431,36 +431,36 @@ class Process:
 
     @property
     def is_running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process has not ended."""
         return self._child.returncode is None
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal."""
+        """Send a signal to the process."""
         self._child.send_signal(number)
 
     async def kill(self) -> None:
-        """As a crash would."""
+        """Kill the process with SIGKILL."""
         self.signal(signal.SIGKILL)
         await self._child.wait()
 
     async def exit_code(self, limit_s: float = STOP_S) -> int:
-        """Wait for its end."""
+        """Wait for the end of the process; return its exit code."""
         try:
             return await asyncio.wait_for(self._child.wait(), limit_s)
         except TimeoutError:
             raise AssertionError(f"{self.name} does not end; its log:\n{self.tail()}") from None
 
     async def end(self) -> None:
-        """End it, whatever it does."""
+        """Kill the process if it still runs."""
         if self.is_running:
             await self.kill()
 
     def lines(self, event: str) -> list[dict[str, Any]]:
-        """Its log lines of one kind."""
+        """Return the log lines with this event."""
         return [line for line in self.log() if line.get("event") == event]
 
     def log(self) -> list[dict[str, Any]]:
-        """Its log."""
+        """Return all log lines."""
         found = []
         for line in self._log.read_bytes().splitlines():
             with contextlib.suppress(ValueError):
@@ -469,12 +469,12 @@ class Process:
         return found
 
     async def logged(self, event: str, count: int = 1, limit_s: float = LIMIT_S) -> list[dict[str, Any]]:
-        """Wait for log lines of one kind."""
+        """Wait for log lines with this event; return them."""
         await eventually(lambda: len(self.lines(event)) >= count, limit_s, lambda: f"{event}:\n{self.tail()}")
         return self.lines(event)
 
     def tail(self) -> str:
-        """The end of its log."""
+        """Return the end of the log."""
         return self._log.read_text(errors="replace")[-3000:]
 
 
@@ -486,7 +486,7 @@ def _event(record: Any) -> EventRecord:
 
 @contextlib.asynccontextmanager
 async def opened(stage: Stage, **arguments: Any) -> AsyncIterator[Stage]:
-    """A stage with its topics."""
+    """Yield an open stage."""
     async with stage:
         await stage.open(**arguments)
         yield stage

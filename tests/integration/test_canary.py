@@ -1,4 +1,4 @@
-"""Secrets that sing: distinctive ones wherever one can be, everything that can happen, and a look at all that came out."""
+"""Distinctive secrets in every setting and request, and a search for them in every output."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tests.brokers.apache import ApacheKafka
     from tests.integration.secured import Acls
 
-# No prefix by which a secret could be known, no word that a redactor knows by its shape.
+# The redactor must not recognize these values by a prefix or by their shape.
 KEY = "canaryKEYq7Zt1"
 FILE_KEY = "canaryFILEKEYw8Yu2"
 WRONG = "canaryWRONGe9Xi3"
@@ -41,7 +41,7 @@ METADATA = "canaryMETAt1Vp5"
 TEXT = "canaryTEXTy2Ba6"
 USERINFO = "canaryUSERu3Ns7"
 
-# A bug of ours, planted before the worker starts: it falls over a prompt and a key, and both are in what Python says.
+# An injected bug whose exceptions contain the prompt and the key.
 BUG = """
 import os
 from streamworker.worker import runner
@@ -61,22 +61,24 @@ runner.request_body = fall
 
 
 class Echo:
-    """An upstream that repeats what it should not: the key, the header, the prompt."""
+    """An upstream whose errors contain the key, the header and the prompt of the request."""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         header = request.headers["authorization"]
-        told = f"Authorization: {header} ({header.split()[1]}) {json.dumps(body['messages'])}"
+        echoed = f"Authorization: {header} ({header.split()[1]}) {json.dumps(body['messages'])}"
         match body["model"]:
             case "echo-401":
-                return web.json_response({"error": {"message": told}}, status=401, headers={"x-echo": told})
+                return web.json_response(
+                    {"error": {"message": echoed}}, status=401, headers={"x-echo": echoed}
+                )
             case "echo-html":
-                return web.Response(text=f"<pre>{told}</pre>", content_type="text/html")
+                return web.Response(text=f"<pre>{echoed}</pre>", content_type="text/html")
             case "echo-500":
-                return web.Response(text=told, status=500)
+                return web.Response(text=echoed, status=500)
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
-        await response.write(f"data: {json.dumps({'error': {'message': told}})}\n\n".encode())
+        await response.write(f"data: {json.dumps({'error': {'message': echoed}})}\n\n".encode())
         return response
 
     async def models(self, request: web.Request) -> web.Response:
@@ -97,7 +99,7 @@ async def echo() -> AsyncIterator[str]:
 
 
 async def command(environment: Mapping[str, str], *arguments: str) -> str:
-    """Run a command to its end and return all that it said."""
+    """Run a command to its end; return its output."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "streamworker", *arguments),
         env={**os.environ, **environment},
@@ -109,7 +111,7 @@ async def command(environment: Mapping[str, str], *arguments: str) -> str:
 
 
 def found(texts: Mapping[str, str], secrets: Mapping[str, str]) -> list[str]:
-    """Name each secret that sings, and where."""
+    """Return the names of the secrets that the texts contain, with their places."""
     return [
         f"{name} in {where}"
         for where, text in texts.items()
@@ -118,7 +120,7 @@ def found(texts: Mapping[str, str], secrets: Mapping[str, str]) -> list[str]:
     ]
 
 
-async def test_no_secret_sings(
+async def test_secrets_are_in_no_output(
     apache: Stage,
     acls: Acls,
     apache_kafka: ApacheKafka,
@@ -126,7 +128,7 @@ async def test_no_secret_sings(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Success, retries, echoes of every kind, a crash, rejections: keys nowhere, prompts and text where they belong."""
+    """After success, retries, echoes, a crash and rejections, keys are nowhere, and prompts only in records."""
     monkeypatch.setenv("CANARY_KEY", KEY)
     file = tmp_path / "key"
     file.write_text(FILE_KEY)
@@ -191,8 +193,8 @@ async def test_no_secret_sings(
         "user info": USERINFO, "TLS key": key_of_certificate,
     }  # fmt: skip
     contents = {"prompt": PROMPT, "text": TEXT, "metadata": METADATA}
-    told = {"logs": logs, "pages": "".join(pages), "check": checked, "run": refused, "faults": bad}
-    assert found(told, keys) == []
+    outputs = {"logs": logs, "pages": "".join(pages), "check": checked, "run": refused, "faults": bad}
+    assert found(outputs, keys) == []
     assert PROMPT not in logs
     assert METADATA not in logs
     assert TEXT not in re.sub(r"practice\?text=\w+", "", logs)  # the model's name, as the job gave it
@@ -206,7 +208,7 @@ async def test_no_secret_sings(
         if event["type"] == "usage":
             assert TEXT not in text
     ends = {event["job_id"]: event for event, _ in events if event["type"] == "usage"}
-    for job_id, _, _ in echoes:  # they did echo, and it was taken out
+    for job_id, _, _ in echoes:  # the upstream echoed the secrets, and they were removed
         assert "***" in json.dumps(ends[job_id]["error"])
     assert any(TEXT in text for event, text in events if event["type"] == "delta")
     assert any(PROMPT in letter.value.decode() for letter in letters)
@@ -215,10 +217,10 @@ async def test_no_secret_sings(
         assert found({"headers": str(letter.headers[-7:])}, contents) == []
 
 
-async def test_no_secret_sings_in_a_crash_of_ours(
+async def test_secrets_are_not_in_the_log_of_a_crash(
     embedded_broker: EmbeddedBroker, practice: PracticeUpstream, topics: Callable[[str], str], tmp_path: Path
 ) -> None:
-    """Python's own errors quote what they fell over: no words, no local variables, and yet the place of the crash."""
+    """The logged exception has its types and frames, but no message and no local variables."""
     file = tmp_path / "key"
     file.write_text(KEY)
     async with Stage(embedded_broker, practice, topics, tmp_path) as stage:
@@ -231,7 +233,7 @@ async def test_no_secret_sings_in_a_crash_of_ours(
         stage.bug = BUG
         process = await stage.process()
         await process.logged("partition.opened")
-        file.write_text(FILE_KEY)  # which no redactor of the log has seen
+        file.write_text(FILE_KEY)  # the redactor of the log does not know this value
         await stage.submit("j", metadata={"tenant": METADATA})
         [crash, *_] = await process.logged("job.crashed")
         logs = repr(process.log())
@@ -243,10 +245,10 @@ async def test_no_secret_sings_in_a_crash_of_ours(
     assert found({"logs": logs}, {"key": FILE_KEY, "prompt": PROMPT, "metadata": METADATA}) == []
 
 
-async def test_no_secret_is_in_what_objects_say_of_themselves(
+async def test_secrets_are_in_no_repr_of_any_object(
     apache: Stage, acls: Acls, apache_kafka: ApacheKafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`repr` and `str` of every object of a running worker, ours and our clients', and every dump of the settings."""
+    """`repr` and `str` of every object of a running worker and of its libraries, and every dump of the settings."""
     monkeypatch.setenv("CANARY_KEY", KEY)
     token = unsigned_token()
     for mechanism in ("SCRAM-SHA-256", "OAUTHBEARER"):
@@ -265,8 +267,8 @@ async def test_no_secret_is_in_what_objects_say_of_themselves(
         await acls.give(worker_acls(settings))
         app = App(settings)
         running = asyncio.create_task(app.run())
-        # Wholly there: aiokafka drops a TLS connection that is cut short while it opens, and its warning is an error here.
-        while not app._readiness()[0]:  # noqa: ASYNC110 - nobody announces it
+        # Wait until it is ready: aiokafka leaks a TLS connection that is cancelled while it opens, with a warning.
+        while not app._readiness()[0]:  # noqa: ASYNC110 - readiness has no event
             await asyncio.sleep(0.02)
         texts = {"settings": f"{settings!r}{settings}{settings.model_dump()}{settings.model_dump_json()}"}
         for thing in gc.get_objects():

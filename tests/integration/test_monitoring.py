@@ -1,4 +1,4 @@
-"""What the dashboard and the alerts ask for is what a worker that has worked really shows."""
+"""Every query of the dashboard and the alerts matches metrics of a running worker."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from tests.brokers.apache import ApacheKafka
 
 TARGET = {"job", "instance", "namespace", "pod"}
-"""Labels that the one who scrapes adds."""
+"""Labels that Prometheus adds."""
 
 
 async def scrape(port: int) -> dict[str, list[Sample]]:
-    """Samples by name, as Prometheus would get them."""
+    """Return the samples by name."""
     url = f"http://127.0.0.1:{port}/metrics"
     async with aiohttp.ClientSession() as session, session.get(url) as answer:
         page = await answer.text()
@@ -46,15 +46,15 @@ def _gauge(worker: InProcess, name: str) -> float | None:
     return worker.app.metrics.registry.get_sample_value(PREFIX + name)
 
 
-async def test_every_query_asks_for_what_a_worker_shows(
+async def test_every_query_matches_a_metric_of_a_worker(
     embedded_broker: EmbeddedBroker,
     practice: PracticeUpstream,
     topics: Callable[[str], str],
     tmp_path: Path,
 ) -> None:
-    """Each metric, each label, and for each label value that is named a series that has it.
+    """Each metric and label of a query exists, and each label value has a series.
 
-    And every metric is asked for: one that nobody looks at is a cost.
+    Every metric is used by a query.
     """
     port = free_port()
     async with Stage(embedded_broker, practice, topics, tmp_path) as stage:
@@ -87,7 +87,7 @@ async def test_every_query_asks_for_what_a_worker_shows(
             asked.add(re.sub(r"_(bucket|sum|count)$", "", metric))
             if metric.startswith("process_") and sys.platform != "linux":
                 continue
-            assert found, f"{question.where}: no worker shows {metric}"
+            assert found, f"{question.where}: no worker exports {metric}"
             for label, pattern in patterns.items():
                 known = {"" if label in TARGET else sample.labels.get(label) for sample in found}
                 alternatives = pattern.split("|")
@@ -99,7 +99,7 @@ async def test_every_query_asks_for_what_a_worker_shows(
         assert question.labels <= labels, f"{question.where}: nothing has {question.labels - labels}"
     assert {PREFIX + definition.name for definition in TABLE} - asked == set()
 
-    # What was shown is true as well, where it can be told.
+    # The values are correct where they are known.
     assert value("jobs_started_total") == value("queue_duration_seconds_count") == 4
     assert value("attempts_total") == 5
     assert value("jobs_ended_total", status="completed") == 3
@@ -127,10 +127,10 @@ async def test_every_query_asks_for_what_a_worker_shows(
     assert 0 < value("offset_map_fill_ratio") < 0.1
 
 
-async def test_broker_that_is_away_is_seen_by_a_worker_that_has_nothing_to_do(
+async def test_broker_outage_is_visible_in_the_metrics_of_an_idle_worker(
     apache: Stage, apache_kafka: ApacheKafka
 ) -> None:
-    """Nothing fails where nothing is asked for; the heartbeats tell. They come again with the broker."""
+    """An idle worker sends no requests that could fail, but its heartbeat age grows until the broker is back."""
     await apache.open()
     worker = apache.worker()
     async with worker:

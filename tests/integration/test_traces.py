@@ -1,4 +1,4 @@
-"""A job's trace from the one who submits it through the worker to the upstream and the readers, as a collector gets it."""
+"""The trace of a job, from its submitter through the worker to the upstream and the events, as a collector gets it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def embedded(
     topics: Callable[[str], str],
     tmp_path: Path,
 ) -> AsyncIterator[Stage]:
-    """A stage on the embedded broker: nothing here depends on which one it is."""
+    """Yield a stage on the embedded broker."""
     async with Stage(embedded_broker, practice, topics, tmp_path) as stage:
         await stage.open()
         yield stage
@@ -44,10 +44,10 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Any:
         yield collector
 
 
-async def test_trace_goes_from_the_submitter_through_job_and_calls_to_upstream_and_events(
+async def test_trace_connects_submitter_job_calls_upstream_and_events(
     embedded: Stage, collector: Collector
 ) -> None:
-    """One trace: the job is the submitter's child, each call the job's, and each tells the next whose child it is."""
+    """All spans have one trace id: the job is a child of the submitter's span, and each call a child of the job."""
     stage = embedded
     model = "practice?deltas=3&status=503&times=1&retry_after_ms=20"
     async with stage.worker(telemetry__traces="otlp"):

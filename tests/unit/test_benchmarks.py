@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say: their upstream, the limit's reader, and the report. No figure is judged here."""
+"""The parts of the benchmarks: upstream, the limit's parser, and the report. No performance is tested."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def upstream() -> AsyncIterator[tuple[HttpUpstream, Account]]:
 
 
 async def stream(client: HttpUpstream, scenario: Scenario, account: Account, enough: int) -> list[DeltaEvent]:
-    """Read a scenario's stream through the attempt; have it finished once there is enough."""
+    """Read a scenario's stream through an attempt; finish it after enough deltas."""
     attempt = listening()
     deltas: list[DeltaEvent] = []
     async with client.call(orjson.dumps({"model": scenario.model}), {}) as answer:
@@ -62,10 +62,10 @@ async def stream(client: HttpUpstream, scenario: Scenario, account: Account, eno
         (Scenario("", 1, deltas=20), 24),
     ],
 )
-async def test_benchmarks_upstream_streams_as_the_scenario_says(
+async def test_benchmarks_upstream_streams_the_scenario(
     upstream: tuple[HttpUpstream, Account], scenario: Scenario, characters: int
 ) -> None:
-    """A whole chat completion; each delta says when it was written."""
+    """The stream is a complete chat completion; each delta has the time of its write."""
     client, account = upstream
     begun = time.monotonic_ns() // 1000
     deltas = await stream(client, scenario, account, 20)
@@ -79,7 +79,7 @@ async def test_benchmarks_upstream_streams_as_the_scenario_says(
 
 
 class Kept:
-    """What the limit would have sent."""
+    """A sink that collects the events of the limit."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
@@ -91,7 +91,7 @@ class Kept:
 
 
 class Wire:
-    """Collects what the benchmarks' upstream writes."""
+    """A transport that collects what the benchmarks' upstream writes."""
 
     def __init__(self) -> None:
         self.written = b""
@@ -104,8 +104,8 @@ class Wire:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100, 1 << 20])
-async def test_benchmarks_limit_reads_all_however_it_is_cut(size: int) -> None:
-    """It leaves out what can be left out, and no delta."""
+async def test_benchmarks_limit_with_any_split_of_the_bytes_reads_every_delta(size: int) -> None:
+    """It skips role and finish chunks, but no delta."""
     wire, kept = Wire(), Kept()
     connection = Connection(Account())
     connection.connection_made(cast("Any", wire))
@@ -128,7 +128,7 @@ def figures(contender: str, cpu_us: float, **members: Any) -> Figures:
 
 
 def test_benchmarks_report_takes_medians_and_compares_with_the_limit(tmp_path: Path) -> None:
-    """Table, JSON and picture show the same."""
+    """Table, JSON and chart have the same figures."""
     runs = [figures("limit", cpu) for cpu in (10, 30, 20)] + [
         figures("streamworker", 50, fault="it fell behind")
     ]
@@ -143,6 +143,6 @@ def test_benchmarks_report_takes_medians_and_compares_with_the_limit(tmp_path: P
     assert len(ET.parse(tmp_path / "cpu.svg").getroot().findall("{*}rect")) == 1 + len(CONTENDERS) + 2
 
 
-def test_benchmarks_scenarios_have_names_of_their_own() -> None:
-    """Figures are told apart by them."""
+def test_benchmarks_scenarios_have_unique_names() -> None:
+    """Figures are identified by the name of their scenario."""
     assert len({scenario.name for scenario in (*FULL, *QUICK)}) == len(FULL) + len(QUICK)

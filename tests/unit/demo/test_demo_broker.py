@@ -11,7 +11,7 @@ from streamworker.demo.child import accepts
 
 @pytest.mark.embedded
 @pytest.mark.skipif(importlib.util.find_spec("noida_db") is None, reason="needs the demo extra")
-def test_embedded_broker_listens_and_leaves_nothing_behind(
+def test_embedded_broker_listens_and_removes_its_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -24,7 +24,9 @@ def test_embedded_broker_listens_and_leaves_nothing_behind(
     running.stop()
 
 
-def test_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embedded_broker_without_the_extra_raises_with_the_install_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "noida_db", None)
     with pytest.raises(RuntimeError, match=r"pip install 'streamworker\[demo\]'"):
         find_binary()

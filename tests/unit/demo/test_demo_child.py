@@ -1,4 +1,4 @@
-"""A child comes up, goes down, and goes with us."""
+"""Start and end of a child process."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ def ready(log: bytes) -> bool:
 
 
 def gone(pid: int) -> bool:
-    """Ended; where nobody collects orphans it stays in the table as a zombie."""
+    """Return whether the process has ended; without an init process that reaps orphans it stays a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text("ascii").rsplit(")", 1)[1].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -36,7 +36,7 @@ def wait_until_gone(pid: int) -> None:
         time.sleep(0.01)
 
 
-def test_child_starts_again_after_kill_and_reads_only_what_is_new_in_its_log(tmp_path: Path) -> None:
+def test_child_restarted_after_kill_reads_only_new_log_output(tmp_path: Path) -> None:
     child = Child(SAYS_READY, tmp_path / "log")
     for _ in range(2):
         child.start(ready, LIMIT_S)
@@ -46,13 +46,13 @@ def test_child_starts_again_after_kill_and_reads_only_what_is_new_in_its_log(tmp
     assert (tmp_path / "log").read_bytes().split() == [b"ready", b"ready"]
 
 
-def test_child_that_ends_at_its_start_shows_its_log(tmp_path: Path) -> None:
+def test_child_that_ends_during_its_start_raises_with_its_log(tmp_path: Path) -> None:
     child = Child([PYTHON, "-c", "raise SystemExit('no such option')"], tmp_path / "log")
     with pytest.raises(ChildError, match="no such option"):
         child.start(ready, LIMIT_S)
 
 
-def test_child_that_is_never_ready_is_ended(tmp_path: Path) -> None:
+def test_child_that_is_never_ready_is_killed(tmp_path: Path) -> None:
     child = Child(SAYS_READY, tmp_path / "log")
     with pytest.raises(ChildError, match="in time"):
         child.start(lambda _: False, 0.05)
@@ -79,7 +79,7 @@ def test_child_outlives_the_thread_that_started_it(tmp_path: Path) -> None:
     deadline = time.monotonic() + LIMIT_S
     while (Path("/proc/self/task") / str(thread.native_id)).exists():
         assert time.monotonic() < deadline
-    # A death signal from that thread would be there first, and nothing would answer.
+    # A death signal from that thread would have ended the server before.
     child.send_signal(signal.SIGUSR1)
     while b"here" not in log.read_bytes():
         assert child.running
@@ -87,7 +87,7 @@ def test_child_outlives_the_thread_that_started_it(tmp_path: Path) -> None:
     child.kill()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG of Linux")
 def test_child_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     parent = (
         "import os, pathlib, sys\n"
@@ -103,7 +103,7 @@ def test_child_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     wait_until_gone(int(log.read_text("ascii")))
 
 
-def test_free_port_is_below_those_of_outgoing_connections_and_nobody_listens() -> None:
+def test_free_port_is_below_the_range_of_outgoing_connections() -> None:
     port = free_port()
     assert 10_000 <= port < 32_768 or not os.path.exists("/proc/sys")  # noqa: PTH110
     assert not accepts(port)

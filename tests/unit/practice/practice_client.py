@@ -1,4 +1,4 @@
-"""A client that shows the bytes: no HTTP library between the test and what was sent."""
+"""A client without an HTTP library, so that tests see the exact bytes."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ class Connection:
         return int(lines[0].split(" ")[1]), headers
 
     async def whole(self) -> tuple[int, dict[str, str], Any]:
-        """A response of known length, its body as JSON."""
+        """Read a response of known length; return its body as JSON."""
         status, headers = await self.head()
         body = await self.reader.readexactly(int(headers["content-length"]))
         return status, headers, orjson.loads(body)
 
     async def http_chunk(self) -> bytes | None:
-        """One chunk of the transfer coding; None for the last. IncompleteReadError if the peer closed instead."""
+        """Read one chunk of the transfer coding; return None for the last one. Raises IncompleteReadError."""
         size = int(await self.reader.readuntil(b"\r\n"), 16)
         data = await self.reader.readexactly(size + 2)
         assert data[-2:] == b"\r\n"
         return data[:-2] or None
 
     async def http_chunks(self) -> list[bytes]:
-        """All of them; the coding has to end as it should."""
+        """Read all chunks of the transfer coding up to its end."""
         return [chunk async for chunk in self._until_last()]
 
     async def _until_last(self) -> AsyncIterator[bytes]:
@@ -70,7 +70,7 @@ async def connected(upstream: PracticeUpstream) -> AsyncIterator[Connection]:
 
 
 async def answer(upstream: PracticeUpstream, model: str, **members: Any) -> list[bytes]:
-    """The HTTP chunks of an answer that is framed as it should be."""
+    """Return the HTTP chunks of an answer with valid framing."""
     async with connected(upstream) as connection:
         connection.ask(model, **members)
         status, headers = await connection.head()
@@ -79,7 +79,7 @@ async def answer(upstream: PracticeUpstream, model: str, **members: Any) -> list
 
 
 def payloads(body: bytes) -> list[Any]:
-    """The chunks of a body in the seed's format, without [DONE]."""
+    """Return the chunks of a body in the seed's format, without [DONE]."""
     lines = body.removesuffix(b"\n\n").split(b"\n\n")
     return [orjson.loads(line.removeprefix(b"data: ")) for line in lines if line != b"data: [DONE]"]
 
@@ -93,7 +93,7 @@ def contents(chunks: list[Any], choices: int = 1) -> list[str]:
 
 
 async def ended(upstream: PracticeUpstream, number: int = 1) -> Any:
-    """The last of `number` calls, once all have ended."""
+    """Return the last of `number` calls when all of them have ended."""
     async with asyncio.timeout(5):
         await upstream.until(lambda: len(upstream.calls) >= number and not upstream.open_streams)
     return upstream.calls[-1]

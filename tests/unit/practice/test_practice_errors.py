@@ -1,4 +1,4 @@
-"""Errors in every shape, signs of life, the sentinel, and what comes instead of an answer."""
+"""Errors in every shape, keep-alives, the sentinel, and missing or broken answers."""
 
 import asyncio
 import gzip
@@ -31,7 +31,7 @@ BODIES = {
     "litellm": b'"type":"None","param":"None","code":"503"',
     "google": b'[{"error":{"code":503,',
     "detail": b'{"detail":"The',
-    "message": b'{"message":"The practice upstream failed as it was told to. Status 503.","id":"req-practice"}',
+    "message": b'{"message":"The practice upstream failed as its script says. Status 503.","id":"req-practice"}',
     "anthropic": b'{"type":"error","error":{"type":"server_error",',
     "stream": b'data: {"error":{"message":',
     "html": b"<!DOCTYPE html>",
@@ -51,7 +51,7 @@ FRAMES = {
     "tgi": BODIES["tgi"],
     "litellm": b'"type":"None","param":"None","code":"500"',
     "google": b'data: [{"error":{"code":500,',
-    "message": b'data: {"message":"The practice upstream failed as it was told to.","id":',
+    "message": b'data: {"message":"The practice upstream failed as its script says.","id":',
     "stream": b'data: {"error":{',
     "html": b"<!DOCTYPE html>",
     "text": b"data: The practice upstream failed",
@@ -59,7 +59,7 @@ FRAMES = {
 }
 
 
-def test_every_error_is_looked_at() -> None:
+def test_every_error_shape_has_an_expectation() -> None:
     assert set(BODIES) == set(FRAMES) == set(ERRORS)
 
 
@@ -85,13 +85,13 @@ async def test_error_frame_has_its_shape(practice: PracticeUpstream, shape: str)
     assert (await ended(practice)).outcome == "fault"
 
 
-async def test_code_is_a_number_where_the_shape_has_one(practice: PracticeUpstream) -> None:
+async def test_error_code_is_a_number_if_the_shape_has_one(practice: PracticeUpstream) -> None:
     chunks = await answer(practice, "p?deltas=3&error_frame_after=0&error=vllm&code=400")
 
     assert orjson.loads(chunks[0].removeprefix(b"data: "))["error"]["code"] == 400
 
 
-async def test_error_under_a_200(practice: PracticeUpstream) -> None:
+async def test_error200_has_an_error_as_body_of_a_200(practice: PracticeUpstream) -> None:
     async with connected(practice) as connection:
         connection.ask("p?error200&error=xai&code=busy")
         status, headers, body = await connection.whole()
@@ -99,7 +99,7 @@ async def test_error_under_a_200(practice: PracticeUpstream) -> None:
     assert (status, headers["content-type"], body["code"]) == (200, "application/json", "busy")
 
 
-async def test_headers_that_speak_of_another_try_are_sent_as_given(practice: PracticeUpstream) -> None:
+async def test_retry_headers_are_sent_as_given(practice: PracticeUpstream) -> None:
     async with connected(practice) as connection:
         connection.ask("p?status=429&retry_after=nan&retry_after_ms=-1&should_retry=false")
         given = (await connection.whole())[1]
@@ -118,13 +118,15 @@ async def test_headers_that_speak_of_another_try_are_sent_as_given(practice: Pra
     ("how", "read"),
     [("close", b""), ("half", b"HTTP/1.1 200 OK\r\ncontent-ty"), ("garbage", b"220 practice.ex")],
 )
-async def test_no_answer_that_ends(practice: PracticeUpstream, how: str, read: bytes) -> None:
+async def test_no_answer_closes_the_connection_after_its_bytes(
+    practice: PracticeUpstream, how: str, read: bytes
+) -> None:
     async with connected(practice) as connection:
         connection.ask(f"p?no_answer={how}")
         assert (await connection.reader.read())[: len(read) or 1] == read
 
 
-async def test_no_answer_that_is_reset_or_never_comes(practice: PracticeUpstream) -> None:
+async def test_no_answer_resets_or_stalls_the_connection(practice: PracticeUpstream) -> None:
     async with connected(practice) as connection:
         connection.ask("p?no_answer=reset")
         with pytest.raises(ConnectionResetError):
@@ -135,11 +137,11 @@ async def test_no_answer_that_is_reset_or_never_comes(practice: PracticeUpstream
     assert (await ended(practice, 2)).outcome == "client_closed"
 
 
-async def test_end_after_is_an_end_that_http_takes_for_a_good_one(practice: PracticeUpstream) -> None:
+async def test_end_after_ends_the_body_as_http_requires(practice: PracticeUpstream) -> None:
     assert len(await answer(practice, "p?deltas=9&end_after=4")) == 1 + 4
 
 
-async def test_cut_ends_inside_a_chunk_of_http(practice: PracticeUpstream) -> None:
+async def test_cut_after_ends_inside_an_http_chunk(practice: PracticeUpstream) -> None:
     async with connected(practice) as connection:
         connection.ask("p?deltas=9&cut_after=1")
         await connection.head()
@@ -151,12 +153,12 @@ async def test_cut_ends_inside_a_chunk_of_http(practice: PracticeUpstream) -> No
     assert caught.value.partial.endswith(b'"content":"half')
 
 
-async def test_garbage_is_an_event_that_is_no_json(practice: PracticeUpstream) -> None:
+async def test_garbage_after_sends_an_event_that_is_not_json(practice: PracticeUpstream) -> None:
     assert (await answer(practice, "p?deltas=9&garbage_after=1"))[-1] == b"data: Internal Server Error\n\n"
 
 
 @pytest.mark.parametrize("kind", KEEPALIVES)
-async def test_keepalive_comes_before_every_delta_and_in_the_first_silence(
+async def test_keepalive_is_sent_before_every_delta_and_before_the_first_one(
     practice: PracticeUpstream, kind: str
 ) -> None:
     chunks = await answer(practice, f"p?deltas=2&keepalive={kind}&first_delta_ms=5&ping_ms=2")
@@ -165,7 +167,7 @@ async def test_keepalive_comes_before_every_delta_and_in_the_first_silence(
     assert [index for index, chunk in enumerate(chunks) if chunk == sign] == [0, 1, 3, 5]
 
 
-async def test_keepalives_of_all_kinds_come_in_turn(practice: PracticeUpstream) -> None:
+async def test_keepalive_all_sends_every_kind_in_turn(practice: PracticeUpstream) -> None:
     chunks = await answer(practice, "p?deltas=12&keepalive=all")
 
     assert chunks[1:-1:2] == [sign + b"\n\n" for sign in KEEPALIVES.values()]
@@ -180,15 +182,17 @@ async def test_keepalives_of_all_kinds_come_in_turn(practice: PracticeUpstream) 
         ("named", b"event: done\ndata: [DONE]\n\n"),
     ],
 )
-async def test_done_is_written_as_asked(practice: PracticeUpstream, how: str, end: bytes) -> None:
+async def test_done_option_selects_the_bytes_of_the_sentinel(
+    practice: PracticeUpstream, how: str, end: bytes
+) -> None:
     assert (await answer(practice, f"p?deltas=1&done={how}"))[-1] == end
 
 
-async def test_junk_follows_done(practice: PracticeUpstream) -> None:
+async def test_done_junk_sends_junk_after_the_sentinel(practice: PracticeUpstream) -> None:
     assert (await answer(practice, "p?deltas=1&done=junk"))[-1].startswith(b"data: [DONE]\n\ndata: ")
 
 
-async def test_formats_with_a_bom_without_a_space_and_over_lines(practice: PracticeUpstream) -> None:
+async def test_format_selects_bom_space_and_lines(practice: PracticeUpstream) -> None:
     assert (await answer(practice, "p?deltas=1&format=bom"))[0] == b"\xef\xbb\xbf"
     assert (await answer(practice, "p?deltas=1&format=no_space"))[0].startswith(b"data:{")
     lines = (await answer(practice, "p?deltas=1&format=multiline"))[0].removesuffix(b"\n\n").split(b"\n")
@@ -206,7 +210,7 @@ async def test_gzip_is_flushed_after_every_write(practice: PracticeUpstream) -> 
     assert gzip.decompress(b"".join(chunks)).endswith(b"data: [DONE]\n\n")
 
 
-async def test_encoding_that_is_a_lie(practice: PracticeUpstream) -> None:
+async def test_encoding_lie_sends_the_header_and_plain_bytes(practice: PracticeUpstream) -> None:
     async with connected(practice) as connection:
         connection.ask("p?deltas=1&encoding=lie")
         assert (await connection.head())[1]["content-encoding"] == "gzip"
@@ -214,7 +218,7 @@ async def test_encoding_that_is_a_lie(practice: PracticeUpstream) -> None:
 
 
 @pytest.mark.parametrize(("fault", "missing"), [("", 0), ("&close_after=1", 1)])
-async def test_body_of_known_length_is_that_long_or_cut(
+async def test_framing_length_sends_a_body_of_that_length_or_cuts_it(
     practice: PracticeUpstream, fault: str, missing: int
 ) -> None:
     async with connected(practice) as connection:

@@ -11,7 +11,7 @@ from streamworker.practice.script import NO_ANSWERS, Fault, Script, parse
 from streamworker.practice.shapes import CALLS, CONTENTS, REASONINGS, SHAPES, USAGES
 
 
-def test_base_name_alone_has_every_default() -> None:
+def test_model_without_options_has_every_default() -> None:
     assert parse("apertus-70b-instruct") == Script(name="apertus-70b-instruct")
 
 
@@ -20,7 +20,7 @@ def test_options_are_percent_decoded_and_converted() -> None:
     assert script == Script(name="p", text="Ciao 🐟", deltas=3, pace_ms=0.5, no_done=True, choices=2)
 
 
-def test_bare_reasoning_and_tool_calls_take_their_counts() -> None:
+def test_bare_reasoning_and_tool_calls_have_their_default_counts() -> None:
     assert parse("p?reasoning&tool_calls") == Script(name="p", reasoning=3, tool_calls=1)
 
 
@@ -59,28 +59,28 @@ def test_every_fault_is_an_option_that_takes_a_count(fault: Fault) -> None:
         ("p?framing=length&keepalive=bare", "framing=length"),
         ("p?framing=length&shape=deepseek", "framing=length"),
         ("p?framing=length&encoding=gzip", "framing=length"),
-        ("p?no_answer=close&html200", "only one thing can go wrong: no_answer, html200"),
+        ("p?no_answer=close&html200", "only one fault is allowed: no_answer, html200"),
         ("p?status=429&retry_after=2%0d%0ax:y", "'retry_after'"),
         ("p?retry_after=2", "need status"),
-        ("p?break_after=1&status=500", "only one thing can go wrong: break_after, status"),
-        ("p?stall_after=1&close_after=1", "only one thing can go wrong: stall_after, close_after"),
+        ("p?break_after=1&status=500", "only one fault is allowed: break_after, status"),
+        ("p?stall_after=1&close_after=1", "only one fault is allowed: stall_after, close_after"),
         ("p?text=", "'text'"),
         ("?deltas=1", "no base name"),
         ("", "no base name"),
     ],
 )
-def test_what_cannot_be_played_is_refused_by_name(model: str, named: str) -> None:
+def test_invalid_option_is_refused_with_its_name(model: str, named: str) -> None:
     with pytest.raises(ScriptError, match=named):
         parse(model)
 
 
-def test_every_option_at_fault_is_named_at_once() -> None:
+def test_several_invalid_options_are_all_named() -> None:
     with pytest.raises(ScriptError, match=r"'pace'.*'deltas'"):
         parse("p?pace=1&deltas=x")
 
 
 def test_documentation_names_every_option_and_no_other() -> None:
-    """The docstring is what users read."""
+    """The docstring is the help text of the command."""
     told = set(re.findall(r"^    ([a-z_0-9]+)(?:\[?=[A-Z\]]+| )", grammar.__doc__ or "", re.MULTILINE))
 
     assert told - {"option"} == set(grammar._OPTIONS)
@@ -102,7 +102,7 @@ def test_documentation_names_every_option_and_no_other() -> None:
     ],
 )
 def test_documentation_names_every_value(option: str, values: Iterable[str]) -> None:
-    """Between an option's line and the next one's, each of its values stands."""
+    """The lines of an option name each of its values."""
     text = grammar.__doc__ or ""
     told = re.split(r"\n    (?=[a-z=])", text[text.index(f"\n    {option}=") + 1 :])[0]
 
@@ -110,7 +110,7 @@ def test_documentation_names_every_value(option: str, values: Iterable[str]) -> 
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_shape_gives_way_to_what_is_chosen_by_itself(shape: str) -> None:
+def test_option_set_separately_overrides_the_shape(shape: str) -> None:
     speaks = parse(f"p?shape={shape}&usage=none&content_as=parts&calls_as=whole&keepalive=data").speaks
 
     assert (speaks.usage, speaks.content, speaks.calls, speaks.keepalive) == (

@@ -1,4 +1,4 @@
-"""HTTP around the streams: errors, keep-alive, the log, stopping."""
+"""HTTP of the practice upstream: errors, keep-alive, the log, stopping."""
 
 import asyncio
 import socket
@@ -17,7 +17,7 @@ async def refused(connection: Connection) -> tuple[int, dict[str, Any]]:
     return status, body["error"]
 
 
-async def test_status_with_its_retry_headers_and_code(practice: PracticeUpstream) -> None:
+async def test_status_is_sent_with_its_retry_headers_and_code(practice: PracticeUpstream) -> None:
     async with connected(practice) as connection:
         connection.ask("p?status=429&retry_after=2&retry_after_ms=1500&code=insufficient_quota")
         status, headers, body = await connection.whole()
@@ -27,13 +27,15 @@ async def test_status_with_its_retry_headers_and_code(practice: PracticeUpstream
 
 
 @pytest.mark.parametrize("status", [500, 524, 529])
-async def test_status_without_a_standard_name(practice: PracticeUpstream, status: int) -> None:
+async def test_status_without_a_standard_reason_phrase_is_sent(
+    practice: PracticeUpstream, status: int
+) -> None:
     async with connected(practice) as connection:
         connection.ask(f"p?status={status}")
         assert (await refused(connection))[0] == status
 
 
-async def test_html200(practice: PracticeUpstream) -> None:
+async def test_html200_sends_a_page_of_html(practice: PracticeUpstream) -> None:
     async with connected(practice) as connection:
         connection.ask("p?html200")
         status, headers = await connection.head()
@@ -44,7 +46,7 @@ async def test_html200(practice: PracticeUpstream) -> None:
 
 
 @pytest.mark.parametrize(("model", "stream"), [("p?json200", True), ("p", False)])
-async def test_whole_completion_where_no_stream_was_asked_or_none_is_given(
+async def test_request_without_stream_or_with_json200_gets_a_whole_completion(
     practice: PracticeUpstream, model: str, stream: bool
 ) -> None:
     model = f"{model}{'&' if '?' in model else '?'}deltas=3&choices=2&tool_calls&reasoning"
@@ -72,7 +74,9 @@ async def test_whole_completion_where_no_stream_was_asked_or_none_is_given(
         (b'{"model":"p?deltas=3&break_after=4","messages":[],"stream":true}', "only 3 deltas"),
     ],
 )
-async def test_wrong_body_is_refused_by_name(practice: PracticeUpstream, body: bytes, named: str) -> None:
+async def test_invalid_body_is_refused_with_the_name_of_its_member(
+    practice: PracticeUpstream, body: bytes, named: str
+) -> None:
     async with connected(practice) as connection:
         connection.request("POST", "/v1/chat/completions", body)
         status, error = await refused(connection)
@@ -83,7 +87,7 @@ async def test_wrong_body_is_refused_by_name(practice: PracticeUpstream, body: b
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/v1/chat/completions"), ("POST", "/chat/completions")])
-async def test_unknown_path_is_a_404_in_the_same_shape(
+async def test_unknown_path_gets_a_404_in_the_same_shape(
     practice: PracticeUpstream, method: str, path: str
 ) -> None:
     async with connected(practice) as connection:
@@ -131,7 +135,7 @@ async def test_request_sent_during_an_answer_is_served_after_it(practice: Practi
         assert (await connection.head())[0] == 200
 
 
-async def test_client_that_waits_for_continue_gets_it(practice: PracticeUpstream) -> None:
+async def test_client_that_expects_100_continue_gets_it(practice: PracticeUpstream) -> None:
     body = orjson.dumps({"model": "p?deltas=1", "messages": []})
     async with connected(practice) as connection:
         head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: {len(body)}"
@@ -152,14 +156,14 @@ async def test_client_of_http_1_0_gets_a_body_without_chunks(practice: PracticeU
     assert text.endswith(b"data: [DONE]\n\n")
 
 
-async def test_what_is_not_http_gets_a_400_and_the_connection_closed(practice: PracticeUpstream) -> None:
+async def test_invalid_http_gets_a_400_and_the_connection_is_closed(practice: PracticeUpstream) -> None:
     async with connected(practice) as connection:
         connection.writer.write(b"\x16\x03\x01 hello\r\n\r\n")
         assert (await refused(connection))[0] == 400
         assert await connection.reader.read() == b""
 
 
-async def test_models_and_health_and_call_log_over_http(practice: PracticeUpstream) -> None:
+async def test_models_health_and_call_log_are_served(practice: PracticeUpstream) -> None:
     await answer(practice, "p?deltas=2")
     await answer(practice, "p?deltas=3")
     async with connected(practice) as connection:
@@ -186,7 +190,7 @@ async def test_log_is_bounded_in_calls_and_content() -> None:
         assert practice.calls[-1].deltas_sent == 5
 
 
-async def test_client_that_reads_nothing_holds_its_stream_back_and_nobody_elses(
+async def test_client_that_does_not_read_blocks_only_its_own_stream(
     practice: PracticeUpstream,
 ) -> None:
     async with connected(practice) as slow:
@@ -200,7 +204,7 @@ async def test_client_that_reads_nothing_holds_its_stream_back_and_nobody_elses(
     assert practice.calls[0].outcome == "client_closed"
 
 
-async def test_stop_ends_stalled_and_idle_connections_and_leaves_no_task() -> None:
+async def test_stop_closes_stalled_and_idle_connections_and_leaves_no_task() -> None:
     practice = PracticeUpstream()
     await practice.start()
     before = asyncio.all_tasks()
@@ -216,7 +220,7 @@ async def test_stop_ends_stalled_and_idle_connections_and_leaves_no_task() -> No
     await practice.stop()
 
 
-async def test_serve_says_where_it_listens_and_stops_when_cancelled() -> None:
+async def test_serve_calls_started_and_stops_when_cancelled() -> None:
     said: asyncio.Queue[str] = asyncio.Queue()
     serving = asyncio.create_task(
         serve(PracticeUpstream(), "127.0.0.1", 0, started=lambda practice: said.put_nowait(practice.base_url))

@@ -1,4 +1,4 @@
-"""Each provider's chunks have the oddities that it is known for."""
+"""Each shape has the peculiarities of its provider."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,14 +16,14 @@ OWN = {"include_usage": True}
 
 
 async def said(practice: PracticeUpstream, model: str) -> Chunks:
-    """The chunks of a stream, keep-alives and [DONE] left out."""
+    """Return the chunks of a stream without keep-alives and [DONE]."""
     body = b"".join(await answer(practice, model, stream_options=OWN))
     lines = [line.removeprefix(b"data: ") for line in body.split(b"\n") if line.startswith(b"data: {")]
     return [orjson.loads(line) for line in lines]
 
 
 def first(chunks: Chunks) -> Any:
-    """The first choice there is."""
+    """Return the first choice of the chunks."""
     return next(choice for chunk in chunks for choice in chunk["choices"])
 
 
@@ -79,12 +79,12 @@ FACTS: dict[str, Callable[[Chunks], bool]] = {
 }
 
 
-def test_facts_are_there_for_every_shape() -> None:
+def test_every_shape_has_an_expectation() -> None:
     assert set(FACTS) == set(SHAPES)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-async def test_shape_is_as_its_provider_writes(practice: PracticeUpstream, shape: str) -> None:
+async def test_shape_has_the_chunks_of_its_provider(practice: PracticeUpstream, shape: str) -> None:
     model = f"p?shape={shape}&deltas=4&reasoning=2&tool_calls=1"
     chunks = await said(practice, model)
 
@@ -93,7 +93,7 @@ async def test_shape_is_as_its_provider_writes(practice: PracticeUpstream, shape
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-async def test_shape_changes_nothing_of_what_is_said(practice: PracticeUpstream, shape: str) -> None:
+async def test_shape_does_not_change_the_content(practice: PracticeUpstream, shape: str) -> None:
     model = f"p?shape={shape}&deltas=5&choices=2"
     texts = ["", ""]
     for chunk in await said(practice, model):
@@ -128,7 +128,7 @@ FRAGMENTS: dict[str, Callable[[list[Any]], bool]] = {
 
 
 @pytest.mark.parametrize("how", CALLS)
-async def test_calls_are_cut_up_as_asked(practice: PracticeUpstream, how: str) -> None:
+async def test_calls_as_selects_the_fragments(practice: PracticeUpstream, how: str) -> None:
     chunks = await said(practice, f"p?deltas=0&tool_calls&calls_as={how}")
     spoken = deltas(chunks)[1:]
     fragments = [
@@ -141,7 +141,9 @@ async def test_calls_are_cut_up_as_asked(practice: PracticeUpstream, how: str) -
     assert said_so == CALL["function"]["arguments"]
 
 
-async def test_interleaved_calls_share_their_deltas(practice: PracticeUpstream) -> None:
+async def test_calls_as_interleaved_has_a_fragment_of_every_call_in_each_delta(
+    practice: PracticeUpstream,
+) -> None:
     chunks = await said(practice, "p?deltas=0&tool_calls=3&calls_as=interleaved")
     spoken = deltas(chunks)[1:]
 
@@ -149,7 +151,7 @@ async def test_interleaved_calls_share_their_deltas(practice: PracticeUpstream) 
 
 
 @pytest.mark.parametrize("how", CALLS)
-def test_calls_are_counted_beforehand(how: str) -> None:
+def test_count_of_calls_is_the_number_of_their_deltas(how: str) -> None:
     assert [tools.count(how, calls) for calls in (0, 1, 3)] == [
         len(list(tools.deltas(how, 0, calls))) for calls in (0, 1, 3)
     ]
@@ -165,7 +167,7 @@ def test_calls_are_counted_beforehand(how: str) -> None:
         ("again", lambda chunk: chunk["usage"] if chunk["choices"][0]["finish_reason"] else None),
     ],
 )
-async def test_usage_is_where_it_was_asked_for(
+async def test_usage_option_selects_the_place_of_usage(
     practice: PracticeUpstream, where: str, found: Callable[[Any], Any]
 ) -> None:
     model = f"p?deltas=3&usage={where}"
@@ -175,18 +177,18 @@ async def test_usage_is_where_it_was_asked_for(
     assert orjson.dumps(chunks).count(b'"prompt_tokens"') == 1
 
 
-async def test_refusal_audio_and_logprobs(practice: PracticeUpstream) -> None:
+async def test_content_as_refusal_or_audio_and_logprobs_are_sent(practice: PracticeUpstream) -> None:
     refused = await said(practice, "p?deltas=2&content_as=refusal&text=no%20never")
-    heard = await said(practice, "p?deltas=2&content_as=audio")
+    spoken = await said(practice, "p?deltas=2&content_as=audio")
     weighed = await said(practice, "p?deltas=1&logprobs")
 
     assert [delta.get("refusal") for delta in deltas(refused)[1:]] == ["no ", "never"]
-    assert all("audio" in delta for delta in deltas(heard)[1:])
-    assert finishes(heard) == []
+    assert all("audio" in delta for delta in deltas(spoken)[1:])
+    assert finishes(spoken) == []
     assert weighed[1]["choices"][0]["logprobs"]["content"][0]["token"] == deltas(weighed)[1]["content"]
 
 
-async def test_packed_choices_come_in_one_chunk_the_last_first(practice: PracticeUpstream) -> None:
+async def test_packed_sends_all_choices_in_one_chunk_the_last_one_first(practice: PracticeUpstream) -> None:
     chunks = await said(practice, "p?deltas=2&choices=3&packed")
 
     assert [[choice["index"] for choice in chunk["choices"]] for chunk in chunks[3:]] == [[2, 1, 0]] * 2

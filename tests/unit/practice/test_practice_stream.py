@@ -1,4 +1,4 @@
-"""Each option's bytes."""
+"""The bytes of each option of a stream."""
 
 import asyncio
 from typing import Any
@@ -24,14 +24,16 @@ FIFTEEN_WORDS = [{"role": "user", "content": "one " * 15}]
     ("option", "ending"),
     [("", b"\n\n"), ("&format=unblanked", b"\n"), ("&format=crlf", b"\r\n\r\n"), ("&format=cr", b"\r\r")],
 )
-async def test_sample_of_the_seed_page_comes_byte_for_byte(
+async def test_sample_of_the_seed_page_is_sent_byte_for_byte(
     practice: PracticeUpstream, option: str, ending: bytes
 ) -> None:
     chunks = await answer(practice, f"apertus-70b-instruct?text=Ciao!{option}", messages=FIFTEEN_WORDS)
     assert chunks == [line + ending for line in SEED]
 
 
-async def test_default_stream_says_the_expected_text_one_delta_per_write(practice: PracticeUpstream) -> None:
+async def test_default_stream_sends_the_expected_text_with_one_delta_per_write(
+    practice: PracticeUpstream,
+) -> None:
     chunks = await answer(practice, "practice?deltas=50")
     assert len(chunks) == 1 + 50 + 1
     parsed = payloads(b"".join(chunks))
@@ -45,7 +47,7 @@ async def test_default_stream_says_the_expected_text_one_delta_per_write(practic
 
 
 @pytest.mark.parametrize("members", [{"model": "p?deltas=3&choices=2"}, {"model": "p?deltas=3", "n": 2}])
-async def test_choices_are_interleaved_and_finish_each_on_its_own(
+async def test_choices_are_interleaved_and_each_has_its_finish(
     practice: PracticeUpstream, members: dict[str, Any]
 ) -> None:
     parsed = payloads(b"".join(await answer(practice, **members)))
@@ -62,7 +64,7 @@ async def test_reasoning_comes_before_content_and_tool_calls_after(practice: Pra
     assert parsed[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
 
-async def test_nothing_to_say_still_finishes(practice: PracticeUpstream) -> None:
+async def test_stream_without_deltas_has_a_finish(practice: PracticeUpstream) -> None:
     parsed = payloads(b"".join(await answer(practice, "p?deltas=0&choices=2")))
     assert [chunk["choices"][0]["delta"] for chunk in parsed] == [{"role": "assistant"}] * 2 + [{}] * 2
     assert [chunk["choices"][0].get("finish_reason") for chunk in parsed] == [None, None, "stop", "stop"]
@@ -72,12 +74,12 @@ async def test_nothing_to_say_still_finishes(practice: PracticeUpstream) -> None
     ]
 
 
-async def test_big_delta_comes_in_one_chunk(practice: PracticeUpstream) -> None:
+async def test_big_delta_is_sent_in_one_chunk(practice: PracticeUpstream) -> None:
     chunks = await answer(practice, "p?deltas=2&big_delta=300000")
     assert len(payloads(chunks[1])[0]["choices"][0]["delta"]["content"].encode()) == 300_000
 
 
-async def test_own_usage_is_a_last_chunk_without_choices_and_only_on_demand(
+async def test_usage_own_is_a_last_chunk_without_choices_and_only_on_request(
     practice: PracticeUpstream,
 ) -> None:
     unasked = payloads(b"".join(await answer(practice, "p?deltas=2&usage=own")))
@@ -88,26 +90,26 @@ async def test_own_usage_is_a_last_chunk_without_choices_and_only_on_demand(
     assert last["usage"] == expected_usage("p?deltas=2&usage=own", MESSAGES)
 
 
-async def test_running_usage_grows_in_every_chunk(practice: PracticeUpstream) -> None:
+async def test_usage_running_grows_in_every_chunk(practice: PracticeUpstream) -> None:
     parsed = payloads(b"".join(await answer(practice, "p?deltas=3&usage=running")))
     assert [chunk["usage"]["completion_tokens"] for chunk in parsed] == [0, 1, 2, 3]
 
 
-async def test_no_usage_and_no_done(practice: PracticeUpstream) -> None:
+async def test_usage_none_and_no_done_send_neither(practice: PracticeUpstream) -> None:
     chunks = await answer(practice, "p?deltas=2&usage=none&no_done", stream_options={"include_usage": True})
     assert b"usage" not in b"".join(chunks)
     assert b"[DONE]" not in chunks[-1]
     assert (await ended(practice)).usage_sent is None
 
 
-async def test_chunk_bytes_cuts_the_body_without_changing_it(practice: PracticeUpstream) -> None:
+async def test_chunk_bytes_splits_the_body_without_changing_it(practice: PracticeUpstream) -> None:
     whole = await answer(practice, "p?deltas=20")
     pieces = await answer(practice, "p?deltas=20&chunk_bytes=1")
     assert {len(piece) for piece in pieces} == {1}
     assert b"".join(pieces) == b"".join(whole).replace(b"chatcmpl-1", b"chatcmpl-2")
 
 
-async def test_close_framing_has_no_length_and_ends_with_the_connection(practice: PracticeUpstream) -> None:
+async def test_framing_close_has_no_length_and_ends_with_the_connection(practice: PracticeUpstream) -> None:
     async with connected(practice) as connection:
         connection.ask("p?deltas=2&framing=close")
         _, headers = await connection.head()
@@ -117,21 +119,21 @@ async def test_close_framing_has_no_length_and_ends_with_the_connection(practice
 
 
 async def sent_before(practice: PracticeUpstream, model: str, error: type[Exception]) -> list[bytes]:
-    """HTTP chunks up to where the connection ends with `error`."""
+    """Return the HTTP chunks before the connection fails with `error`."""
     chunks: list[bytes] = []
     async with connected(practice) as connection:
         connection.ask(model)
         await connection.head()
         with pytest.raises(error):
             while True:
-                chunks.append(await connection.http_chunk() or b"the body ended well")
+                chunks.append(await connection.http_chunk() or b"the body ended without an error")
     return chunks
 
 
 @pytest.mark.parametrize(
     ("fault", "error"), [("break_after", ConnectionResetError), ("close_after", asyncio.IncompleteReadError)]
 )
-async def test_break_and_close_come_after_exactly_that_many_deltas(
+async def test_break_and_close_after_happen_after_exactly_that_number_of_deltas(
     practice: PracticeUpstream, fault: str, error: type[Exception]
 ) -> None:
     chunks = await sent_before(practice, f"p?deltas=10&{fault}=4", error)
@@ -141,23 +143,23 @@ async def test_break_and_close_come_after_exactly_that_many_deltas(
     assert (call.outcome, call.deltas_sent, call.usage_sent) == ("fault", 4, None)
 
 
-async def test_fault_after_zero_comes_before_any_chunk(practice: PracticeUpstream) -> None:
+async def test_fault_after_zero_happens_before_any_chunk(practice: PracticeUpstream) -> None:
     assert await sent_before(practice, "p?close_after=0", asyncio.IncompleteReadError) == []
 
 
-async def test_fault_after_all_deltas_comes_before_done(practice: PracticeUpstream) -> None:
+async def test_fault_after_all_deltas_happens_before_done(practice: PracticeUpstream) -> None:
     chunks = await sent_before(practice, "p?deltas=2&close_after=2", asyncio.IncompleteReadError)
     assert payloads(b"".join(chunks))[-1]["choices"][0]["finish_reason"] == "stop"
 
 
-async def test_cut_utf8_ends_inside_a_character(practice: PracticeUpstream) -> None:
+async def test_cut_utf8_after_ends_inside_a_character(practice: PracticeUpstream) -> None:
     chunks = await sent_before(practice, "p?deltas=10&cut_utf8_after=4", asyncio.IncompleteReadError)
     assert len(chunks) == 1 + 4 + 1
     with pytest.raises(UnicodeDecodeError, match="unexpected end of data"):
         chunks[-1].decode()
 
 
-async def test_cut_with_close_framing_looks_like_a_clean_end(practice: PracticeUpstream) -> None:
+async def test_cut_after_with_framing_close_ends_cleanly(practice: PracticeUpstream) -> None:
     async with connected(practice) as connection:
         connection.ask("p?deltas=10&cut_utf8_after=4&framing=close")
         await connection.head()
@@ -167,7 +169,7 @@ async def test_cut_with_close_framing_looks_like_a_clean_end(practice: PracticeU
 @pytest.mark.parametrize(
     "option", ["stall_after=4", "first_delta_ms=3600000", "pace_ms=3600000", "slow_headers_ms=3600000"]
 )
-async def test_silent_server_notices_at_once_that_the_client_has_gone(
+async def test_stalled_stream_ends_at_once_when_the_client_has_gone(
     practice: PracticeUpstream, option: str
 ) -> None:
     async with connected(practice) as connection:
@@ -183,7 +185,7 @@ async def test_silent_server_notices_at_once_that_the_client_has_gone(
     assert (practice.open_streams, practice.max_open) == (0, 1)
 
 
-async def test_ping_stall_sends_comments_and_no_delta(practice: PracticeUpstream) -> None:
+async def test_ping_stall_after_sends_comments_and_no_delta(practice: PracticeUpstream) -> None:
     async with connected(practice) as connection:
         connection.ask("p?deltas=10&ping_stall_after=1&ping_ms=1")
         await connection.head()
@@ -194,7 +196,7 @@ async def test_ping_stall_sends_comments_and_no_delta(practice: PracticeUpstream
 
 
 @pytest.mark.parametrize(("fault", "after"), [("error_frame_after", 1), ("error_then_done_after", 2)])
-async def test_error_frame_ends_the_body_well_with_and_without_done(
+async def test_error_frame_ends_the_body_with_and_without_done(
     practice: PracticeUpstream, fault: str, after: int
 ) -> None:
     chunks = await answer(practice, f"p?deltas=10&{fault}=4")
@@ -203,7 +205,7 @@ async def test_error_frame_ends_the_body_well_with_and_without_done(
     assert (await ended(practice)).outcome == "fault"
 
 
-async def test_endless_line_never_ends_and_waits_for_a_reader_that_does_not_read(
+async def test_endless_line_waits_for_a_client_that_does_not_read(
     practice: PracticeUpstream,
 ) -> None:
     async with connected(practice) as connection:
@@ -214,14 +216,14 @@ async def test_endless_line_never_ends_and_waits_for_a_reader_that_does_not_read
     assert (await ended(practice)).outcome == "client_closed"
 
 
-async def test_pace_spaces_the_deltas(practice: PracticeUpstream) -> None:
+async def test_pace_ms_is_the_time_between_deltas(practice: PracticeUpstream) -> None:
     await answer(practice, "p?deltas=11&pace_ms=10")
     call = await ended(practice)
     assert 0.1 <= call.ended_at - call.first_byte_at < 1
 
 
 @pytest.mark.parametrize(("option", "spoken"), [("slow_headers_ms=50", False), ("first_delta_ms=50", True)])
-async def test_delays_stand_before_and_after_the_head(
+async def test_delays_are_before_and_after_the_head(
     practice: PracticeUpstream, option: str, spoken: bool
 ) -> None:
     await answer(practice, f"p?deltas=1&{option}")
@@ -231,7 +233,7 @@ async def test_delays_stand_before_and_after_the_head(
     assert (after if spoken else before) >= 0.05 > (before if spoken else after)
 
 
-async def test_times_lets_later_calls_of_that_model_go_well(practice: PracticeUpstream) -> None:
+async def test_times_limits_the_number_of_faulty_calls(practice: PracticeUpstream) -> None:
     model = "p?deltas=2&status=503&times=2"
     async with connected(practice) as connection:
         for _ in range(2):
@@ -242,6 +244,6 @@ async def test_times_lets_later_calls_of_that_model_go_well(practice: PracticeUp
     assert [call.outcome for call in practice.calls] == ["fault", "fault", "completed"]
 
 
-async def test_json_of_every_chunk_is_in_the_seeds_key_order(practice: PracticeUpstream) -> None:
+async def test_json_of_every_chunk_has_the_key_order_of_the_seed(practice: PracticeUpstream) -> None:
     first = (await answer(practice, "p?deltas=1"))[0]
     assert list(orjson.loads(first.removeprefix(b"data: "))) == ["id", "object", "model", "choices"]

@@ -7,7 +7,7 @@ from streamworker.practice.text import WORDS, count, pieces
 from tests.unit.practice.practice_client import MESSAGES
 
 
-def test_text_is_the_same_every_time_and_another_for_another_prompt() -> None:
+def test_text_depends_only_on_the_prompt() -> None:
     assert expected_text("p", MESSAGES) == expected_text("other", MESSAGES)
     assert expected_text("p", MESSAGES) != expected_text("p", [{"role": "user", "content": "Other."}])
 
@@ -17,24 +17,24 @@ def test_default_text_holds_every_awkward_word() -> None:
     assert all(word in text for word in WORDS)
 
 
-def test_choices_say_different_things() -> None:
+def test_choices_have_different_texts() -> None:
     assert len(set(expected_text("p?choices=3", MESSAGES))) == 3
     assert expected_text("p", MESSAGES, n=3) == expected_text("p?choices=3", MESSAGES, n=1)
 
 
 @pytest.mark.parametrize("text", ["Ciao!", " a  b\n", "d'un tratto, «così»…", "🐟🐟"])
-def test_given_text_is_said_to_the_letter(text: str) -> None:
+def test_given_text_is_sent_unchanged(text: str) -> None:
     from urllib.parse import quote
 
     assert expected_text(f"p?text={quote(text)}", MESSAGES) == [text]
 
 
-def test_given_text_is_repeated_as_often_as_deltas_asks() -> None:
+def test_given_text_is_repeated_up_to_the_number_of_deltas() -> None:
     assert expected_text("p?text=ab%20cd%20&deltas=3", MESSAGES) == ["ab cd ab "]
 
 
 @pytest.mark.parametrize("size", [1, 5, 100])
-def test_big_delta_is_that_many_bytes_in_each_choice(size: int) -> None:
+def test_big_delta_has_that_number_of_bytes_in_each_choice(size: int) -> None:
     firsts = [piece.content for piece in pieces(parse(f"p?deltas=2&big_delta={size}"), MESSAGES, 2)][:2]
     assert [len(text.encode()) for text in firsts] == [size, size]
 
@@ -47,7 +47,7 @@ def test_count_is_the_number_of_pieces(model: str) -> None:
     assert count(script, 2) == len(list(pieces(script, MESSAGES, 2)))
 
 
-def test_pieces_of_a_tool_call_put_together_are_the_expected_call() -> None:
+def test_fragments_of_a_tool_call_add_up_to_the_expected_call() -> None:
     fragments = [piece.delta["tool_calls"][0] for piece in pieces(parse("p?deltas=0&tool_calls"), [], 1)]
     (expected,) = expected_tool_calls("p?tool_calls")
     arguments = "".join(fragment["function"]["arguments"] for fragment in fragments)
@@ -57,7 +57,7 @@ def test_pieces_of_a_tool_call_put_together_are_the_expected_call() -> None:
     assert orjson.loads(arguments) == {"place": "Zürich 🐟", "number": 0}
 
 
-def test_usage_counts_prompt_words_and_deltas_with_a_total_where_openai_has_one() -> None:
+def test_usage_counts_prompt_words_and_deltas() -> None:
     assert expected_usage("p?deltas=3", MESSAGES) == {"prompt_tokens": 5, "completion_tokens": 3}
     own = expected_usage("p?deltas=3&usage=own", MESSAGES, n=2)
     assert own == {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}
