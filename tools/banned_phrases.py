@@ -41,7 +41,6 @@ CHECKED = (
     "tests/unit/demo/",
     "tests/unit/kafka/",
     "tests/unit/practice/",
-)
     "tests/unit/telemetry/",
     "tests/unit/test_benchmarks.py",
     "tests/unit/test_config.py",
