@@ -1,4 +1,4 @@
-"""The composition root, as far as it decides anything by itself."""
+"""The parts of `App` that decide something."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def worker_of(stats: WorkerStats) -> Any:
     return SimpleNamespace(stats=lambda: stats, last_poll=-1e6, readiness=lambda: (False, {"joined": False}))
 
 
-def test_worker_that_waits_for_kafka_to_join_is_live_however_long_it_takes(app: App) -> None:
-    """It has no poll loop yet that could stand still, and a restart would bring Kafka no nearer."""
+def test_worker_that_waits_for_kafka_is_live(app: App) -> None:
+    """It has no poll loop yet, and a restart would not bring Kafka back."""
     app._worker = worker_of(WorkerStats(poll_age_s=1e6))
 
     assert app._heartbeat_age() == app._stat(lambda stats: stats.poll_age_s) == 0
@@ -35,8 +35,8 @@ def test_worker_that_waits_for_kafka_to_join_is_live_however_long_it_takes(app: 
     assert app._stat(lambda stats: stats.poll_age_s) == 1e6
 
 
-async def test_vitals_are_on_the_page(app: App) -> None:
-    """Each under its own name."""
+async def test_stats_are_exported_as_metrics(app: App) -> None:
+    """Each value under its own name."""
     told = WorkerStats(
         is_ready=True,
         poll_age_s=2,
@@ -65,15 +65,15 @@ async def test_vitals_are_on_the_page(app: App) -> None:
     assert list(shown.values()) == [1, 2, 3, 4, 0.5, 6, 7]
 
 
-def test_traces_that_are_off_need_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default: OpenTelemetry is not even imported."""
+def test_traces_that_are_off_import_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenTelemetry is not imported by default."""
     monkeypatch.setitem(sys.modules, "streamworker.telemetry.otlp", None)
 
     assert open_tracing(load(None, {})) is None
 
 
-def test_traces_without_the_extra_are_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked for and not sent would be found out on the day they are needed."""
+def test_traces_without_the_extra_raise_with_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configuration that asks for traces and cannot send them is refused at the start."""
     monkeypatch.delitem(sys.modules, "streamworker.telemetry.otlp", raising=False)
     monkeypatch.delattr("streamworker.telemetry.otlp", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)

@@ -1,4 +1,4 @@
-"""The commit lane: what goes into a commit together, and what never does."""
+"""The partition committer: which entries go into a commit together."""
 
 from __future__ import annotations
 
@@ -79,15 +79,15 @@ async def bench() -> AsyncIterator[Bench]:
 
 
 async def test_committer_opened_returns_the_committed_offset_and_knows_what_is_finished(bench: Bench) -> None:
-    """What the former owner finished beyond the committed offset is not run again."""
+    """Offsets that the former owner finished beyond the committed one are not run again."""
     bench.broker.points[JOBS] = CommitPoint(5, encode_map(5, OffsetMap(frozenset({7}), {5: 2})))
 
     assert await bench.committer.open() == 5
     assert [bench.committer.progress.begin(offset) for offset in (5, 6, 7)] == [3, 1, 0]
 
 
-async def test_committer_opened_on_foreign_metadata_says_so_and_begins_without(bench: Bench) -> None:
-    """A map that cannot be read costs work, never a job."""
+async def test_committer_opened_on_unreadable_metadata_logs_it_and_starts_without_a_map(bench: Bench) -> None:
+    """A map that cannot be read repeats finished jobs, and loses none."""
     bench.broker.points[JOBS] = CommitPoint(5, "someone else's")
 
     with capture_logs() as logs:
@@ -98,7 +98,7 @@ async def test_committer_opened_on_foreign_metadata_says_so_and_begins_without(b
 
 
 async def test_committer_start_writes_the_event_and_the_delivery_but_no_progress(bench: Bench) -> None:
-    """How often a job was delivered is on record with its `started`; its offset is not."""
+    """The delivery count is committed with `started`; the offset is not."""
     await bench.open(0)
     await bench.committer.start(record("started"))
 
@@ -109,7 +109,7 @@ async def test_committer_start_writes_the_event_and_the_delivery_but_no_progress
 
 
 async def test_committer_finish_commits_the_offset_with_the_terminal_event(bench: Bench) -> None:
-    """A job is finished and committed in the same instant."""
+    """Terminal event and offset are in one commit."""
     await bench.open(0)
     await bench.committer.finish(0, [record("usage")])
 
@@ -119,7 +119,7 @@ async def test_committer_finish_commits_the_offset_with_the_terminal_event(bench
 
 
 async def test_committer_entries_that_wait_together_go_in_one_commit(bench: Bench) -> None:
-    """A commit carries whatever is waiting, in the order it came."""
+    """A commit holds all waiting entries, in their order."""
     await bench.open(0, 1, 2)
     done = [
         bench.committer.finish(0, [record("usage 0")]),
@@ -133,8 +133,8 @@ async def test_committer_entries_that_wait_together_go_in_one_commit(bench: Benc
     assert commit.point.offset == 2
 
 
-async def test_committer_entry_that_comes_during_a_commit_is_in_the_next_one(bench: Bench) -> None:
-    """Its offset is in no point before: the commit under way does not hold its records."""
+async def test_committer_entry_that_arrives_during_a_commit_is_in_the_next_one(bench: Bench) -> None:
+    """Its offset is not in the commit that is in progress, which does not hold its records."""
     await bench.open(0, 1, 2)
     bench.broker.committing.clear()
     first = bench.committer.finish(0, [record("usage 0")])
@@ -154,7 +154,7 @@ async def test_committer_entry_that_comes_during_a_commit_is_in_the_next_one(ben
 
 
 async def test_committer_future_is_done_only_once_the_commit_is_durable(bench: Bench) -> None:
-    """Deltas and `job_ended` wait for it."""
+    """Deltas and `job_ended` wait for the future."""
     await bench.open(0)
     bench.broker.committing.clear()
     done = bench.committer.start(record("started"))
@@ -167,7 +167,7 @@ async def test_committer_future_is_done_only_once_the_commit_is_durable(bench: B
 
 
 async def test_committer_touch_commits_without_records(bench: Bench) -> None:
-    """Progress alone can be put on record, and no two points are equal."""
+    """Progress alone can be committed, and no two commit points are equal."""
     await bench.open()
     await bench.committer.touch()
     await bench.committer.touch()
@@ -178,7 +178,7 @@ async def test_committer_touch_commits_without_records(bench: Bench) -> None:
 
 
 async def test_committer_with_much_waiting_commits_in_portions(bench: Bench) -> None:
-    """A transaction stays short: it holds read_committed readers back."""
+    """A transaction stays short, because it blocks read_committed readers."""
     await bench.open()
     waiting = [bench.committer.start(record(str(number))) for number in range(2 * MAX_COMMIT_RECORDS + 1)]
     assert bench.committer.backlog == len(waiting)
@@ -188,8 +188,10 @@ async def test_committer_with_much_waiting_commits_in_portions(bench: Bench) -> 
     assert bench.committer.backlog == 0
 
 
-async def test_committer_with_many_ends_waiting_declares_only_those_of_the_portion(bench: Bench) -> None:
-    """An offset is finished with its records and not before, however many wait."""
+async def test_committer_with_many_finished_jobs_commits_only_the_offsets_of_the_portion(
+    bench: Bench,
+) -> None:
+    """An offset is committed with its records, however many entries wait."""
     offsets = range(MAX_COMMIT_RECORDS + 10)
     await bench.open(*offsets)
     await asyncio.gather(*(bench.committer.finish(offset, [record(str(offset))]) for offset in offsets))
@@ -198,7 +200,7 @@ async def test_committer_with_many_ends_waiting_declares_only_those_of_the_porti
 
 
 async def test_committer_refused_for_size_writes_the_fallback(bench: Bench) -> None:
-    """A dead letter that is too large is written without its value; the rest of the commit is as it was."""
+    """A dead letter that is too large is written without its value; the other entries stay as they were."""
     await bench.open(0, 1)
     bench.broker.max_record_bytes = 100
     done = bench.committer.finish(0, [record("x" * 200), record("usage 0")], fallback=[record("usage 0")])
@@ -216,7 +218,7 @@ async def test_committer_refused_for_size_writes_the_fallback(bench: Bench) -> N
 async def test_committer_refused_for_size_replaces_the_largest_first_and_only_as_much_as_needed(
     bench: Bench,
 ) -> None:
-    """A letter that fits keeps its value though another one does not."""
+    """A dead letter that fits keeps its value when another one does not fit."""
     await bench.open(0, 1, 2)
     bench.broker.max_record_bytes = 100
     done = [
@@ -228,8 +230,8 @@ async def test_committer_refused_for_size_replaces_the_largest_first_and_only_as
     assert texts(bench.only().records) == ["0" * 50, "emptied 1", "emptied 2"]
 
 
-async def test_committer_refused_for_size_declares_nothing_that_came_meanwhile(bench: Bench) -> None:
-    """The commit is made again with what it had: an offset that came in between has its records elsewhere."""
+async def test_committer_refused_for_size_repeats_the_commit_with_the_same_entries(bench: Bench) -> None:
+    """The offset of an entry that arrived in between is not committed: its records are in another commit."""
     await bench.open(0, 1)
     bench.broker.max_record_bytes = 100
     bench.broker.committing.clear()
@@ -245,10 +247,10 @@ async def test_committer_refused_for_size_declares_nothing_that_came_meanwhile(b
     ]
 
 
-async def test_committer_refused_for_size_without_fallback_waits_until_the_topic_takes_it(
+async def test_committer_refused_for_size_without_fallback_waits_for_the_topic(
     bench: Bench,
 ) -> None:
-    """Nothing is passed over, and nothing begun anew: that would pay again and again."""
+    """Nothing is skipped, and no job is run again, which would be paid for again."""
     await bench.open(0)
     bench.broker.max_record_bytes = 10
     done = bench.committer.finish(0, [record("x" * 200)])
@@ -262,7 +264,7 @@ async def test_committer_refused_for_size_without_fallback_waits_until_the_topic
 
 
 async def test_committer_fenced_is_lost_once_and_writes_nothing_more(bench: Bench) -> None:
-    """Whoever owns the partition now is told of by the broker."""
+    """The broker reports that another worker owns the partition."""
     await bench.open(0, 1)
     bench.broker.seize(JOBS)
     done = bench.committer.finish(0, [record("usage 0")])
@@ -276,8 +278,8 @@ async def test_committer_fenced_is_lost_once_and_writes_nothing_more(bench: Benc
     assert bench.broker.commits == []
 
 
-async def test_committer_closed_lets_go_of_what_waits(bench: Bench) -> None:
-    """Nobody waits for ever on a lane that is closed."""
+async def test_committer_closed_cancels_the_entries_that_wait(bench: Bench) -> None:
+    """No job waits forever for a committer that is closed."""
     await bench.committer.open()
     waiting = bench.committer.start(record("started"))
     await bench.committer.close()
@@ -287,8 +289,8 @@ async def test_committer_closed_lets_go_of_what_waits(bench: Bench) -> None:
     assert bench.broker.commits == []
 
 
-async def test_committer_whose_waiter_was_cancelled_commits_all_the_same(bench: Bench) -> None:
-    """A job that stops waiting takes nothing out of a commit."""
+async def test_committer_whose_waiter_was_cancelled_commits_the_entry(bench: Bench) -> None:
+    """A job that stops waiting removes nothing from a commit."""
     await bench.open(0)
     bench.committer.finish(0, [record("usage")]).cancel()
     await bench.committer.touch()
@@ -299,15 +301,15 @@ async def test_committer_whose_waiter_was_cancelled_commits_all_the_same(bench: 
 
 @pytest.mark.parametrize("error", [KafkaUnavailable("gone"), KafkaRefused("no")])
 async def test_committer_open_with_a_broker_that_fails_raises(bench: Bench, error: Any) -> None:
-    """Whether to try again is the partition's to decide."""
+    """The partition decides whether to retry."""
     bench.broker.open_errors.append(error)
 
     with pytest.raises(type(error)):
         await bench.committer.open()
 
 
-async def test_committer_with_a_map_over_the_limit_commits_without_it_and_says_so(bench: Bench) -> None:
-    """The broker refuses metadata over its limit for ever, and with it the partition's every commit."""
+async def test_committer_with_a_map_over_the_limit_commits_without_it_and_logs_it(bench: Bench) -> None:
+    """The broker would refuse the metadata, and every later commit of the partition with it."""
     far_apart = [offset * offset for offset in range(6000)]
     await bench.open(*far_apart)
     for offset in far_apart[1::2]:
@@ -392,7 +394,7 @@ MOVES = st.tuples(
 
 @settings(max_examples=150)
 @given(moves=st.lists(MOVES, min_size=10, max_size=80))
-def test_committer_by_chance_declares_nothing_finished_whose_records_are_not_written(
+def test_committer_of_any_history_commits_no_offset_before_its_records(
     moves: list[tuple[str, int]],
 ) -> None:
     """At every commit, exactly the offsets whose records are in this or an earlier commit count as finished."""

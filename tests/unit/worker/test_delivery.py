@@ -1,4 +1,4 @@
-"""One delivered job over its attempts: turns, permits, restarts, upstreams to fall back on."""
+"""One delivery of a job over its attempts: turns, slots, restarts, fallbacks."""
 
 from __future__ import annotations
 
@@ -151,8 +151,8 @@ async def make() -> AsyncIterator[Any]:
         await bench.close()
 
 
-async def test_course_that_goes_well_is_one_attempt(make: Any) -> None:
-    """Its delivery is on record with its `started`."""
+async def test_delivery_that_completes_is_one_attempt(make: Any) -> None:
+    """The delivery count is committed with its `started`."""
     bench: Bench = await make(a=[said("well")])
     end = await bench.play()
 
@@ -160,8 +160,8 @@ async def test_course_that_goes_well_is_one_attempt(make: Any) -> None:
     assert not bench.broker.points[JOBS].offset < 8
 
 
-async def test_course_broken_stream_of_a_job_that_asks_for_it_is_restarted(make: Any) -> None:
-    """A new attempt, whose `started` voids the half one; tries are counted over both."""
+async def test_delivery_whose_stream_broke_is_restarted_if_the_job_asks_for_it(make: Any) -> None:
+    """The `started` of the new attempt voids the first one; tries are counted over both."""
     bench: Bench = await make(a=[HALF, said("all")])
     end = await bench.play(on_break="restart")
 
@@ -170,16 +170,16 @@ async def test_course_broken_stream_of_a_job_that_asks_for_it_is_restarted(make:
     assert end["attempt"] == bench.written[-2]["attempt"] != bench.written[0]["attempt"]
 
 
-async def test_course_restarts_have_a_cap(make: Any) -> None:
-    """The last attempt ends as any other does."""
+async def test_delivery_restarts_at_most_max_restarts_times(make: Any) -> None:
+    """The last attempt ends like any other."""
     bench: Bench = await make(a=[HALF])
     end = await bench.play(on_break="restart")
 
     assert (end["status"], bench.calls) == ("interrupted", {"a": 2})
 
 
-async def test_course_broken_stream_of_any_other_job_is_the_end(make: Any) -> None:
-    """Half an answer is paid for; nobody asked for a second one."""
+async def test_delivery_whose_stream_broke_ends_without_restart_by_default(make: Any) -> None:
+    """The first half is paid for, and the job does not ask for another one."""
     bench: Bench = await make(a=[HALF], b=[said("never")])
     end = await bench.play()
 
@@ -187,8 +187,8 @@ async def test_course_broken_stream_of_any_other_job_is_the_end(make: Any) -> No
 
 
 @pytest.mark.parametrize("error", [BUSY, NO_KEY])
-async def test_course_upstream_that_fails_the_job_is_followed_by_the_next(make: Any, error: JobError) -> None:
-    """A new attempt, with the other's name; what failed is told in between."""
+async def test_delivery_failed_by_an_upstream_continues_at_its_fallback(make: Any, error: JobError) -> None:
+    """A new attempt begins at the fallback, and the observer is notified."""
     bench: Bench = await make(a=[refused(error)], b=[said("well")])
     end = await bench.play()
 
@@ -197,8 +197,8 @@ async def test_course_upstream_that_fails_the_job_is_followed_by_the_next(make: 
     assert [arguments[1:] for arguments in bench.observer.all("fell_back")] == [("a", error)]
 
 
-async def test_course_each_upstream_has_all_its_tries(make: Any) -> None:
-    """The last one's error is the job's."""
+async def test_delivery_makes_all_tries_at_each_upstream(make: Any) -> None:
+    """The error of the last upstream is the job's."""
     bench: Bench = await make(a=[refused(BUSY)], b=[refused(NO_KEY)])
     bench.new_queues(max_tries=2)
     end = await bench.play()
@@ -207,16 +207,16 @@ async def test_course_each_upstream_has_all_its_tries(make: Any) -> None:
     assert (end["status"], end["tries"], end["error"]["code"]) == ("failed", 3, "auth")
 
 
-async def test_course_bad_request_is_not_taken_elsewhere(make: Any) -> None:
-    """It would be refused there too, or worse, be taken."""
+async def test_delivery_with_a_bad_request_does_not_fall_back(make: Any) -> None:
+    """Another upstream would refuse the request too, or accept it wrongly."""
     bench: Bench = await make(a=[refused(BAD)], b=[said("never")])
     end = await bench.play()
 
     assert (end["status"], bench.calls) == ("failed", {"a": 1, "b": 0})
 
 
-async def test_course_upstream_found_dead_between_two_tries_is_left_at_once(make: Any) -> None:
-    """Where there is another one, nobody waits for the probe."""
+async def test_delivery_whose_circuit_opens_between_two_tries_falls_back_at_once(make: Any) -> None:
+    """A job with a fallback does not wait for the probe."""
     bench: Bench = await make(a=[refused(BUSY)], b=[said("well")])
     bench.new_queues(max_tries=9)
     end = await bench.play()
@@ -225,8 +225,8 @@ async def test_course_upstream_found_dead_between_two_tries_is_left_at_once(make
     assert end["status"] == "completed"
 
 
-async def test_course_upstream_found_dead_between_two_tries_is_waited_for_without_another(make: Any) -> None:
-    """The next try probes it."""
+async def test_delivery_whose_circuit_opens_between_two_tries_waits_without_a_fallback(make: Any) -> None:
+    """The job's next try is a probe."""
     bench: Bench = await make(a=[*[refused(BUSY)] * 3, said("well")])
     bench.new_queues(max_tries=9)
     began = bench.loop.time()
@@ -236,10 +236,10 @@ async def test_course_upstream_found_dead_between_two_tries_is_waited_for_withou
     assert bench.loop.time() - began >= 5
 
 
-async def test_course_upstream_that_stays_dead_fails_the_job_with_what_it_said_to_it(
+async def test_delivery_that_waited_too_long_for_a_circuit_fails_with_its_last_error(
     make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A job waits for a dead upstream so long and no longer; the probe is another's, and hangs."""
+    """The wait is bounded by `max_wait_s`; another job's probe hangs meanwhile."""
     monkeypatch.setattr("streamworker.worker.runner.random", lambda: 0.5)
     bench: Bench = await make(a=[refused(BUSY)])
     bench.new_queues(max_tries=9)
@@ -256,8 +256,8 @@ async def test_course_upstream_that_stays_dead_fails_the_job_with_what_it_said_t
     assert 55 <= bench.loop.time() - began <= 62
 
 
-async def test_course_upstream_that_was_dead_before_fails_the_job_without_a_call(make: Any) -> None:
-    """And says so."""
+async def test_delivery_that_waited_too_long_before_its_first_call_fails_without_a_call(make: Any) -> None:
+    """The error states that no call was made."""
     bench: Bench = await make(a=[refused(BUSY)])
     while not bench.queues.queues["a"].limiter.is_open:
         with bench.held(await bench.queues.enter(["a"], make_job())) as slot:
@@ -269,8 +269,8 @@ async def test_course_upstream_that_was_dead_before_fails_the_job_without_a_call
     assert "no call was made" in end["error"]["message"]
 
 
-async def test_course_job_waits_once_where_all_its_upstreams_are_dead(make: Any) -> None:
-    """Not once for each of them: they were all asked."""
+async def test_delivery_whose_upstreams_are_all_down_waits_once(make: Any) -> None:
+    """The wait is not repeated for each fallback."""
     bench: Bench = await make(a=[refused(BUSY)], b=[refused(BUSY)])
     for name in ("a", "b"):
         while not bench.queues.queues[name].limiter.is_open:
@@ -287,8 +287,8 @@ async def test_course_job_waits_once_where_all_its_upstreams_are_dead(make: Any)
     assert bench.loop.time() - began < 75
 
 
-async def test_course_absurd_usage_report_is_an_account_like_any_other(make: Any) -> None:
-    """Told verbatim; it ends the job once."""
+async def test_delivery_with_an_absurd_usage_report_completes(make: Any) -> None:
+    """The report is passed through, and the job ends once."""
     report = b'{"choices":[],"usage":{"completion_tokens":1' + b"0" * 400 + b"}}"
     bench: Bench = await make(a=[[*said("well")[:-1], FINISH + data(report, b"[DONE]")]])
     end = await bench.play()
@@ -296,8 +296,8 @@ async def test_course_absurd_usage_report_is_an_account_like_any_other(make: Any
     assert (end["status"], end["usage"]["completion_tokens"]) == ("completed", 10**400)
 
 
-async def test_course_job_whose_deadline_passes_in_the_line_ends_without_a_call(make: Any) -> None:
-    """`expired`, with no try made."""
+async def test_delivery_whose_deadline_passes_in_the_queue_ends_without_a_call(make: Any) -> None:
+    """The job ends `expired`, and no try was made."""
     bench: Bench = await make(a=[[1000.0]])
     slot = await bench.queues.enter(["a"], make_job())
     delivery = bench.delivery(deadline=NOW / 1000 + 10)
@@ -314,8 +314,8 @@ async def test_course_job_whose_deadline_passes_in_the_line_ends_without_a_call(
     assert bench.calls == {"a": 0}
 
 
-async def test_course_job_that_is_past_its_deadline_when_it_comes_ends_at_once(make: Any) -> None:
-    """It waits for nobody."""
+async def test_delivery_past_its_deadline_ends_at_once(make: Any) -> None:
+    """The job does not wait for a slot."""
     bench: Bench = await make(a=[said("never")])
     slot = await bench.queues.enter(["a"], make_job())
     end = await bench.play(deadline=NOW / 1000 - 1)
@@ -324,8 +324,8 @@ async def test_course_job_that_is_past_its_deadline_when_it_comes_ends_at_once(m
     assert (end["status"], bench.calls) == ("expired", {"a": 0})
 
 
-async def test_course_job_that_is_cancelled_in_the_line_ends_without_a_call(make: Any) -> None:
-    """At once, wherever in the line it stands."""
+async def test_delivery_cancelled_in_the_queue_ends_without_a_call(make: Any) -> None:
+    """The job ends at once, wherever it stands in the queue."""
     bench: Bench = await make(a=[said("never")])
     slot = await bench.queues.enter(["a"], make_job())
     delivery = bench.delivery()
@@ -339,8 +339,8 @@ async def test_course_job_that_is_cancelled_in_the_line_ends_without_a_call(make
     assert (end["status"], end["error"]["message"], end["tries"]) == ("cancelled", "enough", 0)
 
 
-async def test_course_job_that_is_cancelled_before_its_turn_ends_without_it(make: Any) -> None:
-    """Those of its key that came before go on."""
+async def test_delivery_cancelled_before_its_turn_ends_without_it(make: Any) -> None:
+    """The earlier jobs of its key go on."""
     bench: Bench = await make(a=[said("never")])
     turns: list[str] = []
 
@@ -362,8 +362,8 @@ async def test_course_job_that_is_cancelled_before_its_turn_ends_without_it(make
     assert (bench.written[-1]["status"], turns) == ("cancelled", ["withdrawn"])
 
 
-async def test_course_job_that_is_cancelled_between_two_tries_ends_at_once(make: Any) -> None:
-    """Nobody waits for a backoff to tell it."""
+async def test_delivery_cancelled_between_two_tries_ends_at_once(make: Any) -> None:
+    """A cancel record interrupts the backoff."""
     bench: Bench = await make(a=[refused(BUSY)])
     bench.new_queues(max_tries=9)
     delivery = bench.delivery()
@@ -378,8 +378,8 @@ async def test_course_job_that_is_cancelled_between_two_tries_ends_at_once(make:
     assert bench.written[-1]["status"] == "cancelled"
 
 
-async def test_course_backoff_holds_no_permit(make: Any) -> None:
-    """Another job uses the time."""
+async def test_delivery_between_two_tries_holds_no_slot(make: Any) -> None:
+    """Another job uses the slot during the backoff."""
     bench: Bench = await make(a=[refused(BUSY), said("other"), said("well")])
     bench.new_queues(max_tries=2)
     first = bench.begin(bench.delivery(job_id="first"))
@@ -403,10 +403,10 @@ async def test_course_backoff_holds_no_permit(make: Any) -> None:
         pytest.param(JobError(ErrorCode.TIMEOUT_FIRST_DELTA, "silence"), True, id="silence"),
     ],
 )
-async def test_course_call_that_may_have_cost_tokens_keeps_its_reservation(
+async def test_delivery_whose_call_may_have_cost_tokens_keeps_their_reservation(
     make: Any, error: JobError, is_kept: bool
 ) -> None:
-    """What was refused cost nothing; an upstream that fell silent may have generated all the same."""
+    """A refused call cost nothing; an upstream that fell silent may have generated tokens."""
     bench: Bench = await make(a=[refused(error)])
     bench.new_queues(max_streams=10, tokens_per_minute=1000)
     await bench.play()
@@ -416,8 +416,8 @@ async def test_course_call_that_may_have_cost_tokens_keeps_its_reservation(
     ) is is_kept
 
 
-async def test_course_cancelled_stream_with_grace_is_read_on_for_its_usage(make: Any) -> None:
-    """Nothing more is published; the terminal event has the upstream's own account."""
+async def test_delivery_cancelled_with_grace_reads_the_usage_report(make: Any) -> None:
+    """Nothing more is published; the terminal event has the upstream's report."""
     report = data(b'{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":9}}', b"[DONE]")
     bench: Bench = await make(a=[[word("one"), 1.0, word("two"), 1.0, report]])
     bench.new_queues(cancel_grace_s=10)
@@ -434,8 +434,8 @@ async def test_course_cancelled_stream_with_grace_is_read_on_for_its_usage(make:
     assert end["observed"]["deltas"] == len(bench.sink.records) == 1
 
 
-async def test_course_grace_is_bounded_and_what_was_published_is_estimated(make: Any) -> None:
-    """A stream that goes on generating is cut when the grace is over."""
+async def test_delivery_cancelled_with_grace_is_cut_when_it_is_over(make: Any) -> None:
+    """Usage is estimated from the published text if no report came in time."""
     bench: Bench = await make(a=[[word("word"), *[step for _ in range(100) for step in (1.0, word("more"))]]])
     bench.new_queues(cancel_grace_s=5)
     delivery = bench.delivery()

@@ -1,4 +1,4 @@
-"""From a record to a job, or to what is owed for a record that is none."""
+"""From a record to a job, or to the records that a rejection owes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def headers(letter: ProducerRecord) -> dict[str, bytes | None]:
 
 
 def test_intake_valid_job_goes_to_the_events_topic_by_its_id() -> None:
-    """All events of a job are in the one partition that its id chooses."""
+    """All events of a job go to the one partition that its id selects."""
     decision = take(job("a"))
 
     assert isinstance(decision, Accepted)
@@ -49,7 +49,7 @@ def test_intake_valid_job_goes_to_the_events_topic_by_its_id() -> None:
 
 
 def test_intake_job_with_allowed_reply_to_goes_to_that_topic() -> None:
-    """A pipeline may have a topic of its own."""
+    """A pipeline may have an events topic of its own."""
     decision = take(job("a", reply_to="replies"))
 
     assert isinstance(decision, Accepted)
@@ -65,10 +65,10 @@ def test_intake_job_with_allowed_reply_to_goes_to_that_topic() -> None:
         (job("a", metadata={"k": "x" * 200_000}), ErrorCode.INVALID_JOB, "metadata: is too large"),
     ],
 )
-def test_intake_record_that_cannot_run_gets_letter_and_lone_terminal(
+def test_intake_invalid_record_gets_a_dead_letter_and_a_terminal_event(
     value: bytes, code: ErrorCode, told: str
 ) -> None:
-    """The dead letter is the record byte for byte; the terminal event is the job's only one: seq 0."""
+    """The dead letter is the record byte for byte; the terminal event has `seq` 0 and no `started` before it."""
     decision = refused(value)
     letter, terminal = decision.records
     event = read(terminal)
@@ -84,7 +84,7 @@ def test_intake_record_that_cannot_run_gets_letter_and_lone_terminal(
 
 
 def test_intake_rejected_record_with_a_readable_id_keeps_it() -> None:
-    """Whoever waits for the job hears of it under the id they gave."""
+    """A client that waits for this job id gets its rejection."""
     decision = refused(job("mine", nonsense=1))
     terminal = decision.records[1]
 
@@ -93,12 +93,12 @@ def test_intake_rejected_record_with_a_readable_id_keeps_it() -> None:
 
 
 def test_intake_rejected_record_without_id_is_named_by_its_coordinates() -> None:
-    """So is the redelivered record."""
+    """A redelivered record gets the same id."""
     assert read(refused(b"{}").records[1])["job_id"] == "jobs-0-7"
 
 
-def test_intake_rejected_record_without_key_is_spread_and_keeps_no_key() -> None:
-    """The letter is as the record was."""
+def test_intake_rejected_record_without_key_has_a_dead_letter_without_key() -> None:
+    """The dead letter has the record's key, also where that is null."""
     decision = make().take(record(b"{}", key=None), 1)
     assert isinstance(decision, Refused)
 
@@ -106,7 +106,7 @@ def test_intake_rejected_record_without_key_is_spread_and_keeps_no_key() -> None
 
 
 def test_intake_rejected_record_keeps_trace_and_headers() -> None:
-    """A trace does not end where a job is refused."""
+    """The rejection belongs to the record's trace."""
     decision = make().take(record(b"{}", headers=(TRACE, ("x", b"\xff"))), 1)
     assert isinstance(decision, Refused)
     letter, terminal = decision.records
@@ -116,7 +116,7 @@ def test_intake_rejected_record_keeps_trace_and_headers() -> None:
 
 
 def test_intake_fallback_is_the_letter_without_value_and_the_same_terminal() -> None:
-    """A record larger than the dead-letter topic takes still leaves a trace of itself."""
+    """A record that is too large for the dead-letter topic leaves its headers there."""
     decision = refused(b"x" * 5000)
     letter, terminal = decision.fallback
 
@@ -126,21 +126,21 @@ def test_intake_fallback_is_the_letter_without_value_and_the_same_terminal() -> 
     assert terminal == decision.records[1]
 
 
-def test_intake_no_upstream_for_the_model_refuses() -> None:
-    """Without a `default` nobody serves what no pattern names."""
+def test_intake_model_without_an_upstream_is_rejected() -> None:
+    """Without an upstream named `default`, a model that no pattern matches is rejected."""
     decision = refused(job("a"), intake=make(policies=make_policies("one", models=("gpt-*",))))
 
     assert decision.code is ErrorCode.UNKNOWN_UPSTREAM
     assert "none serves the model" in decision.rejection.faults[0]
 
 
-def test_intake_record_over_the_size_limit_is_refused_unread() -> None:
-    """The limit is the configuration's."""
+def test_intake_record_over_the_size_limit_is_rejected() -> None:
+    """The limit comes from the configuration."""
     assert refused(job("a"), intake=make(max_job_bytes=10)).code is ErrorCode.INVALID_JOB
 
 
-def test_intake_last_allowed_delivery_still_runs() -> None:
-    """`max_deliveries` is how often, not how often but one."""
+def test_intake_delivery_at_the_limit_runs() -> None:
+    """`max_deliveries` deliveries run, not one less."""
     assert isinstance(take(job("a"), deliveries=5), Accepted)
 
 
@@ -162,22 +162,22 @@ def test_intake_delivered_too_often_ends_with_started_terminal_and_letter() -> N
 
 
 def test_intake_delivered_too_often_with_reply_to_ends_there() -> None:
-    """Its readers are at that topic."""
+    """The events go to the job's reply topic."""
     decision = refused(job("a", reply_to="replies"), deliveries=6)
 
     assert [record.topic_partition.topic for record in decision.records] == ["dlq", "replies", "replies"]
 
 
 def test_intake_without_the_topic_raises() -> None:
-    """A topic that is gone is for a person to put right."""
+    """A missing topic is an error of the configuration, not of the job."""
     intake = make_intake(MemorySink(topics=["dlq"]), MemoryClock())
 
     with pytest.raises(KafkaRefused, match="events"):
         intake.take(record(job("a")), 1)
 
 
-def test_intake_rejection_goes_where_the_job_asked_if_that_is_allowed() -> None:
-    """Who waits on a reply topic hears of the rejection there, and nowhere else if it may not be named."""
+def test_intake_rejection_goes_to_the_reply_topic_if_it_is_allowed() -> None:
+    """A reply topic that is not allowed gets nothing."""
     topics = [
         refused(job("j", reply_to=reply_to, upstreem="x")).records[-1].topic_partition.topic
         for reply_to in ("replies", "secrets")

@@ -1,4 +1,4 @@
-"""One assignment of one partition: taken over, worked on, let go or handed back."""
+"""One assignment of one partition: opened, running jobs, drained, released, returned."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ async def bench() -> AsyncIterator[Bench]:
     await bench.work.release()
 
 
-async def test_partition_open_tries_until_the_broker_lets_it(bench: Bench) -> None:
-    """Nothing else can be done, and nothing may be read before."""
+async def test_partition_open_retries_until_the_broker_is_available(bench: Bench) -> None:
+    """Nothing of the partition may be read before it is open."""
     bench.broker.open_errors.extend([KafkaUnavailable("gone")] * 3)
     began = asyncio.get_running_loop().time()
     with capture_logs() as logs:
@@ -94,7 +94,7 @@ async def test_partition_open_tries_until_the_broker_lets_it(bench: Bench) -> No
 
 
 async def test_partition_has_room_only_while_it_is_open(bench: Bench) -> None:
-    """Neither before it is taken over nor after it is gone."""
+    """No record is accepted before the partition is open or after it is gone."""
     assert not bench.work.has_room
     await bench.open()
     assert bench.work.has_room
@@ -102,7 +102,7 @@ async def test_partition_has_room_only_while_it_is_open(bench: Bench) -> None:
     assert not bench.work.has_room
 
 
-async def test_partition_with_too_much_to_commit_has_no_room(bench: Bench) -> None:
+async def test_partition_with_a_large_backlog_has_no_room(bench: Bench) -> None:
     """Records that need no upstream must not pile up before a slow broker."""
     await bench.open()
     bench.broker.committing.clear()
@@ -115,8 +115,8 @@ async def test_partition_with_too_much_to_commit_has_no_room(bench: Bench) -> No
     assert bench.work.has_room
 
 
-async def test_partition_job_that_ends_is_told_and_forgotten(bench: Bench) -> None:
-    """However it ends."""
+async def test_partition_job_that_ends_is_reported_and_removed(bench: Bench) -> None:
+    """`ended` is called after a result and after an exception."""
 
     async def crash() -> None:
         raise RuntimeError("a bug")
@@ -134,7 +134,7 @@ async def test_partition_job_that_ends_is_told_and_forgotten(bench: Bench) -> No
 
 
 async def test_partition_idle_waits_for_the_last_job(bench: Bench) -> None:
-    """Those that came while waiting are waited for too."""
+    """Jobs that begin during the wait are waited for too."""
     await bench.open()
     bench.run(0, asyncio.sleep(5))
     idle = asyncio.create_task(bench.work.idle())
@@ -147,7 +147,7 @@ async def test_partition_idle_waits_for_the_last_job(bench: Bench) -> None:
 
 
 async def test_partition_released_cancels_jobs_waits_for_them_and_closes(bench: Bench) -> None:
-    """Upstream calls are cut at once; nothing is written."""
+    """Upstream calls are closed at once; nothing is written."""
     await bench.open()
     bench.run(0)
     bench.run(1)
@@ -162,7 +162,7 @@ async def test_partition_released_cancels_jobs_waits_for_them_and_closes(bench: 
 
 
 async def test_partition_released_twice_at_once_cancels_each_job_once(bench: Bench) -> None:
-    """Fenced and revoked in one moment: a second cancellation would cut short what the first one closes."""
+    """A partition may be fenced and revoked at once; a second cancellation would interrupt the closing of a job's resources."""
     await bench.open()
     bench.run(0)
     bench.closing.clear()
@@ -182,7 +182,7 @@ async def test_partition_released_twice_at_once_cancels_each_job_once(bench: Ben
 
 
 async def test_partition_released_while_being_opened_cancels_the_opening(bench: Bench) -> None:
-    """An opening that went on would shut out the next owner."""
+    """An opening that goes on would fence the next owner."""
     bench.broker.opening.clear()
     bench.work.opening = asyncio.create_task(_ignore(bench.work.open()))
     await quiet()
@@ -195,8 +195,8 @@ async def test_partition_released_while_being_opened_cancels_the_opening(bench: 
     assert bench.broker.closed == [JOBS]
 
 
-async def test_partition_released_during_a_commit_cuts_it_short(bench: Bench) -> None:
-    """A commit that hangs does not keep us from letting go."""
+async def test_partition_released_during_a_commit_cancels_it(bench: Bench) -> None:
+    """A commit that hangs does not delay the release."""
     await bench.open()
     bench.broker.committing.clear()
     bench.work.committer.start(RECORD)
@@ -210,8 +210,8 @@ async def test_partition_released_during_a_commit_cuts_it_short(bench: Bench) ->
     assert bench.broker.commits == []
 
 
-async def test_partition_handed_back_undoes_the_delivery_count(bench: Bench) -> None:
-    """It was not the job's fault that we stopped."""
+async def test_partition_returned_undoes_the_delivery_count(bench: Bench) -> None:
+    """A delivery that the worker itself ended does not count."""
     await bench.open()
     for offset in (0, 1):
         bench.run(offset)
@@ -225,8 +225,8 @@ async def test_partition_handed_back_undoes_the_delivery_count(bench: Bench) -> 
     assert bench.broker.closed == [JOBS]
 
 
-async def test_partition_handed_back_keeps_the_count_of_earlier_deliveries(bench: Bench) -> None:
-    """Only our own delivery is undone."""
+async def test_partition_returned_keeps_the_count_of_earlier_deliveries(bench: Bench) -> None:
+    """Only this worker's delivery is undone."""
     await bench.open()
     bench.run(0)
     await bench.work.committer.touch()
@@ -248,8 +248,8 @@ async def ended_by(bench: Bench, offset: int) -> None:
     await bench.work.committer.finish(offset, [RECORD])
 
 
-async def test_partition_handed_back_while_an_end_waits_to_be_committed_writes_it(bench: Bench) -> None:
-    """A terminal event that is owed no more than its commit is not thrown away, and its job is not run again."""
+async def test_partition_returned_while_a_terminal_event_waits_writes_it(bench: Bench) -> None:
+    """A terminal event that waits for its commit is not dropped, and its job is not run again."""
     await bench.open()
     bench.broker.committing.clear()
     bench.work.committer.start(RECORD)
@@ -267,8 +267,8 @@ async def test_partition_handed_back_while_an_end_waits_to_be_committed_writes_i
     assert len(bench.broker.records()) == 2
 
 
-async def test_partition_handed_back_while_an_end_is_being_committed_succeeds(bench: Bench) -> None:
-    """The drain's end and a job's end may come in the same moment."""
+async def test_partition_returned_while_a_terminal_event_is_committed_succeeds(bench: Bench) -> None:
+    """A job may end in the moment in which the drain times out."""
     await bench.open()
     bench.broker.committing.clear()
     bench.run(0, ended_by(bench, 0))
@@ -284,8 +284,8 @@ async def test_partition_handed_back_while_an_end_is_being_committed_succeeds(be
     assert bench.deliveries() == {}
 
 
-async def test_partition_handed_back_to_a_broker_that_hangs_gives_up(bench: Bench) -> None:
-    """The count is worth a few seconds, not the whole shutdown."""
+async def test_partition_returned_to_a_broker_that_hangs_gives_up(bench: Bench) -> None:
+    """The last commit is bounded in time, so that it does not delay the shutdown."""
     await bench.open()
     bench.run(0)
     await quiet()
@@ -297,7 +297,7 @@ async def test_partition_handed_back_to_a_broker_that_hangs_gives_up(bench: Benc
     assert bench.broker.closed == [JOBS]
 
 
-async def test_partition_turn_comes_when_those_of_the_key_before_have_left(bench: Bench) -> None:
+async def test_partition_turn_comes_when_the_earlier_jobs_of_the_key_have_ended(bench: Bench) -> None:
     """Jobs of other keys do not wait."""
     await bench.open()
     begun: list[str] = []
@@ -324,10 +324,8 @@ async def test_partition_turn_comes_when_those_of_the_key_before_have_left(bench
 
 
 @pytest.mark.parametrize("leaves_at_once", [False, True])
-async def test_partition_turn_of_one_that_gave_up_goes_to_the_next(
-    bench: Bench, leaves_at_once: bool
-) -> None:
-    """Also when it gives up in the moment in which its turn comes."""
+async def test_partition_turn_of_a_cancelled_job_goes_to_the_next(bench: Bench, leaves_at_once: bool) -> None:
+    """A job may be cancelled in the moment in which its turn comes."""
     await bench.open()
     begun: list[str] = []
     gate = asyncio.Event()
@@ -351,8 +349,8 @@ async def test_partition_turn_of_one_that_gave_up_goes_to_the_next(
     assert bench.work._order._queues == {}
 
 
-async def test_partition_drained_stops_those_that_have_not_begun(bench: Bench) -> None:
-    """They were delivered and never begun: nothing counts against them, and their next owner begins them."""
+async def test_partition_drained_cancels_jobs_that_have_not_begun(bench: Bench) -> None:
+    """Their deliveries do not count, and the next owner begins them."""
     await bench.open()
     bench.run(0)
     bench.run(1, is_waiting=True)
@@ -368,8 +366,8 @@ async def test_partition_drained_stops_those_that_have_not_begun(bench: Bench) -
     assert bench.deliveries() == {}
 
 
-async def test_partition_handed_back_undoes_no_delivery_of_one_that_waited(bench: Bench) -> None:
-    """What its earlier owners counted stays."""
+async def test_partition_returned_undoes_no_delivery_of_a_job_that_waited(bench: Bench) -> None:
+    """The count of earlier owners stays."""
     await bench.open()
     bench.run(0)
     await bench.work.committer.touch()
@@ -387,8 +385,8 @@ async def test_partition_handed_back_undoes_no_delivery_of_one_that_waited(bench
     assert bench.deliveries() == {0: 1}
 
 
-async def test_partition_handed_back_before_it_was_open_is_just_released(bench: Bench) -> None:
-    """There is nothing to put on record, and nobody may write."""
+async def test_partition_returned_before_it_was_open_is_only_released(bench: Bench) -> None:
+    """Nothing is committed to a partition that was not open."""
     await bench.work.return_jobs()
 
     assert bench.broker.commits == []

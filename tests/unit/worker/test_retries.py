@@ -79,7 +79,7 @@ class Run:
 
 
 async def test_try_that_fails_before_the_first_delta_is_followed_by_another() -> None:
-    """One attempt, two calls; readers see one stream without a gap."""
+    """One attempt makes two calls; readers see one stream without a gap."""
     run = Run(refused(BUSY), said("all ", "well"))
     event = await run.play()
 
@@ -99,32 +99,32 @@ async def test_try_that_fails_before_the_first_delta_is_followed_by_another() ->
         pytest.param([data(b"not json")], id="no json"),
     ],
 )
-async def test_stream_that_fails_without_a_delta_is_called_again(first: list[Step]) -> None:
-    """It is the phase that counts: nothing was published, so nothing is repeated."""
+async def test_stream_that_fails_without_a_delta_is_retried(first: list[Step]) -> None:
+    """Nothing was published, so nothing is repeated."""
     run = Run(first, said("well"))
     event = await run.play()
 
     assert (event.status, event.tries, run.text) == ("completed", 2, "well")
 
 
-async def test_try_that_failed_after_the_first_delta_is_the_last() -> None:
-    """What was published is paid for; another call would repeat it."""
+async def test_try_that_fails_after_the_first_delta_is_the_last() -> None:
+    """Published deltas are paid for; another call would repeat them."""
     run = Run([word("half"), UpstreamError(BUSY)], said("never called"))
     event = await run.play()
 
     assert (event.status, event.tries, len(run.upstream.calls)) == ("interrupted", 1, 1)
 
 
-async def test_error_that_time_does_not_mend_is_the_last() -> None:
-    """An empty account stays empty, also under a status that asks for patience."""
+async def test_try_with_a_permanent_error_is_the_last() -> None:
+    """An empty account is not retried, also under a status that usually is."""
     run = Run(refused(NO_MONEY), said("never called"))
     event = await run.play()
 
     assert (event.status, event.error, event.tries) == ("failed", NO_MONEY, 1)
 
 
-async def test_tries_are_counted_and_the_last_error_is_told() -> None:
-    """max_tries calls, then `failed`."""
+async def test_tries_are_bounded_and_the_last_error_is_kept() -> None:
+    """The job fails after `max_tries` calls."""
     run = Run(refused(BUSY), max_tries=3)
     event = await run.play()
 
@@ -132,14 +132,14 @@ async def test_tries_are_counted_and_the_last_error_is_told() -> None:
 
 
 async def test_next_try_waits_as_long_as_the_upstream_asks() -> None:
-    """retry-after goes before our own backoff."""
+    """`retry-after` replaces the worker's own backoff."""
     run = Run(refused(BUSY, Advice(after_s=7.5)), said("well"))
     await run.play()
 
     assert run.ended - run.began == pytest.approx(7.5, abs=0.01)
 
 
-async def test_deadline_that_comes_before_the_next_try_ends_the_waiting() -> None:
+async def test_deadline_before_the_next_try_ends_the_job_at_once() -> None:
     """A try that the deadline leaves no time for is not waited for."""
     run = Run(refused(BUSY, Advice(after_s=30)), said("never called"), deadline=NOW / 1000 + 10)
     event = await run.play()
@@ -149,7 +149,7 @@ async def test_deadline_that_comes_before_the_next_try_ends_the_waiting() -> Non
 
 
 async def test_first_delta_timeout_is_a_failed_try() -> None:
-    """A generation that never begins is called for again, each time with its whole patience."""
+    """A generation that does not begin is retried, each time with the full timeout."""
     silence: list[Step] = [1000.0]
     run = Run(silence, said("well"))
     event = await run.play()
@@ -158,8 +158,8 @@ async def test_first_delta_timeout_is_a_failed_try() -> None:
     assert 60 <= run.ended - run.began <= 61
 
 
-async def test_usage_of_a_failed_try_is_not_the_next_ones() -> None:
-    """Each call has its own account; unknown is never what another call reported."""
+async def test_usage_of_a_failed_try_is_not_that_of_the_next() -> None:
+    """A report of another call is never used for unknown usage."""
     reported = data(b'{"choices":[],"usage":{"prompt_tokens":99}}')
     run = Run([reported, ERROR_FRAME], said("well"))
     event = await run.play()

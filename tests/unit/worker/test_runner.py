@@ -1,4 +1,4 @@
-"""One job from its `started` to its terminal event, against an upstream, a sink and a broker in memory."""
+"""One attempt from its `started` to the terminal event, with upstream, sink and broker in memory."""
 
 from __future__ import annotations
 
@@ -124,8 +124,8 @@ def outcome(terminal: dict[str, Any]) -> tuple[str, str | None]:
     return terminal["status"], terminal["error"] and terminal["error"]["code"]
 
 
-async def test_execution_stream_that_goes_well_completes(bench: Bench) -> None:
-    """`started`, deltas and terminal are numbered without a gap, in one partition, under the job's key."""
+async def test_runner_complete_stream_ends_completed(bench: Bench) -> None:
+    """Events are numbered without a gap, in one partition, under the job's key."""
     terminal = await bench.play(said("one ", "two"))
 
     started, usage = events(bench.broker.records())
@@ -140,8 +140,8 @@ async def test_execution_stream_that_goes_well_completes(bench: Bench) -> None:
     assert bench.upstream.open_calls == 0
 
 
-async def test_execution_calls_the_upstream_with_the_job_and_its_trace(bench: Bench) -> None:
-    """The request goes on with streaming turned on; only the trace's headers are passed along."""
+async def test_runner_calls_the_upstream_with_the_request_and_its_trace(bench: Bench) -> None:
+    """The request is sent with streaming turned on; of the record's headers only the trace's are sent."""
     await bench.play(said("a"), trace=(("traceparent", b"00-1-2-01"), ("tracestate", b"\xff")))
 
     (call,) = bench.upstream.calls
@@ -150,15 +150,15 @@ async def test_execution_calls_the_upstream_with_the_job_and_its_trace(bench: Be
 
 
 @pytest.mark.parametrize("value", [b"00-1\r\nx-injected: 1", b"00-1\0", b"\x7f"])
-async def test_execution_trace_that_is_no_header_is_not_passed_on(bench: Bench, value: bytes) -> None:
-    """A record's header can neither add a header to the call nor make it impossible."""
+async def test_runner_trace_that_is_not_a_valid_header_is_left_out(bench: Bench, value: bytes) -> None:
+    """A record header cannot add an HTTP header, and cannot make the call fail."""
     await bench.play(said("a"), trace=(("traceparent", value),))
 
     assert bench.upstream.calls[0].headers == {}
 
 
-async def test_execution_upstream_is_called_before_started_is_written(bench: Bench) -> None:
-    """The upstream's first delta and the commit take their time side by side."""
+async def test_runner_calls_the_upstream_before_started_is_written(bench: Bench) -> None:
+    """The call and the commit of `started` run side by side."""
     bench.broker.committing.clear()
     bench.begin(said("one"))
     await quiet()
@@ -167,8 +167,8 @@ async def test_execution_upstream_is_called_before_started_is_written(bench: Ben
     assert bench.broker.records() == []
 
 
-async def test_execution_deltas_wait_for_started(bench: Bench) -> None:
-    """A reader never sees a delta of an attempt it was not told of; meanwhile nothing more is read."""
+async def test_runner_deltas_wait_for_started(bench: Bench) -> None:
+    """A reader sees `started` before any delta of the attempt; nothing more is read meanwhile."""
     bench.broker.committing.clear()
     bench.begin(said("one ", "two ", "three"))
     await asyncio.sleep(1000)
@@ -181,8 +181,8 @@ async def test_execution_deltas_wait_for_started(bench: Bench) -> None:
     assert outcome(terminal) == ("completed", None)
 
 
-async def test_execution_terminal_waits_for_all_acknowledgements(bench: Bench) -> None:
-    """The terminal event says that everything before it is there; the offset goes with it, not before."""
+async def test_runner_terminal_event_waits_for_all_acknowledgements(bench: Bench) -> None:
+    """The offset is committed with the terminal event, not before."""
     bench.sink.acknowledges = False
     bench.begin(said("one ", "two"))
     await asyncio.sleep(1000)
@@ -196,8 +196,8 @@ async def test_execution_terminal_waits_for_all_acknowledgements(bench: Bench) -
     assert bench.broker.points[JOBS].offset == 8
 
 
-async def test_execution_connection_is_free_while_acknowledgements_are_awaited(bench: Bench) -> None:
-    """A slow broker holds no upstream connection once the stream has ended."""
+async def test_runner_closes_the_connection_before_it_waits_for_acknowledgements(bench: Bench) -> None:
+    """A slow broker keeps no upstream connection open."""
     bench.sink.acknowledges = False
     bench.begin(said("one"))
     await quiet()
@@ -205,8 +205,8 @@ async def test_execution_connection_is_free_while_acknowledgements_are_awaited(b
     assert bench.upstream.open_calls == 0
 
 
-async def test_execution_returns_once_the_terminal_is_durable(bench: Bench) -> None:
-    """`job_ended` is told of what a reader can see."""
+async def test_runner_returns_once_the_terminal_event_is_durable(bench: Bench) -> None:
+    """`job_ended` is not reported before that."""
     bench.begin([word("one"), gate := asyncio.Event(), FINISH, DONE])
     await until(lambda: bench.written == ["started"])
     bench.broker.committing.clear()
@@ -219,8 +219,8 @@ async def test_execution_returns_once_the_terminal_is_durable(bench: Bench) -> N
     assert len(bench.observer.all("job_ended")) == 1
 
 
-async def test_execution_without_room_in_the_sink_does_not_read_the_socket(bench: Bench) -> None:
-    """Backpressure reaches the upstream; its silence meanwhile is ours, and no timeout counts it."""
+async def test_runner_without_room_in_the_sink_does_not_read_the_socket(bench: Bench) -> None:
+    """Backpressure reaches the upstream, and no timeout counts the wait."""
     bench.begin(said(*"abcdefgh"), policy={"idle_timeout_s": 5, "first_delta_timeout_s": 5})
     bench.sink.keeping_up.clear()
     await asyncio.sleep(3600)
@@ -233,8 +233,8 @@ async def test_execution_without_room_in_the_sink_does_not_read_the_socket(bench
     assert outcome(terminal) == ("completed", None)
 
 
-async def test_execution_many_deltas_in_one_read_stop_where_the_room_ends(bench: Bench) -> None:
-    """Room is asked for before every delta, not once per read."""
+async def test_runner_checks_for_room_before_each_delta(bench: Bench) -> None:
+    """One read may hold more deltas than the sink has room for."""
     bench.begin([word("a") + word("b") + word("c"), FINISH + DONE])
     publish = bench.sink.publish
 
@@ -250,8 +250,8 @@ async def test_execution_many_deltas_in_one_read_stop_where_the_room_ends(bench:
     assert bench.text == "ab"
 
 
-async def test_execution_firehose_lets_others_have_their_turn(bench: Bench) -> None:
-    """One read with thousands of deltas does not keep the loop to itself, and loses nothing by it."""
+async def test_runner_large_read_lets_other_tasks_run(bench: Bench) -> None:
+    """One read with thousands of deltas does not block the loop."""
     turns: list[int] = []
 
     async def other() -> None:
@@ -270,8 +270,8 @@ async def test_execution_firehose_lets_others_have_their_turn(bench: Bench) -> N
     assert max(steps) == DELTAS_PER_TURN
 
 
-async def test_execution_cancelled_between_turns_ends_with_what_was_published(bench: Bench) -> None:
-    """A delta that waits for its turn has not been: the terminal event takes its place."""
+async def test_runner_cancelled_inside_a_large_read_ends_after_the_published_deltas(bench: Bench) -> None:
+    """A delta that was not published yet gives its `seq` to the terminal event."""
     runner = bench.begin([word("x") * 3 * DELTAS_PER_TURN, asyncio.Event()])
     while not bench.text:  # noqa: ASYNC110 - a turn of the loop at a time
         await asyncio.sleep(0)
@@ -284,8 +284,10 @@ async def test_execution_cancelled_between_turns_ends_with_what_was_published(be
     assert terminal["observed"]["deltas"] == len(bench.text)
 
 
-async def test_execution_wound_up_while_there_is_no_room_counts_what_it_then_publishes(bench: Bench) -> None:
-    """The delta on its way goes out when there is room, and the terminal event comes after it, with the report."""
+async def test_runner_cancelled_with_grace_while_there_is_no_room_counts_the_delta_that_waits(
+    bench: Bench,
+) -> None:
+    """The waiting delta is published when there is room; the terminal event follows it."""
     report = data(b'{"choices":[],"usage":{"completion_tokens":2}}')
     script: list[Step] = [word("a"), 1.0, word("b") + word("c") + FINISH + report + DONE]
     runner = bench.begin(script, policy={"cancel_grace_s": 60})
@@ -302,8 +304,8 @@ async def test_execution_wound_up_while_there_is_no_room_counts_what_it_then_pub
     assert terminal["usage"] == {"completion_tokens": 2}
 
 
-async def test_execution_cancelled_while_there_is_no_room_ends_cancelled(bench: Bench) -> None:
-    """A control record gets through where deltas do not; the delta that found no room never had a seq."""
+async def test_runner_cancelled_while_there_is_no_room_ends_cancelled(bench: Bench) -> None:
+    """The delta that found no room has no `seq`."""
     runner = bench.begin([word("a"), asyncio.Event()])
     bench.sink.keeping_up.clear()
     await asyncio.sleep(60)
@@ -315,8 +317,8 @@ async def test_execution_cancelled_while_there_is_no_room_ends_cancelled(bench: 
     assert terminal["seq"] == 1 + len(bench.sink.records)
 
 
-async def test_execution_without_first_delta_fails_in_time(bench: Bench) -> None:
-    """The timeout runs from the call, whatever the upstream does but speak."""
+async def test_runner_without_first_delta_fails_at_the_first_delta_timeout(bench: Bench) -> None:
+    """The timeout runs from the call; pings do not extend it."""
     began = asyncio.get_running_loop().time()
     terminal = await bench.play(Script([20.0, PING, 20.0, PING, asyncio.Event()], before=[15.0]))
 
@@ -326,16 +328,16 @@ async def test_execution_without_first_delta_fails_in_time(bench: Bench) -> None
     assert bench.upstream.open_calls == 0
 
 
-async def test_execution_without_answer_fails_at_the_first_delta_timeout(bench: Bench) -> None:
-    """An upstream that accepts the call and says nothing is no different."""
+async def test_runner_without_answer_fails_at_the_first_delta_timeout(bench: Bench) -> None:
+    """An upstream that accepts the call and never answers is no exception."""
     terminal = await bench.play(Script([], before=[asyncio.Event()]))
 
     assert outcome(terminal) == ("failed", "timeout_first_delta")
     assert terminal["tries"] == 1
 
 
-async def test_execution_silent_after_a_delta_is_interrupted(bench: Bench) -> None:
-    """What was said counts; the usage is an estimate then."""
+async def test_runner_silent_after_a_delta_ends_interrupted(bench: Bench) -> None:
+    """The published text stays, and its usage is estimated."""
     terminal = await bench.play([word("one"), asyncio.Event()])
 
     assert outcome(terminal) == ("interrupted", "timeout_idle")
@@ -344,8 +346,8 @@ async def test_execution_silent_after_a_delta_is_interrupted(bench: Bench) -> No
     assert bench.upstream.open_calls == 0
 
 
-async def test_execution_pings_do_not_count_as_life(bench: Bench) -> None:
-    """Comments keep a connection open, not a generation alive."""
+async def test_runner_pings_do_not_restart_the_idle_timeout(bench: Bench) -> None:
+    """Comments show an open connection, not a generating upstream."""
     pings: list[Step] = [word("one"), *[step for _ in range(1000) for step in (10.0, PING)]]
     began = asyncio.get_running_loop().time()
     terminal = await bench.play(pings)
@@ -354,8 +356,8 @@ async def test_execution_pings_do_not_count_as_life(bench: Bench) -> None:
     assert round(asyncio.get_running_loop().time() - began) == 30
 
 
-async def test_execution_slow_but_steady_stream_completes(bench: Bench) -> None:
-    """Each delta begins the idle timeout anew, so that an hour's stream is fine."""
+async def test_runner_slow_and_steady_stream_completes(bench: Bench) -> None:
+    """Each delta restarts the idle timeout."""
     script: list[Step] = []
     for _ in range(150):
         script += [29.0, word("x")]
@@ -365,8 +367,8 @@ async def test_execution_slow_but_steady_stream_completes(bench: Bench) -> None:
     assert bench.text == "x" * 150
 
 
-async def test_execution_past_its_deadline_expires_without_a_call(bench: Bench) -> None:
-    """Nothing is generated that nobody waits for."""
+async def test_runner_past_the_deadline_expires_without_a_call(bench: Bench) -> None:
+    """Only `started` and the terminal event are written."""
     terminal = await bench.play(said("one"), deadline=NOW / 1000 - 1)
 
     assert outcome(terminal) == ("expired", "deadline")
@@ -375,8 +377,8 @@ async def test_execution_past_its_deadline_expires_without_a_call(bench: Bench) 
     assert bench.written == ["started", "usage"]
 
 
-async def test_execution_reaching_its_deadline_expires_in_the_stream(bench: Bench) -> None:
-    """However lively it is."""
+async def test_runner_at_the_deadline_expires_in_the_stream(bench: Bench) -> None:
+    """Deltas do not extend the deadline."""
     began = asyncio.get_running_loop().time()
     steady: list[Step] = [step for _ in range(1000) for step in (word("x"), 0.9)]
     terminal = await bench.play(steady, deadline=NOW / 1000 + 5)
@@ -389,8 +391,8 @@ async def test_execution_reaching_its_deadline_expires_in_the_stream(bench: Benc
 
 
 @pytest.mark.parametrize("script", [Script([], before=[asyncio.Event()]), [asyncio.Event()]])
-async def test_execution_cancelled_before_a_delta_ends_cancelled(bench: Bench, script: Any) -> None:
-    """Whether the upstream has answered or not."""
+async def test_runner_cancelled_before_a_delta_ends_cancelled(bench: Bench, script: Any) -> None:
+    """It makes no difference whether the upstream has answered."""
     runner = bench.begin(script)
     await quiet()
     runner.cancel("the user has gone")
@@ -402,7 +404,7 @@ async def test_execution_cancelled_before_a_delta_ends_cancelled(bench: Bench, s
     assert bench.upstream.open_calls == 0
 
 
-async def test_execution_cancelled_in_the_stream_keeps_what_was_said(bench: Bench) -> None:
+async def test_runner_cancelled_in_the_stream_keeps_its_deltas(bench: Bench) -> None:
     """The terminal event follows the last delta."""
     runner = bench.begin([word("one"), asyncio.Event()])
     await until(lambda: bench.text == "one")
@@ -414,8 +416,8 @@ async def test_execution_cancelled_in_the_stream_keeps_what_was_said(bench: Benc
     assert terminal["seq"] == 2
 
 
-async def test_execution_cancelled_after_the_stream_ended_still_completes(bench: Bench) -> None:
-    """The end was there first."""
+async def test_runner_cancelled_after_the_stream_ended_completes(bench: Bench) -> None:
+    """The end was first."""
     bench.sink.acknowledges = False
     runner = bench.begin(said("one"))
     await quiet()
@@ -425,8 +427,8 @@ async def test_execution_cancelled_after_the_stream_ended_still_completes(bench:
     assert outcome(await bench.end()) == ("completed", None)
 
 
-async def test_execution_refused_by_the_upstream_fails_with_its_words(bench: Bench) -> None:
-    """Secrets in them are left out."""
+async def test_runner_refused_by_the_upstream_fails_with_its_error(bench: Bench) -> None:
+    """Secrets are removed from the error's text."""
     error = JobError(ErrorCode.AUTH, "wrong key sk-secret", 401, '{"key":"sk-secret"}')
     terminal = await bench.play(Script([], before=[UpstreamError(error)]))
 
@@ -439,7 +441,7 @@ async def test_execution_refused_by_the_upstream_fails_with_its_words(bench: Ben
 @pytest.mark.parametrize(
     ("before", "expected"), [([], ("failed", "truncated")), ([word("one")], ("interrupted", "truncated"))]
 )
-async def test_execution_broken_in_the_stream_ends_by_what_was_had(
+async def test_runner_broken_stream_ends_failed_or_interrupted(
     bench: Bench, before: list[bytes], expected: tuple[str, str]
 ) -> None:
     """Without a delta the job failed, with one it was interrupted."""
@@ -448,20 +450,20 @@ async def test_execution_broken_in_the_stream_ends_by_what_was_had(
     assert outcome(await bench.play([*before, UpstreamError(error)])) == expected
 
 
-async def test_execution_broken_after_the_finish_reason_is_complete(bench: Bench) -> None:
+async def test_runner_broken_after_the_finish_reason_completes(bench: Bench) -> None:
     """Nothing is missing, however the connection ended."""
     error = JobError(ErrorCode.TRUNCATED, "reset", 200, retriable=True)
 
     assert outcome(await bench.play([word("one"), FINISH, UpstreamError(error)])) == ("completed", None)
 
 
-async def test_execution_body_that_ends_without_done_is_truncated(bench: Bench) -> None:
-    """A clean end of the body is not the protocol's end."""
+async def test_runner_body_that_ends_without_done_is_truncated(bench: Bench) -> None:
+    """A regular end of the body does not end the stream by itself."""
     assert outcome(await bench.play([word("one")])) == ("interrupted", "truncated")
 
 
-async def test_execution_answer_that_is_not_complete_is_not_drained(bench: Bench) -> None:
-    """A stream that went wrong is closed at once: the upstream is to stop."""
+async def test_runner_failed_stream_is_closed_at_once(bench: Bench) -> None:
+    """Closing the connection stops the upstream's generation."""
     frame = data({"error": {"message": "no"}})
     terminal = await bench.play([word("one") + frame, asyncio.Event()])
 
@@ -470,8 +472,8 @@ async def test_execution_answer_that_is_not_complete_is_not_drained(bench: Bench
     assert bench.upstream.open_calls == 0
 
 
-async def test_execution_delta_over_the_record_limit_ends_the_job_before_it(bench: Bench) -> None:
-    """It is as if the delta had never been: the terminal event has its seq, and the upstream is told to stop."""
+async def test_runner_delta_over_the_record_limit_ends_the_job_before_it(bench: Bench) -> None:
+    """The terminal event has the delta's `seq`, and the connection is closed."""
     script: list[Step] = [word("one ") + word("x" * 20_000) + word("never"), asyncio.Event()]
     terminal = await bench.play(script, tools={"max_record_bytes": 16_384})
 
@@ -482,16 +484,16 @@ async def test_execution_delta_over_the_record_limit_ends_the_job_before_it(benc
     assert bench.upstream.open_calls == 0
 
 
-async def test_execution_first_delta_over_the_record_limit_fails(bench: Bench) -> None:
-    """No delta was ever had."""
+async def test_runner_first_delta_over_the_record_limit_fails(bench: Bench) -> None:
+    """No delta was published."""
     terminal = await bench.play([word("x" * 20_000)], tools={"max_record_bytes": 16_384})
 
     assert outcome(terminal) == ("failed", "too_large")
     assert terminal["seq"] == 1
 
 
-async def test_execution_delta_that_the_broker_refuses_interrupts_the_job(bench: Bench) -> None:
-    """Readers miss it, so the job is not complete; its seq stays taken."""
+async def test_runner_delta_that_the_broker_refuses_interrupts_the_job(bench: Bench) -> None:
+    """Readers miss it, so the job is not complete; its `seq` stays used."""
     bench.sink.acknowledges = False
     bench.begin(said("one ", "two"))
     await quiet()
@@ -502,8 +504,8 @@ async def test_execution_delta_that_the_broker_refuses_interrupts_the_job(bench:
     assert terminal["seq"] == 4
 
 
-async def test_execution_report_over_the_record_limit_is_left_out(bench: Bench) -> None:
-    """An upstream cannot make a terminal event that no broker takes; the partition's other jobs would pay for it."""
+async def test_runner_usage_report_over_the_record_limit_is_left_out(bench: Bench) -> None:
+    """The broker would refuse the terminal event forever, and the partition's other commits with it."""
     bench.broker.max_record_bytes = 16_384
     report = data(chunk({}, "stop", usage={"completion_tokens": 1, "note": "x" * 20_000}))
     terminal = await bench.play([word("one"), report, DONE], tools={"max_record_bytes": 16_384})
@@ -513,7 +515,7 @@ async def test_execution_report_over_the_record_limit_is_left_out(bench: Bench) 
     assert terminal["seq"] == 3
 
 
-async def test_execution_server_event_over_the_limit_is_a_protocol_error(bench: Bench) -> None:
+async def test_runner_server_sent_event_over_the_limit_is_a_protocol_error(bench: Bench) -> None:
     """Memory is bounded whatever the upstream sends."""
     terminal = await bench.play(
         [word("one"), b"data: " + b"x" * 3000, asyncio.Event()], tools={"max_event_bytes": 2048}
@@ -524,10 +526,10 @@ async def test_execution_server_event_over_the_limit_is_a_protocol_error(bench: 
 
 
 @pytest.mark.parametrize("script", [Script([], before=[asyncio.Event()]), [word("one"), asyncio.Event()]])
-async def test_execution_task_cancelled_closes_the_call_and_writes_nothing_more(
+async def test_runner_task_cancelled_closes_the_call_and_writes_nothing_more(
     bench: Bench, script: Any
 ) -> None:
-    """The next owner begins the job anew; no terminal event comes from here."""
+    """The next owner runs the job again; this worker writes no terminal event."""
     bench.begin(script)
     await quiet()
     assert bench.task is not None
@@ -543,8 +545,8 @@ async def test_execution_task_cancelled_closes_the_call_and_writes_nothing_more(
     assert bench.observer.all("job_ended") == []
 
 
-async def test_execution_tells_the_observer_what_happened(bench: Bench) -> None:
-    """Started, the first delta once, every delta, and the end."""
+async def test_runner_notifies_the_observer(bench: Bench) -> None:
+    """The start, the first delta once, every read, and the end."""
     bench.begin([word("a"), gate := asyncio.Event(), word("b") + word("c"), 3.0, FINISH + DONE])
     await until(lambda: bench.text == "a")
     bench.clock.turn(2)
@@ -580,8 +582,8 @@ def told(bench: Bench) -> list[str]:
     return [event["delta"].get("content", "") for event in events(bench.sink.records)]
 
 
-async def test_execution_merges_text_that_comes_within_the_time(bench: Bench) -> None:
-    """The first delta leaves at once; what comes later waits for no longer than it is told to, even if nothing comes."""
+async def test_runner_merges_text_that_arrives_within_coalesce_s(bench: Bench) -> None:
+    """The first delta is published at once; later text waits at most `coalesce_s`."""
     bench.begin([word("a"), 1.0, word("b"), 0.04, word("c"), 20.0, word("d"), FINISH + DONE], tools=MERGING)
     began = asyncio.get_running_loop().time()
     times = []
@@ -600,7 +602,7 @@ async def test_execution_merges_text_that_comes_within_the_time(bench: Bench) ->
     assert sum(members[2] for members in published) == sum(record.size for record in bench.sink.records)  # type: ignore[misc]
 
 
-async def test_execution_merges_nothing_unless_told_to(bench: Bench) -> None:
+async def test_runner_merges_nothing_by_default(bench: Bench) -> None:
     """Every delta of the upstream is an event."""
     await bench.play([word("a") + word("b"), word("c") + FINISH + DONE])
     assert told(bench) == ["a", "b", "c", ""]
@@ -617,10 +619,10 @@ async def test_execution_merges_nothing_unless_told_to(bench: Bench) -> None:
     ],
     ids=["broken", "error", "too long", "done", "truncated"],
 )
-async def test_execution_that_ends_while_text_is_held_publishes_it_first(
+async def test_runner_that_ends_while_text_is_held_publishes_it_first(
     bench: Bench, last: Step, end: str
 ) -> None:
-    """Nothing that was said is missing before the terminal event, and no timer is left."""
+    """No text is missing before the terminal event, and no timer is left."""
     terminal = await bench.play(
         [word("a"), word("b"), word("c"), last], tools=MERGING | {"max_event_bytes": 2000}
     )
@@ -634,8 +636,8 @@ async def test_execution_that_ends_while_text_is_held_publishes_it_first(
 
 
 @pytest.mark.parametrize("grace_s", [0, 60])
-async def test_execution_cancelled_while_text_is_held_publishes_it_first(bench: Bench, grace_s: int) -> None:
-    """Whether the connection is closed at once or read on for the report."""
+async def test_runner_cancelled_while_text_is_held_publishes_it_first(bench: Bench, grace_s: int) -> None:
+    """With and without grace."""
     script: list[Step] = [word("a"), word("b"), word("c"), 0.04, word("d") + FINISH + DONE]
     runner = bench.begin(script, tools=MERGING, policy={"cancel_grace_s": grace_s})
     await asyncio.sleep(0.03)
@@ -649,10 +651,8 @@ async def test_execution_cancelled_while_text_is_held_publishes_it_first(bench: 
 
 
 @pytest.mark.parametrize("ends", ["cancel", "grace", "deadline"])
-async def test_execution_that_ends_while_held_text_finds_no_room_leaves_no_hole(
-    bench: Bench, ends: str
-) -> None:
-    """What was held is published, what came after it is not: a reader has the beginning of the upstream's text."""
+async def test_runner_that_ends_while_held_text_finds_no_room_leaves_no_gap(bench: Bench, ends: str) -> None:
+    """The held text is published, later deltas are not: readers have a beginning of the upstream's text."""
     call = data(chunk({"tool_calls": [{"index": 0}]}))
     script: list[Step] = [word("a"), word("b"), 0.01, call + word("c"), asyncio.Event()]
     deadline = {"deadline": NOW / 1000 + 3} if ends == "deadline" else {}
@@ -673,16 +673,16 @@ async def test_execution_that_ends_while_held_text_finds_no_room_leaves_no_hole(
     assert (terminal["seq"], terminal["observed"]["deltas"]) == (3, 2)
 
 
-async def test_execution_held_text_is_a_sign_of_life(bench: Bench) -> None:
-    """The idle timeout counts from when text came, not from when it left."""
+async def test_runner_held_text_restarts_the_idle_timeout(bench: Bench) -> None:
+    """The timeout runs from the arrival of text, not from its publication."""
     script: list[Step] = [word("a"), 0.8, word("b"), 0.9, word("c"), 0.9, FINISH + DONE]
     terminal = await bench.play(script, tools={"coalesce_s": 1.0}, policy={"idle_timeout_s": 1})
     assert told(bench) == ["a", "bc", ""]
     assert outcome(terminal) == ("completed", None)
 
 
-async def test_execution_task_cancelled_while_text_is_held_writes_nothing_more(bench: Bench) -> None:
-    """The partition has another owner: what is held goes nowhere, and no timer brings it back."""
+async def test_runner_task_cancelled_while_text_is_held_writes_nothing_more(bench: Bench) -> None:
+    """The partition has another owner; no timer publishes the held text."""
     bench.begin([word("a"), word("b"), asyncio.Event()], tools=MERGING)
     await until(lambda: bench.text == "a", every_s=0.001)
     assert bench.task is not None
@@ -692,8 +692,8 @@ async def test_execution_task_cancelled_while_text_is_held_writes_nothing_more(b
     assert told(bench) == ["a"]
 
 
-async def test_execution_time_that_others_take_is_not_the_upstreams_silence(bench: Bench) -> None:
-    """A large read is published over many turns of the loop, and each may last."""
+async def test_runner_time_of_other_tasks_does_not_count_as_silence(bench: Bench) -> None:
+    """A large read is published over many turns of the loop, and each may take long."""
 
     async def others() -> None:
         while True:

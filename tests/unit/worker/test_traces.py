@@ -1,4 +1,4 @@
-"""What a trace tells of a job, whatever happens to it: the whole worker over the ports in memory, with real spans."""
+"""The spans of a job, whatever happens to it: the whole worker in memory, with real spans."""
 
 from __future__ import annotations
 
@@ -175,8 +175,8 @@ def parent_id(span: ReadableSpan) -> str | None:
     return None if span.parent is None else f"{span.parent.span_id:016x}"
 
 
-async def test_traced_job_is_a_span_with_one_child_that_is_its_call(make: Any) -> None:
-    """Names, kinds and attributes as OpenTelemetry has them; times are those of the job."""
+async def test_traced_job_is_a_span_with_one_child_for_its_call(make: Any) -> None:
+    """Names, kinds and attributes follow OpenTelemetry; times are the job's."""
     bench: Bench = make(a=[[2.0, word("one"), 3.0, word("two"), FINISH + REPORT + DONE]])
     job_span = await bench.play()
     [call] = bench.spans(SpanKind.CLIENT)
@@ -230,8 +230,8 @@ async def test_traced_job_is_a_span_with_one_child_that_is_its_call(make: Any) -
     assert {job_span.status.status_code, call.status.status_code} == {StatusCode.UNSET}
 
 
-async def test_traced_job_hands_its_context_on(make: Any) -> None:
-    """From the record to the job's span, to its events; to the call's span, to the upstream."""
+async def test_traced_job_propagates_its_context(make: Any) -> None:
+    """From the record to the job's span and its events; to the call's span and the upstream."""
     bench: Bench = make(a=[said("a")])
     job_span = await bench.play()
     [call] = bench.spans(SpanKind.CLIENT)
@@ -249,7 +249,7 @@ async def test_traced_job_hands_its_context_on(make: Any) -> None:
 
 @pytest.mark.parametrize("trace", [None, "00-nonsense", f"00-{'0' * 32}-{PARENT}-01"])
 async def test_traced_job_without_a_trace_begins_one(make: Any, trace: str | None) -> None:
-    """A header that is none is passed over, as the specification wants it."""
+    """An invalid header is ignored, as the specification demands."""
     bench: Bench = make(a=[said("a")])
     job_span = await bench.play(trace=trace)
 
@@ -258,7 +258,7 @@ async def test_traced_job_without_a_trace_begins_one(make: Any, trace: str | Non
 
 
 async def test_trace_that_its_sender_does_not_sample_is_not_sampled_here(make: Any) -> None:
-    """No span leaves; who comes after us is told the same."""
+    """No span is exported, and the upstream gets the same flag."""
     bench: Bench = make(a=[said("a")])
     bench.put(job("j"), UNSAMPLED)
     await bench.start()
@@ -273,7 +273,7 @@ async def test_trace_that_its_sender_does_not_sample_is_not_sampled_here(make: A
 
 
 async def test_trace_shows_each_try(make: Any) -> None:
-    """The first one says why it failed, and that another one follows. The job itself went well."""
+    """The first one has its error and is marked as retried; the job itself completed."""
     bench: Bench = make(a=[REFUSED, said("a")], max_tries=2)
     job_span = await bench.play()
     names = ("try.number", "attempt.number", "try.outcome")
@@ -297,8 +297,8 @@ async def test_trace_shows_each_try(make: Any) -> None:
     ]
 
 
-async def test_trace_shows_the_upstream_that_was_fallen_back_on(make: Any) -> None:
-    """Another upstream is another attempt."""
+async def test_trace_shows_the_fallback(make: Any) -> None:
+    """The fallback is another attempt."""
     bench: Bench = make(a=[REFUSED], b=[said("b")])
     await bench.play()
     names = ("upstream", "attempt.number", "try.number", "try.outcome")
@@ -310,7 +310,7 @@ async def test_trace_shows_the_upstream_that_was_fallen_back_on(make: Any) -> No
 
 
 async def test_trace_shows_the_restart_of_a_broken_stream(make: Any) -> None:
-    """Half an answer is reported as no whole one: its tokens are an estimate, which stays out of `gen_ai`."""
+    """The usage of half an answer is an estimate, which is not put into `gen_ai` attributes."""
     bench: Bench = make(a=[[word("half"), BROKEN], said("all")])
     await bench.play(job("j", on_break="restart"))
 
@@ -320,8 +320,8 @@ async def test_trace_shows_the_restart_of_a_broken_stream(make: Any) -> None:
     ]
 
 
-async def test_trace_tells_an_estimate_from_a_report(make: Any) -> None:
-    """`gen_ai.usage` is the upstream's word; what we counted says so."""
+async def test_trace_distinguishes_an_estimate_from_a_report(make: Any) -> None:
+    """`gen_ai.usage` is the upstream's report; an estimate is marked."""
     bench: Bench = make(a=[[word("twelve bytes"), BROKEN]])
     span = await bench.play()
 
@@ -334,8 +334,8 @@ async def test_trace_tells_an_estimate_from_a_report(make: Any) -> None:
     )
 
 
-async def test_trace_of_a_cancelled_job_is_no_failure(make: Any) -> None:
-    """Somebody got what they asked for."""
+async def test_trace_of_a_cancelled_job_is_not_an_error(make: Any) -> None:
+    """The client asked for the cancellation."""
     bench: Bench = make(a=[[word("a"), FOREVER()]])
     bench.put(job("j"))
     await bench.start()
@@ -351,7 +351,7 @@ async def test_trace_of_a_cancelled_job_is_no_failure(make: Any) -> None:
 
 
 async def test_trace_of_a_job_that_expires_while_it_waits_has_no_call(make: Any) -> None:
-    """The span covers the waiting."""
+    """The job's span covers the wait."""
     bench: Bench = make(a=[said("never")])
     span = await bench.play(job("j", deadline="2001-01-01T00:00:00Z"))
 
@@ -362,8 +362,8 @@ async def test_trace_of_a_job_that_expires_while_it_waits_has_no_call(make: Any)
     )
 
 
-async def test_trace_of_a_lost_partition_says_why_the_job_was_let_go(make: Any) -> None:
-    """Nobody failed: the next owner runs it."""
+async def test_trace_of_a_lost_partition_has_the_reason(make: Any) -> None:
+    """It is not an error: the next owner runs the job."""
     bench: Bench = make(a=[[word("a"), FOREVER()]])
     bench.put(job("open"))
     bench.put(job("waiting"))
@@ -381,7 +381,7 @@ async def test_trace_of_a_lost_partition_says_why_the_job_was_let_go(make: Any) 
     assert {span.status.status_code for span in bench.spans()} == {StatusCode.UNSET}
 
 
-async def test_trace_of_a_job_that_was_let_go_before_it_began_has_its_end(make: Any) -> None:
+async def test_trace_of_a_job_abandoned_before_it_began_ends(make: Any) -> None:
     """A task that is cancelled at once never runs."""
     bench: Bench = make(a=[said("never")])
     await bench.start()
@@ -401,8 +401,8 @@ async def test_trace_of_a_job_that_was_let_go_before_it_began_has_its_end(make: 
     assert attributes(bench.spans()[0])["streamworker.job.abandoned"] == "revoked"
 
 
-async def test_trace_of_a_drain_says_who_was_handed_back(make: Any) -> None:
-    """Who waits goes at once, who streams when the time is up."""
+async def test_trace_of_a_drain_has_the_reason_of_each_returned_job(make: Any) -> None:
+    """Waiting jobs are returned at once, open streams at the timeout."""
     bench: Bench = make(a=[[word("a"), FOREVER()]], drain_timeout_s=5)
     bench.put(job("open"))
     bench.put(job("waiting"))
@@ -419,7 +419,7 @@ async def test_trace_of_a_drain_says_who_was_handed_back(make: Any) -> None:
 
 
 async def test_trace_of_a_rejected_record_is_that_of_its_terminal_event(make: Any) -> None:
-    """Who submitted it finds the fault in their trace."""
+    """The submitter finds the fault in its own trace."""
     bench: Bench = make(a=[said("never")])
     span = await bench.play(b'{"job_id":"j"}')
 
@@ -431,8 +431,8 @@ async def test_trace_of_a_rejected_record_is_that_of_its_terminal_event(make: An
     assert dict(bench.records()[0].headers)["traceparent"] == traceparent(span).encode()
 
 
-async def test_trace_shows_our_own_crashes_and_the_end_they_come_to(make: Any) -> None:
-    """Each delivery is a span."""
+async def test_trace_shows_crashes_and_the_dead_letter(make: Any) -> None:
+    """Each delivery has a span."""
     bench: Bench = make(a=[[ValueError("a bug")]])
     bench.put(job("j"))
     with capture_logs():
@@ -451,8 +451,8 @@ async def test_trace_shows_our_own_crashes_and_the_end_they_come_to(make: Any) -
     assert {span.status.status_code for span in bench.spans()} == {StatusCode.ERROR}
 
 
-async def test_trace_of_a_job_that_crashed_and_is_then_let_go_has_both_ends(make: Any) -> None:
-    """The second delivery is within the first one's task."""
+async def test_trace_of_a_job_that_crashed_and_is_then_abandoned_has_both_ends(make: Any) -> None:
+    """The second delivery runs inside the first one's task."""
     bench: Bench = make(a=[[ValueError("a bug")], [word("a"), FOREVER()]])
     bench.put(job("j"))
     with capture_logs():
@@ -467,8 +467,8 @@ async def test_trace_of_a_job_that_crashed_and_is_then_let_go_has_both_ends(make
     ]
 
 
-async def test_trace_of_a_rejected_record_whose_partition_is_lost_says_so(make: Any) -> None:
-    """Neither the commit that is under way nor what waits behind it is known to be written."""
+async def test_trace_of_a_rejected_record_whose_partition_is_lost_has_the_reason(make: Any) -> None:
+    """It is unknown whether the commit in progress and the entries behind it are written."""
     bench: Bench = make(a=[said("never")])
     await bench.start()
     await until(lambda: bench.source.positions)
@@ -484,8 +484,8 @@ async def test_trace_of_a_rejected_record_whose_partition_is_lost_says_so(make: 
     assert [attributes(span)["streamworker.job.abandoned"] for span in bench.spans()] == ["revoked"] * 2
 
 
-async def test_traces_hold_neither_prompts_nor_answers_nor_an_upstreams_words(make: Any) -> None:
-    """Nor what others may send without end."""
+async def test_traces_hold_neither_prompts_nor_answers_nor_upstream_texts(make: Any) -> None:
+    """Values from outside are bounded too."""
     long = "x" * 5000
     strange = chunk({"content": "the answer"}, long, id=long + "\ud800", model=7)
     prompt = {"model": long, "messages": [{"role": "user", "content": "the prompt"}]}

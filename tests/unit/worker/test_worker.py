@@ -1,4 +1,4 @@
-"""The whole worker over the ports in memory: partitions come and go, records become jobs, everything drains."""
+"""The whole worker over ports in memory: assignments, jobs, drains."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def make(benches: list[Bench]) -> Any:
 
 
 async def test_worker_runs_jobs_of_its_partitions_to_their_ends(make: Any) -> None:
-    """Every job has one `started` and one terminal event, and the offsets follow."""
+    """Every job has one `started` and one terminal event, and its offset is committed."""
     bench: Bench = make()
     for number in range(3):
         bench.source.put(JOBS, job(f"j{number}"))
@@ -156,7 +156,7 @@ async def test_worker_runs_jobs_of_its_partitions_to_their_ends(make: Any) -> No
 
 
 async def test_worker_begins_where_the_partition_is_committed(make: Any) -> None:
-    """A partition that left and came back is read on from its commit, not from where it once was."""
+    """A partition that is assigned again is read from its committed offset."""
     bench: Bench = make()
     for number in range(4):
         bench.source.put(JOBS, job(f"j{number}"))
@@ -172,7 +172,7 @@ async def test_worker_begins_where_the_partition_is_committed(make: Any) -> None
 
 
 async def test_worker_before_a_partition_is_open_reads_nothing_of_it(make: Any) -> None:
-    """Nor is the worker ready."""
+    """The worker is not ready meanwhile."""
     bench: Bench = make()
     bench.source.put(JOBS, job("j"))
     bench.broker.opening.clear()
@@ -190,7 +190,7 @@ async def test_worker_before_a_partition_is_open_reads_nothing_of_it(make: Any) 
 
 
 async def test_worker_max_in_flight_is_respected(make: Any) -> None:
-    """Streams open at once, over all partitions; the next one begins when one ends."""
+    """The bound holds over all partitions; a job begins when another one ends."""
     gate = asyncio.Event()
     bench: Bench = make([gate, *said("a")], max_in_flight=3)
     for number in range(8):
@@ -208,7 +208,7 @@ async def test_worker_max_in_flight_is_respected(make: Any) -> None:
 
 
 async def test_worker_job_whose_end_is_not_durable_is_in_flight(make: Any) -> None:
-    """A crash would make us pay for it again: such jobs must not pile up before a slow broker."""
+    """A crash would repeat its paid call, so such jobs must not pile up before a slow broker."""
     gate = asyncio.Event()
     bench: Bench = make([gate, *said("a")], max_in_flight=2)
     for number in range(6):
@@ -225,7 +225,7 @@ async def test_worker_job_whose_end_is_not_durable_is_in_flight(make: Any) -> No
 
 
 async def test_worker_job_between_two_tries_is_not_in_flight(make: Any) -> None:
-    """It holds nothing, and another one uses the time."""
+    """Another job uses its slot."""
     busy = JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "busy", 503, retriable=True)
     late = Script([], before=[UpstreamError(busy, Advice(after_s=60))])
     bench: Bench = make(late, said("a"), max_in_flight=1)
@@ -242,7 +242,7 @@ async def test_worker_job_between_two_tries_is_not_in_flight(make: Any) -> None:
 
 
 async def test_worker_at_its_limit_goes_on_polling(make: Any) -> None:
-    """Errors of the group have to be seen, and the sign of life goes on, however long the jobs are."""
+    """Errors of the group must be seen, however long the jobs are."""
     bench: Bench = make([FOREVER()], max_in_flight=1)
     bench.source.put(JOBS, job("j"))
     await bench.start(JOBS)
@@ -255,8 +255,8 @@ async def test_worker_at_its_limit_goes_on_polling(make: Any) -> None:
     assert all(partitions == frozenset() for partitions, _ in asked)
 
 
-async def test_worker_broker_that_cannot_be_reached_is_asked_again(make: Any) -> None:
-    """Reading goes on when it is back."""
+async def test_worker_broker_that_is_unavailable_is_polled_again(make: Any) -> None:
+    """Fetching goes on when the broker is back."""
     bench: Bench = make()
     await bench.start(JOBS)
     bench.source.errors.extend([KafkaUnavailable("gone")] * 3)
@@ -270,7 +270,7 @@ async def test_worker_broker_that_cannot_be_reached_is_asked_again(make: Any) ->
 
 
 async def test_worker_tombstone_is_skipped_and_its_offset_committed(make: Any) -> None:
-    """A record without a value is no job and no fault."""
+    """A record without a value is neither a job nor a fault."""
     bench: Bench = make()
     bench.source.put(JOBS, None)
     bench.source.put(JOBS, job("j"))
@@ -281,8 +281,8 @@ async def test_worker_tombstone_is_skipped_and_its_offset_committed(make: Any) -
     assert bench.observer.all("tombstone_skipped") == [(JOBS,)]
 
 
-async def test_worker_rejected_record_gets_letter_and_lone_terminal(make: Any) -> None:
-    """A record that is no job holds nobody up."""
+async def test_worker_rejected_record_gets_a_dead_letter_and_a_terminal_event(make: Any) -> None:
+    """An invalid record does not delay the jobs behind it."""
     bench: Bench = make()
     bench.source.put(JOBS, b"nonsense")
     bench.source.put(JOBS, job("j"))
@@ -299,7 +299,7 @@ async def test_worker_rejected_record_gets_letter_and_lone_terminal(make: Any) -
 
 
 async def test_worker_rejected_record_is_committed_with_its_letter(make: Any) -> None:
-    """Its offset is in no commit before."""
+    """Its offset is in no earlier commit."""
     bench: Bench = make()
     bench.broker.committing.clear()
     bench.source.put(JOBS, b"nonsense")
@@ -313,7 +313,7 @@ async def test_worker_rejected_record_is_committed_with_its_letter(make: Any) ->
 
 
 async def test_worker_job_with_reply_to_is_answered_there(make: Any) -> None:
-    """All of its events are in that topic, and in one partition."""
+    """All events of the job are in one partition of that topic."""
     bench: Bench = make(said("a", "b"))
     bench.source.put(JOBS, job("j", reply_to="replies"))
     await bench.start(JOBS)
@@ -324,7 +324,7 @@ async def test_worker_job_with_reply_to_is_answered_there(make: Any) -> None:
 
 
 async def test_worker_partition_kept_through_a_rebalance_keeps_its_stream(make: Any) -> None:
-    """Keeping a partition cancels nothing; its records come again and are known."""
+    """No call is cancelled; records that arrive again are recognised by their offsets."""
     gate = asyncio.Event()
     bench: Bench = make([word("a"), gate, *said("b")])
     bench.source.put(JOBS, job("j"))
@@ -344,7 +344,7 @@ async def test_worker_partition_kept_through_a_rebalance_keeps_its_stream(make: 
 
 
 async def test_worker_partition_lost_cancels_its_calls_at_once_and_writes_nothing_more(make: Any) -> None:
-    """The next owner runs the jobs; those of other partitions go on."""
+    """The next owner runs the jobs; jobs of other partitions go on."""
     gate = asyncio.Event()
     bench: Bench = make([word("a"), gate, *said("b")])
     bench.source.put(JOBS, job("lost"))
@@ -368,7 +368,7 @@ async def test_worker_partition_lost_cancels_its_calls_at_once_and_writes_nothin
 
 
 async def test_worker_partition_lost_while_being_opened_cancels_the_opening(make: Any) -> None:
-    """It would shut out the next owner."""
+    """It would fence the next owner."""
     bench: Bench = make()
     bench.broker.opening.clear()
     await bench.start()
@@ -385,7 +385,7 @@ async def test_worker_partition_lost_while_being_opened_cancels_the_opening(make
 
 
 async def test_worker_out_of_the_group_in_between_reopens_everything(make: Any) -> None:
-    """Another worker may have owned, and given back, what we think ours."""
+    """Another worker may have owned the partitions in between."""
     bench: Bench = make([word("a"), FOREVER()], said("b"))
     bench.source.put(JOBS, job("j"))
     await bench.start(JOBS, OTHER)
@@ -401,10 +401,10 @@ async def test_worker_out_of_the_group_in_between_reopens_everything(make: Any) 
     assert bench.upstream.open_calls == 0
 
 
-async def test_worker_records_of_a_partition_that_left_and_came_back_meanwhile_are_ignored(
+async def test_worker_records_of_a_former_assignment_are_ignored(
     make: Any,
 ) -> None:
-    """They were fetched for an assignment that is over; they come again in the new one."""
+    """They arrive again in the present assignment."""
     bench: Bench = make()
     await bench.start(JOBS)
     bench.source.delivering.clear()
@@ -425,7 +425,7 @@ async def test_worker_records_of_a_partition_that_left_and_came_back_meanwhile_a
 
 
 async def test_worker_records_of_a_new_assignment_in_an_old_receive_are_read_again(make: Any) -> None:
-    """They are passed over like the stale ones, but nobody else would bring them again."""
+    """They are skipped like stale records, so the worker seeks back."""
     bench: Bench = make()
     await bench.start(JOBS)
     await asyncio.sleep(1)
@@ -444,8 +444,8 @@ async def test_worker_records_of_a_new_assignment_in_an_old_receive_are_read_aga
     assert bench.broker.points[JOBS].offset == 2
 
 
-async def test_worker_records_of_a_partition_that_left_meanwhile_are_ignored(make: Any) -> None:
-    """They are another's."""
+async def test_worker_records_of_a_lost_partition_are_ignored(make: Any) -> None:
+    """They belong to the next owner."""
     bench: Bench = make()
     await bench.start(JOBS)
     bench.source.delivering.clear()
@@ -468,8 +468,8 @@ async def put_to_sleep(bench: Bench) -> None:
     bench.clock.turn(600)
 
 
-async def test_worker_that_slept_past_its_session_asks_before_it_takes_records(make: Any) -> None:
-    """The records that it holds may be another's by now; they come again if the partition does."""
+async def test_worker_suspended_past_its_session_confirms_its_membership_first(make: Any) -> None:
+    """Another worker may own the records that it holds; they arrive again if the partition does."""
     bench: Bench = make()
     await put_to_sleep(bench)
 
@@ -487,8 +487,8 @@ async def test_worker_that_slept_past_its_session_asks_before_it_takes_records(m
     assert len(bench.upstream.calls) == 1
 
 
-async def test_worker_that_slept_and_still_is_a_member_takes_what_it_holds(make: Any) -> None:
-    """Static members are waited for."""
+async def test_worker_suspended_that_still_is_a_member_accepts_its_records(make: Any) -> None:
+    """A static member is waited for."""
     bench: Bench = make()
     await put_to_sleep(bench)
     bench.source.delivering.set()
@@ -497,8 +497,8 @@ async def test_worker_that_slept_and_still_is_a_member_takes_what_it_holds(make:
     assert bench.observer.all("record_skipped") == []
 
 
-async def test_worker_records_that_come_while_draining_are_the_next_owners(make: Any) -> None:
-    """They were asked for before the end was known."""
+async def test_worker_records_that_arrive_while_draining_are_not_accepted(make: Any) -> None:
+    """They were requested before the drain began."""
     bench: Bench = make()
     await bench.start(JOBS)
     bench.source.delivering.clear()
@@ -513,7 +513,7 @@ async def test_worker_records_that_come_while_draining_are_the_next_owners(make:
 
 
 async def test_worker_fenced_drops_the_partition_and_takes_it_over_anew(make: Any) -> None:
-    """If the group still says that it is ours: then the other one is the zombie."""
+    """The group still assigns the partition to this worker, so the other worker is the zombie."""
     bench: Bench = make([word("a"), FOREVER()], said("b"))
     bench.source.put(JOBS, job("j"))
     await bench.start(JOBS)
@@ -534,7 +534,7 @@ async def test_worker_fenced_drops_the_partition_and_takes_it_over_anew(make: An
 
 
 async def test_worker_fenced_without_membership_waits_for_it(make: Any) -> None:
-    """Taking a partition over without being its owner would make two workers shut each other out for ever."""
+    """Two workers that take a partition over without owning it would fence each other forever."""
     bench: Bench = make()
     await bench.start(JOBS)
     bench.source.is_member = False
@@ -565,8 +565,8 @@ async def test_worker_fenced_and_then_revoked_does_not_take_the_partition_back(m
     assert bench.worker.readiness()[1]["partitions"] == 0
 
 
-async def test_worker_crash_in_a_job_is_tried_again_as_a_delivery_then_given_up(make: Any) -> None:
-    """A bug of ours may be the job's doing: it ends as a dead letter, and the worker lives on."""
+async def test_worker_job_that_crashes_is_delivered_again_then_dead_lettered(make: Any) -> None:
+    """The worker goes on."""
     bench: Bench = make([ValueError("a bug")])
     bench.source.put(JOBS, job("j"))
     with capture_logs() as logs:
@@ -585,8 +585,8 @@ async def test_worker_crash_in_a_job_is_tried_again_as_a_delivery_then_given_up(
     assert bench.upstream.open_calls == 0
 
 
-async def test_worker_crash_that_passes_ends_well(make: Any) -> None:
-    """The second attempt is the one that readers follow."""
+async def test_worker_job_that_crashes_once_completes(make: Any) -> None:
+    """Readers follow the second attempt."""
     bench: Bench = make([word("lost"), ValueError("a bug")], said("a"))
     bench.source.put(JOBS, job("j"))
     await bench.start(JOBS)
@@ -598,10 +598,10 @@ async def test_worker_crash_that_passes_ends_well(make: Any) -> None:
     assert bench.written()[-1]["attempt"] == started[-1]["attempt"]
 
 
-async def test_worker_crashed_job_that_waits_for_its_next_attempt_is_handed_back_by_a_drain(
+async def test_worker_crashed_job_that_waits_is_returned_by_a_drain(
     make: Any,
 ) -> None:
-    """It has not begun anew; the delivery that crashed stays on record."""
+    """It has not begun again; the delivery that crashed stays counted."""
     bench: Bench = make([ValueError("a bug")], [FOREVER()])
     bench.policy["max_streams"] = 1
     bench.worker = bench.new_worker(drain_timeout_s=5)
@@ -619,7 +619,7 @@ async def test_worker_crashed_job_that_waits_for_its_next_attempt_is_handed_back
 
 
 async def test_worker_job_that_kills_worker_after_worker_becomes_a_dead_letter(make: Any) -> None:
-    """Deliveries are on record before the job runs, so they are counted over the workers' deaths."""
+    """Deliveries are committed before the job runs, so they are counted over the deaths of workers."""
     bench: Bench = make([word("a"), FOREVER()])
     bench.source.put(JOBS, job("j"))
     for delivery in (1, 2, 3):
@@ -639,7 +639,7 @@ async def test_worker_job_that_kills_worker_after_worker_becomes_a_dead_letter(m
 
 
 async def test_worker_restarted_runs_no_finished_job_again(make: Any) -> None:
-    """Also where an earlier job of the partition is still open: the map knows."""
+    """The offset map holds finished jobs behind an open one."""
     bench: Bench = make([FOREVER()], said("a"))
     for number in range(5):
         bench.source.put(JOBS, job(f"j{number}"))
@@ -657,8 +657,8 @@ async def test_worker_restarted_runs_no_finished_job_again(make: Any) -> None:
     assert len(bench.observer.all("record_skipped")) == 4
 
 
-async def test_worker_drained_lets_open_jobs_end_and_takes_no_more(make: Any) -> None:
-    """SIGTERM cuts no stream that ends in time."""
+async def test_worker_drained_completes_open_jobs_and_accepts_no_more(make: Any) -> None:
+    """SIGTERM interrupts no stream that ends in time."""
     bench: Bench = make([word("a"), 25.0, *said("b")])
     bench.source.put(JOBS, job("j"))
     await bench.start(JOBS)
@@ -675,7 +675,7 @@ async def test_worker_drained_lets_open_jobs_end_and_takes_no_more(make: Any) ->
 
 
 async def test_worker_drained_goes_on_polling(make: Any) -> None:
-    """A member that stops polling is thrown out, and its jobs move while it still runs them."""
+    """A member that stops polling is removed from the group while its jobs still run."""
     bench: Bench = make([word("a"), 25.0, *said("b")])
     bench.source.put(JOBS, job("j"))
     await bench.start(JOBS)
@@ -686,8 +686,8 @@ async def test_worker_drained_goes_on_polling(make: Any) -> None:
     assert len(bench.source.asked) - before >= 90
 
 
-async def test_worker_drain_timeout_hands_back_what_is_left_with_its_count_undone(make: Any) -> None:
-    """A job that was cut by our end is delivered to its next owner as if for the first time."""
+async def test_worker_drain_timeout_returns_open_jobs_with_their_count_undone(make: Any) -> None:
+    """The next owner's delivery counts as the first."""
     bench: Bench = make(said("a"), [word("a"), FOREVER()], drain_timeout_s=20)
     bench.source.put(JOBS, job("done"))
     bench.source.put(JOBS, job("open"))
@@ -707,8 +707,8 @@ async def test_worker_drain_timeout_hands_back_what_is_left_with_its_count_undon
     assert bench.upstream.open_calls == 0
 
 
-async def test_worker_drained_writes_what_waits_in_its_lanes(make: Any) -> None:
-    """Tombstones and dead letters are no open jobs, and are not left behind."""
+async def test_worker_drained_writes_waiting_commits(make: Any) -> None:
+    """Tombstones and dead letters are not open jobs, and are written too."""
     bench: Bench = make()
     await bench.start(JOBS)
     bench.broker.committing.clear()
@@ -724,8 +724,8 @@ async def test_worker_drained_writes_what_waits_in_its_lanes(make: Any) -> None:
     assert bench.types() == {"letter": 1, "usage": 1}
 
 
-async def test_worker_rebalance_while_handing_back_takes_nothing_over(make: Any) -> None:
-    """It would shut out its own last commits."""
+async def test_worker_rebalance_while_returning_jobs_takes_nothing_over(make: Any) -> None:
+    """It would fence its own last commits."""
     bench: Bench = make([word("a"), FOREVER()], drain_timeout_s=1)
     bench.source.put(JOBS, job("j"))
     await bench.start(JOBS)
@@ -742,8 +742,8 @@ async def test_worker_rebalance_while_handing_back_takes_nothing_over(make: Any)
     assert bench.deliveries() == {}
 
 
-async def test_worker_cancelled_goes_at_once_and_leaves_no_task(make: Any) -> None:
-    """A second signal: nothing is finished, nothing is lost."""
+async def test_worker_cancelled_stops_at_once_and_leaves_no_task(make: Any) -> None:
+    """A second signal finishes nothing and loses nothing."""
     bench: Bench = make([word("a"), FOREVER()])
     before = asyncio.all_tasks()
     bench.source.put(JOBS, job("j"))
@@ -761,8 +761,8 @@ async def test_worker_cancelled_goes_at_once_and_leaves_no_task(make: Any) -> No
     assert [why for _, why in bench.observer.all("job_abandoned")] == ["stopped"]
 
 
-async def test_worker_cancelled_while_letting_a_partition_go_still_closes_it(make: Any) -> None:
-    """A lane that stays open would hold its transaction, and its connection."""
+async def test_worker_cancelled_while_releasing_a_partition_closes_it(make: Any) -> None:
+    """A committer that stays open would hold its transaction and its connection."""
     bench: Bench = make([word("a"), FOREVER()])
     bench.source.put(JOBS, job("j"))
     await bench.start(JOBS)
@@ -775,8 +775,8 @@ async def test_worker_cancelled_while_letting_a_partition_go_still_closes_it(mak
     assert [why for _, why in bench.observer.all("job_abandoned")] == ["revoked"]
 
 
-async def test_worker_whose_sink_is_broken_ends_with_its_error(make: Any) -> None:
-    """Better to be started anew than to stall."""
+async def test_worker_whose_sink_failed_ends_with_its_error(make: Any) -> None:
+    """A restart is better than a stall."""
     bench: Bench = make([word("a"), FOREVER()])
     bench.source.put(JOBS, job("j"))
     await bench.start(JOBS)
@@ -790,8 +790,8 @@ async def test_worker_whose_sink_is_broken_ends_with_its_error(make: Any) -> Non
     assert bench.ends() == {}
 
 
-async def test_worker_with_a_bug_in_a_lane_ends_with_it(make: Any) -> None:
-    """A lane that died silently would stall its partition."""
+async def test_worker_with_a_bug_in_a_committer_ends_with_it(make: Any) -> None:
+    """A committer that died silently would stall its partition."""
     bench: Bench = make()
     await bench.start(JOBS)
     bench.broker.commit_errors.append(ZeroDivisionError("a bug"))  # type: ignore[arg-type]
@@ -802,8 +802,8 @@ async def test_worker_with_a_bug_in_a_lane_ends_with_it(make: Any) -> None:
         await bench.task
 
 
-async def test_worker_vitals_tell_a_partition_that_does_not_open_from_one_that_works(make: Any) -> None:
-    """What is measured is what an alert needs: not ready, and why."""
+async def test_worker_stats_count_partitions_that_are_opening(make: Any) -> None:
+    """An alert needs to know why a worker is not ready."""
     bench: Bench = make()
     assert bench.worker.stats() == WorkerStats()
     bench.broker.opening.clear()
@@ -818,8 +818,8 @@ async def test_worker_vitals_tell_a_partition_that_does_not_open_from_one_that_w
     assert bench.observer.all("rebalancing") == [()]
 
 
-async def test_worker_vitals_tell_of_a_commit_that_does_not_get_through(make: Any) -> None:
-    """How long it has been tried, and what waits behind it."""
+async def test_worker_stats_have_the_age_of_a_commit_that_hangs(make: Any) -> None:
+    """And the number of entries that wait behind it."""
     bench: Bench = make([word("a"), FOREVER()])
     await bench.start(JOBS)
     bench.broker.committing.clear()
@@ -839,8 +839,8 @@ async def test_worker_vitals_tell_of_a_commit_that_does_not_get_through(make: An
     assert bench.observer.all("committed")[0][1] == pytest.approx(stuck.commit_in_progress_s, abs=0.1)
 
 
-async def test_worker_vitals_tell_how_full_the_largest_map_is_and_how_long_the_drain_lasts(make: Any) -> None:
-    """Of the map: before anything else is refused."""
+async def test_worker_stats_have_the_largest_map_and_the_age_of_the_drain(make: Any) -> None:
+    """The map's share shows before any record is refused."""
     bench: Bench = make([word("a"), 25.0, *said("b")], max_in_flight=1)
     bench.broker.points[JOBS] = _point(0, [offset * offset + 1 for offset in range(1, 2200)])
     bench.source.put(JOBS, job("j0"), offset=0)
@@ -856,7 +856,7 @@ async def test_worker_vitals_tell_how_full_the_largest_map_is_and_how_long_the_d
 
 
 async def test_worker_full_map_with_nothing_open_goes_on(make: Any) -> None:
-    """Only the records before the finished ones can make the map smaller, so they must be taken in."""
+    """Only the records before the finished ones can make the map smaller, so they must be accepted."""
     bench: Bench = make(max_in_flight=1)
     bench.broker.points[JOBS] = _point(0, [offset * offset + 1 for offset in range(1, 2200)])
     bench.source.put(JOBS, job("j0"), offset=0)
@@ -954,6 +954,6 @@ MOVES = st.tuples(
 
 @settings(max_examples=100)
 @given(moves=st.lists(MOVES, min_size=5, max_size=50))
-def test_worker_by_chance_ends_every_job_once(moves: list[tuple[str, int]]) -> None:
-    """Whatever comes in between: one terminal event per job, of its latest attempt, with every delta before it."""
+def test_worker_of_any_history_ends_every_job_once(moves: list[tuple[str, int]]) -> None:
+    """One terminal event per job, of its latest attempt, after every delta."""
     run(Chance().play(moves))
