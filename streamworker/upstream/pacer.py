@@ -1,7 +1,7 @@
-"""A thousand jobs may begin in one turn of the event loop; a thousand calls must not.
+"""Spreads the start of many calls over several turns of the event loop.
 
-To build a request and open its connection takes a fraction of a millisecond of processor time. All at once that is a
-stall in which open streams stand still and heartbeats are late.
+Building a request and opening its connection takes a fraction of a millisecond of CPU time. A thousand of them in one
+turn would stall open streams and delay the group's heartbeats.
 """
 
 from __future__ import annotations
@@ -13,36 +13,42 @@ __all__ = ["CallPacer"]
 
 
 class CallPacer:
-    """Lets so many through in one turn of the loop, in the order in which they came."""
+    """Lets `per_turn` callers through in each turn of the loop, in the order of their arrival."""
 
     def __init__(self, per_turn: int) -> None:
         self._per_turn = per_turn
         self._left = per_turn
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._is_turning = False
+        self._resuming = 0  # waiters that were released and have not run yet
+        self._is_scheduled = False
 
     async def __call__(self) -> None:
-        """Go through, in this turn or a later one."""
-        self._turn()
-        if self._left and not self._waiting:
+        """Go through, in this turn or in a later one."""
+        self._schedule()
+        if self._left and not self._waiting and not self._resuming:
             self._left -= 1
             return
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
-        await turn
+        try:
+            await turn
+        finally:
+            if not turn.cancelled():
+                self._resuming -= 1
 
-    def _turn(self) -> None:
-        if not self._is_turning:
-            self._is_turning = True
-            asyncio.get_running_loop().call_soon(self._next)
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._begin_turn)
 
-    def _next(self) -> None:
-        self._is_turning = False
+    def _begin_turn(self) -> None:
+        self._is_scheduled = False
         self._left = self._per_turn
         while self._left and self._waiting:
             waiter = self._waiting.popleft()
-            if not waiter.done():  # cancelled while it waited
+            if not waiter.done():  # a cancelled waiter takes no turn
                 self._left -= 1
+                self._resuming += 1
                 waiter.set_result(None)
         if self._waiting:
-            self._turn()
+            self._schedule()

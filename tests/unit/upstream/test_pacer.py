@@ -1,4 +1,4 @@
-"""The turnstile before an upstream: so many calls per turn of the loop, in order, and none is forgotten."""
+"""Call pacing: a bounded number of calls per turn of the loop, in their order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from streamworker.upstream.pacer import CallPacer
 
 
 class Crowd:
-    """Many who come at once; `through` notes the loop's turn in which each went through."""
+    """Callers that arrive at once; `through` has the turn of the loop in which each went through, and its number."""
 
     def __init__(self, size: int, per_turn: int) -> None:
         self._pacer = CallPacer(per_turn)
@@ -28,22 +28,22 @@ class Crowd:
             await asyncio.sleep(0)
 
     def sizes(self) -> list[int]:
-        """How many went through in each turn in which any did."""
+        """Return the number of callers that went through in each turn in which any did."""
         turns = [turn for turn, _ in self.through]
         return [turns.count(turn) for turn in sorted(set(turns))]
 
 
 @pytest.mark.parametrize(("size", "sizes"), [(1, [1]), (4, [4]), (5, [4, 1]), (18, [4, 4, 4, 4, 2])])
-async def test_turnstile_lets_so_many_through_per_turn_in_order(size: int, sizes: list[int]) -> None:
-    """All of them in the end."""
+async def test_pacer_lets_per_turn_callers_through_in_order(size: int, sizes: list[int]) -> None:
+    """Every caller goes through in the end."""
     crowd = Crowd(size, 4)
     await crowd.watch()
     assert [number for _, number in crowd.through] == list(range(size))
     assert crowd.sizes() == sizes
 
 
-async def test_turnstile_after_a_crowd_is_open_at_once() -> None:
-    """Who comes alone does not wait."""
+async def test_pacer_without_waiters_is_open_at_once() -> None:
+    """A single caller does not wait."""
     crowd = Crowd(9, 4)
     await crowd.watch()
     late = crowd._pacer()
@@ -51,8 +51,8 @@ async def test_turnstile_after_a_crowd_is_open_at_once() -> None:
         late.send(None)
 
 
-async def test_turnstile_cancelled_in_the_queue_takes_nobodys_turn() -> None:
-    """Those behind come when they would have come without."""
+async def test_pacer_waiter_that_is_cancelled_takes_no_turn() -> None:
+    """The callers behind it go through as if it had not been there."""
     crowd = Crowd(12, 4)
     await asyncio.sleep(0)
     for task in crowd.tasks[4:8]:
@@ -60,3 +60,21 @@ async def test_turnstile_cancelled_in_the_queue_takes_nobodys_turn() -> None:
     await crowd.watch()
     assert [number for _, number in crowd.through] == [0, 1, 2, 3, 8, 9, 10, 11]
     assert crowd.sizes() == [4, 4]
+
+
+async def test_pacer_caller_that_arrives_later_does_not_overtake_a_waiter() -> None:
+    """A waiter that was just released resumes before a caller that arrives in the same turn."""
+    pacer = CallPacer(4)
+    through: list[str] = []
+
+    async def go(name: str) -> None:
+        await pacer()
+        through.append(name)
+
+    tasks = [asyncio.create_task(go(f"early {number}")) for number in range(6)]
+    while len(through) < 4:  # noqa: ASYNC110 - a turn of the loop at a time
+        await asyncio.sleep(0)
+    tasks.append(asyncio.create_task(go("late")))
+    await asyncio.gather(*tasks)
+
+    assert through == [*(f"early {number}" for number in range(6)), "late"]

@@ -393,6 +393,22 @@ async def test_delivery_between_two_tries_holds_no_slot(make: Any) -> None:
     assert bench.written[-1]["status"] == "completed"
 
 
+async def test_delivery_holds_its_slot_until_the_terminal_commit_is_durable(make: Any) -> None:
+    """A crash before that repeats a paid call, so the job counts as in flight; its upstream serves the next one."""
+    bench: Bench = await make(a=[[gate := asyncio.Event(), *said("well")], said("other")])
+    task = bench.begin(bench.delivery())
+    await until(lambda: bench.calls["a"] == 1 and bench.starts)
+    bench.broker.committing.clear()
+    gate.set()
+    await until(lambda: bench.upstreams["a"].open_calls == 0)
+    await quiet()
+    assert (bench.queues.in_flight, bench.queues.queues["a"].streams_open) == (1, 0)
+    bench.broker.committing.set()
+    await task
+
+    assert bench.queues.in_flight == 0
+
+
 @pytest.mark.parametrize(
     ("error", "is_kept"),
     [

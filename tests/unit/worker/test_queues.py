@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from streamworker.errors import UpstreamError
@@ -16,6 +17,7 @@ from tests.unit.worker.bench import make_policies, make_queues
 
 if TYPE_CHECKING:
     from streamworker.limits.limiter import Slot
+    from streamworker.model import Job
     from streamworker.worker.queues import UpstreamQueues
 
 DOWN = JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "the prompt was: secret", 503, retriable=True)
@@ -32,6 +34,11 @@ def two(observer: MemoryObserver | None = None, *, max_wait_s: float = 60, **opt
 def one(**members: Any) -> UpstreamQueues:
     """One upstream with these settings."""
     return make_queues(MemoryObserver(), make_policies("a", **members))
+
+
+def sized(tokens: int) -> Job:
+    """A job whose completion may have so many tokens."""
+    return msgspec.structs.replace(JOB, request={"max_tokens": msgspec.Raw(str(tokens).encode())})
 
 
 async def take(queues: UpstreamQueues, *upstreams: str, **options: Any) -> Slot:
@@ -304,3 +311,19 @@ async def test_gates_tell_when_there_is_room_again() -> None:
     queues.release(slot)
 
     assert told == [0]
+
+
+async def test_queue_waiter_that_leaves_wakes_the_next_one() -> None:
+    """A job that fits goes at once when the larger job before it is cancelled."""
+    queues = one(tokens_per_minute=1000)
+    queues.release(await queues.enter(["a"], sized(900)))
+    large = asyncio.create_task(queues.enter(["a"], sized(500)))
+    small = asyncio.create_task(queues.enter(["a"], sized(50)))
+    await quiet()
+    assert not small.done()
+    began = asyncio.get_running_loop().time()
+    large.cancel()
+    slot = await small
+
+    assert asyncio.get_running_loop().time() == pytest.approx(began, abs=0.01)
+    queues.release(slot)
