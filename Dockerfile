@@ -2,11 +2,11 @@
 ARG PYTHON_IMAGE=python:3.13-slim-trixie
 
 
-# The wheel is built apart from the environment, so that a change in the source installs no dependency anew.
+# A stage of its own builds the wheel, so that a change in the source does not install the dependencies again.
 FROM ${PYTHON_IMAGE} AS wheel
 WORKDIR /src
 COPY requirements/build.txt requirements/
-# The cache is a mount and in no layer.
+# The cache is a mount, so no layer contains it.
 # hadolint ignore=DL3042
 RUN --mount=type=cache,target=/pip-cache \
     pip install --cache-dir /pip-cache --require-hashes --no-deps --only-binary=:all: -r requirements/build.txt
@@ -15,8 +15,8 @@ COPY streamworker streamworker
 RUN hatchling build --target wheel --directory /dist
 
 
-# Without pip in the environment nothing can be installed into the final image later.
-# --no-deps with hashes: exactly the lock file and nothing that a dependency asks for beside it; `pip check` proves it whole.
+# The environment has no pip, so that nothing can be installed into the final image.
+# --no-deps with hashes installs exactly the lock file; `pip check` verifies that it is complete.
 FROM ${PYTHON_IMAGE} AS environment
 WORKDIR /src
 RUN python -m venv --without-pip /opt/venv
@@ -29,7 +29,7 @@ RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
     && pip --python /opt/venv check
 
 
-# No HEALTHCHECK: Kubernetes ignores it, and the probes of the chart ask the worker itself.
+# There is no HEALTHCHECK: Kubernetes ignores it, and the chart's probes call the worker.
 FROM ${PYTHON_IMAGE}
 COPY --link --from=environment /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH \
@@ -44,11 +44,11 @@ LABEL org.opencontainers.image.title="streamworker" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 
-# A number, not a name: runAsNonRoot can judge only numbers.
+# A number and not a name, because runAsNonRoot can check only numbers.
 USER 65532:65532
 EXPOSE 9464
 STOPSIGNAL SIGTERM
 
-# The exec form makes the worker process 1, so the signal that starts the drain reaches it and not a shell.
+# With the exec form the worker is process 1, so that the signal that starts the drain reaches it and not a shell.
 ENTRYPOINT ["streamworker"]
 CMD ["run"]

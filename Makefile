@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine with Python 3.11 or newer: `make demo` and `make test`.
+# `make demo` and `make test` work on a machine with Python 3.11 or newer and nothing else.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -16,7 +16,7 @@ help: ## list the targets
 $(READY): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "streamworker needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..."; exit 1; }
-	@echo "making the environment in $(VENV) (once)"
+	@echo "creating the environment in $(VENV) (once)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
@@ -26,29 +26,29 @@ $(TOOLS): $(READY) requirements/tools.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/tools.txt
 	@touch $@
 
-demo: $(READY) ## run the whole thing on this machine: broker, upstream, worker, several jobs side by side
+demo: $(READY) ## broker, upstream, worker and several jobs side by side, on this machine
 	@exec $(BIN)/streamworker demo $(ARGS)
 
-# Tests wait more than they compute: two processes, each with brokers of its own and whole files at a time. Files keep
-# their order, in which the long ones come first. One process, for a debugger: make test ARGS="-n 0".
-test: $(READY) ## every test, on the embedded broker and on Apache Kafka (skipped with the reason where it cannot run)
+# Tests wait more than they compute, so two processes run whole files in order, the long ones first; each process has brokers of
+# its own. One process, for a debugger: make test ARGS="-n 0".
+test: $(READY) ## all tests, on the embedded broker and on Apache Kafka (skipped with the reason where it cannot run)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-chaos: $(READY) ## workers, brokers and upstreams that die at random, on Apache Kafka (ARGS="--seeds 20")
+chaos: $(READY) ## crash workers, brokers and upstreams at random, on Apache Kafka (ARGS="--seeds 20")
 	$(BIN)/python -m tests.chaos --apache --seeds 20 $(ARGS)
 
 $(PEERS): $(READY) requirements/bench.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt
 	@touch $@
 
-bench: $(PEERS) ## CPU per delta, latency and memory, beside peers and the limit (ARGS="--size quick")
+bench: $(PEERS) ## measure CPU per delta, latency and memory, beside other implementations (ARGS="--size quick")
 	$(BIN)/python -m benchmarks $(ARGS)
 
-soak: $(READY) ## memory over many jobs, and what exactly-once costs in time
+soak: $(READY) ## measure memory over many jobs, and the latency that exactly-once adds
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 	$(BIN)/python -m benchmarks.latency
 
-fuzz: $(TOOLS) ## whatever reads what others wrote, fuzzed (ARGS="--seconds 300 job")
+fuzz: $(TOOLS) ## fuzz the code that reads foreign input (ARGS="--seconds 300 job")
 	$(BIN)/python -m fuzz $(ARGS)
 
 lint: $(READY) ## style, types, import rules and banned phrases
@@ -58,18 +58,18 @@ lint: $(READY) ## style, types, import rules and banned phrases
 	$(BIN)/lint-imports
 	$(BIN)/python tools/banned_phrases.py
 
-format: $(READY) ## let ruff rewrite what it can
+format: $(READY) ## format the code and apply ruff's fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(READY) ## write the pages and the dashboard that follow from code
+docs: $(READY) ## write the pages and the dashboard that are generated from code
 	$(BIN)/python -m tests.reference
 	$(BIN)/python -m monitoring.dashboard
 
 chart-docs: ## write the chart's README from its values (needs Go)
 	go run github.com/norwoodj/helm-docs/cmd/helm-docs@v1.14.2 --chart-search-root helm --skip-version-footer --log-level warning
 
-lock: $(READY) ## pin every dependency again, with hashes
+lock: $(READY) ## update the pins of all dependencies, with hashes
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 		--all-extras --group dev --custom-compile-command "make lock" $(ARGS) pyproject.toml -o requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
@@ -81,7 +81,7 @@ lock: $(READY) ## pin every dependency again, with hashes
 	echo hatchling | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 		--constraint requirements/dev.txt --custom-compile-command "make lock" $(ARGS) - -o requirements/build.txt
 
-audit-deps: $(TOOLS) ## known vulnerabilities of every pinned dependency, and an SBOM of the runtime ones in dist/
+audit-deps: $(TOOLS) ## look up known vulnerabilities of all pins, and write an SBOM of the runtime ones to dist/
 	@mkdir -p dist
 	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON -o dist/sbom.cdx.json requirements/runtime.txt
 	$(BIN)/pip-audit --strict --disable-pip --require-hashes $(ARGS) -r requirements/runtime.txt -r requirements/dev.txt -r requirements/build.txt

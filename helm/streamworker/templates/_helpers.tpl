@@ -22,7 +22,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Selectors cannot change after the first install, so they hold only what never does. */}}
+{{/* Selectors cannot change after the first install, so they contain only labels that never change. */}}
 {{- define "streamworker.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "streamworker.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -46,9 +46,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
 {{/*
-A table of the configuration as TOML. Not toToml: Helm reads every number of a values file as a float, and toToml then
-writes 120 as 120.0. A JSON string, number, boolean or list of them is TOML as it stands, and JSON has no 120.0.
-Names need no quotes: the schema admits only those that TOML takes bare.
+A table of the configuration as TOML. It does not use toToml: Helm reads every number of a values file as a float, and toToml
+writes 120 as 120.0. A JSON string, number, boolean, or list of them is also valid TOML, and JSON writes 120.
+Names need no quotes: the schema accepts only bare keys of TOML.
 */}}
 {{- define "streamworker.toml" -}}
 {{- $path := .path -}}
@@ -70,7 +70,7 @@ Names need no quotes: the schema admits only those that TOML takes bare.
 {{- end -}}
 {{- end -}}
 
-{{/* What the schema cannot tell, or not in words: found out now, and not by a crash loop. */}}
+{{/* Checks that the schema cannot express, or not with a readable message. They fail the install instead of the pods. */}}
 {{- define "streamworker.checks" -}}
 {{- $config := .Values.config -}}
 {{- $provided := list -}}
@@ -85,7 +85,7 @@ Names need no quotes: the schema admits only those that TOML takes bare.
 {{- end -}}
 {{- end -}}
 {{- if $config.worker.group_instance_id -}}
-{{- fail "config.worker.group_instance_id would be the same in every pod, and they would put one another out of the group: set staticMembership.enabled instead" -}}
+{{- fail "config.worker.group_instance_id would be the same in every pod, and the pods would fence one another: set staticMembership.enabled instead" -}}
 {{- end -}}
 {{- if hasPrefix "SASL" (default "" $config.kafka.security_protocol) -}}
 {{- if not (or (has "STREAMWORKER_KAFKA__SASL_PASSWORD" $provided) (hasKey $config.kafka "sasl_password_file") (eq "OAUTHBEARER" (default "" $config.kafka.sasl_mechanism))) -}}
@@ -95,7 +95,7 @@ Names need no quotes: the schema admits only those that TOML takes bare.
 {{- with .Values.autoscaling -}}
 {{- if .enabled -}}
 {{- if not .partitions -}}
-{{- fail "autoscaling.enabled: say in autoscaling.partitions how many partitions the job topics have; more workers would stand idle" -}}
+{{- fail "autoscaling.enabled: set autoscaling.partitions to the number of partitions of the job topics; more workers would be idle" -}}
 {{- end -}}
 {{- if lt (int .partitions) (int .minReplicas) -}}
 {{- fail (printf "autoscaling.minReplicas is %d, but the job topics have only %d partitions (autoscaling.partitions)" (int .minReplicas) (int .partitions)) -}}
@@ -108,13 +108,13 @@ Names need no quotes: the schema admits only those that TOML takes bare.
 {{- .Values.staticMembership.enabled | ternary "StatefulSet" "Deployment" -}}
 {{- end -}}
 
-{{/* What stands beside the worker is named after it, and its labels say that it is no worker: {root, component}. */}}
+{{/* Labels of objects that are not the worker, with a component of their own: {root, component}. */}}
 {{- define "streamworker.labelsOf" -}}
 {{- $own := dict "app.kubernetes.io/component" .component -}}
 {{- merge $own (include "streamworker.labels" .root | fromYaml) | toYaml -}}
 {{- end -}}
 
-{{/* The label `job` of what Prometheus scrapes here; a PodMonitor's targets are called after it unless told otherwise. */}}
+{{/* The label `job` of the workers' metrics; by default that of a PodMonitor's targets, `namespace/name`. */}}
 {{- define "streamworker.job" -}}
 {{- default (printf "%s/%s" .Release.Namespace (include "streamworker.fullname" .)) .Values.prometheusRule.job -}}
 {{- end -}}

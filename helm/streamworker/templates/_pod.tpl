@@ -1,14 +1,14 @@
 {{/* The worker's pod, the same in a Deployment and in a StatefulSet. */}}
 {{- define "streamworker.pod" -}}
 metadata:
-  # Not the chart's version: a chart that changes nothing in the pods must not drain them.
+  # Without the chart's version: an upgrade that changes nothing in the pods must not drain them.
   labels:
     {{- merge (include "streamworker.selectorLabels" . | fromYaml) .Values.podLabels | toYaml | nindent 4 }}
   annotations:
     {{- with .Values.podAnnotations }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
-    # The worker reads its configuration once, at its start.
+    # The worker reads its configuration only at its start.
     checksum/config: {{ include "streamworker.config" . | sha256sum }}
 spec:
   serviceAccountName: {{ include "streamworker.serviceAccountName" . }}
@@ -49,11 +49,11 @@ spec:
   {{- end }}
 {{- end -}}
 
-{{/* What every pod of the chart has, the one-shot ones too. */}}
+{{/* The part that every pod of the chart has, including those of the Job and of `helm test`. */}}
 {{- define "streamworker.podBasics" -}}
 automountServiceAccountToken: false
-# Services would put their addresses into the environment, and those whose names begin with streamworker would put them
-# where the worker looks for its settings.
+# Service links would set environment variables, and those of a Service whose name begins with streamworker look like
+# settings of the worker.
 enableServiceLinks: false
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:
@@ -107,7 +107,7 @@ volumeMounts:
   valueFrom:
     fieldRef:
       fieldPath: metadata.name
-# With the namespace: releases of two namespaces may share a group.
+# It includes the namespace, because releases of two namespaces may share a group.
 - name: STREAMWORKER_WORKER__GROUP_INSTANCE_ID
   value: {{ .Release.Namespace }}.$(STREAMWORKER_POD_NAME)
 {{- end }}
@@ -119,7 +119,7 @@ volumes:
   - name: config
     configMap:
       name: {{ .config }}
-  # The root file system is read-only; Python, and whoever debugs the pod, expect one place to write to.
+  # The root file system is read-only; Python and debugging tools expect one writable directory.
   - name: tmp
     emptyDir:
       sizeLimit: 64Mi
