@@ -1,4 +1,4 @@
-"""A collector of traces: OTLP over HTTP as the specification has it, in a thread of its own."""
+"""A collector of traces that speaks OTLP over HTTP, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Collector", "value_of"]
 
 
 class Collector:
-    """Use it as a context manager. `port` 0 takes a free one; a closed `answering` holds every answer back."""
+    """Collect spans; use it as a context manager. `port` 0 chooses a free one; clear `answering` to delay all answers."""
 
     def __init__(self, port: int = 0) -> None:
         self.spans: list[Span] = []
@@ -74,10 +74,10 @@ class Collector:
 
 
 def value_of(message: Span | Resource, name: str) -> str | int | None:
-    """Return a string or number among a message's attributes."""
+    """Return the string or number attribute of a message, or None."""
     for attribute in message.attributes:
         if attribute.key == name:
             value = attribute.value
-            told: str | int = value.int_value if value.HasField("int_value") else value.string_value
-            return told
+            found: str | int = value.int_value if value.HasField("int_value") else value.string_value
+            return found
     return None

@@ -1,4 +1,4 @@
-"""The far ends for every test that asks: `practice`, `embedded_broker`, `apache_kafka`, `broker` (both in turn)."""
+"""Fixtures for upstream and brokers: `practice`, `embedded_broker`, `apache_kafka`, `broker` (each broker in turn)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_logger_is_cached() -> Iterator[None]:
-    """One that was cached in a test that configures logging would pass by `capture_logs` in all that come after."""
+    """Keep structlog from caching loggers: `capture_logs` would not see a logger that an earlier test has cached."""
     configure = structlog.configure
 
     def configure_without_cache(**options: Any) -> None:
@@ -35,8 +35,8 @@ def _no_logger_is_cached() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _logging_as_it_was() -> Iterator[None]:
-    """Logging is the process's; leave it as it was found."""
+def _restored_logging() -> Iterator[None]:
+    """Restore the process's logging configuration after each test."""
     loggers = [logging.getLogger(), *map(logging.getLogger, FLOORS)]
     levels = [logger.level for logger in loggers]
     yield
@@ -54,7 +54,7 @@ _apache: list[ApacheKafka] = []
 
 
 class Broker(Protocol):
-    """What tests know of a broker."""
+    """A broker as tests see it."""
 
     @property
     def bootstrap(self) -> str: ...
@@ -67,16 +67,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Fetch Kafka before the first test: a test's time limit is not made for a download."""
+    """Fetch Kafka before the first test, because the download may exceed the time limit of a test."""
     wanted = any(item.get_closest_marker("kafka") for item in session.items)
     if wanted and not EXTERNAL and not session.config.option.collectonly:
-        with contextlib.suppress(pytest.skip.Exception, pytest.fail.Exception):  # each test says so itself
+        with contextlib.suppress(pytest.skip.Exception, pytest.fail.Exception):  # each test reports it
             fetched()
 
 
 @pytest.fixture(scope="session")
 def apache_kafka() -> Iterator[ApacheKafka]:
-    """Apache Kafka, one for the session; a test may kill, restart and pause it."""
+    """Apache Kafka, one per session; a test may kill, restart and pause it."""
     kafka = ApacheKafka()
     try:
         kafka.start()
@@ -89,7 +89,7 @@ def apache_kafka() -> Iterator[ApacheKafka]:
 
 @pytest.fixture(scope="session")
 def embedded_broker() -> Iterator[EmbeddedBroker]:
-    """The demo's broker, one for the session."""
+    """The demo's broker, one per session."""
     try:
         find_binary()
     except RuntimeError as error:
@@ -107,7 +107,7 @@ def broker(request: pytest.FixtureRequest) -> Broker:
 
 @pytest.fixture(autouse=True)
 def _healed_kafka() -> Iterator[None]:
-    """The session's Kafka is up for the next test, whatever this one did."""
+    """Restart or resume the session's Kafka after a test that stopped it."""
     yield
     for kafka in _apache:
         kafka.heal()
@@ -115,13 +115,13 @@ def _healed_kafka() -> Iterator[None]:
 
 @pytest.fixture
 def topics(request: pytest.FixtureRequest) -> Callable[[str], str]:
-    """Names of topics, groups and transactional ids that no other test has: `topics("jobs")`."""
+    """Make unique names of topics, groups and transactional ids: `topics("jobs")`."""
     test = re.sub(r"[^A-Za-z0-9]+", "-", request.node.name)[:80]
     return lambda name: f"{test}.{name}.{secrets.token_hex(4)}"
 
 
 @pytest.fixture
 async def practice() -> AsyncIterator[PracticeUpstream]:
-    """A practice upstream in the test's own event loop."""
+    """A practice upstream in the event loop of the test."""
     async with PracticeUpstream() as upstream:
         yield upstream

@@ -1,4 +1,4 @@
-"""Every query of the dashboard and of the alert rules, and what it asks for: metrics, label values, labels."""
+"""Parse every query of the dashboard and of the alert rules into metrics, label matchers and labels."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _VARIABLES = {"$__rate_interval": "5m", "$namespace": ".*", "$job": ".*"}
 
 
 class Selector(NamedTuple):
-    """One metric as it is asked for; `labels` to the pattern that their values have to match."""
+    """One metric selector; `labels` maps label names to the patterns of their values."""
 
     metric: str
     labels: dict[str, str]
 
 
 class Question(NamedTuple):
-    """One query: where it stands, what it selects, and the labels that it groups or matches by, or shows."""
+    """One query: its location, its selectors, and the labels that it groups by, matches by or shows."""
 
     where: str
     selectors: list[Selector]
@@ -37,13 +37,13 @@ class Question(NamedTuple):
 
 
 def rules() -> list[dict[str, Any]]:
-    """The alert rules, of all groups."""
+    """Return the alert rules of all groups."""
     groups = yaml.safe_load(ALERTS.read_text())["groups"]
     return [rule for group in groups for rule in group["rules"]]
 
 
 def questions() -> list[Question]:
-    """All of them."""
+    """Return every query of rules, panels and variables."""
     dashboard = json.loads(DASHBOARD.read_text())
     found = [
         _read(f"alert {rule['alert']}", rule["expr"], _shown(r"\$labels\.(\w+)", rule["annotations"]))
@@ -88,7 +88,7 @@ def _selector(node: Any) -> Selector:
     exact = (
         promql_parser.MatchOp.Equal,
         promql_parser.MatchOp.NotEqual,
-    )  # what is left out is to be there, too
+    )  # an excluded value must exist too
     return Selector(
         node.name,
         {

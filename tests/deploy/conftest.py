@@ -14,13 +14,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Get the tools before the first test: a test's time limit is not made for a download or a build."""
+    """Get the tools before the first test, because a download or a build may exceed the time limit of a test."""
     wanted = any(item.path.parent == Path(__file__).parent for item in session.items)
     if wanted and not session.config.option.collectonly:
         for tool in (promtool, compose_loader):
-            with contextlib.suppress(
-                pytest.skip.Exception, pytest.fail.Exception
-            ):  # each test says so itself
+            with contextlib.suppress(pytest.skip.Exception, pytest.fail.Exception):  # each test reports it
                 tool()
 
 
@@ -30,10 +28,10 @@ def root() -> Path:
 
 
 def module(name: str) -> ModuleType:
-    """A module that brings a native tool. Where it cannot be loaded the test is skipped, unless everything is required."""
+    """Import a module with a native tool. If that fails, skip the test, or fail it with STREAMWORKER_TEST_REQUIRE=all."""
     try:
         return importlib.import_module(name)
-    except Exception as broken:  # noqa: BLE001  each has its own error for a library that is not made for this machine
+    except Exception as broken:  # noqa: BLE001  each module has its own error for a library of another architecture
         reason = f"{name} cannot be loaded: {broken}"
         if os.environ.get("STREAMWORKER_TEST_REQUIRE") == "all":
             pytest.fail(reason)
@@ -42,7 +40,7 @@ def module(name: str) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def helm() -> ModuleType:
-    """Helm itself, as a library."""
+    """Helm as a library."""
     return module("helm_python")
 
 

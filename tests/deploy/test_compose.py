@@ -1,4 +1,4 @@
-"""docker-compose.yml: that its services can start, find one another and stop without losing work."""
+"""Test docker-compose.yml: its services can start, reach one another and stop without losing work."""
 
 import json
 import re
@@ -30,13 +30,13 @@ def broker(services: dict[str, Service]) -> dict[str, Any]:
 
 
 def addresses(listeners: str) -> dict[str, tuple[str, int]]:
-    """`NAME://host:port,…` as name to (host, port)."""
+    """Parse `NAME://host:port,…` into name → (host, port)."""
     parsed = re.findall(r"(\w+)://([\w.]*):(\d+)", listeners)
     return {name: (host, int(port)) for name, host, port in parsed}
 
 
 def published(service: Service) -> dict[int, tuple[str, int]]:
-    """Port in the container to (host address, host port)."""
+    """Return the published ports: port in the container → (host address, host port)."""
     ports = [re.fullmatch(r"([\d.]+):(\d+):(\d+)", port) for port in service.get("ports", [])]
     assert all(ports)
     return {int(port[3]): (port[1], int(port[2])) for port in ports if port}
@@ -49,21 +49,23 @@ def seconds(duration: str) -> int:
 
 
 def test_images_are_pinned(services: dict[str, Service]) -> None:
+    """Every image has a tag other than `latest`."""
     assert services["kafka"]["image"] == "apache/kafka:4.1.1"
     for name, service in services.items():
         tag = service["image"].rpartition(":")[2]
         assert tag not in {"", "latest", service["image"]}, name
 
 
-def test_everything_of_ours_is_one_image_built_here(services: dict[str, Service]) -> None:
-    ours = {name: service["image"] for name, service in services.items() if service.get("build") == "."}
+def test_streamworker_services_share_one_image_built_here(services: dict[str, Service]) -> None:
+    """The services that run streamworker use the image of this repository."""
+    built = {name: service["image"] for name, service in services.items() if service.get("build") == "."}
 
-    assert set(ours) == {"topics", "practice-upstream", "worker"}
-    assert set(ours.values()) == {"streamworker:dev"}
+    assert set(built) == {"topics", "practice-upstream", "worker"}
+    assert set(built.values()) == {"streamworker:dev"}
 
 
-def test_compose_reads_the_file_as_it_is_meant(root: Path, services: dict[str, Service]) -> None:
-    """By the library that the compose program is made of, every profile on: what it makes of it is what is written."""
+def test_compose_loads_the_file_as_it_is_written(root: Path, services: dict[str, Service]) -> None:
+    """The library of the compose program, with every profile enabled, loads what the file says."""
     read = subprocess.run(
         [compose_loader(), str(root / "docker-compose.yml")], capture_output=True, text=True, check=False
     )
@@ -84,7 +86,7 @@ def test_compose_reads_the_file_as_it_is_meant(root: Path, services: dict[str, S
 
 
 @pytest.mark.parametrize(
-    ("slip", "told"),
+    ("slip", "named"),
     [
         (("stop_grace_period", "stop_grace_perid"), "stop_grace_perid"),
         (
@@ -97,8 +99,8 @@ def test_compose_reads_the_file_as_it_is_meant(root: Path, services: dict[str, S
         (("- prometheus:/prometheus", "- promtheus:/prometheus"), "promtheus"),
     ],
 )
-def test_compose_refuses_a_slip(root: Path, tmp_path: Path, slip: tuple[str, str], told: str) -> None:
-    """Else the test above would say nothing."""
+def test_compose_refuses_a_slip(root: Path, tmp_path: Path, slip: tuple[str, str], named: str) -> None:
+    """The loader names a misspelt member, service and volume."""
     text = (root / "docker-compose.yml").read_text()
     assert slip[0] in text
     (tmp_path / "docker-compose.yml").write_text(text.replace(*slip))
@@ -107,13 +109,11 @@ def test_compose_refuses_a_slip(root: Path, tmp_path: Path, slip: tuple[str, str
     )
 
     assert read.returncode == 1
-    assert told in read.stderr
+    assert named in read.stderr
 
 
-def test_files_that_are_mounted_exist_and_are_the_charts_own(
-    root: Path, services: dict[str, Service]
-) -> None:
-    """A bind mount of a file that is not there makes a directory of its name."""
+def test_mounted_files_exist_and_are_those_of_the_chart(root: Path, services: dict[str, Service]) -> None:
+    """A bind mount of a missing file would create a directory of its name."""
     mounts = {
         Path(source): target
         for service in services.values()
@@ -128,8 +128,8 @@ def test_files_that_are_mounted_exist_and_are_the_charts_own(
     assert [provider["options"]["path"] for provider in providers] == ["/var/lib/grafana/dashboards"]
 
 
-def test_monitoring_finds_what_it_looks_for(root: Path, services: dict[str, Service]) -> None:
-    """Prometheus the workers, Grafana Prometheus."""
+def test_monitoring_services_reach_their_targets(root: Path, services: dict[str, Service]) -> None:
+    """Prometheus scrapes the workers, and Grafana queries Prometheus."""
     scrape = yaml.safe_load((root / "monitoring/prometheus.yaml").read_text())["scrape_configs"][0]
     source = yaml.safe_load((root / "monitoring/grafana/datasource.yaml").read_text())["datasources"][0]
     (found,) = scrape["dns_sd_configs"]
@@ -141,7 +141,8 @@ def test_monitoring_finds_what_it_looks_for(root: Path, services: dict[str, Serv
     assert set(services["prometheus"]["depends_on"]) == {"worker"}
 
 
-def test_profiles_add_and_take_nothing_away(services: dict[str, Service]) -> None:
+def test_profiles_only_add_services_and_share_no_port(services: dict[str, Service]) -> None:
+    """The services without a profile always run, and no two services publish the same port."""
     profiles = {name: service["profiles"] for name, service in services.items() if "profiles" in service}
 
     assert profiles == {"prometheus": ["monitoring"], "grafana": ["monitoring"], "kafka-ui": ["ui"]}
@@ -149,7 +150,8 @@ def test_profiles_add_and_take_nothing_away(services: dict[str, Service]) -> Non
     assert len({port for _, port in ports}) == len(ports)
 
 
-def test_services_start_in_an_order_that_works(services: dict[str, Service]) -> None:
+def test_services_start_after_their_dependencies(services: dict[str, Service]) -> None:
+    """Topics wait for a healthy broker, and the worker for its topics."""
     waits = {
         name: {other: wait["condition"] for other, wait in service.get("depends_on", {}).items()}
         for name, service in services.items()
@@ -166,7 +168,8 @@ def test_services_start_in_an_order_that_works(services: dict[str, Service]) -> 
     assert services["topics"].get("restart", "no") == "no", "a one-shot service that restarts never completes"
 
 
-def test_commands_are_those_of_the_command_line(services: dict[str, Service]) -> None:
+def test_services_run_their_commands(services: dict[str, Service]) -> None:
+    """The three services run three commands of streamworker."""
     commands = {name: service["command"] for name, service in services.items() if service.get("build") == "."}
 
     assert commands == {
@@ -177,12 +180,14 @@ def test_commands_are_those_of_the_command_line(services: dict[str, Service]) ->
 
 
 def test_worker_has_time_to_drain(services: dict[str, Service]) -> None:
+    """The grace period is longer than the drain timeout."""
     drain = load(None, services["worker"]["environment"]).worker.drain_timeout_s
 
     assert seconds(services["worker"]["stop_grace_period"]) >= drain + 10
 
 
-def test_listeners_are_advertised_where_their_clients_are(broker: dict[str, Any]) -> None:
+def test_listeners_are_advertised_to_their_clients(broker: dict[str, Any]) -> None:
+    """Every listener but the controller's is advertised with its port."""
     listening = addresses(broker["KAFKA_LISTENERS"])
     advertised = addresses(broker["KAFKA_ADVERTISED_LISTENERS"])
     security = dict(pair.split(":") for pair in broker["KAFKA_LISTENER_SECURITY_PROTOCOL_MAP"].split(","))
@@ -204,6 +209,7 @@ def test_listeners_are_advertised_where_their_clients_are(broker: dict[str, Any]
 def test_kafka_is_reached_from_the_host_and_from_containers(
     services: dict[str, Service], broker: dict[str, Any]
 ) -> None:
+    """Clients on the host and in containers use the address that their listener advertises."""
     advertised = addresses(broker["KAFKA_ADVERTISED_LISTENERS"])
 
     assert advertised["HOST"] == ("localhost", 9092)
@@ -215,7 +221,8 @@ def test_kafka_is_reached_from_the_host_and_from_containers(
         assert host in services
 
 
-def test_one_broker_is_enough_for_the_internal_topics(broker: dict[str, Any]) -> None:
+def test_internal_topics_need_one_broker(broker: dict[str, Any]) -> None:
+    """Every replication factor and minimum of in-sync replicas is 1."""
     copies = {
         name: value for name, value in broker.items() if name.endswith(("_REPLICATION_FACTOR", "_MIN_ISR"))
     }
@@ -233,8 +240,8 @@ def test_one_broker_is_enough_for_the_internal_topics(broker: dict[str, Any]) ->
     assert broker["KAFKA_AUTO_CREATE_TOPICS_ENABLE"] == "false"
 
 
-def test_worker_takes_its_environment(services: dict[str, Service]) -> None:
-    """A misspelt variable is a fault to the worker, so this would raise."""
+def test_worker_accepts_its_environment(services: dict[str, Service]) -> None:
+    """The worker refuses a misspelt variable, which would fail this test."""
     worker = load(None, services["worker"]["environment"])
     topics = load(None, services["topics"]["environment"])
 
@@ -242,24 +249,26 @@ def test_worker_takes_its_environment(services: dict[str, Service]) -> None:
     assert worker.topics == topics.topics
 
 
-def test_worker_calls_the_practice_upstream_with_no_real_key(services: dict[str, Service]) -> None:
+def test_worker_calls_the_practice_upstream_without_a_real_key(services: dict[str, Service]) -> None:
+    """The key is a constant and does not come from the shell."""
     environment = services["worker"]["environment"]
     port = services["practice-upstream"]["command"][-1]
 
     assert environment["STREAMWORKER_UPSTREAMS__DEFAULT__BASE_URL"] == f"http://practice-upstream:{port}/v1"
     key = environment["STREAMWORKER_UPSTREAMS__DEFAULT__API_KEY_ENV"]
     assert environment[key]
-    assert "$" not in environment[key], "taken from the shell"
+    assert "$" not in environment[key], "the value comes from the shell"
 
 
-def test_worker_shows_its_metrics_to_this_machine_only(services: dict[str, Service]) -> None:
+def test_worker_publishes_its_metrics_to_this_machine_only(services: dict[str, Service]) -> None:
+    """The port of probes and metrics is bound to the loopback address."""
     port = load(None, services["worker"]["environment"]).telemetry.http_port
 
     assert published(services["worker"]) == {port: ("127.0.0.1", port)}
 
 
 def test_files_are_well_formed(root: Path) -> None:
-    """yamllint sees what a YAML parser forgives: a key twice, an indent that slipped."""
+    """yamllint finds faults that a YAML parser accepts: duplicate keys, wrong indentation."""
     rules = "{extends: default, rules: {line-length: {max: 170}, document-start: disable, braces: disable}}"
     files = ["docker-compose.yml", "monitoring", "tests/deploy/alerts_test.yaml"]
     files += [f"helm/streamworker/{name}" for name in ("values.yaml", "Chart.yaml", "files", "ci")]

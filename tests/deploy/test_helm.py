@@ -1,4 +1,4 @@
-"""The chart, rendered by Helm and held to the schemas of Kubernetes."""
+"""Test the chart: rendered by Helm, checked against the schemas of Kubernetes and of the operators."""
 
 import copy
 import json
@@ -35,12 +35,12 @@ VALUE_SETS = {
 EVERYTHING, BARE = VALUE_SETS["everything"], VALUE_SETS["bare"]
 
 CUSTOM = {"PodMonitor", "PrometheusRule", "ScaledObject"}
-"""Kinds that an operator brings; their schemas lie in `schemas`."""
+"""Kinds that an operator defines; their schemas are in `schemas`."""
 
 
 @pytest.fixture
 def render(helm: ModuleType, root: Path) -> Callable[..., Manifests]:
-    """Helm's own reading of YAML values, its own rendering; manifests by kind, those beside the worker as `Kind component`."""
+    """Render the chart by Helm's library. Manifests are keyed by kind; those of other components by `Kind component`."""
 
     def rendered(values: str = "{}", release: str = "release") -> Manifests:
         with helm.Chart.load(root / CHART) as chart:
@@ -61,7 +61,7 @@ def _name(manifest: dict[str, Any]) -> str:
 
 
 def workload(manifests: Manifests) -> dict[str, Any]:
-    """What makes the workers."""
+    """Return the Deployment or StatefulSet of the workers."""
     (only,) = [manifests[kind] for kind in ("Deployment", "StatefulSet") if kind in manifests]
     return only
 
@@ -88,7 +88,7 @@ def checksum(manifests: Manifests) -> str:
 
 
 def types(value: Any) -> Any:
-    """Equality calls 120 and 120.0 the same; a configuration does not."""
+    """Return a value with types in place of scalars: 120 equals 120.0, but their types differ."""
     if isinstance(value, dict):
         return {name: types(member) for name, member in value.items()}
     return type(value)
@@ -96,6 +96,7 @@ def types(value: Any) -> Any:
 
 @pytest.mark.parametrize("values", VALUE_SETS.values(), ids=VALUE_SETS.keys())
 def test_chart_lints_clean(helm: ModuleType, root: Path, values: str) -> None:
+    """Helm's linter reports no error and no warning."""
     report = helm.lint(root / CHART, helm.values_from_yaml(values), strict=True)
 
     assert report["errors"] == []
@@ -107,7 +108,7 @@ def test_chart_lints_clean(helm: ModuleType, root: Path, values: str) -> None:
 def test_manifests_fit_the_schemas_of_kubernetes(
     kubernetes: ModuleType, render: Callable[..., Manifests], values: str, version: str
 ) -> None:
-    """Strictly: a member that the API does not know fails. The versions are the chart's oldest and the newest one known."""
+    """A member that the API does not know fails. The versions are the chart's oldest and the newest known one."""
     for manifest in render(values).values():
         if manifest["kind"] not in CUSTOM:
             kubernetes.validate(manifest, version, strict=True)
@@ -115,14 +116,14 @@ def test_manifests_fit_the_schemas_of_kubernetes(
 
 @pytest.mark.parametrize("values", VALUE_SETS.values(), ids=VALUE_SETS.keys())
 def test_manifests_fit_the_schemas_of_their_operators(render: Callable[..., Manifests], values: str) -> None:
-    """KEDA's and the Prometheus operator's, strictly as well: an API server drops what it does not know in silence."""
+    """The schemas of KEDA and the Prometheus operator are strict too: an API server silently drops unknown members."""
     for manifest in render(values).values():
         if manifest["kind"] in CUSTOM:
             jsonschema.validate(manifest, schema(manifest["kind"]))
 
 
-def test_schemas_of_operators_refuse_a_member_that_they_do_not_know(render: Callable[..., Manifests]) -> None:
-    """Else the test above would say nothing."""
+def test_schemas_of_operators_refuse_an_unknown_member(render: Callable[..., Manifests]) -> None:
+    """A misspelt member makes the test before this one fail."""
     for kind in CUSTOM:
         manifest = render(EVERYTHING)[kind]
         manifest["spec"]["misspelt"] = True
@@ -130,7 +131,8 @@ def test_schemas_of_operators_refuse_a_member_that_they_do_not_know(render: Call
             jsonschema.validate(manifest, schema(kind))
 
 
-def test_chart_renders_only_what_is_switched_on(render: Callable[..., Manifests]) -> None:
+def test_chart_renders_only_the_enabled_objects(render: Callable[..., Manifests]) -> None:
+    """Optional objects are rendered only if their value enables them."""
     always, usual = {"ConfigMap", "Pod check"}, {"PodDisruptionBudget", "ServiceAccount"}
     extra = {"NetworkPolicy", "ConfigMap topics", "Job topics", "ConfigMap dashboard", *CUSTOM}
 
@@ -140,9 +142,8 @@ def test_chart_renders_only_what_is_switched_on(render: Callable[..., Manifests]
     assert set(render(VALUE_SETS["static"])) == {"StatefulSet", "Service", *always, *usual}
 
 
-def test_chart_has_a_set_of_values_for_each_thing_that_can_be_switched_on(
-    render: Callable[..., Manifests],
-) -> None:
+def test_value_sets_enable_every_optional_object(render: Callable[..., Manifests]) -> None:
+    """Each optional object is rendered by at least one example in ci/."""
     kinds = {kind for values in VALUE_SETS.values() for kind in render(values)}
 
     assert len(VALUE_SETS) >= 6
@@ -152,6 +153,7 @@ def test_chart_has_a_set_of_values_for_each_thing_that_can_be_switched_on(
 def test_chart_deploys_this_version_of_the_worker(
     helm: ModuleType, root: Path, render: Callable[..., Manifests]
 ) -> None:
+    """The image tag is the version of the package, unless a tag or digest is set."""
     with helm.Chart.load(root / CHART) as chart:
         assert chart.metadata["appVersion"] == __version__
 
@@ -166,6 +168,7 @@ def test_chart_deploys_this_version_of_the_worker(
 def test_grace_period_is_the_drain_and_a_margin(
     render: Callable[..., Manifests], drain: int, margin: int, grace: int
 ) -> None:
+    """The grace period is the sum of drain timeout and margin; a rollout may last longer than that."""
     manifests = render(
         f"{{config: {{worker: {{drain_timeout_s: {drain}}}}}, terminationMarginSeconds: {margin}}}"
     )
@@ -179,7 +182,7 @@ def test_grace_period_is_the_drain_and_a_margin(
 def test_config_reaches_the_worker_as_toml(
     helm: ModuleType, root: Path, render: Callable[..., Manifests], values: str
 ) -> None:
-    """Every value arrives as itself, whole numbers as whole numbers, whatever characters a string has."""
+    """Every value keeps its type and content, whole numbers and special characters included."""
     expected = copy.deepcopy(yaml.safe_load((root / CHART / "values.yaml").read_text())["config"])
     for section, settings in yaml.safe_load(values).get("config", {}).items():
         expected.setdefault(section, {})
@@ -198,10 +201,8 @@ def test_config_reaches_the_worker_as_toml(
     assert types(actual) == types(expected)
 
 
-def test_worker_takes_the_config_and_finds_its_own_defaults(
-    tmp_path: Path, render: Callable[..., Manifests]
-) -> None:
-    """The chart decides only where Kafka and the upstream are; the rest it repeats, so that values.yaml can explain it."""
+def test_chart_defaults_equal_the_worker_defaults(tmp_path: Path, render: Callable[..., Manifests]) -> None:
+    """The chart sets only the addresses of Kafka and the upstream; it repeats the other defaults to document them."""
     file = tmp_path / "config.toml"
     file.write_text(render()["ConfigMap"]["data"]["config.toml"])
     settings, default = load(file, {"OPENAI_API_KEY": "key"}), Settings()
@@ -223,10 +224,10 @@ def test_worker_takes_the_config_and_finds_its_own_defaults(
 
 
 @pytest.mark.parametrize("values", VALUE_SETS.values(), ids=VALUE_SETS.keys())
-def test_worker_finds_no_fault_with_what_its_pod_is_given(
+def test_worker_accepts_the_config_and_environment_of_its_pod(
     tmp_path: Path, render: Callable[..., Manifests], values: str
 ) -> None:
-    """File and variables together, but for files that only a cluster mounts."""
+    """File and variables are valid together, except files that exist only in a cluster."""
     manifests = render(values)
     file = tmp_path / "config.toml"
     file.write_text(manifests["ConfigMap"]["data"]["config.toml"])
@@ -243,7 +244,8 @@ def test_worker_finds_no_fault_with_what_its_pod_is_given(
             assert found[1] in mounted
 
 
-def test_worker_is_given_the_file_that_the_config_map_holds(render: Callable[..., Manifests]) -> None:
+def test_worker_reads_the_file_of_the_config_map(render: Callable[..., Manifests]) -> None:
+    """The argument of `--config` is the mounted file of the ConfigMap."""
     manifests = render()
     flag, path = container(manifests)["args"][1:]
     (mount,) = [mount for mount in container(manifests)["volumeMounts"] if mount["name"] == "config"]
@@ -256,7 +258,8 @@ def test_worker_is_given_the_file_that_the_config_map_holds(render: Callable[...
     assert volume["configMap"]["name"] == manifests["ConfigMap"]["metadata"]["name"]
 
 
-def test_checksum_follows_the_config_and_nothing_else(render: Callable[..., Manifests]) -> None:
+def test_checksum_changes_with_the_config_only(render: Callable[..., Manifests]) -> None:
+    """A change of `config` replaces the pods; another change does not."""
     default = checksum(render())
 
     assert re.fullmatch("[0-9a-f]{64}", default)
@@ -266,7 +269,8 @@ def test_checksum_follows_the_config_and_nothing_else(render: Callable[..., Mani
 
 
 @pytest.mark.parametrize("port", [9464, 8080, 65535])
-def test_probes_ask_the_configured_port(render: Callable[..., Manifests], port: int) -> None:
+def test_probes_call_the_configured_port(render: Callable[..., Manifests], port: int) -> None:
+    """Probes, container port and configuration agree."""
     manifests = render(f"config: {{telemetry: {{http_port: {port}}}}}")
     worker = container(manifests)
     asked = {
@@ -283,7 +287,8 @@ def test_probes_ask_the_configured_port(render: Callable[..., Manifests], port: 
     }
 
 
-def test_rollout_never_has_a_pod_too_many(render: Callable[..., Manifests]) -> None:
+def test_rollout_has_no_surge(render: Callable[..., Manifests]) -> None:
+    """A rollout replaces one pod after another."""
     assert render()["Deployment"]["spec"]["strategy"] == {
         "type": "RollingUpdate",
         "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1},
@@ -291,7 +296,10 @@ def test_rollout_never_has_a_pod_too_many(render: Callable[..., Manifests]) -> N
 
 
 @pytest.mark.parametrize("values", VALUE_SETS.values(), ids=VALUE_SETS.keys())
-def test_selectors_hold_three_labels_and_meet_the_pods(render: Callable[..., Manifests], values: str) -> None:
+def test_selectors_have_three_labels_and_match_the_pods(
+    render: Callable[..., Manifests], values: str
+) -> None:
+    """All selectors are equal and match the workers, but not the pods of the Job and of `helm test`."""
     manifests = render(values)
     selector = workload(manifests)["spec"]["selector"]["matchLabels"]
 
@@ -309,18 +317,20 @@ def test_selectors_hold_three_labels_and_meet_the_pods(render: Callable[..., Man
             assert one_shot["metadata"]["labels"]["app.kubernetes.io/component"] != "worker"
 
 
-def test_spread_counts_the_pods_of_the_release_unless_told_otherwise(
+def test_spread_constraint_without_selector_gets_that_of_the_release(
     render: Callable[..., Manifests],
 ) -> None:
+    """A constraint with a selector of its own keeps it."""
     (default,) = pod(render())["topologySpreadConstraints"]
-    (told,) = pod(render(EVERYTHING))["topologySpreadConstraints"]
+    (explicit,) = pod(render(EVERYTHING))["topologySpreadConstraints"]
 
     assert default["labelSelector"] == render()["Deployment"]["spec"]["selector"]
-    assert told["labelSelector"] == {"matchLabels": {"a": "b"}}
+    assert explicit["labelSelector"] == {"matchLabels": {"a": "b"}}
 
 
 @pytest.mark.parametrize("values", VALUE_SETS.values(), ids=VALUE_SETS.keys())
-def test_pods_have_no_rights(render: Callable[..., Manifests], values: str) -> None:
+def test_pods_have_no_privileges(render: Callable[..., Manifests], values: str) -> None:
+    """No pod has a token, service links, root, capabilities or a writable root file system."""
     manifests = render(values)
 
     for of in {"", "Pod check", "Job topics"} & {"", *manifests}:
@@ -340,16 +350,18 @@ def test_pods_have_no_rights(render: Callable[..., Manifests], values: str) -> N
         assert pod(manifests)["serviceAccountName"] == "default"
 
 
-def test_services_of_the_namespace_stay_out_of_the_environment(render: Callable[..., Manifests]) -> None:
-    """One whose name begins with streamworker would otherwise set variables that look like settings."""
+def test_service_links_are_disabled(render: Callable[..., Manifests]) -> None:
+    """A Service whose name begins with streamworker would otherwise set variables that look like settings."""
     assert pod(render())["enableServiceLinks"] is False
 
 
 def test_memory_is_limited_and_cpu_is_not(render: Callable[..., Manifests]) -> None:
+    """The only limit is that of memory."""
     assert set(container(render())["resources"]["limits"]) == {"memory"}
 
 
 def test_secrets_are_references(render: Callable[..., Manifests]) -> None:
+    """The manifests contain names of Secrets and no values."""
     manifests = render(EVERYTHING)
     password, *others = container(manifests)["env"]
 
@@ -365,6 +377,7 @@ def test_secrets_are_references(render: Callable[..., Manifests]) -> None:
 def test_key_that_nothing_provides_fails_the_install(
     helm: ModuleType, render: Callable[..., Manifests]
 ) -> None:
+    """An `api_key_env` must be in `secretEnv` or `extraEnv`."""
     with pytest.raises(helm.HelmRenderError, match=r"upstreams\.default\.api_key_env is OPENAI_API_KEY"):
         render("secretEnv: []")
 
@@ -374,7 +387,7 @@ def test_key_that_nothing_provides_fails_the_install(
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "path"),
     [
         ("replicas: 3", "replicas"),
         ("image: {tag: latest}", "/image/tag"),
@@ -398,27 +411,28 @@ def test_key_that_nothing_provides_fails_the_install(
         ("config: {upstreams: {default: {base_url: 'https://me:sk-1@h.example/v1'}}}", "base_url"),
         ("extraEnv: [{name: OPENAI_API_KEY, value: sk-1}]", "/extraEnv/0"),
         ("secretEnv: [{name: OPENAI_API_KEY, value: sk-1}]", "/secretEnv/0"),
-        # what would make the pods contradict the chart
+        # variables that would contradict values of the chart
         ("extraEnv: [{name: STREAMWORKER_WORKER__DRAIN_TIMEOUT_S, value: '600'}]", "/extraEnv/0/name"),
         ("extraEnv: [{name: STREAMWORKER_TELEMETRY__HTTP_PORT, value: '80'}]", "/extraEnv/0/name"),
         ("extraEnv: [{name: STREAMWORKER_WORKER__GROUP_INSTANCE_ID, value: me}]", "/extraEnv/0/name"),
-        # what would end streams, or see no work where there is some
+        # values that would end streams, or hide work from the autoscaler
         (
             "autoscaling: {scaleDown: {stabilizationWindowSeconds: 60}}",
             "/autoscaling/scaleDown/stabilizationWindowSeconds",
         ),
         ("autoscaling: {excludePersistentLag: true}", "excludePersistentLag"),
         ("autoscaling: {kafkaVersion: 1.0.0}", "/autoscaling/kafkaVersion"),
-        ("prometheusRule: {disabled: [StreamworkerGon]}", "/prometheusRule/disabled/0"),
+        ("prometheusRule: {disabled: [StreamworkerDwn]}", "/prometheusRule/disabled/0"),
         ("networkPolicy: {kafka: {ports: ['9092']}}", "/networkPolicy/kafka/ports/0"),
         ("podMonitor: {interval: 15}", "/podMonitor/interval"),
         ("staticMembership: true", "/staticMembership"),
     ],
 )
-def test_wrong_value_is_refused_by_its_name(
-    helm: ModuleType, render: Callable[..., Manifests], values: str, told: str
+def test_invalid_value_is_refused_with_its_path(
+    helm: ModuleType, render: Callable[..., Manifests], values: str, path: str
 ) -> None:
-    with pytest.raises(helm.HelmValuesError, match=re.escape(told)):
+    """The schema refuses the value, and the error names it."""
+    with pytest.raises(helm.HelmValuesError, match=re.escape(path)):
         render(values)
 
 
@@ -435,6 +449,7 @@ def test_wrong_value_is_refused_by_its_name(
 def test_objects_are_named_after_the_release(
     render: Callable[..., Manifests], release: str, values: str, name: str
 ) -> None:
+    """Names are at most 63 characters long and can be overridden."""
     manifests = render(values, release)
 
     assert {manifest["metadata"]["name"] for manifest in manifests.values() if manifest["kind"] != "Pod"} == {
@@ -443,7 +458,8 @@ def test_objects_are_named_after_the_release(
     assert manifests["Pod check"]["metadata"]["name"] == f"{name[:57]}-check"
 
 
-def test_notes_tell_what_was_installed(helm: ModuleType, root: Path) -> None:
+def test_notes_describe_the_release(helm: ModuleType, root: Path) -> None:
+    """The notes name workload, topics, grace period and Secrets."""
     with helm.Chart.load(root / CHART) as chart:
         notes = chart.render({}, name="eu", namespace="inference")["streamworker/templates/NOTES.txt"]
 
@@ -454,29 +470,30 @@ def test_notes_tell_what_was_installed(helm: ModuleType, root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "advice"),
     [
         ("config: {worker: {group_instance_id: me}}", "set staticMembership.enabled instead"),
         (
             "config: {kafka: {security_protocol: SASL_SSL}}",
             "provide STREAMWORKER_KAFKA__SASL_PASSWORD in secretEnv",
         ),
-        ("autoscaling: {enabled: true}", "say in autoscaling.partitions how many"),
+        ("autoscaling: {enabled: true}", "set autoscaling.partitions to the number"),
         (
             "autoscaling: {enabled: true, partitions: 3, minReplicas: 4}",
             "minReplicas is 4, but .* only 3 partitions",
         ),
     ],
 )
-def test_what_would_go_wrong_later_is_said_at_once_and_what_to_do(
-    helm: ModuleType, render: Callable[..., Manifests], values: str, told: str
+def test_values_that_would_fail_later_are_refused_with_advice(
+    helm: ModuleType, render: Callable[..., Manifests], values: str, advice: str
 ) -> None:
-    with pytest.raises(helm.HelmRenderError, match=told):
+    """The install fails with a sentence that says what to set."""
+    with pytest.raises(helm.HelmRenderError, match=advice):
         render(values)
 
 
-def test_static_member_is_called_after_its_pod(render: Callable[..., Manifests]) -> None:
-    """A name that is the process's alone, in every namespace, and survives it."""
+def test_static_member_is_named_after_its_pod(render: Callable[..., Manifests]) -> None:
+    """The instance id is unique over all namespaces, and a restarted pod keeps it."""
     manifests = render(VALUE_SETS["static"])
     variables = container(manifests)["env"]
     names = [variable["name"] for variable in variables]
@@ -495,9 +512,8 @@ def test_static_member_is_called_after_its_pod(render: Callable[..., Manifests])
     assert load(None, given).worker.group_instance_id == "inference.release-streamworker-0"
 
 
-def test_autoscaling_never_takes_a_worker_with_long_streams_for_an_idle_one(
-    render: Callable[..., Manifests],
-) -> None:
+def test_autoscaling_does_not_remove_workers_with_long_streams(render: Callable[..., Manifests]) -> None:
+    """The triggers count running jobs as lag, and scale-down is slow."""
     manifests = render(VALUE_SETS["autoscaled"])
     spec = manifests["ScaledObject"]["spec"]
     triggers = {trigger["metadata"]["topic"]: trigger["metadata"] for trigger in spec["triggers"]}
@@ -515,13 +531,16 @@ def test_autoscaling_never_takes_a_worker_with_long_streams_for_an_idle_one(
     assert down["stabilizationWindowSeconds"] >= 300
     assert down["policies"] == [{"type": "Pods", "value": 1, "periodSeconds": 120}]
     assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (0, 48)
-    assert "replicas" not in workload(manifests)["spec"], "the two would undo each other at every upgrade"
+    assert "replicas" not in workload(manifests)["spec"], (
+        "an upgrade would reset the replicas that KEDA has set"
+    )
 
 
 @pytest.mark.parametrize("name", ["everything", "autoscaled", "autoscaled-static"])
-def test_autoscaling_scales_what_there_is_to_the_partitions_at_most(
+def test_autoscaling_targets_the_workload_and_stops_at_the_partitions(
     render: Callable[..., Manifests], name: str
 ) -> None:
+    """The target is the Deployment or StatefulSet of the release, and the maximum is the number of partitions."""
     manifests = render(VALUE_SETS[name])
     spec = manifests["ScaledObject"]["spec"]
     target = workload(manifests)
@@ -534,9 +553,10 @@ def test_autoscaling_scales_what_there_is_to_the_partitions_at_most(
     assert spec["maxReplicaCount"] == yaml.safe_load(VALUE_SETS[name])["autoscaling"]["partitions"]
 
 
-def test_topics_are_created_before_the_workers_by_the_same_configuration(
+def test_topics_are_created_before_the_workers_with_the_same_configuration(
     render: Callable[..., Manifests],
 ) -> None:
+    """The hook runs first, and its command accepts the arguments of the chart."""
     manifests = render(EVERYTHING)
     job, own = manifests["Job topics"], manifests["ConfigMap topics"]
     (volume,) = [volume for volume in pod(manifests, "Job topics")["volumes"] if volume["name"] == "config"]
@@ -552,11 +572,14 @@ def test_topics_are_created_before_the_workers_by_the_same_configuration(
         assert made["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
     weights = [int(made["metadata"]["annotations"].get("helm.sh/hook-weight", 0)) for made in (own, job)]
     assert weights[0] < weights[1]
-    # Nothing of the release is there yet.
+    # No other object of the release exists yet.
     assert "serviceAccountName" not in pod(manifests, "Job topics")
 
 
-def test_chart_test_asks_what_an_operator_would(render: Callable[..., Manifests]) -> None:
+def test_chart_test_runs_check_with_the_configuration_of_the_worker(
+    render: Callable[..., Manifests],
+) -> None:
+    """`helm test` runs `streamworker check` with the arguments and variables of the worker."""
     manifests = render(EVERYTHING)
 
     assert manifests["Pod check"]["metadata"]["annotations"]["helm.sh/hook"] == "test"
@@ -565,7 +588,10 @@ def test_chart_test_asks_what_an_operator_would(render: Callable[..., Manifests]
     assert pod(manifests, "Pod check")["restartPolicy"] == "Never"
 
 
-def test_network_policy_lets_out_what_the_configuration_needs(render: Callable[..., Manifests]) -> None:
+def test_network_policy_allows_the_connections_of_the_configuration(
+    render: Callable[..., Manifests],
+) -> None:
+    """The policy allows DNS, the brokers' and upstreams' ports as egress, and metrics as ingress."""
     policy = render(VALUE_SETS["locked-down"])["NetworkPolicy"]["spec"]
     out = [({port["port"] for port in rule["ports"]}, "to" in rule) for rule in policy["egress"]]
 
@@ -581,8 +607,8 @@ def test_network_policy_lets_out_what_the_configuration_needs(render: Callable[.
     ]
 
 
-def test_alerts_watch_this_release_alone(render: Callable[..., Manifests], tmp_path: Path) -> None:
-    """Every metric in every rule, and Prometheus reads them all."""
+def test_alerts_match_this_release_only(render: Callable[..., Manifests], tmp_path: Path) -> None:
+    """Every metric in every rule has the label `job` of the release, and promtool accepts the rules."""
     spec = render(VALUE_SETS["monitored"])["PrometheusRule"]["spec"]
     made = [rule for group in spec["groups"] for rule in group["rules"]]
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(spec))
@@ -621,7 +647,8 @@ def test_alerts_watch_this_release_alone(render: Callable[..., Manifests], tmp_p
     assert everything["metadata"]["labels"]["release"] == "prometheus"
 
 
-def test_pod_monitor_scrapes_the_port_that_is_open(render: Callable[..., Manifests]) -> None:
+def test_pod_monitor_scrapes_the_open_port(render: Callable[..., Manifests]) -> None:
+    """The PodMonitor names the container's port."""
     manifests = render(EVERYTHING)
     (endpoint,) = manifests["PodMonitor"]["spec"]["podMetricsEndpoints"]
 
@@ -630,8 +657,8 @@ def test_pod_monitor_scrapes_the_port_that_is_open(render: Callable[..., Manifes
     assert endpoint["interval"] == "30s"
 
 
-def test_dashboard_reaches_grafana_as_it_is(render: Callable[..., Manifests]) -> None:
-    """Its legends look like templates of Helm's, and are none."""
+def test_dashboard_config_map_has_the_unchanged_file(render: Callable[..., Manifests]) -> None:
+    """Helm does not render the legends, which look like its templates."""
     made = render(VALUE_SETS["monitored"])["ConfigMap dashboard"]
 
     assert json.loads(made["data"]["streamworker.json"]) == json.loads(DASHBOARD.read_text())
@@ -639,6 +666,7 @@ def test_dashboard_reaches_grafana_as_it_is(render: Callable[..., Manifests]) ->
 
 
 def test_every_value_is_in_the_schema(helm: ModuleType, root: Path, chart_values: Values) -> None:
+    """The schema names every value and refuses others."""
     with helm.Chart.load(root / CHART) as chart:
         schema = chart.schema
 
@@ -646,8 +674,8 @@ def test_every_value_is_in_the_schema(helm: ModuleType, root: Path, chart_values
     assert not schema["additionalProperties"]
 
 
-def test_readme_says_what_the_values_say(root: Path) -> None:
-    """A row for each described value, with its description, as helm-docs writes it; `make chart-docs` has been run."""
+def test_readme_table_equals_the_value_comments(root: Path) -> None:
+    """`make chart-docs` has been run since the comments changed."""
     table = (root / CHART / "README.md").read_text().partition("## Values")[2]
     rows = dict(re.findall(r"^\| ([\w.]+) \| \w+ \| .*? \| (.*) \|$", table, re.MULTILINE))
 
@@ -656,7 +684,7 @@ def test_readme_says_what_the_values_say(root: Path) -> None:
 
 
 def _described(values: str) -> dict[str, str]:
-    """Path of each value that has a `# --` comment, and that comment as one line."""
+    """Return the path of each value that has a `# --` comment, and that comment as one line."""
     found: dict[str, str] = {}
     path: list[tuple[int, str]] = []
     comment: list[str] = []
@@ -677,6 +705,7 @@ def _described(values: str) -> dict[str, str]:
 
 
 def test_readme_example_installs(root: Path, render: Callable[..., Manifests]) -> None:
+    """The values in the README render."""
     (example,) = re.findall(r"```yaml\n(.*?)```", (root / CHART / "README.md").read_text(), re.DOTALL)
     manifests = render(example)
 

@@ -17,7 +17,8 @@ from tests.queries import ALERTS, DASHBOARD, questions, rules
 SCENARIOS = Path(__file__).with_name("alerts_test.yaml")
 
 
-def told(*arguments: str | Path) -> str:
+def run_promtool(*arguments: str | Path) -> str:
+    """Return the output of a successful run."""
     done = subprocess.run([promtool(), *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -25,7 +26,7 @@ def told(*arguments: str | Path) -> str:
 
 def test_each_alert_fires_when_it_should_and_no_other_does() -> None:
     """promtool evaluates the rules over the scenarios: healthy hours, failures, and series that resemble failures."""
-    assert "SUCCESS" in told("test", "rules", SCENARIOS)
+    assert "SUCCESS" in run_promtool("test", "rules", SCENARIOS)
 
 
 def test_rules_and_scrape_config_are_accepted_by_prometheus(root: Path, tmp_path: Path) -> None:
@@ -34,7 +35,7 @@ def test_rules_and_scrape_config_are_accepted_by_prometheus(root: Path, tmp_path
     assert config.pop("rule_files") == ["/etc/prometheus/alerts.yaml"]
     (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump({**config, "rule_files": [str(ALERTS)]}))
 
-    assert f"{len(rules())} rules found" in told("check", "config", tmp_path / "prometheus.yaml")
+    assert f"{len(rules())} rules found" in run_promtool("check", "config", tmp_path / "prometheus.yaml")
 
 
 def test_each_alert_has_a_scenario_in_which_it_fires() -> None:

@@ -1,4 +1,4 @@
-"""Native tools that no Python package brings. Each is had once and kept in the cache of the user, beside Apache Kafka."""
+"""Get native tools that no Python package contains. Each is fetched or built once and kept in the user's cache."""
 
 import hashlib
 import os
@@ -18,13 +18,13 @@ BUILD_S = 600
 
 @cache
 def promtool() -> str:
-    """Prometheus' own tool: from the PATH, or out of Debian's package, which need not be installed for it."""
+    """Return the path of promtool: from the PATH, or extracted from Debian's package. Skips the test if there is none."""
     if found := shutil.which("promtool"):
         return found
     kept = CACHE / "promtool"
     if not kept.is_file():
         if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-            need("promtool is not on the PATH, and only from Debian's packages can it be fetched")
+            need("promtool is not on the PATH, and can be fetched from Debian's packages only")
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as fresh:
             if _run(["apt-get", "download", "prometheus"], fresh) and _run(
@@ -43,25 +43,25 @@ def promtool() -> str:
 
 @cache
 def compose_loader() -> str:
-    """The compose program's own reader, built from the Go module proxy. A changed source is another program."""
+    """Return the path of compose's own loader, built from Go modules. Skips the test if it cannot be built."""
     sources = b"".join((COMPOSE / name).read_bytes() for name in ("main.go", "go.mod", "go.sum"))
     kept = CACHE / f"compose-{hashlib.sha256(sources).hexdigest()[:8]}"
     if not kept.is_file():
         if shutil.which("go") is None:
-            need("the compose file's reader needs Go on the PATH, once")
+            need("the loader of the compose file needs Go on the PATH, once")
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as fresh:
             program = Path(fresh) / "compose"
             if fault := _run(
                 ["go", "build", "-trimpath", "-buildvcs=false", "-o", str(program), "."], str(COMPOSE)
             ):
-                need(f"the compose file's reader cannot be built: {fault}")
+                need(f"the loader of the compose file cannot be built: {fault}")
             program.rename(kept)
     return str(kept)
 
 
 def _run(command: list[str], directory: str) -> str:
-    """Return what a command had to say if it failed, else nothing."""
+    """Return the output of a command if it failed, else an empty string."""
     try:
         done = subprocess.run(
             command, cwd=directory, capture_output=True, text=True, timeout=BUILD_S, check=False

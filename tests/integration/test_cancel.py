@@ -1,4 +1,4 @@
-"""A control record ends a job wherever it is."""
+"""Test that a control record ends a job in any state."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ async def cancel(stage: Stage, *job_ids: str, reason: str = "no longer wanted") 
         )
 
 
-async def test_cancel_ends_a_stream_within_a_second_and_keeps_what_came(stage: Stage) -> None:
-    """The upstream's connection is closed, the reason told, the usage so far an estimate."""
+async def test_cancel_ends_a_stream_within_a_second_and_keeps_its_deltas(stage: Stage) -> None:
+    """The upstream's connection is closed, the terminal event has the reason, and the usage is an estimate."""
     await stage.open()
     async with stage.worker():
         await stage.submit("one", ENDLESS)
@@ -45,7 +45,7 @@ async def test_cancel_ends_a_stream_within_a_second_and_keeps_what_came(stage: S
 
 
 async def test_cancel_ends_a_job_that_waits_for_its_next_try(stage: Stage) -> None:
-    """Backing off is no hiding place."""
+    """A cancellation ends the backoff between two tries."""
     await stage.open()
     async with stage.worker():
         await stage.submit("one", "practice?status=503&retry_after=60")
@@ -59,8 +59,8 @@ async def test_cancel_ends_a_job_that_waits_for_its_next_try(stage: Stage) -> No
     assert (end["status"], end["tries"]) == ("cancelled", 1)
 
 
-async def test_cancel_that_comes_before_the_job_is_fetched_ends_it_without_a_call(stage: Stage) -> None:
-    """A worker that starts late reads the cancellations that were before it."""
+async def test_cancel_before_the_job_is_fetched_ends_it_without_a_call(stage: Stage) -> None:
+    """A worker reads the cancellations that were written before it started."""
     await stage.open()
     await stage.submit("one", ENDLESS)
     await cancel(stage, "one")
@@ -71,8 +71,8 @@ async def test_cancel_that_comes_before_the_job_is_fetched_ends_it_without_a_cal
     assert stage.breaches() == []
 
 
-async def test_cancel_spares_a_job_that_is_submitted_later_under_the_same_id(stage: Stage) -> None:
-    """Ids may be used again."""
+async def test_cancel_does_not_end_a_later_job_of_the_same_id(stage: Stage) -> None:
+    """A cancellation applies only to jobs that were submitted before it."""
     await stage.open()
     await cancel(stage, "one")
     await asyncio.sleep(0.002)  # record timestamps are milliseconds

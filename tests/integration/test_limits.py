@@ -1,4 +1,4 @@
-"""Upstreams with limits, beside others, on a broker: whom they hold back and whom they do not."""
+"""Test upstreams with limits beside others, on a broker: which jobs wait and which do not."""
 
 from __future__ import annotations
 
@@ -27,15 +27,13 @@ async def other() -> AsyncIterator[PracticeUpstream]:
 
 
 def second(other: PracticeUpstream, **settings: object) -> dict[str, Any]:
-    """Settings of a worker that knows it as `other`."""
+    """Return settings that configure the second upstream as `other`."""
     given = {"base_url": other.base_url, "models": "none"} | settings
     return {f"upstreams__other__{name}": value for name, value in given.items()}
 
 
-async def test_limited_upstream_holds_back_its_own_jobs_and_no_others_of_the_partition(
-    stage: Stage, other: PracticeUpstream
-) -> None:
-    """They wait in memory; what waits can be cancelled at once, and a drain hands it back uncalled."""
+async def test_limited_upstream_delays_only_its_own_jobs(stage: Stage, other: PracticeUpstream) -> None:
+    """Its jobs wait in memory, can be cancelled at once, and a drain returns them without a call."""
     await stage.open()
     async with stage.worker(
         upstreams__default__max_streams=2,
@@ -61,15 +59,15 @@ async def test_limited_upstream_holds_back_its_own_jobs_and_no_others_of_the_par
         await stage.ended(*(f"slow-{number}" for number in range(4, 9)))
 
     assert [end["tries"] for end in cancelled] == [0, 1, 1]
-    assert stage.breaches() != []  # the rest has not ended: it was handed back
+    assert stage.breaches() != []  # the other jobs have not ended: the drain returned them
     assert {len(stage.calls(f"slow-{number}")) for number in range(12, JOBS)} == {0}
     assert await stage.commit_breaches() == []
 
 
-async def test_upstream_that_is_dead_is_spared_and_its_jobs_fall_back(
+async def test_unavailable_upstream_is_not_called_and_its_jobs_fall_back(
     stage: Stage, other: PracticeUpstream
 ) -> None:
-    """One attempt per upstream; when its circuit is open nobody tries it first."""
+    """Each upstream gets an attempt of its own; while the circuit is open, jobs go to the fallback at once."""
     await stage.open()
     await other.stop()
     over: dict[str, object] = {
@@ -98,7 +96,7 @@ async def test_upstream_that_is_dead_is_spared_and_its_jobs_fall_back(
 
 
 async def test_waiting_job_whose_deadline_passes_ends_without_a_call(stage: Stage) -> None:
-    """Expired, and its neighbours go on."""
+    """The waiting job expires, and the open stream continues."""
     await stage.open()
     async with stage.worker(upstreams__default__max_streams=1):
         await stage.submit("long", ENDLESS)
@@ -113,8 +111,8 @@ async def test_waiting_job_whose_deadline_passes_ends_without_a_call(stage: Stag
     assert stage.breaches() == []
 
 
-async def test_cancelled_stream_is_read_on_for_its_usage_where_that_is_wanted(stage: Stage) -> None:
-    """The deltas stop, the account is the upstream's own, and it matches what it sent."""
+async def test_cancelled_stream_is_read_for_its_usage_during_the_grace(stage: Stage) -> None:
+    """No more deltas are published, and the usage is the report that the upstream sent."""
     await stage.open()
     async with stage.worker(upstreams__default__cancel_grace_s=20):
         await stage.submit("one", "practice?deltas=40&pace_ms=30")

@@ -1,4 +1,4 @@
-"""`worker.ordering = "key"`: jobs of one record key run one after another, other keys beside them."""
+"""Test `worker.ordering = "key"`: jobs of one record key run one after another, jobs of other keys in parallel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ JOBS_PER_KEY = 4
 
 
 async def submit_keyed(stage: Stage, model: str, partitions: int = 1) -> list[str]:
-    """Write jobs of three keys, a round of each key in turn; return their ids."""
+    """Write jobs of three keys in turn; return their ids."""
     job_ids = []
     for number in range(JOBS_PER_KEY):
         for place, key in enumerate(KEYS):
@@ -26,7 +26,7 @@ async def submit_keyed(stage: Stage, model: str, partitions: int = 1) -> list[st
 
 
 def overlaps(stage: Stage) -> list[str]:
-    """Return the jobs whose upstream was called before the job before it of its key had its last call ended."""
+    """Return the jobs whose first call started before the last call of the previous job of their key ended."""
     found = []
     for key in KEYS:
         for number in range(1, JOBS_PER_KEY):
@@ -39,8 +39,8 @@ def overlaps(stage: Stage) -> list[str]:
     return found
 
 
-async def test_jobs_of_one_key_run_one_after_another_and_keys_beside_each_other(stage: Stage) -> None:
-    """In their order, and no more than one per key at a time."""
+async def test_jobs_of_one_key_run_in_order_and_keys_in_parallel(stage: Stage) -> None:
+    """Jobs of one key do not overlap; one job per key runs at a time."""
     await stage.open()
     async with stage.worker(worker__ordering="key"):
         job_ids = await submit_keyed(stage, "practice?deltas=5&pace_ms=10")
@@ -52,7 +52,7 @@ async def test_jobs_of_one_key_run_one_after_another_and_keys_beside_each_other(
 
 
 async def test_order_of_a_key_holds_through_a_rebalance(apache: Stage) -> None:
-    """The next owner begins with the lowest unfinished job of each key."""
+    """The next owner of a partition starts with the first unfinished job of each key."""
     await apache.open(partitions=3)
     async with apache.worker(worker__ordering="key", worker__session_timeout_s=6):
         job_ids = await submit_keyed(apache, "practice?deltas=10&pace_ms=80", partitions=3)
@@ -67,8 +67,8 @@ async def test_order_of_a_key_holds_through_a_rebalance(apache: Stage) -> None:
     assert sum(len(apache.calls(job_id)) for job_id in job_ids) > len(job_ids), "no partition moved"
 
 
-async def test_jobs_that_wait_at_a_drain_are_handed_back_uncounted(apache: Stage) -> None:
-    """What had not begun is the next owner's, with its first delivery still to come."""
+async def test_jobs_that_wait_at_a_drain_are_returned_without_a_delivery(apache: Stage) -> None:
+    """A returned job does not count as delivered: with `max_deliveries` 1 the next worker completes it."""
     await apache.open()
     async with apache.worker(worker__ordering="key", worker__max_deliveries=1):
         job_ids = await submit_keyed(apache, "practice?deltas=20&pace_ms=20")

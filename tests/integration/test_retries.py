@@ -1,4 +1,4 @@
-"""Upstreams that fail at first: tries before the first delta, new attempts after a break."""
+"""Test upstreams that fail at first: further tries before the first delta, restarts after it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 async def test_upstream_that_recovers_is_called_until_it_answers(stage: Stage) -> None:
-    """Two refusals and one stream are one attempt with three tries; the delay is the upstream's."""
+    """Two errors and one stream are one attempt with three tries, after the delay that the upstream asks for."""
     await stage.open()
     model = "practice?deltas=5&status=503&times=2&retry_after_ms=20"
     async with stage.worker():
@@ -24,8 +24,8 @@ async def test_upstream_that_recovers_is_called_until_it_answers(stage: Stage) -
     assert stage.breaches() == []
 
 
-async def test_upstream_that_wants_no_other_try_gets_none(stage: Stage) -> None:
-    """An empty account is a 429 that patience does not fill."""
+async def test_empty_account_ends_the_job_after_one_call(stage: Stage) -> None:
+    """A 429 for an empty account ends with code quota and is not retriable."""
     await stage.open()
     async with stage.worker():
         await stage.submit("one", "practice?status=429&code=insufficient_quota")
@@ -35,8 +35,8 @@ async def test_upstream_that_wants_no_other_try_gets_none(stage: Stage) -> None:
     assert end["error"]["retriable"] is False
 
 
-async def test_break_restarts_the_job_that_asks_for_it(stage: Stage) -> None:
-    """A new attempt with `cause` restart supersedes the half one; tries count both."""
+async def test_broken_stream_restarts_with_on_break_restart(stage: Stage) -> None:
+    """A new attempt with `cause` restart voids the broken one; `tries` counts the calls of both."""
     await stage.open()
     model = "practice?deltas=8&break_after=3&times=1"
     async with stage.worker():
@@ -53,8 +53,8 @@ async def test_break_restarts_the_job_that_asks_for_it(stage: Stage) -> None:
     assert stage.breaches() == []
 
 
-async def test_break_ends_the_job_that_does_not_ask(stage: Stage) -> None:
-    """Half an answer is kept and told as such."""
+async def test_broken_stream_ends_the_job_by_default(stage: Stage) -> None:
+    """The job ends interrupted and keeps the deltas that were published."""
     await stage.open()
     async with stage.worker():
         await stage.submit("one", "practice?deltas=8&break_after=3")

@@ -1,4 +1,4 @@
-"""A worker between a broker and an upstream: what goes in comes out, whatever goes wrong on the way."""
+"""Test a worker between a real broker and the practice upstream: events, bad input, faults, crashes, signals, outages."""
 
 from __future__ import annotations
 
@@ -26,14 +26,12 @@ DELIVERIES = pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
-# The main road
+# Jobs that complete
 
 
 @DELIVERIES
-async def test_job_that_goes_well_gives_its_deltas_in_order_and_one_usage_event(
-    stage: Stage, delivery: str
-) -> None:
-    """One prompt in: `started`, each delta verbatim, and one `usage` with the upstream's own numbers."""
+async def test_completed_job_has_its_deltas_in_order_and_one_usage_event(stage: Stage, delivery: str) -> None:
+    """One prompt results in `started`, each delta verbatim, and one `usage` with the upstream's own numbers."""
     await stage.open()
     model = "practice?deltas=12&choices=2&pace_ms=2&usage=own"
     async with stage.worker(worker__delivery=delivery):
@@ -67,7 +65,7 @@ async def test_job_that_goes_well_gives_its_deltas_in_order_and_one_usage_event(
 async def test_two_hundred_jobs_over_four_partitions_all_end_once_and_are_committed(
     apache: Stage, delivery: str
 ) -> None:
-    """No reader's rule is broken, each job is paid for once, and what is committed is what has ended."""
+    """No rule for readers is broken, each job is called once, and the committed offset is past the last job."""
     await apache.open(partitions=4, events_partitions=3)
     jobs = [
         (f"job-{number}", f"practice?deltas={5 + number % 20}&pace_ms=3", number % 4) for number in range(200)
@@ -87,7 +85,7 @@ async def test_two_hundred_jobs_over_four_partitions_all_end_once_and_are_commit
 
 
 async def test_deltas_can_be_read_while_the_stream_runs(stage: Stage) -> None:
-    """A delta waits for no commit at the end of the job, not even for a read_committed reader."""
+    """A delta does not wait for a commit at the end of its job, for read_committed readers too."""
     await stage.open()
     async with stage.worker():
         await stage.submit("slow", "practice?deltas=40&pace_ms=25")
@@ -98,8 +96,8 @@ async def test_deltas_can_be_read_while_the_stream_runs(stage: Stage) -> None:
     assert stage.breaches() == []
 
 
-async def test_jobs_go_on_after_a_tombstone(stage: Stage) -> None:
-    """A record without a value is nobody's job: it is passed over, and its offset with it."""
+async def test_tombstone_is_skipped_and_its_offset_committed(stage: Stage) -> None:
+    """A record without a value is skipped; the jobs after it run, and its offset is committed."""
     await stage.open()
     async with stage.worker():
         await stage.submit_bytes(None, key=b"gone")
@@ -107,16 +105,16 @@ async def test_jobs_go_on_after_a_tombstone(stage: Stage) -> None:
         await stage.ended("after")
         await stage.submit_bytes(None, key=b"gone")
         async with asyncio.timeout(10):
-            while (await stage.committed())[0].offset < 3:  # noqa: ASYNC110 - nobody announces a commit
+            while (await stage.committed())[0].offset < 3:  # noqa: ASYNC110 - a commit has no event to wait for
                 await asyncio.sleep(0.05)
     assert stage.breaches() == []
     assert {record.event["job_id"] for record in stage.records} == {"after"}
 
 
-async def test_events_of_a_job_go_where_the_default_partitioner_puts_its_id(stage: Stage) -> None:
-    """Java's murmur2 over the key: any producer or reader can work out a job's partition by itself."""
+async def test_events_are_in_the_partition_of_the_default_partitioner(stage: Stage) -> None:
+    """The partition is Java's murmur2 of the job id, so any reader can compute it."""
     await stage.open(events_partitions=3)
-    # Worked out with Java's Utils.toPositive(Utils.murmur2(key)) % 3.
+    # Computed with Java's Utils.toPositive(Utils.murmur2(key)) % 3.
     expected = {"job-1": 2, "job-2": 0, "job-3": 0, "conversation:42": 0, "a": 1, "tenant.7-x": 1}
     async with stage.worker():
         await stage.submit_many([(job_id, "practice?deltas=3", 0) for job_id in expected])
@@ -126,7 +124,7 @@ async def test_events_of_a_job_go_where_the_default_partitioner_puts_its_id(stag
 
 
 async def test_traceparent_is_carried_into_first_and_last_event_and_the_upstream_call(stage: Stage) -> None:
-    """The trace of the pipeline goes on through the worker, in both directions."""
+    """The trace of the submitter continues in the upstream call and in the events."""
     await stage.open()
     async with stage.worker():
         headers = [("traceparent", TRACE.encode()), ("tracestate", b"a=1"), ("other", b"x")]
@@ -149,7 +147,7 @@ async def test_traceparent_is_carried_into_first_and_last_event_and_the_upstream
 
 
 async def test_events_go_to_the_topic_that_the_job_names(stage: Stage) -> None:
-    """`reply_to` moves all events of a job, if the configuration allows the topic."""
+    """`reply_to` selects the topic of all events of a job, if the configuration allows that topic."""
     reply = f"{stage.events_topic}.reply"
     await stage.open(reply_topics=[reply])
     async with stage.worker():
@@ -162,7 +160,7 @@ async def test_events_go_to_the_topic_that_the_job_names(stage: Stage) -> None:
 
 
 async def test_cloudevents_have_the_headers_of_the_kafka_binding(stage: Stage) -> None:
-    """CloudEvents 1.0, Kafka binding, binary mode: the value stays what it was."""
+    """CloudEvents 1.0, Kafka binding, binary mode: headers are added and the value is unchanged."""
     await stage.open()
     async with stage.worker(events__format="cloudevents", events__source="/here"):
         await stage.submit("cloud", "practice?deltas=1")
@@ -218,7 +216,7 @@ BAD_RECORDS: dict[str, tuple[bytes, str, str, str]] = {
 
 
 async def test_bad_records_become_dead_letters_byte_for_byte_and_rejected_jobs(stage: Stage) -> None:
-    """Each bad record: a dead letter, a terminal event, and the records around it untouched."""
+    """Each bad record becomes a dead letter and a terminal event; the jobs around it complete."""
     await stage.open()
     headers = [("twice", b"1"), ("twice", b"2"), ("binary", b"\x00\xff")]
     async with stage.worker(worker__max_job_bytes=8192):
@@ -242,9 +240,9 @@ async def test_bad_records_become_dead_letters_byte_for_byte_and_rejected_jobs(s
     for name, (value, job_id, code, message) in BAD_RECORDS.items():
         at, key = written[name]
         letter = letters[value]
-        told = dict(letter.headers[len(headers) :])
+        added = dict(letter.headers[len(headers) :])
         errors = {
-            header.removeprefix("__streamworker.errors."): text.decode() for header, text in told.items()
+            header.removeprefix("__streamworker.errors."): text.decode() for header, text in added.items()
         }
         wanted_id = job_id or f"{at.topic}-{at.partition}-{at.offset}"
         ends_of = [
@@ -293,7 +291,7 @@ FAULTS: dict[str, tuple[str, str, str, int]] = {
 
 
 async def test_upstream_faults_end_jobs_with_their_code_and_keep_what_was_received(stage: Stage) -> None:
-    """Each fault has its status and code; deltas that came before it were published and are counted."""
+    """Each fault has its status and code; deltas before it are published and counted."""
     await stage.open()
     over = {
         "kafka__max_record_bytes": 20_000,
@@ -304,14 +302,16 @@ async def test_upstream_faults_end_jobs_with_their_code_and_keep_what_was_receiv
     }
     async with stage.worker(**over):
         jobs = [(name, f"practice?deltas={COUNT}&{options}", 0) for name, (options, *_) in FAULTS.items()]
-        await stage.submit_many([*jobs, ("well", f"practice?deltas={COUNT}", 0)])
+        await stage.submit_many([*jobs, ("healthy", f"practice?deltas={COUNT}", 0)])
         ends = {end["job_id"]: end for end in await stage.ended()}
-        await eventually(lambda: stage.practice.open_streams == 0)  # none is left running at our cost
+        await eventually(
+            lambda: stage.practice.open_streams == 0
+        )  # no stream stays open, which would cost tokens
 
     assert stage.breaches() == []
-    assert ends["well"]["status"] == "completed"
-    told = {name: (ends[name]["status"], ends[name]["error"]["code"], stage.deltas(name)) for name in FAULTS}
-    assert told == {name: (status, code, deltas) for name, (_, status, code, deltas) in FAULTS.items()}
+    assert ends["healthy"]["status"] == "completed"
+    ended = {name: (ends[name]["status"], ends[name]["error"]["code"], stage.deltas(name)) for name in FAULTS}
+    assert ended == {name: (status, code, deltas) for name, (_, status, code, deltas) in FAULTS.items()}
     sources = {name: ends[name]["usage_source"] for name in FAULTS}
     assert {name for name, source in sources.items() if source == "none"} == {
         name
@@ -323,10 +323,10 @@ async def test_upstream_faults_end_jobs_with_their_code_and_keep_what_was_receiv
     assert ends["error_frame"]["error"]["upstream"]
 
 
-async def test_upstream_key_that_is_rotated_is_used_by_the_next_call(
+async def test_rotated_upstream_key_is_used_by_the_next_call(
     embedded_broker: EmbeddedBroker, practice: PracticeUpstream, topics: Callable[[str], str], tmp_path: Path
 ) -> None:
-    """The upstream takes only the new key: the old one is refused, and the same worker goes on with the new one."""
+    """The upstream refuses the old key; the same worker reads the new key from the file for its next call."""
     file = tmp_path / "key"
     file.write_text("the-old-key\n")
     async with (
@@ -340,17 +340,17 @@ async def test_upstream_key_that_is_rotated_is_used_by_the_next_call(
             await stage.submit("before")
             [refused] = await stage.ended("before")
             (tmp_path / "renewed").write_text("the-new-key\n")
-            (tmp_path / "renewed").replace(file)  # at once, as Kubernetes does
+            (tmp_path / "renewed").replace(file)  # atomically, as Kubernetes does
             await stage.submit("after")
-            [taken] = await stage.ended("after")
+            [accepted] = await stage.ended("after")
 
     assert (refused["status"], refused["error"]["code"], refused["tries"]) == ("failed", "auth", 1)
-    assert (taken["status"], taken["error"], taken["tries"]) == ("completed", None, 1)
+    assert (accepted["status"], accepted["error"], accepted["tries"]) == ("completed", None, 1)
     assert [call.headers["authorization"] for call in strict.calls] == ["wrong", "matched"]
 
 
-async def test_upstream_that_nobody_serves_ends_the_job_as_unavailable(stage: Stage) -> None:
-    """No connection is a failed job with a reason, not a stuck partition."""
+async def test_unreachable_upstream_ends_the_job_as_unavailable(stage: Stage) -> None:
+    """A refused connection fails the job with a reason and does not block the partition."""
     await stage.open()
     over = {
         "upstreams__default__base_url": f"http://127.0.0.1:{free_port()}/v1",
@@ -368,7 +368,7 @@ async def test_upstream_that_nobody_serves_ends_the_job_as_unavailable(stage: St
 
 @DELIVERIES
 async def test_worker_killed_in_the_middle_loses_no_job(apache: Stage, delivery: str) -> None:
-    """kill -9 and a restart: every job ends; under exactly_once no reader's rule is broken either."""
+    """After SIGKILL and a restart every job ends; with exactly_once no rule for readers is broken either."""
     await apache.open(partitions=2)
     jobs = [
         (f"job-{number}", f"practice?deltas={10 + number % 10}&pace_ms=15", number % 2)
@@ -376,7 +376,7 @@ async def test_worker_killed_in_the_middle_loses_no_job(apache: Stage, delivery:
     ]
     over = {"worker__delivery": delivery, "worker__max_in_flight": 20, "worker__commit_interval_s": 0.2}
     over["worker__group_instance_id"] = (
-        "one"  # so that the second need not wait for the end of the first one's session
+        "one"  # the second process gets the partitions without waiting for the first one's session timeout
     )
     first = await apache.process(**over)
     await apache.submit_many(jobs)
@@ -392,8 +392,8 @@ async def test_worker_killed_in_the_middle_loses_no_job(apache: Stage, delivery:
     assert paid_twice <= 20 if delivery == "exactly_once" else paid_twice <= 40
 
 
-async def test_sigterm_lets_open_streams_end_and_exits_with_zero(apache: Stage) -> None:
-    """Drain: open streams end in peace, no new job is begun, everything is committed."""
+async def test_sigterm_completes_open_streams_and_exits_with_zero(apache: Stage) -> None:
+    """A drain completes the open streams, starts no job, and commits."""
     await apache.open()
     process = await apache.process()
     await apache.submit_many([(f"open-{number}", "practice?deltas=40&pace_ms=25", 0) for number in range(5)])
@@ -410,8 +410,8 @@ async def test_sigterm_lets_open_streams_end_and_exits_with_zero(apache: Stage) 
     assert len(apache.practice.calls) == 5
 
 
-async def test_record_that_comes_while_the_worker_drains_is_left_to_the_next_one(apache: Stage) -> None:
-    """Who was asked to stop takes nothing up, not even what its last fetch brings."""
+async def test_record_that_is_written_during_a_drain_is_left_to_the_next_worker(apache: Stage) -> None:
+    """A draining worker accepts no job, not even one from its last fetch."""
     await apache.open()
     async with apache.worker() as worker:
         await apache.submit("open", "practice?deltas=40&pace_ms=25")
@@ -427,7 +427,7 @@ async def test_record_that_comes_while_the_worker_drains_is_left_to_the_next_one
 
 @DELIVERIES
 async def test_drained_worker_leaves_nothing_to_repeat(apache: Stage, delivery: str) -> None:
-    """The last commit is made before the group is left, so that the next worker has nothing to do."""
+    """The last commit happens before the worker leaves the group, so the next worker runs no job again."""
     await apache.open()
     over = {"worker__delivery": delivery, "worker__commit_interval_s": 60}
     async with apache.worker(**over):
@@ -442,7 +442,7 @@ async def test_drained_worker_leaves_nothing_to_repeat(apache: Stage, delivery: 
 
 
 async def test_second_sigterm_ends_the_worker_at_once(apache: Stage) -> None:
-    """Whoever asks twice does not wait for the streams; their jobs are run by the next worker."""
+    """A second signal does not wait for the streams; the next worker runs their jobs."""
     await apache.open()
     process = await apache.process()
     await apache.submit("long", "practice?deltas=400&pace_ms=50")
@@ -456,10 +456,10 @@ async def test_second_sigterm_ends_the_worker_at_once(apache: Stage) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_signal_before_the_broker_is_there_ends_the_worker_cleanly(
+async def test_signal_before_the_broker_is_reachable_ends_the_worker_cleanly(
     number: signal.Signals, practice: PracticeUpstream, topics: Callable[[str], str], tmp_path: Path
 ) -> None:
-    """Ctrl-C on a worker that still looks for its broker: at once, exit code 0, no traceback."""
+    """A worker that is still connecting ends at once on a signal, with exit code 0 and no traceback."""
 
     class Nowhere:
         bootstrap = f"127.0.0.1:{free_port()}"
@@ -474,13 +474,13 @@ async def test_signal_before_the_broker_is_there_ends_the_worker_cleanly(
     assert "Traceback" not in process.tail()
 
 
-# The broker goes and comes
+# Outages of the broker
 
 
-async def test_worker_waits_for_a_broker_that_comes_later(
+async def test_worker_waits_for_a_broker_that_starts_later(
     apache_kafka: ApacheKafka, apache: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Started before its broker, a worker tries again, says so, and then works."""
+    """A worker that starts before its broker logs the failed connection, repeats it, and then runs its jobs."""
     monkeypatch.setattr("streamworker.app._CONNECT_BACKOFF_S", (0.5,))
     await apache.open()
     await apache.submit("early", "practice?deltas=3")
@@ -494,10 +494,10 @@ async def test_worker_waits_for_a_broker_that_comes_later(
     assert apache.breaches() == []
 
 
-async def test_broker_that_hangs_in_the_middle_of_streams_is_waited_for(
+async def test_broker_that_hangs_during_streams_costs_no_job(
     apache_kafka: ApacheKafka, apache: Stage
 ) -> None:
-    """Some seconds without a broker: nothing is lost, and no stream is paid twice or restarted."""
+    """While the broker hangs for some seconds, no job is lost, and no stream is called twice."""
     await apache.open(partitions=2)
     jobs = [(f"job-{number}", "practice?deltas=120&pace_ms=20", number % 2) for number in range(20)]
     async with apache.worker(worker__session_timeout_s=20, kafka__max_unacknowledged_bytes=1 << 20):
@@ -513,8 +513,10 @@ async def test_broker_that_hangs_in_the_middle_of_streams_is_waited_for(
     assert {len(apache.calls(job_id)) for job_id, _, _ in jobs} == {1}
 
 
-async def test_slow_broker_stops_the_reading_of_sockets(apache_kafka: ApacheKafka, apache: Stage) -> None:
-    """Backpressure reaches the upstream: with the broker gone, no more is read than may wait."""
+async def test_hanging_broker_stops_the_reading_of_upstreams(
+    apache_kafka: ApacheKafka, apache: Stage
+) -> None:
+    """Backpressure reaches the upstreams: at most `max_unacknowledged_bytes` are read while the broker hangs."""
     limit = 1 << 20
     await apache.open()
     async with apache.worker(worker__session_timeout_s=20, kafka__max_unacknowledged_bytes=limit) as worker:
@@ -535,13 +537,13 @@ async def test_slow_broker_stops_the_reading_of_sockets(apache_kafka: ApacheKafk
     assert apache.breaches() == []
 
 
-# In-process signals
+# A signal before the group is joined
 
 
-async def test_first_signal_before_the_group_was_joined_stops_at_once(
+async def test_first_signal_before_the_group_is_joined_stops_at_once(
     apache_kafka: ApacheKafka, apache: Stage
 ) -> None:
-    """A worker that cannot join has nothing to drain: one signal is enough."""
+    """A worker that has not joined its group has no streams to drain, so one signal ends it."""
     await apache.open()
     process = await apache.process()
     await process.logged("probes.listening")

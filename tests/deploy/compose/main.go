@@ -1,4 +1,4 @@
-// Reads a compose file as `docker compose config` does, with the library that it is made of, and prints the project as JSON.
+// Loads a compose file with the library of `docker compose`, and prints the project as JSON.
 package main
 
 import (

@@ -1,6 +1,6 @@
-"""Schemas of the custom resources that the chart can make, reduced from what their projects publish.
+"""Schemas of the custom resources that the chart renders, reduced from those that their projects publish.
 
-`python -m tests.deploy.schemas` makes them again, from the Go modules that hold the definitions.
+`python -m tests.deploy.schemas` writes them again, from the Go modules that contain the definitions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 
 
 class Source(NamedTuple):
-    """Where a kind is defined: a Go module, and the file in it."""
+    """The definition of a kind: a Go module, and a file in it."""
 
     module: str
     file: str
@@ -37,7 +37,7 @@ SOURCES = {
 
 
 def schema(kind: str) -> dict[str, Any]:
-    """Return the schema, strict: a member that it does not name is refused, where an API server would drop it in silence."""
+    """Return the schema of a kind. It refuses unknown members, which an API server would drop silently."""
     found: dict[str, Any] = _strict(json.loads((HERE / f"{kind}.json").read_text()))
     return found
 
@@ -48,7 +48,7 @@ def _strict(part: Any) -> Any:
     if not isinstance(part, dict):
         return part
     strict = {name: _strict(value) for name, value in part.items()}
-    # A member may be called `properties`, so look at what kind of thing this is.
+    # A member may have the name `properties`, so the type must be checked too.
     if isinstance(part.get("properties"), dict) and part.get("type") == "object":
         strict.setdefault("additionalProperties", False)
     return strict
@@ -66,7 +66,9 @@ def _reduced(part: Any) -> Any:
         if name not in prose and not name.startswith("x-")
     }
     if isinstance(pattern := part.get("pattern"), str):
-        kept["pattern"] = pattern.replace("^(?i)", "(?i)^")  # Go takes a flag anywhere, Python in front
+        kept["pattern"] = pattern.replace(
+            "^(?i)", "(?i)^"
+        )  # Go accepts a flag anywhere, Python only in front
     if part.get("x-kubernetes-int-or-string"):
         kept["type"] = ["integer", "string"]
         kept.pop("anyOf", None)
