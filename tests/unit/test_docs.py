@@ -79,6 +79,18 @@ def test_changelog_has_a_section_for_this_version() -> None:
     assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_changelog_renames_lead_to_existing_settings_and_metrics() -> None:
+    """The new name of every renamed setting and metric is on its reference page, and the old name is not."""
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    reference = (DOCS / "configuration.md").read_text() + (DOCS / "metrics.md").read_text()
+    renames = re.findall(r"^\| (?:setting|metric) \| `([^`]+)` \| `([^`]+)` \|$", changelog, re.MULTILINE)
+
+    assert renames
+    for old, new in renames:
+        assert f"| `{new}` |" in reference
+        assert f"| `{old}` |" not in reference
+
+
 @pytest.mark.parametrize("page", sorted((DOCS / "adr").glob("*.md")), ids=lambda page: page.stem)
 def test_decision_record_has_its_four_parts(page: Path) -> None:
     """A decision record has context, decision, consequences, and what would change the decision."""

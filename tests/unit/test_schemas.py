@@ -1,4 +1,4 @@
-"""The contract's machine-readable form, held to the code: neither may say what the other does not."""
+"""Compare the schemas of records with the code: both accept the same jobs and describe the same events and headers."""
 
 import json
 import re
@@ -70,7 +70,7 @@ FORMATS = FormatChecker(formats=())
 
 @FORMATS.checks("date-time", raises=ValueError)  # type: ignore[untyped-decorator]
 def is_date_time(text: object) -> bool:
-    """Judge the calendar; the syntax is in the schema's pattern."""
+    """Check the calendar date; the pattern of the schema checks the syntax."""
     if isinstance(text, str) and re.fullmatch(r"[0-9]{4}-.*[^\n]", text):
         datetime.fromisoformat(text.upper())
         return True
@@ -85,7 +85,8 @@ def validator(name: str) -> Draft202012Validator:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_schema_is_valid_and_so_are_its_examples(name: str) -> None:
+def test_schema_and_its_examples_are_valid(name: str) -> None:
+    """Each schema is valid JSON Schema 2020-12 with an id, and accepts its own examples."""
     Draft202012Validator.check_schema(schema(name))
     assert schema(name)["$id"] == f"https://streamworker.dev/schemas/{name}/v1"
     assert schema(name)["examples"]
@@ -94,6 +95,7 @@ def test_schema_is_valid_and_so_are_its_examples(name: str) -> None:
 
 
 def test_every_definition_is_used() -> None:
+    """No definition of the event schema is unused."""
     used = set(re.findall(r'"#/\$defs/(\w+)"', json.dumps(schema("event"))))
     assert set(schema("event")["$defs"]) == used
 
@@ -104,7 +106,8 @@ def enum(name: str) -> list[str]:
     return values
 
 
-def test_enums_are_those_of_the_model() -> None:
+def test_enums_equal_those_of_the_model() -> None:
+    """The enums of the schemas have the values of the model, in their order."""
     assert enum("status") == [*Status]
     assert enum("error_code") == [*ErrorCode]
     assert enum("usage_source") == [*UsageSource]
@@ -112,7 +115,8 @@ def test_enums_are_those_of_the_model() -> None:
     assert schema("job")["properties"]["on_break"]["enum"] == [*get_args(OnBreak)]
 
 
-def test_limits_are_those_of_the_code() -> None:
+def test_limits_equal_those_of_the_code() -> None:
+    """The schemas have the limits of metadata and error texts that the code applies."""
     assert schema("job")["properties"]["metadata"]["maxProperties"] == MAX_METADATA
     assert schema("event")["$defs"]["metadata"]["maxProperties"] == MAX_METADATA
     error = schema("event")["$defs"]["error"]["properties"]
@@ -121,6 +125,7 @@ def test_limits_are_those_of_the_code() -> None:
 
 @pytest.mark.parametrize("kind", [Started, DeltaEvent, UsageEvent])
 def test_event_schema_names_the_members_of_the_model(kind: type[Started | DeltaEvent | UsageEvent]) -> None:
+    """Each event type has the members of its struct."""
     definitions = schema("event")["$defs"]
     own = definitions[kind.__struct_config__.tag]["allOf"][1]["properties"]
     fields = {field.encode_name for field in msgspec.structs.fields(kind)}
@@ -131,6 +136,7 @@ def test_event_schema_names_the_members_of_the_model(kind: type[Started | DeltaE
     ("name", "kind"), [("error", JobError), ("observed", Observed), ("timing", Timing), ("source", Source)]
 )
 def test_nested_objects_name_the_members_of_the_model(name: str, kind: Any) -> None:
+    """Each nested object has the members of its struct; those without a default are required."""
     definition = schema("event")["$defs"][name]
     required = [
         field.encode_name for field in msgspec.structs.fields(kind) if field.default is not msgspec.UNSET
@@ -262,13 +268,14 @@ def check(events: list[Event]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_events_of_a_stream_are_valid(name: str) -> None:
+    """The events of each stream are valid and numbered without a gap."""
     values = check([*streamed(STREAMS[name])])
     assert [value["seq"] for value in values] == list(range(len(values)))
     assert [values[0]["type"], values[-1]["type"]] == ["started", "usage"]
 
 
 def test_streams_reach_every_kind_of_ending() -> None:
-    """The cases above would prove little if they all ended alike."""
+    """Together the streams have every status, usage source and error code that a stream can end with."""
     lasts = [[*streamed(stream)][-1] for stream in STREAMS.values()]
     ends = [last for last in lasts if isinstance(last, UsageEvent)]
     assert {end.status for end in ends} == {Status.COMPLETED, Status.INTERRUPTED, Status.FAILED}
@@ -280,10 +287,12 @@ def test_streams_reach_every_kind_of_ending() -> None:
 @pytest.mark.parametrize("streaming", [True, False])
 @pytest.mark.parametrize("end", ["cancel", "expire", "status"])
 def test_events_of_an_ended_attempt_are_valid(end: str, streaming: bool) -> None:
+    """The events of a cancelled, expired or failed attempt are valid, even if the clock was set back."""
     assert check(ended_by(end, streaming=streaming))[-1]["error"] is not None
 
 
 def test_other_endings_and_beginnings_are_valid() -> None:
+    """Rejections, refused deltas and restarts have valid events."""
     check([rejected()])
     attempt = opened()
     attempt.call()
@@ -313,6 +322,7 @@ BREAKAGES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("breakage", BREAKAGES)
 def test_terminal_event_with_a_fault_is_refused(breakage: str) -> None:
+    """The schema refuses each of the invalid terminal events."""
     last = check([*streamed(STREAMS["completed"])])[-1]
     with pytest.raises(ValidationError):
         validator("event").validate({**last, **BREAKAGES[breakage]})
@@ -320,6 +330,7 @@ def test_terminal_event_with_a_fault_is_refused(breakage: str) -> None:
 
 @pytest.mark.parametrize("name", ["started", "delta", "usage"])
 def test_every_member_is_required_unless_it_may_be_absent(name: str) -> None:
+    """An event without one of its required members is invalid."""
     may_be_absent = {"logprobs", "chunk", "extra", "estimate_method"}
     values = {value["type"]: value for value in check([*streamed(STREAMS["completed"])])}
     for member in set(values[name]) - may_be_absent - {"type"}:
@@ -327,8 +338,8 @@ def test_every_member_is_required_unless_it_may_be_absent(name: str) -> None:
         assert not validator("event").is_valid(value), member
 
 
-def test_readers_get_what_they_do_not_know() -> None:
-    """Unknown types need the common members only, and known types may grow."""
+def test_unknown_types_and_members_are_valid() -> None:
+    """An event of an unknown type needs only the common members, and known types may have further members."""
     last = check([*streamed(STREAMS["completed"])])[-1]
     validator("event").validate({**last, "new": 1, "observed": {**last["observed"], "new": 1}})
     common = schema("event")["$defs"]["common"]["required"]
@@ -428,28 +439,31 @@ def mutated_jobs(draw: st.DrawFn) -> Any:
     return value
 
 
-def is_taken(value: Any) -> bool:
+def is_accepted(value: Any) -> bool:
     record = ConsumerRecord(AT, 0, None, json.dumps(value).encode())
     return isinstance(read_job(record), Job)
 
 
 @settings(deadline=None)
 @given(VALID_JOBS)
-def test_valid_job_is_taken_by_both(value: Any) -> None:
+def test_valid_job_is_accepted_by_schema_and_reader(value: Any) -> None:
+    """Schema and reader accept every valid job."""
     validator("job").validate(value)
-    assert is_taken(value)
+    assert is_accepted(value)
 
 
 @settings(deadline=None)
 @given(mutated_jobs() | ANYTHING)
-def test_any_job_is_judged_alike(value: Any) -> None:
-    assert validator("job").is_valid(value) == is_taken(value)
+def test_any_value_is_accepted_by_schema_and_reader_or_by_neither(value: Any) -> None:
+    """Schema and reader accept and refuse the same values."""
+    assert validator("job").is_valid(value) == is_accepted(value)
 
 
 @pytest.mark.parametrize("deadline", DEADLINES)
-def test_deadline_that_is_none_is_refused_by_both(deadline: str) -> None:
+def test_invalid_deadline_is_refused_by_schema_and_reader(deadline: str) -> None:
+    """Schema and reader refuse each invalid deadline."""
     value = {"request": {"model": "m", "messages": [1]}, "deadline": deadline}
-    assert (validator("job").is_valid(value), is_taken(value)) == (False, False)
+    assert (validator("job").is_valid(value), is_accepted(value)) == (False, False)
 
 
 @pytest.mark.parametrize(
@@ -464,7 +478,8 @@ def test_deadline_that_is_none_is_refused_by_both(deadline: str) -> None:
         ({"type": "cancel", "job_id": "j"}, False),
     ],
 )
-def test_control_record(value: dict[str, Any], valid: bool) -> None:
+def test_control_record_is_judged_by_its_common_members(value: dict[str, Any], valid: bool) -> None:
+    """The schema accepts commands of every type, and refuses a missing id and wrong types."""
     assert validator("control").is_valid(value) == valid
 
 
@@ -501,6 +516,7 @@ def message(name: str) -> dict[str, Any]:
 
 
 def test_every_reference_resolves_and_every_schema_file_is_used() -> None:
+    """The AsyncAPI document has no broken reference and uses all schema files."""
     found = set(references(asyncapi()))
     for reference in found:
         registry().resolver(BASE).lookup(reference)
@@ -509,6 +525,7 @@ def test_every_reference_resolves_and_every_schema_file_is_used() -> None:
 
 
 def test_channels_are_the_default_topics() -> None:
+    """The addresses of the channels are the default topic names."""
     topics = TopicSettings()
     addresses = {name: channel["address"] for name, channel in asyncapi()["channels"].items()}
     assert addresses == {
@@ -519,7 +536,8 @@ def test_channels_are_the_default_topics() -> None:
     }
 
 
-def test_operations_are_seen_from_the_worker() -> None:
+def test_operations_are_those_of_the_worker() -> None:
+    """The worker receives jobs and control records, and sends events and dead letters."""
     actions = {
         operation["channel"]["$ref"].rpartition("/")[2]: operation["action"]
         for operation in asyncapi()["operations"].values()
@@ -527,7 +545,8 @@ def test_operations_are_seen_from_the_worker() -> None:
     assert actions == {"jobs": "receive", "events": "send", "control": "receive", "dlq": "send"}
 
 
-def test_operations_carry_all_messages_of_their_channels() -> None:
+def test_operations_have_all_messages_of_their_channels() -> None:
+    """Each operation has the messages of its channel."""
     for operation in asyncapi()["operations"].values():
         channel = resolved(operation["channel"])
         assert [resolved(ref) for ref in operation["messages"]] == [
@@ -536,6 +555,7 @@ def test_operations_carry_all_messages_of_their_channels() -> None:
 
 
 def test_messages_of_the_events_channel_are_the_event_types() -> None:
+    """The events channel has a message for each event type, with its schema."""
     tags = [kind.__struct_config__.tag for kind in get_args(Event)]
     assert [*asyncapi()["channels"]["events"]["messages"]] == tags
     payloads = [message(str(tag))["payload"]["schema"]["$ref"] for tag in tags]
@@ -543,7 +563,8 @@ def test_messages_of_the_events_channel_are_the_event_types() -> None:
 
 
 @pytest.mark.parametrize("event", [*streamed(STREAMS["completed"])], ids=lambda event: type(event).__name__)
-def test_event_headers_are_those_that_are_written(event: Event) -> None:
+def test_event_headers_equal_the_written_ones(event: Event) -> None:
+    """The described headers are those of the written record, with and without CloudEvents."""
     plain = dict(record(event).headers)
     cloud = {name: (value or b"").decode() for name, value in record(event, cloud_source="/g").headers}
     described = message(cloud["streamworker-type"])["headers"]
@@ -553,11 +574,13 @@ def test_event_headers_are_those_that_are_written(event: Event) -> None:
         Draft202012Validator(resolved(described["properties"][name])).validate(value)
 
 
-def test_job_headers_are_those_that_are_carried_on() -> None:
+def test_job_headers_equal_the_propagated_ones() -> None:
+    """The described job headers are those that the worker propagates."""
     assert tuple(message("job")["headers"]["properties"]) == TRACE_HEADERS
 
 
-def test_dead_letter_headers_are_those_that_are_written() -> None:
+def test_dead_letter_headers_equal_the_written_ones() -> None:
+    """The described headers of a dead letter are those that the worker adds."""
     letter = dead_letter(
         ConsumerRecord(AT, 5, b"k", b"v"),
         TopicPartition("d", 0),
