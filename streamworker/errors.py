@@ -1,18 +1,18 @@
-"""The exceptions that streamworker raises, each answering one question.
+"""The exceptions that streamworker raises. Each class answers one question.
 
 ::
 
     StreamworkerError
-    ├── ConfigurationError      the settings are wrong: every fault, with its path (exit code 2)
-    ├── KafkaError              the broker, a topic or the network in between
-    │   ├── KafkaUnavailable    cannot be reached now; may pass by itself
-    │   ├── KafkaRefused        the broker answered no; a person has to change something
-    │   ├── RecordTooLarge      one record is over the limit; the next ones are not
+    ├── ConfigurationError      the settings are invalid; lists every fault with its path (exit code 2)
+    ├── KafkaError              the broker, a topic or the network failed
+    │   ├── KafkaUnavailable    the broker cannot be reached now; retrying may help
+    │   ├── KafkaRefused        the broker rejected the request; a person has to change something
+    │   ├── RecordTooLarge      one record exceeds the limit; the next ones may not
     │   └── Fenced              another worker owns this partition now
     ├── UpstreamError           a try failed outside of the event stream; carries a `JobError`
-    └── Stopped                 the worker is stopping; what asked for this is to be left alone
+    └── Stopped                 the worker is stopping; the request that was waiting is abandoned
 
-Foreign exceptions (aiokafka, httpx, aiohttp) are mapped once, in the room that imports the library.
+The package that imports a library (aiokafka, httpx) maps the library's exceptions to these.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ __all__ = [
 
 
 class StreamworkerError(Exception):
-    """Every exception of this package."""
+    """Base class of every exception of this package."""
 
 
 class ConfigurationError(StreamworkerError):
-    """The settings cannot be used. `faults` holds one line each: `path: what is wrong; what to do`."""
+    """The settings are invalid. `faults` holds one line each: `path: what is wrong; what to do`."""
 
     def __init__(self, faults: Sequence[str]) -> None:
         self.faults = tuple(faults)
@@ -52,30 +52,31 @@ class ConfigurationError(StreamworkerError):
 
 
 class KafkaError(StreamworkerError):
-    """Something between us and the broker."""
+    """A request to Kafka failed."""
 
 
 class KafkaUnavailable(KafkaError):
-    """The broker cannot be reached now. Waiting may help."""
+    """The broker cannot be reached now. Retrying may help."""
 
 
 class KafkaRefused(KafkaError):
-    """The broker answered, and the answer was no. Waiting does not help."""
+    """The broker answered and rejected the request. Retrying does not help."""
 
 
 class RecordTooLarge(KafkaError):
-    """A record is larger than the producer or the topic allows."""
+    """A record exceeds the producer's or the topic's size limit."""
 
 
 class Fenced(KafkaError):
-    """Another worker took this partition over; what we write under its name is refused (KIP-98)."""
+    """Another worker owns this partition now; the broker rejects writes of this worker's producer epoch
+    (KIP-98)."""
 
 
 class UpstreamError(StreamworkerError):
-    """A try failed, before or inside its event stream. `error` is what the terminal event will say.
+    """A try failed, before or inside its event stream. `error` is the terminal event's error.
 
-    `advice` is what the answer's headers say about another try, where there was an answer. `usage` is what a whole
-    completion that came instead of an event stream reports: it is paid for.
+    `advice` is what the response says about another try, if there was a response. `usage` is the usage report
+    of a whole completion that the upstream returned instead of an event stream; the upstream bills it.
     """
 
     def __init__(

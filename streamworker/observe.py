@@ -1,4 +1,4 @@
-"""Where the worker reports what happened: `Observer` for logs and metrics, spans for traces, and their null objects."""
+"""Where the worker reports: `Observer` for logs and metrics, spans for traces, and their null objects."""
 
 from __future__ import annotations
 
@@ -22,62 +22,63 @@ if TYPE_CHECKING:
 __all__ = ["UNTRACED", "JobSpan", "KafkaPart", "Observer", "Tracer", "TrySpan", "Untraced", "trace_headers"]
 
 KafkaPart = Literal["start", "poll", "sink", "commit"]
-"""Who talks to Kafka: the connections at the start, the poll loop, the sink of the deltas, the commit lanes."""
+"""The part of the worker that talks to Kafka: connections at start, poll loop, sink for deltas, partition
+committers."""
 
 
 class Observer(Protocol):
-    """Is told what happened, for logs and metrics. Must neither raise nor wait."""
+    """Is notified of what the worker does, for logs and metrics. Methods must neither raise nor wait."""
 
     def job_started(self, job: Job, upstream: str) -> None:
-        """An attempt at a job began; with its first one the job was taken up."""
+        """An attempt at a job began."""
         ...
 
     def first_delta(self, upstream: str, seconds: float) -> None:
-        """An attempt got its first delta so long after it started."""
+        """An attempt received its first delta, `seconds` after it started."""
         ...
 
     def deltas_published(self, upstream: str, count: int, size: int, gap_s: float | None) -> None:
-        """One read of a stream gave so many delta events of `size` bytes in all, now with the sink.
+        """The deltas of one read of a stream were published: `count` events of `size` bytes in total.
 
-        `gap_s` is the time since the read of this stream that brought deltas before; None for the first one, and for
-        text that was held and leaves without a read.
+        `gap_s` is the time since this stream's previous read that brought deltas. It is None for the first
+        such read, and for held text that is published without a read.
         """
         ...
 
     def try_failed(self, job: Job, upstream: str, error: JobError, next_try_s: float) -> None:
-        """A try failed before its first delta; the next one follows after so many seconds."""
+        """A try failed before its first delta; the next try follows in `next_try_s` seconds."""
         ...
 
     def fell_back(self, job: Job, upstream: str, error: JobError) -> None:
-        """An upstream failed a job for good, and the next one of its list is called."""
+        """An upstream failed a job permanently; the job continues at the next upstream of its list."""
         ...
 
     def circuit_changed(self, upstream: str, state: str) -> None:
-        """An upstream's circuit is now `closed`, `half_open` or `open`."""
+        """An upstream's circuit changed to `closed`, `half_open` or `open`."""
         ...
 
     def job_ended(self, event: UsageEvent, job: Job, upstream: str) -> None:
-        """A terminal event is durable."""
+        """A job's terminal event is durable."""
         ...
 
     def job_rejected(self, rejection: Rejection, code: ErrorCode) -> None:
-        """A record was no valid job; its dead letter and its terminal event are durable."""
+        """A record is not a valid job; its dead letter and its terminal event are durable."""
         ...
 
     def job_abandoned(self, job: Job, reason: str) -> None:
-        """A job was let go without a terminal event; its next owner runs it."""
+        """A job was returned without a terminal event; the partition's next owner runs it."""
         ...
 
     def tombstone_skipped(self, partition: TopicPartition) -> None:
-        """A record without a value was passed over."""
+        """A record without a value was skipped."""
         ...
 
     def record_skipped(self, partition: TopicPartition) -> None:
-        """A record was delivered that is finished already, or that runs."""
+        """A record was skipped because its job is finished or in flight."""
         ...
 
     def job_crashed(self, job: Job) -> None:
-        """An attempt ended by a bug of ours; another one follows."""
+        """An attempt ended with an unexpected exception; another attempt follows."""
         ...
 
     def rebalancing(self) -> None:
@@ -85,117 +86,117 @@ class Observer(Protocol):
         ...
 
     def partitions_changed(self, owned: int, gained: int, lost: int) -> None:
-        """A rebalance ended."""
+        """A rebalance ended: the worker owns `owned` partitions, of which `gained` are new; it lost `lost`."""
         ...
 
     def partition_fenced(self, partition: TopicPartition) -> None:
-        """Another worker shut us out of a partition that we thought ours."""
+        """Another worker fenced this worker out of a partition that it held."""
         ...
 
     def committed(self, records: Sequence[ProducerRecord], seconds: float) -> None:
-        """A lane's commit is durable, with these records, so long after it began."""
+        """A partition's commit is durable, with these records, `seconds` after it began."""
         ...
 
     def batch_acknowledged(self, count: int, seconds: float) -> None:
-        """A batch of so many deltas is acknowledged, so long after it was sent."""
+        """The broker acknowledged a batch of `count` deltas, `seconds` after it was sent."""
         ...
 
     def kafka_failed(self, part: KafkaPart) -> None:
-        """A request to Kafka failed and is made again."""
+        """A request to Kafka failed and will be retried."""
         ...
 
 
 class TrySpan(Protocol):
-    """One upstream call, as a trace has it."""
+    """The span of one upstream call."""
 
     @property
     def trace(self) -> Headers:
-        """The trace context for the upstream's request."""
+        """Trace context for the upstream request."""
         ...
 
     def first_delta(self) -> None:
-        """The call gave its first delta."""
+        """The call received its first delta."""
         ...
 
     def ended(self, attempt: Attempt, error: JobError | None) -> None:
-        """The call is over, and the attempt with it unless it waits for another one.
+        """The call ended. The attempt has ended with it unless another try follows.
 
-        `error` is why this call failed, if the attempt does not say: because another one follows.
+        `error` is why this call failed if the attempt does not record it, because another try follows.
         """
         ...
 
 
 class JobSpan(Protocol):
-    """One delivery of a job, as a trace has it. Exactly one of its ends counts: the first."""
+    """The span of one delivery of a job. The first method that ends it counts."""
 
     @property
     def trace(self) -> Headers:
-        """The trace context that the job carries from here on: into its events and calls."""
+        """Trace context of the job's events and calls."""
         ...
 
     def open_try(self, attempt: Attempt, upstream: str) -> TrySpan:
-        """An upstream is called next."""
+        """Start the span of the next upstream call."""
         ...
 
     def ended(self, event: UsageEvent, upstream: str) -> None:
-        """The terminal event is durable."""
+        """The job's terminal event is durable."""
         ...
 
     def refused(self, code: ErrorCode) -> None:
-        """The record cannot be run; its dead letter and its terminal event are durable."""
+        """The record is not a valid job; its dead letter and its terminal event are durable."""
         ...
 
     def abandoned(self, reason: str) -> None:
-        """The job was let go without a terminal event; its next owner runs it."""
+        """The job was returned without a terminal event; the partition's next owner runs it."""
         ...
 
     def crashed(self) -> None:
-        """A bug of ours ended it; it is run anew, as another delivery."""
+        """An unexpected exception ended the delivery; the job runs again, as another delivery."""
         ...
 
 
 class Tracer(Protocol):
-    """Opens the spans of deliveries. It and its spans must neither raise nor wait."""
+    """Starts the spans of deliveries. The tracer and its spans must neither raise nor wait."""
 
     def open_job(self, job: Job | Rejection, deliveries: int) -> JobSpan:
-        """A record was delivered for the so-manieth time, and is a job or is not."""
+        """Start the span of one delivery. `deliveries` counts from 1."""
         ...
 
 
 class Untraced:
-    """No tracing: a `Tracer`, `JobSpan` and `TrySpan` that hands on the context that the job's record carried."""
+    """A `Tracer`, `JobSpan` and `TrySpan` that records nothing and passes the job record's trace context on."""
 
     def __init__(self, trace: Headers = ()) -> None:
         self.trace = trace
 
-    def open_job(self, job: Job | Rejection, deliveries: int) -> Untraced:  # noqa: ARG002 - the port's
-        """Hand on."""
+    def open_job(self, job: Job | Rejection, deliveries: int) -> Untraced:  # noqa: ARG002 - part of the interface
+        """Return a span that carries the trace context of the job's record."""
         return Untraced(job.trace)
 
-    def open_try(self, attempt: Attempt, upstream: str) -> Untraced:  # noqa: ARG002 - the port's
-        """Hand on."""
+    def open_try(self, attempt: Attempt, upstream: str) -> Untraced:  # noqa: ARG002 - part of the interface
+        """Return a span that carries the trace context of the job's record."""
         return Untraced(attempt.job.trace)
 
     def first_delta(self) -> None:
-        """Nothing."""
+        pass
 
     def ended(self, *_: object) -> None:
-        """Nothing."""
+        pass
 
     def refused(self, code: ErrorCode) -> None:
-        """Nothing."""
+        pass
 
     def abandoned(self, reason: str) -> None:
-        """Nothing."""
+        pass
 
     def crashed(self) -> None:
-        """Nothing."""
+        pass
 
 
 UNTRACED = Untraced()
 
 
 def trace_headers(trace: Headers) -> dict[str, str]:
-    """Return trace-context record headers as HTTP headers; values that are no printable ASCII are left out."""
+    """Return trace-context record headers as HTTP headers. Values that are not printable ASCII are omitted."""
     texts = ((name, value.decode()) for name, value in trace if value is not None and value.isascii())
     return {name: text for name, text in texts if text.isprintable()}

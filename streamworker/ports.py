@@ -1,6 +1,6 @@
-"""The ends of the pipe, as small protocols. `worker` calls these; `kafka` and `upstream` implement them.
+"""The interfaces of Kafka, upstreams and the clock. `worker` calls them; `kafka` and `upstream` implement them.
 
-What an adapter may raise is part of its contract; anything else is a bug.
+The exceptions that a method documents are part of its contract; any other exception is a bug.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ __all__ = [
 
 
 class Clock(Protocol):
-    """Time, so that tests can turn it."""
+    """The current time. Tests replace it."""
 
     def now_ms(self) -> int:
-        """Milliseconds since the epoch, for what others read."""
+        """Return the time in ms since the epoch, for events and logs."""
         ...
 
     def monotonic(self) -> float:
-        """Seconds of a clock that never jumps, for waiting."""
+        """Return the time in seconds on a monotonic clock, for timeouts."""
         ...
 
 
 class Assignments(Protocol):
-    """Is told which partitions are ours. Called in the consumer's own task: it must return at once."""
+    """Is notified of the consumer's assignment. The consumer's task calls it, so methods must return at once."""
 
     def rebalancing(self) -> None:
-        """The group calls its members together; what is ours is known when `assigned` is called."""
+        """A rebalance began. `assigned` is called when it ends."""
         ...
 
     def assigned(self, partitions: frozenset[TopicPartition], *, is_continuous: bool) -> None:
-        """These are ours now, all of them.
+        """The rebalance ended; the worker owns exactly these partitions.
 
-        `is_continuous` is false when we were out of the group in between: another worker may have owned, and given
-        back, what we still think ours.
+        `is_continuous` is false if the worker was not a member of the group in between. Another worker may
+        have owned, and returned, partitions that the worker still holds.
         """
         ...
 
@@ -67,96 +67,99 @@ class Source(Protocol):
         ...
 
     async def receive(self, partitions: Collection[TopicPartition], limit: int) -> list[ConsumerRecord]:
-        """Return records of these partitions, at most `limit`, waiting a moment for them. Raises KafkaError.
+        """Return records of these partitions, at most `limit`, waiting briefly for them. Raises KafkaError.
 
-        Without partitions it returns at once; it is called all the same, so that the group's errors are seen.
+        Without partitions it returns at once. The worker calls it even then, so that it notices errors of the
+        group.
         """
         ...
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
-        """Read this partition from here on."""
+        """Read this partition from `offset` on."""
         ...
 
     async def confirm_membership(self) -> bool:
-        """Ask the group's coordinator whether we still are a member. Raises KafkaError where it cannot tell now."""
+        """Ask the coordinator whether this consumer is a member. Raises KafkaError if the coordinator cannot
+        be asked."""
         ...
 
     async def stop(self) -> None:
-        """Leave the group. Bounded in time."""
+        """Leave the group. Returns within a bounded time."""
         ...
 
 
 class Receipt(Protocol):
-    """What one job is owed by the sink: the acknowledgement of everything it published."""
+    """The acknowledgements that are outstanding for one job's published records."""
 
     async def settled(self) -> None:
-        """Wait until every record is acknowledged. Raises RecordTooLarge if the broker refused one."""
+        """Wait until every record is acknowledged. Raises RecordTooLarge if the broker rejected one."""
         ...
 
 
 class Sink(Protocol):
-    """Where deltas go: in order per partition, acknowledged by all in-sync replicas."""
+    """Publishes deltas: in order per partition, acknowledged by all in-sync replicas."""
 
     def receipt(self) -> Receipt:
-        """Open an account for a job."""
+        """Return an empty receipt for one job."""
         ...
 
     def publish(self, record: ProducerRecord, receipt: Receipt) -> None:
-        """Take a record. Never waits; ask `has_room` first and wait for `room` if it says no."""
+        """Queue a record. Never waits: check `has_room` first, and wait for `room` if it is false."""
         ...
 
     @property
     def has_room(self) -> bool:
-        """Whether the broker keeps up. While it does not, whoever has more to publish waits."""
+        """Whether the broker keeps up. If not, publishers must wait for `room`."""
         ...
 
     async def room(self) -> None:
-        """Wait until there is room."""
+        """Wait until `has_room` is true."""
         ...
 
     def partition_for(self, topic: str, key: bytes) -> TopicPartition:
-        """Choose the partition as Kafka's default partitioner does. Raises KafkaRefused for an unknown topic."""
+        """Return the partition that Kafka's default partitioner chooses. Raises KafkaRefused for an unknown
+        topic."""
         ...
 
 
 class CommitStore(Protocol):
-    """How one assigned partition's progress becomes durable."""
+    """Makes one assigned partition's progress durable."""
 
     async def open(self) -> CommitPoint:
-        """Shut out the former owner, then read what was committed, or where the log begins. Raises KafkaError."""
+        """Fence the former owner, then return the committed point, or the log's start. Raises KafkaError."""
         ...
 
     async def commit(self, records: Sequence[ProducerRecord], point: CommitPoint) -> None:
-        """Write the records and the point. Retries what may pass by itself.
+        """Write the records and the point atomically. Retries transient errors.
 
         Raises:
             Fenced: another worker owns the partition; nothing was written.
-            RecordTooLarge: one of the records is refused; nothing was written.
+            RecordTooLarge: the broker rejected one of the records; nothing was written.
         """
         ...
 
     async def close(self) -> None:
-        """Let go. Bounded in time; never raises."""
+        """Release the partition. Returns within a bounded time and never raises."""
         ...
 
 
 class CommitStores(Protocol):
-    """Makes a committer per assigned partition."""
+    """Creates a commit store per assigned partition."""
 
     def store(self, partition: TopicPartition) -> CommitStore:
-        """Return a new one, not opened."""
+        """Return a new commit store, not yet opened."""
         ...
 
 
 class Answer(Protocol):
-    """An upstream's answer: the body of its event stream, as it comes."""
+    """An upstream's response: the body of its event stream, in the pieces in which it arrives."""
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        """Go through the body. Raises UpstreamError when the connection breaks."""
+        """Iterate over the body. Raises UpstreamError if the connection breaks."""
         ...
 
     async def drain(self) -> None:
-        """After the end was seen: read on for a moment, so that the connection can serve the next call."""
+        """Read the rest of the body for a moment after the stream's end, so that the connection can be reused."""
         ...
 
 
@@ -164,7 +167,7 @@ class Upstream(Protocol):
     """One configured upstream."""
 
     def call(self, body: bytes, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Answer]:
-        """Open a streaming completion; entering waits for the answer. Raises UpstreamError.
+        """Open a streaming completion; entering waits for the response. Raises UpstreamError.
 
         Leaving before the end of the body closes the connection, so that the upstream stops generating.
         """

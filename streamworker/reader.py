@@ -1,8 +1,8 @@
-"""A reader that knows the rules (contract §3): which events of a topic are a job's valid ones.
+"""The rules for readers of an events topic: which of its events are a job's valid ones.
 
-Feed it the events of one topic, each partition's in order. It follows the attempt that the latest `started` opened,
-hands its events on, and tells what else it saw. Nothing here is needed to write a reader of one's own:
-`docs/delivery.md` states the rules in a few lines.
+Feed an `EventReader` the events of one topic, in order per partition. It follows the attempt that the latest
+`started` event opened, returns that attempt's events, and reports events that are stale, repeated or missing.
+The rules themselves are in docs/delivery.md; a reader in another language needs a few lines.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Auditor", "Breach", "EventReader", "Notice", "Reading"]
 
 
 class Notice(Enum):
-    """What a reader may have to say about an event."""
+    """What a reader reports about an event."""
 
     VALID = "an event of the valid attempt"
     SUPERSEDED = "a new attempt begins; what came of the former one is void"
@@ -32,7 +32,7 @@ class Notice(Enum):
 
 
 class Reading(NamedTuple):
-    """One thing to say about an event. `detail` is for people."""
+    """One report about an event. `detail` is an explanation for people."""
 
     notice: Notice
     event: Mapping[str, Any]
@@ -40,9 +40,10 @@ class Reading(NamedTuple):
 
 
 class EventReader:
-    """Reads any number of jobs at once.
+    """Follows any number of jobs at once.
 
-    Of jobs that ended, the newest `remembered` are kept, to recognise what should not come any more.
+    It keeps the state of every open job, and of the newest `remembered` jobs that have ended, to recognise
+    events that arrive after a job's end.
     """
 
     def __init__(self, *, remembered: int = 100_000) -> None:
@@ -52,15 +53,15 @@ class EventReader:
 
     @property
     def open_jobs(self) -> Iterator[str]:
-        """Ids of jobs that have begun and not ended."""
+        """Ids of the jobs that have started and not ended."""
         return iter(self._open)
 
     def has_ended(self, job_id: str) -> bool:
-        """Whether a job's valid attempt has its terminal event."""
+        """Whether the terminal event of the job's valid attempt was read."""
         return job_id in self._ended
 
     def read(self, event: Mapping[str, Any]) -> list[Reading]:
-        """Take one event (an object with the contract's common members); return what there is to say about it."""
+        """Read one event, an object with the common members; return the reports about it, at least one."""
         job_id = event["job_id"]
         job = self._open.get(job_id) or self._ended.get(job_id)
         if job is None:
@@ -110,7 +111,7 @@ class _Job:
         yield from self._in_order(event)
 
     def _unopened(self, event: Mapping[str, Any]) -> Iterator[Reading]:
-        """A rejected job has a terminal event and nothing else; of any other the beginning was not seen."""
+        """Read an event of a job whose `started` was not read. Only a rejected job has none."""
         if _is_lone(event):
             self.attempt = event["attempt"]
             yield from self._in_order(event)
@@ -138,7 +139,7 @@ def _is_lone(event: Mapping[str, Any]) -> bool:
 
 
 class Breach(NamedTuple):
-    """A rule that an event record breaks."""
+    """A rule that a record of the events topic breaks."""
 
     rule: str
     at: Coordinates | None
@@ -159,7 +160,8 @@ _BREACHES = {
 
 
 class Auditor:
-    """Holds an events topic to the rules. Feed it every record, each partition's in order, then ask `finish`."""
+    """Checks a whole events topic against the rules. Call `read` with every record, in order per partition,
+    then `finish`."""
 
     def __init__(self) -> None:
         self._reader = EventReader(remembered=1 << 62)
@@ -170,7 +172,7 @@ class Auditor:
         self.statuses: dict[str, int] = {}
 
     def read(self, event: Mapping[str, Any], at: Coordinates, key: bytes | None) -> Iterator[Breach]:
-        """Take one event; give the rules that it breaks."""
+        """Check one event; yield the rules that it breaks."""
         self.events += 1
         job_id = event["job_id"]
         if key != job_id.encode():
@@ -184,21 +186,21 @@ class Auditor:
             self._count(reading)
 
     def unreadable(self, at: Coordinates, reason: str) -> Breach:
-        """Say that a record is no event."""
+        """Return the breach for a record that is not an event."""
         return Breach("unreadable", at, "?", reason)
 
     def finish(self) -> Iterator[Breach]:
-        """Give the jobs that have begun and not ended. While workers run that is no breach."""
+        """Yield a breach per job that has started and not ended. While workers run, such jobs are expected."""
         for job_id in self._reader.open_jobs:
             yield Breach("not ended", None, job_id, "no terminal event")
 
     @property
     def jobs(self) -> int:
-        """How many jobs were seen."""
+        """Number of jobs that were read."""
         return len(self._partition)
 
     def has_ended(self, job_id: str) -> bool:
-        """Whether a job's valid attempt has its terminal event."""
+        """Whether the terminal event of the job's valid attempt was read."""
         return self._reader.has_ended(job_id)
 
     def _count(self, reading: Reading) -> None:

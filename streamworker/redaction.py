@@ -1,4 +1,4 @@
-"""Keep secrets out of what we say. Error bodies echo keys, headers and URLs; exceptions quote what they fell over."""
+"""Remove secrets from text. Error bodies echo keys, headers and URLs, and exceptions quote their arguments."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _SHAPES = re.compile(
 
 
 class Redactor:
-    """Replaces known secrets, and what looks like one, by `***`. Call it with a text."""
+    """A callable that replaces known secrets, and text that looks like a secret, with `***`."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        # The longest first: one secret may hold another. Very short ones would blot out ordinary words.
+        # Longest first, because one secret may contain another. Very short secrets would mask ordinary words.
         self._secrets = sorted({secret for secret in secrets if len(secret) >= 4}, key=len, reverse=True)
 
     def __call__(self, text: str) -> str:
-        """Return the text without secrets."""
+        """Return the text with secrets replaced."""
         for secret in self._secrets:
             text = text.replace(secret, _MASK)
         return _SHAPES.sub(lambda match: (match["keep"] or "") + _MASK, text)
@@ -41,14 +41,14 @@ class Redactor:
 
 
 def without_message(error: BaseException, *, causes: int = 16) -> BaseException:
-    """Return an error with the same name and trace, as its causes have, that says nothing.
+    """Return an exception of the same name and traceback, causes included, with empty messages.
 
-    What fell over a job may quote it: `KeyError` and `int()` do. Where it fell is what a person needs.
+    Messages may quote the job: those of `KeyError` and `int()` do. The traceback is enough to find the fault.
     """
     kind = type(error)
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
     silent: BaseException = type(kind.__name__, (Exception,), names)().with_traceback(error.__traceback__)
-    if causes:  # a chain may be a ring
+    if causes:  # a chain of causes may be circular
         if error.__cause__ is not None:
             silent.__cause__ = without_message(error.__cause__, causes=causes - 1)
         elif error.__context__ is not None and not error.__suppress_context__:

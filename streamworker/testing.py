@@ -1,8 +1,8 @@
-"""Every port in memory: a worker without broker, upstream or clock, for our tests and for yours.
+"""Every port in memory: run a worker without broker, upstream or clock, in your tests as in the project's own.
 
-What a fake was told is in its public attributes; how it is to behave is set there, before or while it is in use. The
-rules of the ports are kept: whoever opens a partition's committer shuts out the one before, and a commit is whole or
-not at all. Where something can be held up, it is by an `asyncio.Event`, a gate that is open until it is cleared.
+A fake records what it was asked in public attributes, and public attributes set its behaviour, before or
+during use. The ports' rules hold: opening a partition's commit store fences the former owner, and commits are
+atomic. An `asyncio.Event` that is named as a gate delays an operation while it is cleared.
 """
 
 from __future__ import annotations
@@ -40,32 +40,33 @@ __all__ = [
 ]
 
 POLL_S = 0.25
-"""How long one `receive` waits for records."""
+"""Seconds that one `receive` waits for records."""
 
 
 class MemoryClock:
-    """Time that stands still until it is turned."""
+    """A clock that advances only when `turn` is called."""
 
     def __init__(self, now_ms: int = 1_700_000_000_000) -> None:
         self._now_ms = now_ms
         self._monotonic = 0.0
 
     def turn(self, seconds: float) -> None:
-        """Let time pass."""
+        """Advance the clock."""
         self._now_ms += round(seconds * 1000)
         self._monotonic += seconds
 
     def now_ms(self) -> int:
-        """Milliseconds since the epoch."""
+        """Return the time in ms since the epoch."""
         return self._now_ms
 
     def monotonic(self) -> float:
-        """Seconds that never jump."""
+        """Return the time in seconds on the monotonic clock."""
         return self._monotonic
 
 
 class MemorySource:
-    """A consumer group of one member. `put` records, `assign` partitions; `errors` are raised, one per `receive`."""
+    """A consumer group with one member. `put` records and `assign` partitions; each `receive` raises one of
+    `errors`."""
 
     def __init__(self) -> None:
         self.logs: defaultdict[TopicPartition, list[ConsumerRecord]] = defaultdict(list)
@@ -73,7 +74,7 @@ class MemorySource:
         self.asked: list[tuple[frozenset[TopicPartition], int]] = []
         self.errors: deque[KafkaError] = deque()
         self.delivering = _open_gate()
-        """Closed, it holds records back that `receive` has taken already."""
+        """Gate: while cleared, `receive` delays records that it has already taken."""
         self.is_member = True
         self._assigned: frozenset[TopicPartition] = frozenset()
         self._assignments: Assignments | None = None
@@ -88,7 +89,7 @@ class MemorySource:
         key: bytes | None = None,
         headers: Headers = (),
     ) -> ConsumerRecord:
-        """Append a record; `offset` may leave a gap."""
+        """Append a record. A larger `offset` leaves a gap."""
         log = self.logs[partition]
         if offset is None:
             offset = log[-1].at.offset + 1 if log else 0
@@ -98,7 +99,7 @@ class MemorySource:
         return record
 
     def assign(self, *partitions: TopicPartition, is_continuous: bool = True) -> None:
-        """Rebalance. What stays is read on from where it was; what is new, from where it is sought."""
+        """Rebalance. Kept partitions continue at their position; new ones start where they are sought."""
         assert self._assignments is not None, "the source is not started"
         self._assigned = frozenset(partitions)
         kept = self._assigned if is_continuous else frozenset[TopicPartition]()
@@ -111,7 +112,7 @@ class MemorySource:
         self._assignments = assignments
 
     async def receive(self, partitions: Collection[TopicPartition], limit: int) -> list[ConsumerRecord]:
-        """Return records of these partitions, waiting a moment for them."""
+        """Return records of these partitions, waiting briefly for them."""
         self.asked.append((frozenset(partitions), limit))
         await asyncio.sleep(0)
         if self.errors:
@@ -127,13 +128,13 @@ class MemorySource:
         return records
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
-        """Read this partition from here on; nothing happens if it is not ours."""
+        """Read this partition from `offset` on. Nothing happens if it is not assigned."""
         if partition in self._assigned:
             self.positions[partition] = offset
             self._came.set()
 
     async def confirm_membership(self) -> bool:
-        """Say whether we are a member: `is_member`."""
+        """Return `is_member`."""
         await asyncio.sleep(0)
         return self.is_member
 
@@ -153,7 +154,7 @@ class MemorySource:
 
 
 class MemoryReceipt:
-    """What one job is owed by a `MemorySink`."""
+    """The outstanding acknowledgements of one job at a `MemorySink`."""
 
     def __init__(self) -> None:
         self.owed = 0
@@ -161,12 +162,12 @@ class MemoryReceipt:
         self._settled = _open_gate()
 
     def add(self) -> None:
-        """Owe one more acknowledgement."""
+        """Expect one more acknowledgement."""
         self.owed += 1
         self._settled.clear()
 
     def acknowledge(self, refusal: RecordTooLarge | None = None) -> None:
-        """Acknowledge one record, or refuse it."""
+        """Acknowledge one record, or reject it."""
         self._refusal = self._refusal or refusal
         self.owed -= 1
         if not self.owed:
@@ -180,24 +181,25 @@ class MemoryReceipt:
 
 
 class MemorySink:
-    """Keeps what is published in `records`. Acknowledges at once, or, without `acknowledges`, when told to."""
+    """Stores published records in `records`. It acknowledges them at once, or by `acknowledge` if
+    `acknowledges` is false."""
 
     def __init__(self, *, partitions: int = 4, topics: Collection[str] | None = None) -> None:
-        """Know these topics, or any."""
+        """Create a sink. It accepts these topics, or any topic if `topics` is None."""
         self.records: list[ProducerRecord] = []
         self.acknowledges = True
         self.keeping_up = _open_gate()
-        """Closed, there is no room."""
+        """Gate: while cleared, `has_room` is false."""
         self._owed: deque[MemoryReceipt] = deque()
         self._partitions = partitions
         self._topics = topics
 
     def receipt(self) -> MemoryReceipt:
-        """Open an account for a job."""
+        """Return an empty receipt for one job."""
         return MemoryReceipt()
 
     def publish(self, record: ProducerRecord, receipt: Receipt) -> None:
-        """Take a record."""
+        """Store a record."""
         assert isinstance(receipt, MemoryReceipt), "a receipt of another sink"
         self.records.append(record)
         receipt.add()
@@ -206,21 +208,21 @@ class MemorySink:
             self.acknowledge()
 
     def acknowledge(self, refusal: RecordTooLarge | None = None) -> None:
-        """Acknowledge all that is owed, or refuse it."""
+        """Acknowledge every outstanding record, or reject it."""
         while self._owed:
             self._owed.popleft().acknowledge(refusal)
 
     @property
     def has_room(self) -> bool:
-        """Whether the gate is open."""
+        """Whether `keeping_up` is set."""
         return self.keeping_up.is_set()
 
     async def room(self) -> None:
-        """Wait for the gate."""
+        """Wait for `keeping_up`."""
         await self.keeping_up.wait()
 
     def partition_for(self, topic: str, key: bytes) -> TopicPartition:
-        """Choose a partition by the key."""
+        """Choose a partition by the key. Raises KafkaRefused for an unknown topic."""
         if self._topics is not None and topic not in self._topics:
             raise KafkaRefused(f"there is no topic {topic}")
         return TopicPartition(topic, zlib.crc32(key) % self._partitions)
@@ -235,7 +237,7 @@ class Commit(NamedTuple):
 
 
 class MemoryCommitStores:
-    """The broker's side of commits: `commits` as they were made, `points` as they stand."""
+    """The broker's side of commits: `commits` lists them in order, `points` holds each partition's last one."""
 
     def __init__(self, *, max_record_bytes: float = inf) -> None:
         self.commits: list[Commit] = []
@@ -251,15 +253,15 @@ class MemoryCommitStores:
         self._owners: dict[TopicPartition, MemoryCommitStore | None] = {}
 
     def store(self, partition: TopicPartition) -> MemoryCommitStore:
-        """Return a new committer, not opened."""
+        """Return a new commit store, not yet opened."""
         return MemoryCommitStore(self, partition)
 
     def seize(self, partition: TopicPartition) -> None:
-        """Be another worker that takes the partition over."""
+        """Fence the partition's owner, as another worker that opens the partition would."""
         self._owners[partition] = None
 
     def records(self, partition: TopicPartition | None = None) -> list[ProducerRecord]:
-        """Return what was written, all or one job partition's, in order."""
+        """Return the records of all commits, or of one job partition's commits, in order."""
         return [
             record
             for commit in self.commits
@@ -268,7 +270,7 @@ class MemoryCommitStores:
         ]
 
     async def open(self, owner: MemoryCommitStore) -> CommitPoint:
-        """Make this committer the owner."""
+        """Make this commit store the owner."""
         self.opened.append(owner.partition)
         await self.opening.wait()
         await asyncio.sleep(0)
@@ -280,7 +282,7 @@ class MemoryCommitStores:
     async def commit(
         self, owner: MemoryCommitStore, records: Sequence[ProducerRecord], point: CommitPoint
     ) -> None:
-        """Write all or nothing."""
+        """Write the records and the point atomically."""
         commit = Commit(owner.partition, tuple(records), point)
         self.under_way.append(commit)
         try:
@@ -303,14 +305,14 @@ class MemoryCommitStores:
 
 
 class MemoryCommitStore:
-    """One owner of one partition."""
+    """The commit store of one owner of one partition."""
 
     def __init__(self, committers: MemoryCommitStores, partition: TopicPartition) -> None:
         self.partition = partition
         self._committers = committers
 
     async def open(self) -> CommitPoint:
-        """Shut out the former owner."""
+        """Fence the former owner; return the committed point."""
         return await self._committers.open(self)
 
     async def commit(self, records: Sequence[ProducerRecord], point: CommitPoint) -> None:
@@ -318,23 +320,23 @@ class MemoryCommitStore:
         await self._committers.commit(self, records, point)
 
     async def close(self) -> None:
-        """Let go."""
+        """Release the partition."""
         self._committers.closed.append(self.partition)
 
 
 Step = bytes | float | asyncio.Event | Exception
-"""What an upstream does next: send bytes, be silent for seconds, wait for an event, fail."""
+"""The next step of an upstream: send bytes, stay silent for seconds, wait for an event, or raise."""
 
 
 class Script(NamedTuple):
-    """One call: what comes in its body, and what happens before it is answered."""
+    """One call: the steps of its body, and the steps before its response."""
 
     body: Iterable[Step]
     before: Iterable[Step] = ()
 
 
 class MemoryCall:
-    """One call that was made, and its answer."""
+    """One call that was made, and its response."""
 
     def __init__(self, body: bytes, headers: Mapping[str, str], script: Script) -> None:
         self.body = body
@@ -345,7 +347,7 @@ class MemoryCall:
         self._script = script
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Go through the body; `reads` counts the pieces that were handed out."""
+        """Iterate over the body. `reads` counts the pieces that were returned."""
         for step in self._script.body:
             if isinstance(step, bytes):
                 self.reads += 1
@@ -354,12 +356,12 @@ class MemoryCall:
                 await _wait(step)
 
     async def drain(self) -> None:
-        """Note that the rest was read."""
+        """Record that the rest of the body was read."""
         self.is_drained = True
 
 
 class MemoryUpstream:
-    """Answers call after call by a script each; the last one serves all further calls."""
+    """Answers each call with the next script. The last script serves all further calls."""
 
     def __init__(self, *scripts: Script | Iterable[Step]) -> None:
         self.calls: list[MemoryCall] = []
@@ -367,7 +369,7 @@ class MemoryUpstream:
 
     @property
     def open_calls(self) -> int:
-        """How many calls are open now."""
+        """Number of calls that are open now."""
         return sum(call.is_open for call in self.calls)
 
     @asynccontextmanager
@@ -385,86 +387,68 @@ class MemoryUpstream:
 
 
 class MemoryObserver:
-    """Keeps what it is told, in order: the method's name and its arguments."""
+    """Records every notification in `calls`, in order, as the method's name and its arguments."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, tuple[object, ...]]] = []
+        self.calls: list[tuple[str, tuple[object, ...]]] = []
 
     def all(self, name: str) -> list[tuple[object, ...]]:
         """Return the arguments of every call of one method."""
-        return [arguments for told, arguments in self.told if told == name]
+        return [arguments for called, arguments in self.calls if called == name]
 
     def job_started(self, job: Job, upstream: str) -> None:
-        """Keep it."""
-        self.told.append(("job_started", (job, upstream)))
+        self.calls.append(("job_started", (job, upstream)))
 
     def first_delta(self, upstream: str, seconds: float) -> None:
-        """Keep it."""
-        self.told.append(("first_delta", (upstream, seconds)))
+        self.calls.append(("first_delta", (upstream, seconds)))
 
     def deltas_published(self, upstream: str, count: int, size: int, gap_s: float | None) -> None:
-        """Keep it."""
-        self.told.append(("deltas_published", (upstream, count, size, gap_s)))
+        self.calls.append(("deltas_published", (upstream, count, size, gap_s)))
 
     def try_failed(self, job: Job, upstream: str, error: JobError, next_try_s: float) -> None:
-        """Keep it."""
-        self.told.append(("try_failed", (job, upstream, error, next_try_s)))
+        self.calls.append(("try_failed", (job, upstream, error, next_try_s)))
 
     def fell_back(self, job: Job, upstream: str, error: JobError) -> None:
-        """Keep it."""
-        self.told.append(("fell_back", (job, upstream, error)))
+        self.calls.append(("fell_back", (job, upstream, error)))
 
     def circuit_changed(self, upstream: str, state: str) -> None:
-        """Keep it."""
-        self.told.append(("circuit_changed", (upstream, state)))
+        self.calls.append(("circuit_changed", (upstream, state)))
 
     def job_ended(self, event: UsageEvent, job: Job, upstream: str) -> None:
-        """Keep it."""
-        self.told.append(("job_ended", (event, job, upstream)))
+        self.calls.append(("job_ended", (event, job, upstream)))
 
     def job_rejected(self, rejection: Rejection, code: ErrorCode) -> None:
-        """Keep it."""
-        self.told.append(("job_rejected", (rejection, code)))
+        self.calls.append(("job_rejected", (rejection, code)))
 
     def job_abandoned(self, job: Job, reason: str) -> None:
-        """Keep it."""
-        self.told.append(("job_abandoned", (job, reason)))
+        self.calls.append(("job_abandoned", (job, reason)))
 
     def tombstone_skipped(self, partition: TopicPartition) -> None:
-        """Keep it."""
-        self.told.append(("tombstone_skipped", (partition,)))
+        self.calls.append(("tombstone_skipped", (partition,)))
 
     def record_skipped(self, partition: TopicPartition) -> None:
-        """Keep it."""
-        self.told.append(("record_skipped", (partition,)))
+        self.calls.append(("record_skipped", (partition,)))
 
     def job_crashed(self, job: Job) -> None:
-        """Keep it."""
-        self.told.append(("job_crashed", (job,)))
+        self.calls.append(("job_crashed", (job,)))
 
     def rebalancing(self) -> None:
-        """Keep it."""
-        self.told.append(("rebalancing", ()))
+        self.calls.append(("rebalancing", ()))
 
     def partitions_changed(self, owned: int, gained: int, lost: int) -> None:
-        """Keep it."""
-        self.told.append(("partitions_changed", (owned, gained, lost)))
+        self.calls.append(("partitions_changed", (owned, gained, lost)))
 
     def partition_fenced(self, partition: TopicPartition) -> None:
-        """Keep it."""
-        self.told.append(("partition_fenced", (partition,)))
+        self.calls.append(("partition_fenced", (partition,)))
 
     def committed(self, records: Sequence[ProducerRecord], seconds: float) -> None:
-        """Keep it."""
-        self.told.append(("committed", (tuple(records), seconds)))
+        self.calls.append(("committed", (tuple(records), seconds)))
 
     def batch_acknowledged(self, count: int, seconds: float) -> None:
-        """Keep it."""
-        self.told.append(("batch_acknowledged", (count, seconds)))
+        self.calls.append(("batch_acknowledged", (count, seconds)))
 
     def kafka_failed(self, part: KafkaPart) -> None:
-        """Keep it."""
-        self.told.append(("kafka_failed", (part,)))
+        self.calls.append(("kafka_failed", (part,)))
 
 
 async def _wait(step: Step) -> None:

@@ -1,7 +1,7 @@
-"""Admission: how much may be open at once, as marks on a level.
+"""High and low watermarks on a level, for backpressure.
 
-Above the high mark the tap is closed, at or below the low mark it opens again; between the two it stays as it is, so
-that it does not flutter. What it closes is Kafka's fetching or a socket's reading, never the poll loop.
+The level is above high from the high mark on, until it falls to the low mark. Between the two the state does
+not change, so that it does not oscillate. Callers pause Kafka fetching or a socket, never the poll loop.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ __all__ = ["Watermarks"]
 
 
 class Watermarks:
-    """A level with two marks. `high` is the level at which the tap closes; `low` defaults to half of it."""
+    """A level with two marks. `low` defaults to half of `high`."""
 
     __slots__ = ("high", "is_above_high", "level", "low")
 
@@ -21,7 +21,7 @@ class Watermarks:
         self.low = high // 2 if low is None else low
         self.level = 0
         self.is_above_high = False
-        """Whether nothing more should be let in."""
+        """Whether the caller should pause."""
 
     def add(self, amount: int) -> None:
         """Raise the level."""
@@ -38,5 +38,5 @@ class Watermarks:
 
     @property
     def room(self) -> int:
-        """How much fits below the high mark; 0 while closed."""
+        """How much fits below the high mark; 0 while the level is above high."""
         return 0 if self.is_above_high else self.high - self.level

@@ -1,6 +1,6 @@
-"""How much may go upstream per minute: in *any* minute, not on average.
+"""Limits an amount per minute: in any minute, not on average.
 
-A bucket that fills up would let twice its limit pass within one.
+A token bucket would allow twice its limit within one minute.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections import deque
 __all__ = ["SlidingWindow"]
 
 SPAN_S = 61.0
-"""A minute, and a second for the way: a call that is on its way counts at the upstream when it arrives."""
+"""A minute plus a second of network delay: the upstream counts a call when it arrives there."""
 
 
 class SlidingWindow:
-    """At most `limit` within any minute. Times in seconds of a clock that never jumps."""
+    """Allows at most `limit` within any minute. Times are in seconds on a monotonic clock."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -22,7 +22,8 @@ class SlidingWindow:
         self._sum = 0.0
 
     def wait_s(self, amount: float, now: float) -> float:
-        """Return how long until so much may go, 0 for now. More than the whole limit goes when nothing else did."""
+        """Return the seconds until `amount` fits, 0 for now. An amount above the whole limit fits into an
+        empty window."""
         self._forget(now)
         over = self._sum + min(amount, self.limit) - self.limit
         if over <= 0:
@@ -34,16 +35,16 @@ class SlidingWindow:
         return SPAN_S
 
     def take(self, amount: float, now: float) -> Reservation:
-        """Let so much go."""
+        """Reserve an amount now."""
         taken = Reservation(now, min(amount, self.limit))
         self._amounts.append(taken)
         self._sum += taken.amount
         return taken
 
     def settle(self, taken: Reservation, amount: float) -> None:
-        """Replace what was reserved by what it came to. What is older than a minute is history."""
+        """Replace a reserved amount by the actual one. Reservations older than a minute are not changed."""
         if not taken.is_past:
-            amount = min(amount, self.limit)  # it fills its minute, and no more than that
+            amount = min(amount, self.limit)  # a reservation never exceeds the whole limit
             self._sum += amount - taken.amount
             taken.amount = amount
 
@@ -53,11 +54,11 @@ class SlidingWindow:
             past.is_past = True
             self._sum -= past.amount
         if not self._amounts:
-            self._sum = 0.0  # floats do not add up to nothing by themselves
+            self._sum = 0.0  # remove the rounding error of the float sum
 
 
 class Reservation:
-    """What went, and when."""
+    """An amount and the time at which it was reserved."""
 
     __slots__ = ("amount", "at", "is_past")
 

@@ -1,4 +1,4 @@
-"""Frozen values that every other room speaks in. Nothing here does anything."""
+"""Values that every package of streamworker uses. They hold data and have no behaviour of their own."""
 
 from streamworker.model.delta import ChunkDelta, Done, StreamError, StreamItem
 from streamworker.model.ending import Advice, ErrorCode, JobError, Status, UsageSource

@@ -1,4 +1,4 @@
-"""What one chunk of an event stream says, as values."""
+"""The content of one chunk of an event stream, as values."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["ChunkDelta", "Done", "StreamError", "StreamItem"]
 class ChunkDelta(msgspec.Struct, gc=False):
     """One choice delta of one chunk, as the upstream sent it.
 
-    `choice` is None for a chunk without choices that carried members we do not know. `chunk` holds the chunk's own
-    members (id, model, created …) when one of them changed since the last delta. `extra` holds unknown members of the
-    chunk and the choice.
+    `choice` is None for a chunk that has unknown members and no choices. `chunk` holds the chunk's own
+    members (id, model, created …) if one of them changed since the last delta. `extra` holds the unknown
+    members of the chunk and of the choice.
     """
 
     choice: int | None
@@ -30,9 +30,10 @@ class Done(msgspec.Struct, frozen=True):
 
 
 class StreamError(msgspec.Struct, frozen=True):
-    """The stream says that generation failed, or says something that is no chat completion.
+    """An error that the upstream reports inside its stream, or a payload that is not a chat completion.
 
-    `protocol` is true for the second. `status` is the code in the frame where it is a number, HTTP-like.
+    `protocol` is true for the second kind. `status` is the error's code where that is a number in HTTP's
+    range, `kind` the error's code or type where that is a name.
     """
 
     message: str
@@ -43,4 +44,4 @@ class StreamError(msgspec.Struct, frozen=True):
 
 
 StreamItem = ChunkDelta | Done | StreamError
-"""What the chunk reader hands out."""
+"""What the chunk reader returns."""

@@ -1,4 +1,4 @@
-"""How a job can end, in the contract's words (§3)."""
+"""How a job can end: the values of the terminal event (see docs/delivery.md)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class UsageSource(StrEnum):
 
 
 class Advice(msgspec.Struct, frozen=True):
-    """What an answer's headers say about another try: whether, and after how many seconds."""
+    """What an HTTP response says about another try: whether to make one, and after how many seconds."""
 
     should_retry: bool | None = None
     after_s: float | None = None
@@ -61,8 +61,9 @@ class Advice(msgspec.Struct, frozen=True):
 class JobError(msgspec.Struct, frozen=True):
     """Why a job did not complete.
 
-    `message` keeps the upstream's own words. `upstream` is the body or frame it sent, cut at 2 KiB, secrets removed.
-    `retriable` says whether the same call may succeed later. `retry_after_ms` is set only where the upstream said when.
+    `message` keeps the upstream's own words. `upstream` is the body or the frame that it sent, cut at 2 KiB,
+    with secrets removed. `retriable` states whether the same call may succeed later. `retry_after_ms` is set
+    only where the upstream named a time.
     """
 
     code: ErrorCode

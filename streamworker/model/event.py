@@ -1,4 +1,4 @@
-"""The events we publish (contract §3). Field order is the order on the wire, after the `type` tag."""
+"""The events that a worker publishes. The order of the fields is their order on the wire, after the `type` tag."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Started(msgspec.Struct, tag_field="type", tag="started", kw_only=True):
 
 
 class DeltaEvent(msgspec.Struct, tag_field="type", tag="delta", gc=False):
-    """One choice delta. Positional, because it is made once per delta."""
+    """One choice delta. The fields are positional because one event is created per delta."""
 
     job_id: str
     attempt: str
@@ -54,7 +54,8 @@ class DeltaEvent(msgspec.Struct, tag_field="type", tag="delta", gc=False):
 
 
 class Observed(msgspec.Struct, frozen=True):
-    """What really passed. `chars` are Unicode code points, `bytes` is the response body as received."""
+    """Counts of what the worker received. Characters are Unicode code points; `bytes` counts the response
+    body as received."""
 
     deltas: int = 0
     chunks: int = 0
@@ -64,7 +65,7 @@ class Observed(msgspec.Struct, frozen=True):
 
 
 class Timing(msgspec.Struct, frozen=True):
-    """Milliseconds: record timestamp → start, start → first delta (None: there was none), start → end."""
+    """Durations in ms: record timestamp to start, start to first delta (None without a delta), start to end."""
 
     queued: int
     first_delta: int | None
@@ -72,7 +73,7 @@ class Timing(msgspec.Struct, frozen=True):
 
 
 class UsageEvent(msgspec.Struct, tag_field="type", tag="usage", kw_only=True):
-    """The terminal event: the last of a job, exactly one."""
+    """The terminal event: the last event of a job, exactly one."""
 
     v: Literal[1] = 1
     job_id: str

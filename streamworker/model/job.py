@@ -1,4 +1,4 @@
-"""The job: one prompt, one upstream call wanted, one terminal event owed (contract §2)."""
+"""The job: one prompt, one upstream call, one terminal event."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from streamworker.model.record import Coordinates, Headers
 __all__ = ["Job", "OnBreak", "Rejection"]
 
 OnBreak = Literal["fail", "restart"]
-"""What a stream that breaks after its first delta does."""
+"""What happens to a job whose stream breaks after its first delta."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A valid job.
 
-    `request` holds the members of the chat-completions body as raw JSON, so that what we do not touch goes upstream
-    byte for byte. `deadline` is in seconds since the epoch. `trace` are the W3C trace-context headers of the record.
+    `request` holds the members of the chat-completions body as raw JSON, so that members which the worker
+    does not change reach the upstream byte for byte. `deadline` is in seconds since the epoch. `trace` holds
+    the record's W3C trace-context headers.
     """
 
     job_id: str
@@ -35,10 +36,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rejection(msgspec.Struct, frozen=True, kw_only=True):
-    """A record that is not a valid job: what is owed is a dead letter and a `rejected` terminal event.
+    """A record that is not a valid job. It gets a dead letter and a terminal event with status `rejected`.
 
-    `job_id` is as given if readable, else made of the record's coordinates. `faults` names every fault, and none of
-    them repeats the record's content: prompts do not belong in headers and logs.
+    `job_id` is the record's own if it is readable, else made of the record's coordinates. `faults` names
+    every fault. No fault repeats the record's content, because faults appear in headers and logs, and prompts
+    must not.
     """
 
     job_id: str

@@ -1,4 +1,4 @@
-"""What Kafka stores, as values: coordinates, records in, records out."""
+"""Kafka's records and coordinates as values."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import msgspec
 __all__ = ["CommitPoint", "ConsumerRecord", "Coordinates", "Headers", "ProducerRecord", "TopicPartition"]
 
 Headers = tuple[tuple[str, bytes | None], ...]
-"""Kafka record headers: names may repeat, values are bytes or null."""
+"""Kafka record headers. Names may repeat; values are bytes or null."""
 
 
 class TopicPartition(NamedTuple):
-    """A topic-partition."""
+    """A topic and a partition number."""
 
     topic: str
     partition: int
@@ -23,7 +23,7 @@ class TopicPartition(NamedTuple):
 
 
 class Coordinates(NamedTuple):
-    """Where one record lies in the log."""
+    """The position of one record in the log."""
 
     topic: str
     partition: int
@@ -39,14 +39,14 @@ class Coordinates(NamedTuple):
 
 
 class CommitPoint(NamedTuple):
-    """What is committed for a partition: the next offset to read, and the offset map in the metadata."""
+    """What is committed for a partition: the next offset to read, and the offset map as metadata."""
 
     offset: int
     metadata: str = ""
 
 
 class ConsumerRecord(msgspec.Struct, frozen=True):
-    """A record as it was fetched: bytes, nothing decoded. `timestamp` is in ms since the epoch."""
+    """A record as fetched, not decoded. `timestamp` is in ms since the epoch."""
 
     at: Coordinates
     timestamp: int
@@ -61,7 +61,7 @@ class ConsumerRecord(msgspec.Struct, frozen=True):
 
 
 class ProducerRecord(msgspec.Struct, frozen=True, gc=False):
-    """A record to be written. `to` is chosen once per job, so that a job's events stay in one partition."""
+    """A record to be produced. All events of a job use one `topic_partition`, chosen once per job."""
 
     topic_partition: TopicPartition
     key: bytes | None
@@ -70,8 +70,11 @@ class ProducerRecord(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def size(self) -> int:
-        """Bytes of payload, without Kafka's few bytes of framing."""
+        """Size of key, value and headers in bytes, without Kafka's framing."""
         size = len(self.key or b"") + len(self.value or b"")
-        for name, value in self.headers:  # asked for each delta: a generator would cost thrice as much
+        for (
+            name,
+            value,
+        ) in self.headers:  # called once per delta, where a generator expression takes three times as long
             size += len(name) + len(value or b"")
         return size

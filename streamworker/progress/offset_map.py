@@ -1,16 +1,16 @@
-"""The offset map: what a commit's metadata says beyond its offset.
+"""The offset map: what a commit's metadata contains in addition to its offset.
 
-Which offsets beyond the committed one are finished already, so that they are not run again; how often each unfinished
-one was delivered, so that a job which kills its worker cannot loop; and a stamp that is the commit's own, so that a
-worker can tell whether the last commit in the log is its own.
+It holds the finished offsets beyond the committed one, so that they are not run again; the number of
+deliveries of each unfinished offset, so that a job that kills its worker cannot loop; and a commit id, by
+which a worker recognises whether the last commit in the log is its own.
 
-On the wire, ASCII, at most `LIMIT` characters (the broker's default `offset.metadata.max.bytes`)::
+On the wire it is ASCII, at most `LIMIT` characters (the broker's default `offset.metadata.max.bytes`)::
 
-    sw1:<stamp>:<form><base64 of the finished offsets>:<base64 of the deliveries>
+    sw1:<commit id>:<form><base64 of the finished offsets>:<base64 of the deliveries>
 
-`form` is `b` for a bitmap and `r` for run lengths, in capitals where compressed: whichever is shortest. Numbers are
-LEB128 varints relative to the committed offset. A reader that does not know the version, or finds the map damaged,
-ignores it: more is run again, nothing is lost.
+`form` is `b` for a bitmap and `r` for run lengths, in upper case if compressed; the shortest form is used.
+Numbers are LEB128 varints relative to the committed offset. A reader ignores a map of an unknown version or a
+damaged map: more jobs are run again, none is lost.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ if TYPE_CHECKING:
 __all__ = ["FULL", "LIMIT", "MAX_OFFSETS", "Damaged", "OffsetMap", "decode_map", "encode_map"]
 
 LIMIT = 4096
-"""Characters of a map: the broker's default `offset.metadata.max.bytes`."""
+"""Characters of a map; the broker's default `offset.metadata.max.bytes`."""
 
 FULL = LIMIT * 3 // 4
-"""From here on a partition takes no new work until its map has shrunk; what is open may still end within the rest."""
+"""From this size on a partition accepts no new records until its map has shrunk. Open jobs can still finish
+within the rest."""
 
 MAX_OFFSETS = 1 << 20
-"""Finished offsets that a map may hold: a damaged one must not make us build a huge set."""
+"""Finished offsets that a map may hold, so that decoding a damaged map cannot build a huge set."""
 
 _VERSION = "sw1"
 _MAX_INFLATED = MAX_OFFSETS // 8
 
 
 class OffsetMap(NamedTuple):
-    """What a commit knows. `finished` and the keys of `deliveries` are at or beyond the committed offset."""
+    """The content of a map. `finished` and the keys of `deliveries` are at or beyond the committed offset."""
 
     finished: frozenset[int] = frozenset()
     deliveries: Mapping[int, int] = {}
@@ -47,11 +48,11 @@ class OffsetMap(NamedTuple):
 
 
 class Damaged(ValueError):
-    """Metadata that is no map of a version we know."""
+    """The metadata is not an offset map of a known version."""
 
 
 def encode_map(committed: int, offset_map: OffsetMap) -> str:
-    """Write a map for a commit at this offset. Its length is the caller's to look at."""
+    """Encode a map for a commit at this offset. The caller checks its length against `LIMIT`."""
     assert ":" not in offset_map.commit_id
     finished = sorted(offset - committed for offset in offset_map.finished)
     forms = [form + _text(data) for form, data in _candidates(finished)]
@@ -61,10 +62,10 @@ def encode_map(committed: int, offset_map: OffsetMap) -> str:
 
 
 def decode_map(committed: int, metadata: str) -> OffsetMap:
-    """Read a commit's metadata. Empty metadata is an empty map.
+    """Decode a commit's metadata. Empty metadata is an empty map.
 
     Raises:
-        Damaged: it is something else.
+        Damaged: the metadata is not a map of a known version.
     """
     if not metadata:
         return OffsetMap()
@@ -84,7 +85,7 @@ def decode_map(committed: int, metadata: str) -> OffsetMap:
 
 
 def _candidates(finished: list[int]) -> Iterator[tuple[str, bytes]]:
-    """Give every form that can be read again: what is inflated is bounded."""
+    """Yield every form that `decode_map` accepts, which bounds the inflated size."""
     if finished:
         runs = _varints(_runs(finished))
         yield "r", runs
@@ -100,15 +101,9 @@ def _read_finished(text: str) -> list[int]:
         return []
     read: dict[str, Callable[[bytes], list[int]]] = {"b": _from_bitmap, "r": _from_runs}
     data = b64decode(text[1:], validate=True)
-    return (
-        read[text[0].lower()](_inflated(data) if text[0].isupper() else data)
-        if text[0].lower() in read
-        else _no()
-    )
-
-
-def _no() -> list[int]:
-    raise Damaged("the offset map has a form that is not known")
+    if text[0].lower() not in read:
+        raise Damaged("the offset map has an unknown form")
+    return read[text[0].lower()](_inflated(data) if text[0].isupper() else data)
 
 
 def _read_deliveries(text: str) -> Iterator[tuple[int, int]]:
@@ -133,7 +128,7 @@ def _from_bitmap(data: bytes) -> list[int]:
 
 
 def _runs(offsets: list[int]) -> Iterator[int]:
-    """Give lengths of runs in turn: unfinished, finished, unfinished …"""
+    """Yield the lengths of alternating runs: unfinished, finished, unfinished …"""
     end = length = 0
     for offset in offsets:
         if offset == end + length and length:
@@ -197,7 +192,7 @@ def _shorter(data: bytes) -> bytes:
 
 
 def _inflated(data: bytes) -> bytes:
-    """Decompress, bounded: a map is small, whatever it was made of."""
+    """Decompress up to a bound."""
     machine = zlib.decompressobj()
     inflated = machine.decompress(data, _MAX_INFLATED)
     if machine.unconsumed_tail or not machine.eof:

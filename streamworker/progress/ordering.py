@@ -1,7 +1,7 @@
-"""Jobs of one record key, one after another (`worker.ordering = "key"`).
+"""Runs jobs with the same record key one after another (`worker.ordering = "key"`).
 
-Jobs of one key lie in one partition, so the order needs no more than this partition's memory, and a new owner of the
-partition finds it again in the log: it begins at the lowest unfinished offset.
+Jobs with the same key lie in one partition, so the order can be kept in the memory of the partition's owner.
+A new owner restores it from the log, because it starts at the lowest unfinished offset.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ Item = TypeVar("Item")
 
 
 class KeyOrder(Generic[Item]):
-    """Who may go, and who waits behind whom. Holds nothing for a key whose last job has left."""
+    """A queue per key. It holds nothing for a key whose last job has left."""
 
     def __init__(self) -> None:
         self._queues: dict[bytes, deque[Item]] = {}
         self.waiting = 0
-        """How many items wait."""
+        """Number of items that wait."""
 
     def enter(self, key: bytes, item: Item) -> bool:
-        """Come with an item; True if it may go now, False if it waits for those of its key that came before."""
+        """Add an item; return True if it may run now, False if it waits for earlier items of its key."""
         queue = self._queues.get(key)
         if queue is None:
             self._queues[key] = deque()
@@ -33,14 +33,14 @@ class KeyOrder(Generic[Item]):
         return False
 
     def withdraw(self, key: bytes, item: Item) -> None:
-        """Stop waiting. Nothing happens if the item does not wait."""
+        """Remove a waiting item. Nothing happens if the item does not wait."""
         queue = self._queues.get(key)
         if queue and item in queue:
             queue.remove(item)
             self.waiting -= 1
 
     def leave(self, key: bytes) -> Item | None:
-        """The key's item that went has ended; return the one that may go now, None if none waits."""
+        """Record that the key's running item has ended; return the next item, or None if none waits."""
         queue = self._queues[key]
         if not queue:
             del self._queues[key]

@@ -1,4 +1,4 @@
-"""How far a partition is: offsets finished and open, deliveries counted, and the commit that says so."""
+"""Progress of a partition: finished and open offsets, delivery counts, and the point to commit."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["MAX_AHEAD", "PartitionProgress"]
 
 
 MAX_AHEAD = 16_384
-"""Finished offsets that may lie beyond the committed one. Each commit goes through them all."""
+"""Finished offsets that may lie beyond the committed one. Each commit iterates over all of them."""
 
 
 class PartitionProgress:
-    """One assignment of one partition. `stamp` makes its commits its own."""
+    """Progress of one assignment of one partition. `commit_id` marks its commits as its own."""
 
     def __init__(self, committed: int, offset_map: OffsetMap, *, commit_id: str) -> None:
         self._tracker = OffsetTracker(committed, finished=offset_map.finished)
@@ -24,26 +24,29 @@ class PartitionProgress:
         self._map_size = 0
         self._beyond = 0
         self.is_cut = False
-        """Whether the last point leaves out what we know, because the broker would have refused it."""
+        """Whether the last point omits part of the map, because the broker would have rejected its size."""
 
     def begin(self, offset: int) -> int:
-        """Take a record in; return how often it has now been delivered, or 0 if there is nothing to do.
+        """Accept a record; return how many times it has now been delivered, or 0 if its job is finished or open.
 
-        The delivery goes on record with `count`, when the job begins: one that only waited cannot have done harm.
+        The delivery is stored by `count`, when the job begins: a job that only waited cannot have killed a
+        worker.
         """
         return self._deliveries.get(offset, 0) + 1 if self._tracker.begin(offset) else 0
 
     def count(self, offset: int) -> None:
-        """Put this delivery on record, for its job begins."""
+        """Store this delivery, because its job begins."""
         self._deliveries[offset] = self._deliveries.get(offset, 0) + 1
 
     def finish(self, offset: int) -> None:
-        """Nothing is owed for this record any more."""
+        """Mark this record's job as finished."""
         self._tracker.finish(offset)
-        self._deliveries.pop(offset, None)  # handed back before, where its end was waiting to be committed
+        self._deliveries.pop(
+            offset, None
+        )  # present if the job was returned while its terminal event was being committed
 
-    def hand_back(self, offset: int) -> None:
-        """Let a record go in peace: its next owner's delivery is not counted against it. A finished one needs none."""
+    def undo_count(self, offset: int) -> None:
+        """Undo this delivery's count: a clean shutdown returned the job. Nothing happens if the job is finished."""
         if offset not in self._deliveries:
             return
         count = self._deliveries[offset] - 1
@@ -53,10 +56,11 @@ class PartitionProgress:
             del self._deliveries[offset]
 
     def point(self) -> CommitPoint:
-        """Return what to commit now. No two are equal, so that a commit can be recognised in the log."""
+        """Return what to commit now. Every point is different, so that a commit can be recognised in the log."""
         self._commits += 1
         committed = self._tracker.position
-        # A record that was compacted away after a crash is never seen again; its count goes when it is passed.
+        # A record that was compacted away after a crash is never fetched again; its count is dropped when it
+        # is passed.
         self._deliveries = {
             offset: count for offset, count in self._deliveries.items() if offset >= committed
         }
@@ -69,21 +73,21 @@ class PartitionProgress:
 
     @property
     def map_size(self) -> int:
-        """Characters of the last commit's map."""
+        """Characters of the last point's map, before anything was omitted."""
         return self._map_size
 
     @property
     def is_full(self) -> bool:
-        """Whether the map is so large that no new record may be taken in.
+        """Whether the map is too large to accept new records.
 
-        With nothing open it is not: only the records before the finished ones can make it smaller.
+        It is never full without open records: only records before the finished ones can make the map smaller.
         """
         is_large = self._map_size >= FULL or self._beyond >= MAX_AHEAD
         return is_large and self._tracker.incomplete > 0
 
     @property
     def incomplete(self) -> int:
-        """How many records are open."""
+        """Number of open records."""
         return self._tracker.incomplete
 
     @property
@@ -93,7 +97,8 @@ class PartitionProgress:
 
 
 def _cut(committed: int, offset_map: OffsetMap) -> str:
-    """Leave out what costs least: a refused commit would be refused for ever, and the partition stand still."""
+    """Omit the least costly part. The broker would reject a larger commit every time, and the partition would
+    stand still."""
     counted_anew = encode_map(committed, offset_map._replace(deliveries={}))
     return (
         counted_anew

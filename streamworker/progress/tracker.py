@@ -1,8 +1,9 @@
-"""Which offsets of a partition are finished, and what may be committed.
+"""Tracks which offsets of a partition are finished and which offset may be committed.
 
-The tracker only knows offsets that it was given, so gaps from compaction and transaction markers need no code. What
-may be committed is the lowest incomplete offset; with none incomplete it is the highest *succeeded* plus one. "Seen"
-is not "done": taking the highest seen instead has lost records elsewhere (parallel-consumer #826).
+The tracker knows only offsets that it was given, so gaps from compaction and transaction markers need no
+code. The offset that may be committed is the lowest incomplete one; with none incomplete it is the highest
+*succeeded* offset plus one. The highest *seen* offset would be wrong: it lost records elsewhere
+(parallel-consumer #826).
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ __all__ = ["OffsetTracker"]
 class OffsetTracker:
     """The offsets of one assignment of one partition.
 
-    `begin` an offset when its record is taken, `finish` it when its terminal event is acknowledged. Every operation is
-    amortised O(log n) in the offsets between the committed one and the newest.
+    Call `begin` when a record is accepted and `finish` when its terminal event is acknowledged. Each
+    operation is amortised O(log n) in the number of offsets between the committed one and the newest.
     """
 
     def __init__(self, committed: int, *, finished: Iterable[int] = ()) -> None:
-        """Start at a committed offset (the next to read), with the offsets beyond it that are finished already."""
+        """Start at a committed offset (the next to read), with the offsets beyond it that are already finished."""
         self._position = committed
         self._incomplete: set[int] = set()
-        self._order: list[int] = []  # heap of incomplete offsets; finished ones leave it lazily
+        self._order: list[int] = []  # heap of incomplete offsets; finished ones are removed lazily
         self._finished: set[int] = {offset for offset in finished if offset >= committed}
-        self._finished_order = sorted(self._finished)  # a heap of the same, to forget them in order
+        self._finished_order = sorted(self._finished)  # heap of the same offsets, to remove them in order
         self._highest_succeeded = committed - 1
 
     def begin(self, offset: int) -> bool:
-        """Take an offset in; False if there is nothing to do: it is finished, or open already."""
+        """Accept an offset; return False if it is finished or open already."""
         if offset in self._incomplete:
             return False
         if self.is_finished(offset):
@@ -44,34 +45,34 @@ class OffsetTracker:
         return True
 
     def finish(self, offset: int) -> None:
-        """Note that nothing is owed for this offset any more. It must be open."""
+        """Mark an open offset as finished."""
         self._incomplete.remove(offset)
         self._finished.add(offset)
         heappush(self._finished_order, offset)
         self._succeed(offset)
 
     def is_finished(self, offset: int) -> bool:
-        """Whether this offset is finished: below the position, or beyond it and known."""
+        """Whether this offset is finished: below the position, or known as finished beyond it."""
         return offset < self._position or offset in self._finished
 
     @property
     def position(self) -> int:
-        """What may be committed: everything below it is finished."""
+        """The offset that may be committed: every offset below it is finished."""
         return self._position
 
     @property
     def finished_beyond(self) -> frozenset[int]:
-        """The finished offsets at and beyond `position`; what a restart would run again without an offset map."""
+        """The finished offsets at and beyond `position`. Without an offset map a restart would run them again."""
         return frozenset(self._finished)
 
     @property
     def incomplete(self) -> int:
-        """How many offsets are open."""
+        """Number of open offsets."""
         return len(self._incomplete)
 
     def _succeed(self, offset: int) -> None:
-        # Only now that its record was seen: an offset known finished from an earlier run says nothing about the
-        # records before it that have not been delivered to us yet.
+        # Count the offset only when its record is seen. An offset that an earlier run finished says nothing
+        # about the records before it that are not delivered yet.
         self._highest_succeeded = max(self._highest_succeeded, offset)
         while self._order and self._order[0] not in self._incomplete:
             heappop(self._order)

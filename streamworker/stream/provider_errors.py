@@ -1,6 +1,6 @@
-"""What upstreams say when they fail, in all the shapes they say it (wire facts §6, §9), read into one.
+"""Errors of upstreams, read from every known shape into one.
 
-The same reading serves an error frame inside a stream and the body of an error status.
+The same functions read an error frame inside a stream and the body of an error response.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ __all__ = [
     "usage_of_body",
 ]
 
-# What never succeeds by itself, whatever the status says: a 429 for an empty account is not a matter of waiting.
-_HOPELESS_KINDS = frozenset(
+# Errors that never succeed on a retry, whatever the status is.
+_PERMANENT_KINDS = frozenset(
     {
         "invalid_api_key",
         "model_not_found",
@@ -32,9 +32,9 @@ _HOPELESS_KINDS = frozenset(
         "content_filter",
     }
 )
-# Whole classes of errors. They speak where there is no status; beside one they are not to be trusted, because some
-# providers write `invalid_request_error` into everything, overload included.
-_HOPELESS_CLASSES = frozenset(
+# Classes of such errors. They count only where there is no status: some providers report every error,
+# overload included, as `invalid_request_error`.
+_PERMANENT_CLASSES = frozenset(
     {
         "invalid_request_error",
         "badrequesterror",
@@ -43,7 +43,7 @@ _HOPELESS_CLASSES = frozenset(
         "not_found_error",
     }
 )
-# An empty or blocked account. It stays empty until a person pays, whatever the status is.
+# Codes of an empty or blocked account. Retrying does not help until somebody pays, whatever the status is.
 _QUOTA_KINDS = frozenset(
     {
         "insufficient_quota",
@@ -73,32 +73,33 @@ _QUOTA_WORDS = re.compile(
     """
 )
 _MAX_QUOTA_WORDS = 300
-"""Characters of a message that are searched for words of an empty account; a longer one may quote the prompt."""
+"""Characters of a message that are searched for the words of an empty account. A longer message may quote the
+prompt."""
 _RETRIABLE_STATUSES = frozenset({408, 409, 429})
 
 
 def error_in(payload: dict[str, Any], event_type: str) -> StreamError | None:
-    """Find the error in one JSON object of a stream; None where there is none.
+    """Return the error in one JSON object of a stream, or None if it has none.
 
-    `error: null`, `{}` and `""` are no errors. A flat object is one if it says so (`"object": "error"`, or
-    `"type"`) or if its event is called `error`.
+    `error: null`, `{}` and `""` are not errors. A flat object is an error if its `object` or `type` is
+    `error`, or if its event is called `error`.
     """
     if error := payload.get("error"):
-        return _fault(error, payload)
+        return _stream_error(error, payload)
     groq = payload.get("x_groq")
     if isinstance(groq, dict) and (error := groq.get("error")):
-        return _fault(error, payload)
+        return _stream_error(error, payload)
     if "error" in (payload.get("object"), payload.get("type")):
-        return _fault(payload, payload)
+        return _stream_error(payload, payload)
     if event_type == "error" and not payload.get("choices"):
-        return _fault(payload, payload)
+        return _stream_error(payload, payload)
     return None
 
 
 def error_of_body(body: bytes) -> StreamError:
-    """Read the body of an error status: JSON in any of the known shapes, an event stream, HTML, text, or nothing.
+    """Read the body of an error response: JSON of any known shape, an event stream, HTML, text, or nothing.
 
-    Where nothing in it is an error's words, the message is the body itself.
+    If the body has no member that describes an error, the message is the body itself.
     """
     frame = truncate(body.decode("utf-8", "replace"))
     payload = _payload(body)
@@ -106,15 +107,15 @@ def error_of_body(body: bytes) -> StreamError:
         payload = payload[0]
     if not isinstance(payload, dict):
         return StreamError(message=frame.strip(), frame=frame)
-    flat = _fault(payload, payload)
-    fault = error_in(payload, "message") or flat
-    # Without an error's words it may be no error at all: a whole completion, for one.
-    message = frame.strip() if fault is flat and not _words(payload) else fault.message
-    return StreamError(message=message, frame=frame, status=fault.status, kind=fault.kind)
+    flat = _stream_error(payload, payload)
+    error = error_in(payload, "message") or flat
+    # A body without such a member may not be an error at all, but for example a whole completion.
+    message = frame.strip() if error is flat and not _message_of(payload) else error.message
+    return StreamError(message=message, frame=frame, status=error.status, kind=error.kind)
 
 
 def usage_of_body(body: bytes) -> dict[str, Any] | None:
-    """Return what a whole completion reports, from an upstream that ignored `stream`: it is paid for all the same."""
+    """Return the usage of a whole completion, which an upstream that ignores `stream` returns and bills."""
     try:
         payload = decode(body)
     except InvalidJSON:
@@ -124,33 +125,33 @@ def usage_of_body(body: bytes) -> dict[str, Any] | None:
 
 
 def http_error(status: int, body: bytes) -> JobError:
-    """Say what an answer with an error status means for the job."""
-    fault = error_of_body(body)
-    message = fault.message or f"the upstream answered {status} with an empty body"
-    if status == 402 or _is_account_empty(fault):
-        return JobError(ErrorCode.QUOTA, message, status, fault.frame or None, retriable=False)
-    kind = None if _is_one_of(_HOPELESS_CLASSES, fault.kind) else fault.kind
+    """Return the job's error for a response with an error status."""
+    error = error_of_body(body)
+    message = error.message or f"the upstream answered {status} with an empty body"
+    if status == 402 or _is_account_empty(error):
+        return JobError(ErrorCode.QUOTA, message, status, error.frame or None, retriable=False)
+    kind = None if _is_one_of(_PERMANENT_CLASSES, error.kind) else error.kind
     retriable = is_retriable(status, kind)
-    return JobError(_code_of_status(status), message, status, fault.frame or None, retriable)
+    return JobError(_code_of_status(status), message, status, error.frame or None, retriable)
 
 
-def to_job_error(fault: StreamError) -> JobError:
-    """Say what an error inside a 200 stream means for the job. `http_status` is the response's own."""
-    if fault.protocol:
-        return JobError(ErrorCode.UPSTREAM_PROTOCOL, fault.message, 200, fault.frame, retriable=True)
-    retriable = not _is_account_empty(fault) and is_retriable(fault.status or 500, fault.kind)
-    return JobError(ErrorCode.UPSTREAM_ERROR, fault.message, 200, fault.frame, retriable)
+def to_job_error(error: StreamError) -> JobError:
+    """Return the job's error for an error inside a 200 stream. `http_status` is the response's own status."""
+    if error.protocol:
+        return JobError(ErrorCode.UPSTREAM_PROTOCOL, error.message, 200, error.frame, retriable=True)
+    retriable = not _is_account_empty(error) and is_retriable(error.status or 500, error.kind)
+    return JobError(ErrorCode.UPSTREAM_ERROR, error.message, 200, error.frame, retriable)
 
 
 def is_retriable(status: int, kind: str | None) -> bool:
     """Whether the same call may succeed later."""
-    if any(_is_one_of(kinds, kind) for kinds in (_QUOTA_KINDS, _HOPELESS_KINDS, _HOPELESS_CLASSES)):
+    if any(_is_one_of(kinds, kind) for kinds in (_QUOTA_KINDS, _PERMANENT_KINDS, _PERMANENT_CLASSES)):
         return False
     return status in _RETRIABLE_STATUSES or status >= 500 or status < 400
 
 
 def _is_account_empty(error: StreamError) -> bool:
-    """Whether an error says that the account has no credit left, by its code, its type or its words."""
+    """Whether the error's code, type or message says that the account has no credit left."""
     if _is_one_of(_QUOTA_KINDS, error.kind):
         return True
     return bool(_QUOTA_WORDS.search(error.message[:_MAX_QUOTA_WORDS]))
@@ -167,7 +168,7 @@ def _code_of_status(status: int) -> ErrorCode:
 
 
 def _payload(body: bytes) -> Any:
-    """Return a body's JSON, or that of its first event: some proxies answer even a 429 as an event stream."""
+    """Return a body's JSON, or that of its first event: some proxies send an event stream even with a 429."""
     try:
         return decode(body)
     except InvalidJSON:
@@ -177,7 +178,7 @@ def _payload(body: bytes) -> Any:
     return None
 
 
-def _fault(error: Any, payload: dict[str, Any]) -> StreamError:
+def _stream_error(error: Any, payload: dict[str, Any]) -> StreamError:
     frame = truncate(encode(payload).decode())
     if not isinstance(error, dict):
         kind = payload.get("error_type") or payload.get("code")
@@ -185,22 +186,23 @@ def _fault(error: Any, payload: dict[str, Any]) -> StreamError:
             message=_text(error), frame=frame, status=_number(payload.get("code")), kind=_name(kind)
         )
     kind = _kind(error.get("code"), error.get("type"))
-    message = _text(_words(error) or error)
+    message = _text(_message_of(error) or error)
     return StreamError(message=message, frame=frame, status=_number(error.get("code")), kind=kind)
 
 
-def _words(error: dict[str, Any]) -> Any:
+def _message_of(error: dict[str, Any]) -> Any:
     return error.get("message") or error.get("detail") or error.get("error") or error.get("msg")
 
 
 def _kind(code: Any, type_: Any) -> str | None:
-    """Choose between two names for an error: the one that settles the matter, else the code, which says more."""
-    if str(code) in _QUOTA_KINDS:  # a number that is a name
+    """Choose between an error's code and its type: the one that decides whether to retry, else the code,
+    which is more specific."""
+    if str(code) in _QUOTA_KINDS:  # a number that is used as a name
         return str(code)
     names = [name for name in (_name(code), _name(type_)) if name is not None]
-    for settling in (_QUOTA_KINDS, _HOPELESS_KINDS, _HOPELESS_CLASSES):
+    for kinds in (_QUOTA_KINDS, _PERMANENT_KINDS, _PERMANENT_CLASSES):
         for name in names:
-            if _is_one_of(settling, name):
+            if _is_one_of(kinds, name):
                 return name
     return names[0] if names else None
 
@@ -214,12 +216,12 @@ def _text(value: Any) -> str:
 
 
 def _number(code: Any) -> int | None:
-    """Read a code that is a number, or a string of digits (LiteLLM), within HTTP's range."""
+    """Return a code that is an HTTP status, as a number or as a string of digits (LiteLLM)."""
     if isinstance(code, str) and code.isascii() and code.isdigit() and len(code) == 3:
         code = int(code)
     return code if isinstance(code, int) and not isinstance(code, bool) and 100 <= code <= 599 else None
 
 
 def _name(kind: Any) -> str | None:
-    # LiteLLM writes the string "None" where it knows no type.
+    # LiteLLM writes the string "None" for an unknown type.
     return kind if isinstance(kind, str) and kind not in {"", "None"} and not kind.isdigit() else None

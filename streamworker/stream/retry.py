@@ -1,7 +1,7 @@
-"""Whether and when a failed try is followed by another (wire facts §9). Only ever before the first delta.
+"""Retry policy: whether and when another try follows a try that failed before its first delta.
 
-After the first delta the partial answer is paid for and published, and no upstream resumes: that is not for here, and
-the attempt's table has no row for it.
+After the first delta no try follows: the partial answer is published and billed, and no upstream can resume
+it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ BASE_S = 0.5
 MAX_BACKOFF_S = 8.0
 _DECIMAL = re.compile(r"\+?[0-9]{1,9}(\.[0-9]*)?([eE][+-]?[0-9]{1,2})?")
 MAX_ADVISED_S = 120.0
-"""Longest delay that an upstream may ask for; beyond it the try is the last one. openai-python's number."""
+"""Longest delay that an upstream may ask for. If it asks for more, no try follows. openai-python uses the
+same limit."""
 
 _UPSTREAMS_MATTER = frozenset(
     {ErrorCode.AUTH, ErrorCode.QUOTA, ErrorCode.RATE_LIMITED, ErrorCode.UPSTREAM_UNAVAILABLE}
@@ -33,9 +34,11 @@ _UPSTREAMS_MATTER = frozenset(
 
 
 def read_advice(headers: Mapping[str, str], now_s: float) -> Advice:
-    """Read `x-should-retry`, `retry-after-ms` and `retry-after` (seconds or a date). `now_s` is since the epoch.
+    """Read `x-should-retry`, `retry-after-ms` and `retry-after` (seconds or a date). `now_s` is in seconds since
+    the epoch.
 
-    NaN, infinite and negative values are no advice; a date that has passed means now, one without a zone is in UTC.
+    NaN, infinite and negative values are ignored. A date in the past means now; a date without a zone is in
+    UTC.
     """
     should = {"true": True, "false": False}.get(headers.get("x-should-retry", "").strip().lower())
     after = _number(headers.get("retry-after-ms"), scale=0.001)
@@ -49,13 +52,14 @@ def read_advice(headers: Mapping[str, str], now_s: float) -> Advice:
 def next_try_s(
     error: JobError, advice: Advice, *, tries: int, max_tries: int, random: float, left_s: float
 ) -> float | None:
-    """Return the seconds until the next try, None if this was the last.
+    """Return the seconds until the next try, or None if no try follows.
 
-    `tries` were made; `random` is in [0, 1); `left_s` is what the job's deadline leaves, infinite without one.
+    `tries` is the number of tries made; `random` is in [0, 1); `left_s` is the time until the job's deadline,
+    infinite without one.
     """
     if tries >= max_tries or not _is_wanted(error, advice):
         return None
-    if not advice.after_s:  # "at once" is no reason to leave out our own backoff
+    if not advice.after_s:  # a delay of 0 does not replace the backoff
         delay = backoff_s(tries, random)
     elif advice.after_s > MAX_ADVISED_S:
         return None
@@ -65,7 +69,7 @@ def next_try_s(
 
 
 def _is_wanted(error: JobError, advice: Advice) -> bool:
-    """Whether another try may help. No header makes a refused key, an empty account or a bad request good."""
+    """Whether another try may succeed. No header makes a refused key, an empty account or a bad request succeed."""
     if advice.should_retry is None or error.retriable:
         return error.retriable and advice.should_retry is not False
     is_hopeless = error.code in {
@@ -77,21 +81,21 @@ def _is_wanted(error: JobError, advice: Advice) -> bool:
 
 
 def falls_back(error: JobError) -> bool:
-    """Whether another upstream may do better: not where the request itself is at fault.
+    """Whether another upstream may succeed. It cannot where the request itself is at fault.
 
-    A key that is refused or an account that is empty (401, 402, 403, a 429 for good) is this upstream's matter.
+    A refused key and an empty account concern this upstream alone.
     """
     return error.retriable or error.code in _UPSTREAMS_MATTER
 
 
 def backoff_s(tries: int, random: float) -> float:
-    """Return a full-jitter delay: anywhere up to an exponentially growing bound."""
+    """Return a delay with full jitter: uniform between 0 and an exponentially growing bound."""
     return float(min(MAX_BACKOFF_S, BASE_S * 2 ** min(tries, 16)) * random)
 
 
 def _number(text: str | None, scale: float = 1.0) -> float | None:
     digits = (text or "").strip()
-    if not _DECIMAL.fullmatch(digits):  # float() takes "1_0", "nan" and other alphabets' digits
+    if not _DECIMAL.fullmatch(digits):  # float() also accepts "1_0", "nan" and digits of other alphabets
         return None
     value = float(digits) * scale
     return value if math.isfinite(value) else None
@@ -100,7 +104,7 @@ def _number(text: str | None, scale: float = 1.0) -> float | None:
 def _date(text: str | None, now_s: float) -> float | None:
     try:
         date = parsedate_to_datetime(text or "")
-        if date.tzinfo is None:  # asctime, or "-0000"; Python would take it for local time
+        if date.tzinfo is None:  # asctime, or "-0000", which Python would read as local time
             date = date.replace(tzinfo=UTC)
         return max(0.0, date.timestamp() - now_s)
     except (ValueError, TypeError, OverflowError):

@@ -1,15 +1,15 @@
-"""Event streams: the parser of WHATWG HTML §9.2.6, over bytes, without I/O.
+"""Parser of event streams: WHATWG HTML §9.2.6 over bytes, without I/O.
 
-Feed it what the socket gave, in any pieces; it returns the events that are complete. Time is linear in the bytes fed
-and memory is bounded by `max_event_bytes`, whatever the pieces are.
+Feed it the bytes of the socket in any pieces; it returns the events that are complete. Time is linear in the
+number of bytes, and memory is bounded by `max_event_bytes`, whatever the pieces are.
 
-Two things go beyond the standard, because upstreams do:
+Two extensions of the standard are needed for real upstreams:
 
-* **Events without blank lines between them.** A `data` line that arrives while the pending data already is a complete
-  JSON object ends that event first: an object followed by another line could never be valid JSON, so multi-line
-  payloads are safe. Once a stream has shown that it does this, an object or `[DONE]` is handed out with its line. In
-  a stream that has not, `[DONE]` followed by another line is text: it may not pose as the end.
-* **`[DONE]` at the end of input** counts without its blank line, or even its line end.
+* **Events without blank lines between them.** A `data` line that arrives while the pending data is a complete JSON
+  object ends that event first. An object followed by another line can never be valid JSON, so multi-line payloads are
+  safe. Once a stream has done this, every object and `[DONE]` is dispatched with its line. In a stream that has not,
+  `[DONE]` followed by another line is text and does not end the stream.
+* **`[DONE]` at the end of input** is dispatched without its blank line, and even without its line end.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["EventStreamParser", "ServerSentEvent"]
 _BOM = b"\xef\xbb\xbf"
 _BLANKS = b" \t\r\n\x0c"
 _DONE = b"[DONE]"
-# What decides where a JSON object ends: quotes, what follows a backslash, and brackets.
+# The tokens that decide where a JSON object ends: quotes, escapes and brackets.
 _STRUCTURE = re.compile(rb'\\.|["{}\[\]]', re.DOTALL)
 
 
 class ServerSentEvent(msgspec.Struct, frozen=True, gc=False):
-    """One dispatched event. `data` is bytes: JSON readers want those, and `text` is there for the rest."""
+    """One dispatched event. `data` is bytes, as JSON decoders need them; `text` is the decoded data."""
 
     type: str
     data: bytes
@@ -39,16 +39,16 @@ class ServerSentEvent(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def text(self) -> str:
-        """The data decoded as the standard says: UTF-8 always, U+FFFD for what is not."""
+        """The data decoded as UTF-8, with U+FFFD for invalid bytes."""
         return self.data.decode("utf-8", "replace")
 
 
 class EventStreamParser:
-    """Bytes in, events out.
+    """Turns bytes into events.
 
-    Once an event (or a single line) grows beyond `max_event_bytes`, `overflowed` is true and stays so; nothing more is
-    handed out. `extra_fields` names fields outside the standard (`error:` of older llama.cpp) which are then handed
-    out as events of that type.
+    When an event or a line exceeds `max_event_bytes`, `overflowed` becomes and stays true, and no more events
+    are returned. `extra_fields` names fields outside of the standard (`error:` of older llama.cpp) that are
+    returned as events of that type.
     """
 
     def __init__(
@@ -60,7 +60,8 @@ class EventStreamParser:
         self._max = max_event_bytes
         self._extra_fields = extra_fields
         self._events: list[ServerSentEvent] = []
-        # The unfinished line, in pieces: joined once when it ends, or a long line would cost O(n²).
+        # The pieces of the unfinished line. They are joined once, when the line ends; joining per piece would
+        # be O(n²).
         self._tail: list[bytes] = []
         self._tail_size = 0
         self._first_line = True
@@ -71,11 +72,11 @@ class EventStreamParser:
         self._pending = _Pending()
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
-        """Take bytes as they came; return the events that they complete, oldest first."""
+        """Parse bytes; return the events that they complete, oldest first."""
         if self.overflowed or not data:
             return []
         end = len(data) - 2
-        if (  # one `data` line and the blank line after it: what nearly every read is
+        if (  # one `data` line and its blank line, as in nearly every read
             self._is_between_events
             and data.startswith(b"data: ")
             and data.find(b"\n") == end <= self._max
@@ -84,7 +85,7 @@ class EventStreamParser:
         ):
             self._swallow_lf = False
             return [ServerSentEvent("message", data[6:end], self._id)]
-        if self._swallow_lf:  # CR ended its line at once; this LF is the other half of a CRLF cut in two
+        if self._swallow_lf:  # CR ended its line at once; this LF is the second half of a CRLF
             data = data.removeprefix(b"\n")
         self._swallow_lf = data.endswith(b"\r")
         if b"\r" in data:
@@ -102,13 +103,15 @@ class EventStreamParser:
         return self._hand_out()
 
     def close(self) -> list[ServerSentEvent]:
-        """Take the end of input. An unfinished event is discarded, as the standard says, unless it is `[DONE]`."""
+        """End the input. An unfinished event is discarded, as the standard requires, unless it is `[DONE]`."""
         if self.overflowed:
             return []
         rest = self._finish_tail(b"")
         if rest.startswith(b"data:") and rest.removeprefix(b"data:").strip(_BLANKS) == _DONE:
             self._line(rest)
-        elif rest and not rest.startswith(b":"):  # cut off in a further line: a `[DONE]` before it was text
+        elif rest and not rest.startswith(
+            b":"
+        ):  # the input ends inside another line, so a `[DONE]` before it was text
             return []
         if self._pending.is_done_sentinel:
             self._dispatch()
@@ -133,7 +136,8 @@ class EventStreamParser:
         if tail:
             self._tail.append(tail)
             self._tail_size += len(tail)
-            # A byte order mark is no part of its line, and may be cut in two itself: what may be one gets its room.
+            # A byte order mark is not part of its line. It may be split itself, so a line that may begin with
+            # one gets extra room.
             may_be_marked = self._first_line and self._tail[0].startswith(_BOM[:1])
             self._check_size(self._tail_size - (len(_BOM) if may_be_marked else 0))
 
@@ -150,7 +154,7 @@ class EventStreamParser:
         self._check_size(len(line))
         if self.overflowed:
             return
-        if line.startswith(b"data: "):  # what nearly every line is
+        if line.startswith(b"data: "):  # as nearly every line does
             self._data(line[6:])
             return
         name, _, value = line.partition(b":")
@@ -166,7 +170,7 @@ class EventStreamParser:
                 self._id = value.decode("utf-8", "replace")
             case b"retry" if (
                 value.isdigit() and len(value) < 20
-            ):  # int() alone takes "+5", "1_0" and Thai digits
+            ):  # int() alone accepts "+5", "1_0" and Thai digits
                 self._pending.retry = self.reconnection_time = int(value)
             case _ if name in self._extra_fields:
                 self._events.append(ServerSentEvent(name.decode(), value, self.last_event_id))
@@ -196,7 +200,7 @@ class EventStreamParser:
 
 
 class _Pending:
-    """The event that is being read. Knows, in linear time, whether its data already is one whole JSON object."""
+    """The event that is being read. It knows, in linear time, whether its data is one whole JSON object."""
 
     __slots__ = (
         "_depth",
@@ -216,7 +220,7 @@ class _Pending:
 
     def reset(self) -> None:
         self.type = ""
-        self.late_type: str | None = None  # given by an `event` line after the data
+        self.late_type: str | None = None  # from an `event` line after the data
         self.retry: int | None = None
         self.lines.clear()
         self.size = 0
@@ -236,7 +240,7 @@ class _Pending:
             self.type = value
 
     def take_late_type(self) -> str | None:
-        """Give up the type that came after the data: where events have no blank lines it is the next one's."""
+        """Remove and return the type that followed the data. Without blank lines it belongs to the next event."""
         late, self.late_type = self.late_type, None
         return late
 
@@ -253,10 +257,10 @@ class _Pending:
         return self._is_balanced() and self._parses()
 
     def _is_balanced(self) -> bool:
-        """Count brackets over the lines not seen yet; each line is scanned once."""
+        """Count brackets in the lines that are not scanned yet; each line is scanned once."""
         if (
             not self._scanned and not self._hopeless
-        ):  # asked once: stripping may copy, at every line that is O(n²)
+        ):  # checked once, because lstrip() may copy: O(n²) if done per line
             self._hopeless = not self.lines[0].lstrip(_BLANKS).startswith(b"{")
         if self._hopeless:
             return False
@@ -276,7 +280,7 @@ class _Pending:
                     self._depth -= 1
 
     def _parses(self) -> bool:
-        """Parse once; what is balanced and yet no JSON never becomes JSON by more lines."""
+        """Parse once. Balanced data that is not JSON does not become JSON with more lines."""
         try:
             decode(self.data)
         except InvalidJSON:

@@ -1,7 +1,7 @@
-"""The usage ledger: what the upstream reported, what was seen to pass, and what follows from both.
+"""Usage of one attempt: what the upstream reported, what was received, and the terminal event's `usage`.
 
-Reports are never added up (many upstreams send running totals), never erased by a later null, and never invented:
-what is unknown stays out.
+Reports are never added up, because many upstreams send running totals. A later null does not erase a report.
+Unknown counts stay unknown.
 """
 
 from __future__ import annotations
@@ -9,35 +9,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streamworker.model import Observed, UsageSource
+from streamworker.text import BYTES_PER_TOKEN
+from streamworker.wire.json import as_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["BYTES_PER_TOKEN", "ESTIMATE_METHOD", "Ledger", "Tokenizer", "generated_text"]
-
-BYTES_PER_TOKEN = 4
-"""About what byte-pair vocabularies of today reach on mixed text. An estimate is always named as one."""
+__all__ = ["ESTIMATE_METHOD", "Ledger", "Tokenizer", "generated_text"]
 
 ESTIMATE_METHOD = (
     f"utf8_bytes/{BYTES_PER_TOKEN} of the generated text that was received; the prompt is not counted"
 )
 _METHOD_OF_TOKENIZER = "{} tokens of the generated text that was received; the prompt is not counted"
-_MOST_TOKENS = 1 << 40
-"""A count beyond it is none: an upstream may report any number, and JSON has no largest one."""
-
-_COUNTED_AT_ONCE = 1 << 16
-"""Characters that are kept to be counted as one; a cut costs a token at most."""
+_MAX_BUFFERED_CHARS = 1 << 16
+"""Characters that are buffered and counted together. Each cut adds at most one token."""
 
 
 class Tokenizer(NamedTuple):
-    """Counts the tokens of a text; `name` is that of its vocabulary."""
+    """Counts the tokens of a text. `name` is the name of its vocabulary."""
 
     name: str
     count: Callable[[str], int]
 
 
 class Ledger:
-    """Counts of one attempt. Attributes are the contract's `observed` members."""
+    """Counts what one attempt received; its public attributes are the members of the terminal event's
+    `observed`."""
 
     __slots__ = (
         "_final",
@@ -69,20 +66,20 @@ class Ledger:
         self._final = False
 
     def begin_try(self) -> None:
-        """A new call begins: what an earlier one reported is not its usage."""
+        """Forget the report of the previous call."""
         self._report = None
         self._final = False
 
     def report(self, usage: dict[str, Any], *, final: bool) -> None:
-        """Note what the upstream reports. `final`: nothing was still being generated when it did."""
+        """Store the upstream's report. `final` means that no choice was unfinished at that time."""
         self._report = usage
         self._final = final
 
     def count_delta(self, delta: dict[str, Any]) -> None:
-        """Count one choice delta and the text in it."""
+        """Count one choice delta and its text."""
         self.deltas += 1
         content = delta.get("content")
-        if type(content) is str and len(delta) == 1:  # what nearly every delta is
+        if type(content) is str and len(delta) == 1:  # as in nearly every delta
             self.content_chars += len(content)
             self._generated_bytes += (
                 len(content) if content.isascii() else len(content.encode("utf-8", "replace"))
@@ -99,11 +96,11 @@ class Ledger:
 
     @property
     def observed(self) -> Observed:
-        """The contract's `observed`."""
+        """The terminal event's `observed`."""
         return Observed(self.deltas, self.chunks, self.content_chars, self.reasoning_chars, self.bytes)
 
     def settle(self, *, completed: bool) -> tuple[dict[str, Any] | None, UsageSource, str | None]:
-        """Close the account: usage, its source, and the method where it is an estimate."""
+        """Return the terminal event's usage, its source, and the method if it is an estimate."""
         if self._report is not None:
             whole = completed or self._final
             return self._report, UsageSource.UPSTREAM if whole else UsageSource.UPSTREAM_PARTIAL, None
@@ -113,12 +110,13 @@ class Ledger:
         return None, UsageSource.NONE, None
 
     def reported(self, *, completed: bool) -> dict[str, Any] | None:
-        """Return the upstream's report of the whole try; None if there is none, or a running total at most."""
+        """Return the upstream's report if it covers the whole try; None if there is none or only a running
+        total."""
         return self._report if completed or self._final else None
 
     @property
     def total_tokens(self) -> int | None:
-        """What the whole call came to, as reported; None if it was not."""
+        """Tokens of the whole call as reported, or None."""
         total = _count(self._report, "total_tokens")
         if total is not None:
             return total
@@ -127,7 +125,7 @@ class Ledger:
 
     @property
     def completion_tokens(self) -> int | None:
-        """What was generated, as reported; None if it was not."""
+        """Generated tokens as reported, or None."""
         return _count(self._report, "completion_tokens")
 
     def _estimate(self) -> tuple[int, str]:
@@ -137,10 +135,10 @@ class Ledger:
         return self._tokens, _METHOD_OF_TOKENIZER.format(self._tokenizer.name)
 
     def _keep(self, text: str) -> None:
-        """Keep generated text until it is known whether the upstream reports its usage, and no more than a bound."""
+        """Buffer generated text until it is known whether the upstream reports its usage. The buffer is bounded."""
         self._text.append(text)
         self._text_chars += len(text)
-        if self._text_chars >= _COUNTED_AT_ONCE and self._tokenizer is not None:
+        if self._text_chars >= _MAX_BUFFERED_CHARS and self._tokenizer is not None:
             self._count_kept(self._tokenizer)
 
     def _count_kept(self, tokenizer: Tokenizer) -> None:
@@ -150,10 +148,10 @@ class Ledger:
 
 
 def generated_text(delta: dict[str, Any]) -> tuple[str, str, str]:
-    """Split what a delta generated into content, reasoning, and the rest (refusals, calls).
+    """Split the generated text of a delta into content, reasoning, and the rest (refusals, calls).
 
-    Some gateways send the same reasoning under two names, so one is taken (wire facts §5); Mistral puts it in parts of
-    `content`.
+    Some gateways send the same reasoning under two names, so only one is counted. Mistral sends reasoning as
+    parts of `content`.
     """
     content, thinking = _content(delta.get("content"))
     return content, thinking + _reasoning(delta), _rest(delta)
@@ -188,8 +186,7 @@ def _rest(delta: dict[str, Any]) -> str:
 
 
 def _count(report: dict[str, Any] | None, name: str) -> int | None:
-    value = None if report is None else report.get(name)
-    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None
+    return None if report is None else as_count(report.get(name))
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
-"""An upstream over HTTP/1.1: httpx as the client, aiohttp underneath (see docs/adr).
+"""An upstream over HTTP/1.1: httpx as the client, aiohttp as its transport (see docs/adr).
 
-One client per upstream and process. No limit on connections: how many streams are open is decided where jobs are
-taken in. No HTTP/2: closing one stream early would not tell the upstream to stop, and one stall would hold up all.
+There is one client per upstream and process. It does not limit connections, because the worker limits open
+streams. It does not use HTTP/2: closing one stream early would not stop the upstream from generating, and one
+stall would delay every stream.
 """
 
 from __future__ import annotations
@@ -36,37 +37,37 @@ if TYPE_CHECKING:
 __all__ = ["HttpUpstream"]
 
 ERROR_BODY_BYTES = 64 << 10
-"""How much of an error's body is read; a terminal event carries 2 KiB of it."""
+"""Bytes of an error body that are read. A terminal event carries 2 KiB of it."""
 
 UNPACKED_BYTES = 64 << 10
-"""How much a compressed body may become at once."""
+"""Bytes that one step of decompression may produce."""
 
 ERROR_BODY_TIMEOUT_S = 5.0
 DRAIN_TIMEOUT_S = 0.1
 WRITE_TIMEOUT_S = 30.0
 KEEPALIVE_S = 15.0
 _RAW = frozenset({"identity", ""})
-_GZIP_OR_ZLIB = zlib.MAX_WBITS | 32  # told apart by their heads
+_GZIP_OR_ZLIB = zlib.MAX_WBITS | 32  # zlib detects which of the two it is
 
 CALLS_PER_TURN = 8
-"""Calls that are begun in one turn of the loop: a few milliseconds of work."""
+"""Calls that may begin in one turn of the event loop: a few milliseconds of work."""
 
 
 class HttpUpstream:
-    """One configured upstream. Make it inside the running loop."""
+    """One configured upstream. Create it inside the running event loop."""
 
     def __init__(self, settings: UpstreamSettings) -> None:
         self._settings = settings
         self._url = settings.base_url.rstrip("/") + "/chat/completions"
         self._redact = Redactor()
         self._pacer = CallPacer(CALLS_PER_TURN)
-        # No cookie is kept: calls of different tenants share this client.
+        # No cookies are kept, because calls of different tenants share this client.
         jar = CookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
         self._client = httpx.AsyncClient(
-            # Its TLS context goes unused, for our sessions have aiohttp's: one per process, with the system's
-            # authorities. This one trusts nobody, and costs the loop none of the 20 ms that reading those takes.
+            # httpx's TLS context is not used: the aiohttp sessions have their own, one per process. This one
+            # trusts no authority, which saves the 20 ms of loading the system's.
             transport=_Transport(client=_new_session, verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)),
-            cookies=jar,  # as it is: an httpx.Cookies would be copied, without the policy
+            cookies=jar,  # not an httpx.Cookies, which would be copied without the policy
             headers={"user-agent": f"streamworker/{__version__}"},
             timeout=httpx.Timeout(
                 connect=settings.connect_timeout_s, read=None, write=WRITE_TIMEOUT_S, pool=None
@@ -77,7 +78,7 @@ class HttpUpstream:
 
     @asynccontextmanager
     async def call(self, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[HttpAnswer]:
-        """Open a streaming completion; entering waits for the answer. Raises UpstreamError."""
+        """Open a streaming completion; entering waits for the response. Raises UpstreamError."""
         await self._pacer()
         with translate_errors(Phase.CALLING, self._settings.base_url):
             request = self._client.build_request(
@@ -92,7 +93,7 @@ class HttpUpstream:
                 await response.aclose()
 
     async def models(self) -> list[str]:
-        """Ask which models the upstream offers, for `streamworker check`. Raises UpstreamError."""
+        """List the models that the upstream offers, for `streamworker check`. Raises UpstreamError."""
         url = self._settings.base_url.rstrip("/") + "/models"
         with translate_errors(Phase.CALLING, self._settings.base_url):
             response = await self._client.get(
@@ -106,7 +107,7 @@ class HttpUpstream:
             return []
 
     def scrub(self, text: str) -> str:
-        """Take secrets out of a text; the key is looked up anew, because it may have been rotated."""
+        """Remove secrets from a text. The key is read again, because it may have been rotated."""
         with suppress(UpstreamError):
             text = text.replace(self._key() or "\0", "***")
         return self._redact(text)
@@ -118,7 +119,7 @@ class HttpUpstream:
     def _headers(self, headers: Mapping[str, str]) -> dict[str, str]:
         own = {
             "accept": "text/event-stream",
-            "accept-encoding": "identity",  # a compressor holds deltas back
+            "accept-encoding": "identity",  # a compressor would hold deltas back
             "content-type": "application/json",
         }
         if key := self._key():
@@ -128,7 +129,7 @@ class HttpUpstream:
     def _key(self) -> str | None:
         try:
             return self._settings.api_key()
-        except ConfigurationError as error:  # it was there at the start: a rotation has gone wrong
+        except ConfigurationError as error:  # the key was readable at the start, so a rotation failed
             raise UpstreamError(JobError(ErrorCode.AUTH, "; ".join(error.faults), retriable=True)) from error
 
     async def _refuse_unless_event_stream(self, response: httpx.Response) -> None:
@@ -141,7 +142,7 @@ class HttpUpstream:
 
 
 class HttpAnswer:
-    """The body of an event stream, as it comes."""
+    """The body of an event stream, in the pieces in which it arrives."""
 
     def __init__(self, response: httpx.Response, base_url: str) -> None:
         self._base_url = base_url
@@ -149,15 +150,15 @@ class HttpAnswer:
         body: _Body = response.extensions["body"]
         if encoding in _RAW:
             self._read, self._rest = body.read, body.rest
-        else:  # although it was asked not to; what is left of a broken one is of no use packed
+        else:  # the upstream compressed it although `identity` was requested
             self._read, self._rest = partial(anext, _unpacked(response, encoding), b""), bytes
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        """Go through the body."""
+        """Iterate over the body."""
         return self
 
     async def __anext__(self) -> bytes:
-        """Return what the socket gave. Raises UpstreamError when the connection breaks."""
+        """Return the next bytes of the socket. Raises UpstreamError if the connection breaks."""
         try:
             data = await self._read()
         except (httpx.HTTPError, httpx.StreamError, aiohttp.ClientError, OSError):
@@ -170,7 +171,7 @@ class HttpAnswer:
         return data
 
     async def drain(self) -> None:
-        """Read on for a moment after the end was seen, so that the connection can serve the next call."""
+        """Read the rest of the body for a moment after the stream's end, so that the connection can be reused."""
         with suppress(TimeoutError, StopAsyncIteration, UpstreamError):
             async with asyncio.timeout(DRAIN_TIMEOUT_S):
                 while True:
@@ -182,28 +183,31 @@ class _Transport(AiohttpTransport):
         response: httpx.Response = await super().handle_async_request(request)
         assert isinstance(response.stream, AiohttpResponseStream)
         body = _Body(response.stream._aiohttp_response)  # noqa: SLF001 - no public name
-        response.stream = response.extensions["body"] = body  # httpx wraps the first, and hands on the second
+        response.stream = response.extensions["body"] = (
+            body  # httpx wraps the stream and passes the extension through
+        )
         return response
 
 
 class _Body(AiohttpResponseStream):
-    """A body that is read without the five generators between httpx and aiohttp: they cost more than parsing it.
+    """A response body that is read without the five generators between httpx and aiohttp, which cost more than
+    parsing.
 
-    Nothing of it is lost when it breaks: aiohttp tells of the break before it gives what came before, and goes on to
-    tell of it.
+    No byte is lost if the connection breaks: aiohttp raises before it returns the bytes already buffered, and
+    on every later read.
     """
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         super().__init__(response)
         self.read = response.content.readany
-        """Waits; returns what has come since the last time, at least a byte; nothing at the end."""
+        """Wait for bytes; return those that arrived since the last call, and no bytes at the end."""
 
     def rest(self) -> bytes:
-        """Return what came before it broke and was not read."""
+        """Return the bytes that arrived before the connection broke and were not read."""
         return self._aiohttp_response.content._read_nowait(-1)  # noqa: SLF001 - the public one raises
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Give it to httpx, for what is not read at the upstream's pace: errors, and what has to be unpacked."""
+        """Iterate for httpx, which reads error bodies and compressed bodies."""
         with map_aiohttp_exceptions():
             try:
                 while data := await self.read():
@@ -215,7 +219,7 @@ class _Body(AiohttpResponseStream):
 
 
 def _new_session() -> aiohttp.ClientSession:
-    # aiohttp's connector stops at 100 connections unless told otherwise, and httpx's limits do not reach it.
+    # aiohttp's connector defaults to 100 connections, and httpx's limits do not apply to it.
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
     return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
@@ -226,7 +230,7 @@ def _encoding(response: httpx.Response) -> str:
 
 
 async def _unpacked(response: httpx.Response, encoding: str) -> AsyncIterator[bytes]:
-    """Unpack in bounded pieces: a read of 64 KiB can hold 64 MiB, which httpx would make of it at once."""
+    """Decompress in bounded pieces: 64 KiB can decompress to 64 MiB, which httpx would return at once."""
     if encoding not in {"gzip", "x-gzip", "deflate"}:
         raise httpx.DecodingError(f"content-encoding {encoding[:40]!r} was not asked for")
     unpacker = zlib.decompressobj(_GZIP_OR_ZLIB)
@@ -239,7 +243,7 @@ async def _unpacked(response: httpx.Response, encoding: str) -> AsyncIterator[by
                 raise httpx.DecodingError(str(error)) from error
             if piece:
                 yield piece
-                await asyncio.sleep(0)  # hours of pings fit into one read
+                await asyncio.sleep(0)  # one read may decompress to hours of keep-alives
             rest = unpacker.unconsumed_tail
             if unpacker.eof and unpacker.unused_data:  # gzip may have several members
                 rest, unpacker = unpacker.unused_data, zlib.decompressobj(_GZIP_OR_ZLIB)
@@ -260,7 +264,7 @@ async def _capped_body(response: httpx.Response) -> bytes:
 
 
 def _refusal(status: int, kind: str, body: bytes) -> JobError:
-    """Say what an answer that is no event stream means."""
+    """Return the job's error for a response that is not an event stream."""
     if status >= 400:
         return http_error(status, body)
     if status != 200:

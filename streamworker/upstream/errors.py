@@ -1,7 +1,7 @@
-"""Where the exceptions of httpx and its transport end: one table, one context manager.
+"""Translates the exceptions of httpx and its transport, in one table and one context manager.
 
-They are told apart by phase, not by class: over aiohttp, httpx names a server that hung up a `ConnectTimeout`, and that
-looks safe to call again although the upstream may have begun to generate.
+The phase of the call decides, not only the class: over aiohttp, httpx reports a connection that the server
+closed as `ConnectTimeout`. That looks safe to retry although the upstream may have begun to generate.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Phase", "translate_errors"]
 
 
 class Phase(Enum):
-    """How far a call has come."""
+    """How far a call has proceeded."""
 
     CALLING = "before the answer"
     READING = "inside the body"
@@ -31,7 +31,7 @@ class Phase(Enum):
 
 @contextmanager
 def translate_errors(phase: Phase, base_url: str) -> Iterator[None]:
-    """Raise what httpx and aiohttp raise as UpstreamError."""
+    """Translate exceptions of httpx, aiohttp and the socket to UpstreamError."""
     try:
         yield
     except (
@@ -49,30 +49,32 @@ def translate_errors(phase: Phase, base_url: str) -> Iterator[None]:
 def _calling(error: Exception, base_url: str) -> JobError:
     cause = _cause(error)
     if isinstance(cause, aiohttp.ConnectionTimeoutError):
-        return JobError(ErrorCode.TIMEOUT_CONNECT, f"no connection to {base_url} in time", retriable=True)
+        return JobError(ErrorCode.TIMEOUT_CONNECT, f"could not connect to {base_url} in time", retriable=True)
     if isinstance(cause, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
-        message = f"no TLS connection to {base_url}: {cause}"
+        message = f"TLS connection to {base_url} failed: {cause}"
         return JobError(ErrorCode.UPSTREAM_UNAVAILABLE, message)
     if isinstance(cause, aiohttp.ClientConnectorError):
         return JobError(
             ErrorCode.UPSTREAM_UNAVAILABLE, f"cannot connect to {base_url}: {cause}", retriable=True
         )
     if isinstance(cause, aiohttp.ClientResponseError):
-        return JobError(ErrorCode.UPSTREAM_PROTOCOL, f"{base_url} does not answer in HTTP: {cause.message}")
-    message = f"{base_url} closed the connection before it answered: {_text(cause)}"
+        return JobError(
+            ErrorCode.UPSTREAM_PROTOCOL, f"{base_url} returned an invalid HTTP response: {cause.message}"
+        )
+    message = f"{base_url} closed the connection before it responded: {_text(cause)}"
     return JobError(ErrorCode.UPSTREAM_UNAVAILABLE, message, retriable=True)
 
 
 def _reading(error: Exception, _: str) -> JobError:
     cause = _cause(error)
     if isinstance(error, httpx.DecodingError):
-        return JobError(ErrorCode.UPSTREAM_PROTOCOL, f"the body does not decompress: {_text(cause)}", 200)
+        return JobError(ErrorCode.UPSTREAM_PROTOCOL, f"the body cannot be decompressed: {_text(cause)}", 200)
     message = f"the connection broke inside the event stream: {_text(cause)}"
     return JobError(ErrorCode.TRUNCATED, message, 200, retriable=True)
 
 
 def _cause(error: Exception) -> BaseException:
-    """Return what aiohttp raised; its own cause is deeper than we name things."""
+    """Return the exception that aiohttp raised, not its own cause."""
     return error if isinstance(error, aiohttp.ClientError) else error.__cause__ or error
 
 

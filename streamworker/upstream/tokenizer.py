@@ -1,4 +1,4 @@
-"""A real tokenizer for estimates, where one is installed: the extra `tokenizer`. It works offline."""
+"""The tokenizer for estimates, if the extra `tokenizer` is installed. It works offline."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from streamworker.stream.usage import Tokenizer
 __all__ = ["load_tokenizer"]
 
 VOCABULARY = "o200k_base"
-"""OpenAI's present vocabulary. Others differ by some per cent, which is why the estimate names it."""
+"""OpenAI's present vocabulary. Others differ by some per cent, so the estimate names the vocabulary."""
 
 
 def load_tokenizer() -> Tokenizer | None:
-    """Return the tokenizer, None where the extra is not installed."""
-    with warnings.catch_warnings():  # it reads its data by a function that Python 3.11 deprecates
+    """Return the tokenizer, or None if the extra is not installed."""
+    with warnings.catch_warnings():  # it reads its data with a function that Python 3.11 deprecates
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
-            import bpe_openai  # noqa: PLC0415 - 70 MB that most do not have
+            import bpe_openai  # noqa: PLC0415 - an optional package of 70 MB
         except ImportError:
             return None
         encoding = bpe_openai.get_encoding(VOCABULARY)

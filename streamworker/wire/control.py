@@ -1,4 +1,4 @@
-"""Control records: bytes to a cancellation (contract §1)."""
+"""Control records: read and write the value of a cancellation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NO_REASON = "cancelled by a control record"
 
 
 class Cancel(msgspec.Struct, frozen=True, tag_field="type", tag="cancel"):
-    """Asks every worker to end a job."""
+    """A request to every worker to cancel one job."""
 
     job_id: Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
     reason: str = NO_REASON
@@ -20,10 +20,10 @@ class Cancel(msgspec.Struct, frozen=True, tag_field="type", tag="cancel"):
 
 
 def read_control(value: bytes) -> Cancel:
-    """Read a control record's value. Members that are not known are ignored: new ones may come within `v` 1.
+    """Read a control record's value. Unknown members are ignored, so that `v` 1 can gain members.
 
     Raises:
-        ValueError: it is none that we know; the message says why.
+        ValueError: the value is not a control record of a known type; the message says why.
     """
     try:
         return msgspec.json.decode(value, type=Cancel)
@@ -32,5 +32,5 @@ def read_control(value: bytes) -> Cancel:
 
 
 def write_cancel(job_id: str, reason: str | None) -> bytes:
-    """Return the value of a control record."""
+    """Return the value of a control record that cancels the job."""
     return msgspec.json.encode(Cancel(job_id, reason or NO_REASON))

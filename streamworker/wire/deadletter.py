@@ -1,4 +1,4 @@
-"""Dead letters: the record as it was, with headers that say why it is here (contract §1)."""
+"""Dead letters: the original record with headers that state why it was not processed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ __all__ = ["PREFIX", "REPLAYS", "DeadLetter", "dead_letter", "read_dead_letter",
 
 PREFIX = "__streamworker.errors."
 REPLAYS = "__streamworker.replays"
-"""Header of a replayed job: how often it was. A dead letter keeps it, so that a loop ends."""
+"""Header of a replayed job: how many times it was replayed. Dead letters keep it, so that a replay loop is
+visible."""
 
 _MAX_DIGITS = 19
 
@@ -20,9 +21,9 @@ _MAX_DIGITS = 19
 def dead_letter(
     record: ConsumerRecord, to: TopicPartition, *, code: ErrorCode, message: str, group: str
 ) -> ProducerRecord:
-    """Return the record's dead letter: key, value and headers byte for byte, ours added behind them."""
+    """Return the record's dead letter: key, value and headers unchanged, followed by the error headers."""
     topic, partition, offset = record.at
-    told = {
+    members = {
         "code": code,
         "message": truncate(message, UPSTREAM_TEXT_LIMIT),
         "topic": topic,
@@ -31,12 +32,12 @@ def dead_letter(
         "timestamp": record.timestamp,
         "group": group,
     }
-    headers: Headers = tuple((PREFIX + name, str(value).encode()) for name, value in told.items())
+    headers: Headers = tuple((PREFIX + name, str(value).encode()) for name, value in members.items())
     return ProducerRecord(to, record.key, record.value, record.headers + headers)
 
 
 class DeadLetter(NamedTuple):
-    """What a dead letter's headers say. `source` is where the job lay, `timestamp` its record's, in ms."""
+    """The error headers of a dead letter. `source` and `timestamp` (in ms) are those of the job record."""
 
     code: str
     message: str
@@ -47,10 +48,10 @@ class DeadLetter(NamedTuple):
 
 
 def read_dead_letter(record: ConsumerRecord) -> DeadLetter:
-    """Read a record of the dead-letter topic. Of headers that repeat, the last one is ours.
+    """Read a record of the dead-letter topic. If a header repeats, the last one counts: the worker appended it.
 
     Raises:
-        ValueError: no worker wrote it; the message names the header that is missing.
+        ValueError: a worker did not write the record; the message names the missing header.
     """
     headers = {name: value or b"" for name, value in record.headers}
     source = Coordinates(_text(headers, "topic"), _number(headers, "partition"), _number(headers, "offset"))
@@ -66,7 +67,7 @@ def read_dead_letter(record: ConsumerRecord) -> DeadLetter:
 
 
 def replay_of(record: ConsumerRecord, to: TopicPartition) -> ProducerRecord:
-    """Return the job record that a dead letter was, counted as one replay more."""
+    """Return the dead letter's original job record, with its replay count increased by one."""
     replays = read_dead_letter(record).replays + 1
     headers = tuple(
         (name, value) for name, value in record.headers if not name.startswith(PREFIX) and name != REPLAYS
@@ -82,7 +83,7 @@ def _text(headers: dict[str, bytes], name: str) -> str:
 
 def _number(headers: dict[str, bytes], name: str) -> int:
     if (number := _digits(_text(headers, name).encode())) is None:
-        raise ValueError(f"header {PREFIX}{name} is no number")
+        raise ValueError(f"header {PREFIX}{name} is not a number")
     return number
 
 

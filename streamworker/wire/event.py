@@ -1,4 +1,4 @@
-"""Events to record values and headers, and back (contract §3, §4)."""
+"""Event records: write the value and headers of an event, and read a value back."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _ENCODER = msgspec.json.Encoder()
 
 
 class EventWriter:
-    """Makes records of events, as plain JSON or as CloudEvents 1.0 in the Kafka binding's binary mode."""
+    """Writes events as records, in plain JSON or as CloudEvents 1.0 (Kafka binding, binary mode)."""
 
     def __init__(self, *, cloud_source: str | None = None) -> None:
-        """Write CloudEvents if a `ce_source` is given."""
+        """Create a writer. It writes CloudEvents if `cloud_source`, the `ce_source` header, is given."""
         self._headers: dict[type, Headers] = {
             kind: _headers(name, cloud_source) for kind, name in _TYPES.items()
         }
         self._is_cloud = cloud_source is not None
 
     def write(self, event: Event, to: TopicPartition, key: bytes, trace: Headers = ()) -> ProducerRecord:
-        """Return the event's record. `trace` goes on the first and the last event only: deltas are many."""
+        """Return the event's record. Deltas carry no `trace`, because there are many of them."""
         headers = self._headers[type(event)]
         if self._is_cloud:
             headers += _cloud_headers(event)
@@ -72,10 +72,10 @@ class _Common(msgspec.Struct, frozen=True):
 
 
 def read_event(value: bytes) -> dict[str, object]:
-    """Read an event record's value as a reader of any language would: an object with the common members.
+    """Read an event record's value as a JSON object and check that it has the common members.
 
     Raises:
-        ValueError: it is none; the message says why.
+        ValueError: the value is not an event; the message says why.
     """
     try:
         event = msgspec.json.decode(value)

@@ -1,4 +1,4 @@
-"""Job records: bytes to a `Job`, or to a `Rejection` that names every fault (contract §2)."""
+"""Job records: read a value as a `Job`, or as a `Rejection` that names every fault."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ __all__ = ["JOB_ID_PATTERN", "job_id_of", "read_job", "request_body", "trace_of"
 JOB_ID_PATTERN = r"^[A-Za-z0-9._:-]{1,200}$"
 MAX_METADATA = 16
 MAX_FAULTS = 20
-"""Faults that are told one by one; a record may have as many as it has members."""
+"""Faults that a rejection lists one by one. A record can have as many faults as members."""
 MAX_NAME = 64
-"""Characters told of a member's name, which is the sender's own text."""
+"""Characters of a member's name that a fault repeats. The name is text of the sender."""
 TRACE_HEADERS = ("traceparent", "tracestate")
 MAX_TRACE_BYTES = 512
-"""Of one header. W3C asks for 512 to be carried; larger ones would be echoed into records no topic takes."""
+"""Limit for one trace-context header. W3C requires that 512 characters are propagated; larger headers would
+make the job's events exceed the topic's record limit."""
 
 _JOB_ID = re.compile(JOB_ID_PATTERN + r"\Z")
-# RFC 3339 §5.6. `datetime.fromisoformat` alone takes week dates, a missing zone and more.
+# RFC 3339 §5.6. `datetime.fromisoformat` alone also accepts week dates and times without a zone.
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)\Z")
 
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -51,7 +52,7 @@ _REQUEST_MEMBERS = {
 
 def read_job(record: ConsumerRecord, *, max_bytes: int = 1 << 20) -> Job | Rejection:
     """Read a job record that has a value. Faults name members and types, never their content."""
-    assert record.value is not None, "a tombstone is no job"
+    assert record.value is not None, "a tombstone is not a job"
     default_id = str(record.at)
     try:
         members = _members(record.value, max_bytes)
@@ -79,7 +80,7 @@ def read_job(record: ConsumerRecord, *, max_bytes: int = 1 << 20) -> Job | Rejec
 
 
 def job_id_of(record: ConsumerRecord, *, max_bytes: int = 1 << 20) -> str:
-    """Return the id of a record's job, valid or not, as its events carry it."""
+    """Return the id that the events of the record's job carry, whether the job is valid or not."""
     job = read_job(record, max_bytes=max_bytes)
     return job.job_id
 
@@ -88,7 +89,8 @@ _TRUE = msgspec.Raw(b"true")
 
 
 def request_body(job: Job, *, include_usage: bool, continuous_usage: bool = False) -> bytes:
-    """Return the body of the upstream call: the job's request with streaming turned on, the rest byte for byte."""
+    """Return the body of the upstream call: the job's request with streaming turned on, other members byte
+    for byte."""
     members = {**job.request, "stream": _TRUE}
     if include_usage:
         wanted = {"include_usage": _TRUE} | ({"continuous_usage_stats": _TRUE} if continuous_usage else {})
@@ -99,7 +101,7 @@ def request_body(job: Job, *, include_usage: bool, continuous_usage: bool = Fals
 
 
 def trace_of(headers: Headers) -> Headers:
-    """Return the W3C trace-context headers among a record's headers, the last of each name."""
+    """Return the W3C trace-context headers of a record, the last one of each name."""
     found = {
         name: value
         for name, value in headers
@@ -134,7 +136,7 @@ def _members(value: bytes, max_bytes: int) -> dict[str, msgspec.Raw]:
     if len(value) > max_bytes:
         raise _NotAnObject(f"the record has {len(value)} bytes, the limit is {max_bytes}")
     try:
-        value.decode()  # msgspec does not look inside of what it leaves raw
+        value.decode()  # msgspec does not validate the encoding of raw members
         return _OBJECT.decode(value)
     except UnicodeDecodeError as error:
         raise _NotAnObject(f"the record is not UTF-8 (byte {error.start})") from None
@@ -147,7 +149,7 @@ def _members(value: bytes, max_bytes: int) -> dict[str, msgspec.Raw]:
 
 
 def _repaired_members(value: bytes) -> dict[str, msgspec.Raw]:
-    """Read JSON that msgspec does not take for its lone surrogates; they become U+FFFD."""
+    """Read JSON that msgspec rejects because of lone surrogates, which become U+FFFD."""
     try:
         return _OBJECT.decode(encode(decode(value)))
     except InvalidJSON as error:
@@ -178,7 +180,7 @@ def _read(
 
 
 def _reason(error: Exception) -> str:
-    """Say what msgspec says, without the value: only one of its messages repeats it."""
+    """Return msgspec's reason without the value. Only its message about enum values repeats the value."""
     text = str(error)
     if text.startswith("Invalid enum value"):
         return "expected 'fail' or 'restart'"
@@ -186,7 +188,7 @@ def _reason(error: Exception) -> str:
 
 
 def _beyond_types(name: str, values: dict[str, Any]) -> str | None:
-    """Check what a type cannot say. A value with a fault is taken out again."""
+    """Check what a decoder's type cannot express. A value with a fault is removed from `values`."""
     value = values[name]
     fault = None
     match name:
@@ -228,7 +230,7 @@ def _read_request(raw: msgspec.Raw | None, faults: list[str]) -> tuple[str, dict
         fault = _read(decoder, request[name], path, values) if name in request else f"{path}: is required"
         if fault:
             faults.append(fault)
-    # Raw is a view into the record; copies let go of the rest and are safe to keep.
+    # A Raw is a view of the record. The copies release the record's other bytes.
     return values.get("model", ""), {name: value.copy() for name, value in request.items()}
 
 

@@ -1,8 +1,8 @@
-"""JSON text to values and back, forgiving where upstreams are sloppy and exact where they are not.
+"""JSON decoding that tolerates common deviations, and exact encoding.
 
-msgspec keeps integers of any size (orjson turns those over 64 bits into floats in silence). Neither takes a lone
-surrogate escape, which JSON's grammar allows (RFC 8259 §8.2) and which appears when an emoji is cut over two deltas;
-there the standard library reads on.
+msgspec keeps integers of any size, where orjson silently converts those over 64 bits to floats. Both reject a
+lone surrogate escape, which JSON's grammar allows (RFC 8259 §8.2) and which appears when an emoji is split
+over two deltas. Python's `json` module reads these texts.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_DEPTH",
     "InvalidJSON",
+    "as_count",
     "decode",
     "decode_strict",
     "encode",
@@ -26,36 +27,39 @@ __all__ = [
 ]
 
 MAX_DEPTH = 128
-"""Levels that one text may nest, serde_json's number. What is read here is written elsewhere, deeper in the call stack:
-without a limit of our own the same value could be read and then not written."""
+"""Nesting levels that a text may have (serde_json uses the same number). A value is encoded deeper in the
+call stack than it was decoded, so without this limit a value could be read and then fail to be written."""
+
+MAX_COUNT = (1 << 53) - 1
+"""Largest count that is believed: the largest integer that a double holds exactly. JSON itself has no limit."""
 
 _DECODER = msgspec.json.Decoder()
 _ENCODER = msgspec.json.Encoder()
 
 
 class InvalidJSON(ValueError):
-    """Not JSON, or nested too deeply to be handled. The message never repeats the text."""
+    """The text is not JSON or is nested too deeply. The message never repeats the text."""
 
 
 def decode_strict(text: bytes) -> Any:
-    """Read one JSON text whose strings are clean Unicode; what nearly every text is.
+    """Decode one JSON text whose strings are valid Unicode, as nearly all are.
 
     Raises:
-        InvalidJSON: it is not that. `decode` may still read it.
+        InvalidJSON: the text is not strict JSON. `decode` may still read it.
     """
     try:
         return _not_too_deep(_DECODER.decode(text), text)
     except RecursionError:
         raise InvalidJSON("nested too deeply") from None
-    except ValueError as error:  # msgspec's errors and UnicodeDecodeError both are
+    except ValueError as error:  # the base class of msgspec's errors and of UnicodeDecodeError
         raise InvalidJSON(str(error)) from None
 
 
 def decode(text: bytes) -> Any:
-    """Read one JSON text. Bytes that are not UTF-8 become U+FFFD; a string may hold lone surrogates.
+    """Decode one JSON text. Invalid UTF-8 becomes U+FFFD; strings may contain lone surrogates.
 
     Raises:
-        InvalidJSON: the text is no JSON, holds a number beyond a double, or is nested too deeply.
+        InvalidJSON: the text is not JSON, contains a number outside the range of a double, or is nested too deeply.
     """
     try:
         return decode_strict(text)
@@ -71,7 +75,7 @@ def decode(text: bytes) -> Any:
 
 
 def encode(value: Any) -> bytes:
-    """Write one value as compact JSON in UTF-8; lone surrogates become U+FFFD."""
+    """Encode one value as compact JSON in UTF-8. Lone surrogates become U+FFFD."""
     try:
         return _ENCODER.encode(value)
     except UnicodeEncodeError:
@@ -79,7 +83,7 @@ def encode(value: Any) -> bytes:
 
 
 def replace_surrogates(value: Any) -> Any:
-    """Return the value with every lone surrogate in its strings replaced by U+FFFD and every pair joined."""
+    """Return the value with every surrogate pair joined and every lone surrogate replaced by U+FFFD."""
     if isinstance(value, str):
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     if isinstance(value, list):
@@ -89,8 +93,14 @@ def replace_surrogates(value: Any) -> Any:
     return value
 
 
+def as_count(value: Any) -> int | None:
+    """Return a decoded value if it is a believable count, an integer from 0 to `MAX_COUNT`; else None."""
+    return value if type(value) is int and 0 <= value <= MAX_COUNT else None
+
+
 def is_shallow(text: bytes) -> bool:
-    """Whether a text is so short, or has so few brackets, that it cannot be nested too deeply; nearly every one is."""
+    """Whether the text is too short, or has too few brackets, to be nested too deeply. A cheap check that
+    nearly always holds."""
     return len(text) <= 2 * MAX_DEPTH or text.count(b"[") + text.count(b"{") <= MAX_DEPTH
 
 

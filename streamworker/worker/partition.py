@@ -186,7 +186,7 @@ class AssignedPartition:
         if was_open:
             for job in jobs:
                 if job.source.offset in begun:
-                    self.committer.progress.hand_back(job.source.offset)
+                    self.committer.progress.undo_count(job.source.offset)
             await asyncio.wait([self.committer.touch()], timeout=_LAST_COMMIT_S)
         await self.release()
         return [*waited, *(job for job in jobs if job not in waited)]

@@ -139,7 +139,7 @@ async def test_owner_whose_transaction_the_broker_ended_is_still_the_owner(apach
             bootstrap_servers=apache.broker.bootstrap,
             transactional_id=f"{apache.group}.{apache.jobs_topic}.0",
         ):
-            assert only.observer.told == []
+            assert only.observer.calls == []
             await only.committer.commit([event(apache, "second")], CommitPoint(2, "sw1:a.2::"))
         await apache.until(lambda: "second" in job_ids(apache))
         assert set(only.observer.all("kafka_failed")) == {("commit",)}

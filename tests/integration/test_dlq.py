@@ -164,4 +164,4 @@ async def test_dead_letter_names_no_topic_outside_of_the_job_topics(stage: Stage
     assert result.out == ""
     assert "its job topic \N{REPLACEMENT CHARACTER}[2Jelsewhere is not one of topics.jobs" in result.err
     assert "header __streamworker.errors.timestamp is missing" in result.err
-    assert "header __streamworker.errors.offset is no number" in result.err
+    assert "header __streamworker.errors.offset is not a number" in result.err

@@ -70,11 +70,11 @@ CHUNKS = st.lists(
 USUAL = b'{"id":"a","choices":[{"delta":{"content":"a"}}]}'
 
 
-class Closely(ChunkReader):
+class CarefulReader(ChunkReader):
     """Knows no short way."""
 
     def read(self, event: ServerSentEvent) -> Any:
-        return self._read_closely(event)
+        return self._read_carefully(event)
 
 
 def told(reader: ChunkReader, ledger: Ledger, chunks: list[bytes], event_type: str) -> Any:
@@ -89,5 +89,5 @@ def test_chat_usual_chunk_is_read_as_any_other(chunks: list[bytes], event_type: 
     """News, finish reasons and account do not depend on the way."""
     short, long = Ledger(), Ledger()
     assert told(ChunkReader(short), short, chunks, event_type) == told(
-        Closely(long), long, chunks, event_type
+        CarefulReader(long), long, chunks, event_type
     )

@@ -451,7 +451,7 @@ async def test_http_upstream_with_an_untrusted_certificate_is_refused(certificat
         error = await refusal(server.base_url)
 
     assert (error.code, error.retriable) == (ErrorCode.UPSTREAM_UNAVAILABLE, False)
-    assert "no TLS connection" in error.message
+    assert "TLS connection" in error.message
     assert server.requests == []
 
 
@@ -472,7 +472,7 @@ async def test_http_upstream_shares_the_one_tls_context_of_the_process(
 
     for one in (error, other):
         assert (one.code, one.retriable) == (ErrorCode.UPSTREAM_UNAVAILABLE, False)
-        assert "no TLS connection" in one.message
+        assert "TLS connection" in one.message
 
 
 async def test_http_upstream_that_speaks_no_tls_is_refused() -> None:
@@ -497,7 +497,7 @@ async def test_http_upstream_that_closes_before_the_answer_is_unavailable() -> N
         error = await refusal(server.base_url)
 
     assert (error.code, error.retriable) == (ErrorCode.UPSTREAM_UNAVAILABLE, True)
-    assert "before it answered" in error.message
+    assert "before it responded" in error.message
 
 
 async def test_http_upstream_that_resets_before_the_answer_is_unavailable() -> None:

@@ -105,7 +105,7 @@ def test_progress_handed_back_undoes_one_delivery() -> None:
     for offset in (0, 1):
         begin(progress, offset)
     for offset in (0, 1):
-        progress.hand_back(offset)
+        progress.undo_count(offset)
     point = progress.point()
 
     assert deliveries(point) == {1: 2}
@@ -116,7 +116,7 @@ def test_progress_handed_back_and_yet_finished_is_finished() -> None:
     """Its end was waiting to be committed when its worker stopped."""
     progress = make()
     begin(progress, 0)
-    progress.hand_back(0)
+    progress.undo_count(0)
     progress.finish(0)
 
     assert progress.point().offset == 1
@@ -128,7 +128,7 @@ def test_progress_finished_and_then_handed_back_is_finished() -> None:
     for offset in (0, 1):
         begin(progress, offset)
     progress.finish(1)
-    progress.hand_back(1)
+    progress.undo_count(1)
     point = progress.point()
 
     assert decode_map(*point).finished == {1}

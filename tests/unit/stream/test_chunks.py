@@ -77,23 +77,23 @@ def test_reader_text_that_is_no_json_is_a_protocol_fault_without_its_content(pay
 
     assert found.protocol
     assert found.frame == payload.decode("utf-8", "replace")
-    assert found.message.startswith("the upstream sent an event whose data is no JSON: ")
+    assert found.message.startswith("the upstream sent an event whose data is not JSON: ")
 
 
 @pytest.mark.parametrize("payload", [5, True, "text", [], [{}, {}], [[{}]]])
 def test_reader_json_that_is_no_object_is_a_protocol_fault(payload: Any) -> None:
     """Only an object can be a chunk; Google's array around one is taken off."""
-    assert fault(read(payload)).message == "the upstream sent an event whose data is no JSON object"
+    assert fault(read(payload)).message == "the upstream sent an event whose data is not a JSON object"
 
 
 @pytest.mark.parametrize(
     ("payload", "message"),
     [
-        ({"choices": 5}, "a chunk whose choices are no array"),
-        ({"choices": {"index": 0}}, "a chunk whose choices are no array"),
-        ({"choices": [None]}, "a choice that is no object"),
-        ({"choices": [{"delta": "text"}]}, "a delta that is no object"),
-        ({"choices": [{"delta": ["text"]}]}, "a delta that is no object"),
+        ({"choices": 5}, "a chunk whose choices are not an array"),
+        ({"choices": {"index": 0}}, "a chunk whose choices are not an array"),
+        ({"choices": [None]}, "a choice that is not an object"),
+        ({"choices": [{"delta": "text"}]}, "a delta that is not an object"),
+        ({"choices": [{"delta": ["text"]}]}, "a delta that is not an object"),
         ({"choices": [{"index": i} for i in range(MAX_CHOICES + 1)]}, f"more than {MAX_CHOICES} choices"),
     ],
 )
@@ -390,7 +390,7 @@ def test_reader_halves_that_wait_are_bounded() -> None:
         (payload,) = halves("\\ud83d", member=f"m{number}")
         reader.read(ServerSentEvent("message", payload))
 
-    assert len(reader._halves) == MAX_CHOICES
+    assert len(reader._high_surrogates) == MAX_CHOICES
 
 
 @pytest.mark.parametrize(

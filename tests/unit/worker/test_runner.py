@@ -553,7 +553,7 @@ async def test_runner_notifies_the_observer(bench: Bench) -> None:
     gate.set()
     await bench.end()
 
-    assert [name for name, _ in bench.observer.told] == [
+    assert [name for name, _ in bench.observer.calls] == [
         "job_started",
         "first_delta",
         "deltas_published",
@@ -597,7 +597,7 @@ async def test_runner_merges_text_that_arrives_within_coalesce_s(bench: Bench) -
     assert [event["seq"] for event in events(bench.sink.records)] == [1, 2, 3, 4]
     assert (terminal["seq"], terminal["observed"]["deltas"]) == (5, 5)
     assert outcome(terminal) == ("completed", None)
-    published = [members for name, members in bench.observer.told if name == "deltas_published"]
+    published = [members for name, members in bench.observer.calls if name == "deltas_published"]
     assert sum(members[1] for members in published) == 4  # type: ignore[misc]
     assert sum(members[2] for members in published) == sum(record.size for record in bench.sink.records)  # type: ignore[misc]
 
