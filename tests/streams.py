@@ -1,4 +1,4 @@
-"""Event streams for tests: chunks as bytes, bytes in pieces, and attempts that are fed with them."""
+"""Event streams for tests: chunks as bytes, chunkings, and attempts that read them."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ NOW = 1_700_000_000_000
 
 
 class Played(NamedTuple):
-    """What one try of an attempt gave."""
+    """The events of one try."""
 
     deltas: list[DeltaEvent]
     end: UsageEvent
 
     def text(self, choice: int = 0, member: str = "content") -> str:
-        """One string member of one choice, put together."""
+        """Join one string member of one choice."""
         return "".join(event.delta.get(member) or "" for event in self.deltas if event.choice == choice)
 
 
 class Parsed(NamedTuple):
-    """Everything a parser can be asked after a stream."""
+    """The events and the state of a parser after a stream."""
 
     events: list[ServerSentEvent]
     last_event_id: str
@@ -54,13 +54,13 @@ def make_job(**members: Any) -> Job:
 
 
 def make_attempt(**options: Any) -> Attempt:
-    """Return an attempt that nothing has happened to."""
+    """Return a new attempt."""
     given: dict[str, Any] = {"attempt_id": "a-1", "upstream": "default", "cause": "new", "now_ms": NOW}
     return Attempt(options.pop("job", None) or make_job(), **(given | options))
 
 
 def listening(**options: Any) -> Attempt:
-    """Return an attempt whose `started` is out and whose event stream is open."""
+    """Return an attempt whose `started` is published and whose event stream is open."""
     attempt = make_attempt(**options)
     attempt.started()
     attempt.call()
@@ -69,7 +69,7 @@ def listening(**options: Any) -> Attempt:
 
 
 def play(pieces: bytes | Iterable[bytes], **options: Any) -> Played:
-    """Run one try over the whole of a response body."""
+    """Run one try over a whole response body."""
     attempt = listening(**options)
     deltas: list[DeltaEvent] = []
     for piece in [pieces] if isinstance(pieces, bytes) else pieces:
@@ -96,7 +96,7 @@ def data(*payloads: Any, end: bytes = b"\n\n") -> bytes:
 def chunk(
     delta: dict[str, Any] | None = None, finish_reason: str | None = None, **members: Any
 ) -> dict[str, Any]:
-    """Return a chunk with one choice, as the API's owner writes it."""
+    """Return a chunk with one choice in OpenAI's format."""
     choice = {"index": 0, "delta": delta or {}, "finish_reason": finish_reason}
     return {
         "id": "c",
@@ -118,10 +118,10 @@ def parse(pieces: bytes | Iterable[bytes], **options: Any) -> Parsed:
 
 
 def read(*payloads: Any, event_type: str = "message", ledger: Ledger | None = None) -> list[StreamItem]:
-    """Run a chunk reader over payloads."""
+    """Run a chunk reader over payloads; return its items."""
     reader = ChunkReader(ledger or Ledger())
     encoded = [p if type(p) is bytes else msgspec.json.encode(p) for p in payloads]
-    return [news for payload in encoded for news in reader.read(ServerSentEvent(event_type, payload))]
+    return [item for payload in encoded for item in reader.read(ServerSentEvent(event_type, payload))]
 
 
 def cut_at(text: bytes, cuts: Iterable[int]) -> list[bytes]:
@@ -131,7 +131,7 @@ def cut_at(text: bytes, cuts: Iterable[int]) -> list[bytes]:
 
 
 def bytewise(text: bytes) -> Sequence[bytes]:
-    """Cut everywhere."""
+    """Cut after each byte."""
     return [text[at : at + 1] for at in range(len(text))]
 
 

@@ -1,4 +1,4 @@
-"""How hard properties are tried: by chance on a developer's machine, the same every time under CI."""
+"""Hypothesis profiles: random examples on a developer's machine, the same examples in CI."""
 
 from __future__ import annotations
 

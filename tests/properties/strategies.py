@@ -1,4 +1,4 @@
-"""What properties are tried on: bytes that look like event streams, JSON that looks like chunks, and cuts."""
+"""Strategies: bytes like event streams, JSON like chunks, and chunkings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chunk reader's short way and its long one mean the same."""
+"""The fast and the careful path of the chunk reader give the same result."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ USUAL_CHUNKS = st.fixed_dictionaries(
 
 
 def oddity(names: str) -> st.SearchStrategy[dict[str, Any]]:
-    """At most one member that is not as usual."""
+    """At most one unusual member."""
     return st.dictionaries(st.sampled_from(names.split()), VALUES, max_size=1)
 
 
 def chunk_of(parts: tuple[dict[str, Any], dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
-    """Put the oddities where they belong; each is rare enough that the rest stays usual."""
+    """Add the unusual members; they are rare enough that the rest stays usual."""
     chunk, odd, odd_choice = parts
     choices = [{**choice, **odd_choice} for choice in chunk["choices"]]
     return {**chunk, "choices": choices, **odd}
@@ -71,23 +71,23 @@ USUAL = b'{"id":"a","choices":[{"delta":{"content":"a"}}]}'
 
 
 class CarefulReader(ChunkReader):
-    """Knows no short way."""
+    """A reader without the fast path."""
 
     def read(self, event: ServerSentEvent) -> Any:
         return self._read_carefully(event)
 
 
-def told(reader: ChunkReader, ledger: Ledger, chunks: list[bytes], event_type: str) -> Any:
-    news = [list(reader.read(ServerSentEvent(event_type, chunk))) for chunk in chunks]
-    return msgspec.json.encode(news), reader.finish_reasons, ledger.observed, ledger.settle(completed=False)
+def result(reader: ChunkReader, ledger: Ledger, chunks: list[bytes], event_type: str) -> Any:
+    items = [list(reader.read(ServerSentEvent(event_type, chunk))) for chunk in chunks]
+    return msgspec.json.encode(items), reader.finish_reasons, ledger.observed, ledger.settle(completed=False)
 
 
 @example([USUAL, b'{"id":"b","own":1,"choices":[{"delta":{}}]}', USUAL], "message")
 @example([b'{"choices":[{"delta":{"content":"\\ud83d"}}]}', USUAL], "message")
 @given(CHUNKS, st.sampled_from(["message", "message", "error", "x"]))
-def test_chat_usual_chunk_is_read_as_any_other(chunks: list[bytes], event_type: str) -> None:
-    """News, finish reasons and account do not depend on the way."""
+def test_reader_fast_path_gives_the_result_of_the_careful_path(chunks: list[bytes], event_type: str) -> None:
+    """Items, finish reasons and counts do not depend on the path."""
     short, long = Ledger(), Ledger()
-    assert told(ChunkReader(short), short, chunks, event_type) == told(
+    assert result(ChunkReader(short), short, chunks, event_type) == result(
         CarefulReader(long), long, chunks, event_type
     )

@@ -1,4 +1,4 @@
-"""The fuzzers' targets hold on what they begin with: a find is kept there, and so is tested from then on."""
+"""The fuzz targets pass on their seeds. Inputs that once failed are seeds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fuzz.targets import TARGETS
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_fuzz_target_holds_on_every_seed(name: str) -> None:
-    """And on each of them cut short at every byte."""
+    """And on each seed cut short at every byte."""
     seeds = seeds_of(name)
 
     assert seeds

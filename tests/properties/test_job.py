@@ -1,4 +1,4 @@
-"""Job records: any bytes are a job or a rejection, and a rejection tells nothing of their content."""
+"""Job records: any bytes are a job or a rejection, and a rejection repeats no content."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def check(result: Job | Rejection) -> None:
 
 @given(st.binary(max_size=80) | st.text('{}[]":,\\ud83e01 jobrequest', max_size=60).map(str.encode))
 def test_read_job_any_bytes_are_a_job_or_a_rejection(value: bytes) -> None:
-    """Nothing in the topic makes it raise."""
+    """No record makes it raise."""
     check(read_job(record(value)))
     assert job_id_of(record(value)) == read_job(record(value)).job_id
 
 
 @given(_JOB_LIKE)
 def test_read_job_any_object_is_a_job_or_a_rejection_with_few_short_faults(value: Any) -> None:
-    """A job can be called, a rejection can be put into a header."""
+    """A job can be called, a rejection fits into a header."""
     result = read_job(record(escaped(value)))
 
     check(result)
@@ -89,8 +89,8 @@ def test_read_job_any_object_is_a_job_or_a_rejection_with_few_short_faults(value
     ),
     st.integers(0, 400),
 )
-def test_read_job_faults_never_tell_the_records_content(value: Any, cut: int) -> None:
-    """Values, names inside of values, broken JSON: prompts do not belong in headers and logs."""
+def test_read_job_faults_never_repeat_the_content(value: Any, cut: int) -> None:
+    """Values, nested names, invalid JSON: prompts must not appear in headers and logs."""
     whole = escaped(value)
     for text in (whole, whole[: -1 - cut % len(whole)], whole.replace(b":", b"", 1), whole + b"\xff"):
         result = read_job(record(text))

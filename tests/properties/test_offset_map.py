@@ -1,4 +1,4 @@
-"""Offset maps: what is written is read again, and no text whatever does harm."""
+"""Offset maps survive a round trip, and no text makes decoding fail otherwise."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _NEARLY = st.tuples(
 
 @given(committed=st.integers(0, 1 << 62), offset_map=_MAPS)
 def test_offset_map_of_any_offsets_is_read_as_it_was_written(committed: int, offset_map: OffsetMap) -> None:
-    """Stamp, finished offsets and counts, relative to any committed offset; and it is plain ASCII."""
+    """Commit id, finished offsets and counts, relative to any committed offset, in plain ASCII."""
     moved = OffsetMap(
         frozenset(committed + offset for offset in offset_map.finished),
         {committed + offset: count for offset, count in offset_map.deliveries.items()},
@@ -49,7 +49,7 @@ def test_offset_map_of_any_offsets_is_read_as_it_was_written(committed: int, off
 
 @given(committed=st.integers(0, 1 << 62), metadata=_TEXT | _NEARLY)
 def test_offset_map_of_any_text_is_read_or_damaged(committed: int, metadata: str) -> None:
-    """Nothing else is ever raised, and what is read stays within bounds."""
+    """No other exception is raised, and the result is bounded."""
     try:
         offset_map = decode_map(committed, metadata)
     except Damaged:
@@ -68,23 +68,23 @@ def test_offset_map_of_any_text_is_read_or_damaged(committed: int, metadata: str
 def test_offset_map_with_one_fault_is_read_or_damaged(
     offset_map: OffsetMap, place: int, character: str, cut: bool
 ) -> None:
-    """A flipped character or a lost end is survived."""
+    """A changed character or a missing end is detected or harmless."""
     text = encode_map(0, offset_map)
     place %= len(text)
     try:
         decode_map(0, text[:place] if cut else text[:place] + character + text[place + 1 :])
     except Damaged as fault:
-        assert "offset map" in str(fault)  # noqa: PT017 - it may also be none
+        assert "offset map" in str(fault)  # noqa: PT017 - it may also raise nothing
 
 
 @given(
     taken=st.lists(st.integers(1, 50_000), max_size=300),
     ended=st.lists(st.booleans(), min_size=300, max_size=300),
 )
-def test_progress_of_any_offsets_makes_points_that_the_broker_takes(
+def test_progress_of_any_offsets_makes_points_that_the_broker_accepts(
     taken: list[int], ended: list[bool]
 ) -> None:
-    """Whatever is open and ended: the metadata is within the limit, and never claims an end that was not."""
+    """The metadata is within the limit and never lists an unfinished offset as finished."""
     progress = PartitionProgress(0, OffsetMap(), commit_id="0123456789ab")
     offsets = [sum(taken[: index + 1]) for index in range(len(taken))]
     for offset in offsets:

@@ -1,4 +1,4 @@
-"""The event-stream parser: the same answer under every cut, within bounds, and the standard's."""
+"""The event-stream parser: the same result for every chunking, bounded memory, linear time, WHATWG's rules."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ERROR_FIELD = frozenset({b"error"})
 @example(b"data: a\n\ndata: b\rdata: c\n\n", [])
 @given(STREAMS, CUTS)
 def test_parser_any_cut_of_any_bytes_gives_the_same(stream: bytes, cuts: list[int]) -> None:
-    """Events and state depend on the bytes, never on how they came."""
+    """Events and state depend on the bytes alone."""
     whole = parse(stream, extra_fields=ERROR_FIELD)
 
     assert parse(pieces_of(stream, cuts), extra_fields=ERROR_FIELD) == whole
@@ -34,10 +34,10 @@ def test_parser_any_cut_of_any_bytes_gives_the_same(stream: bytes, cuts: list[in
 
 
 @given(STREAMS, CUTS, st.integers(1, 60))
-def test_parser_overflow_comes_at_the_same_event_under_any_cut(
+def test_parser_overflow_is_at_the_same_event_for_every_chunking(
     stream: bytes, cuts: list[int], limit: int
 ) -> None:
-    """What is too big is too big however it comes; what was complete before it is handed out."""
+    """Events that were complete before it are returned."""
     whole = parse(stream, max_event_bytes=limit)
 
     assert parse(pieces_of(stream, cuts), max_event_bytes=limit) == whole
@@ -46,8 +46,8 @@ def test_parser_overflow_comes_at_the_same_event_under_any_cut(
 
 
 @given(STREAMS, STREAMS)
-def test_parser_hands_out_early_what_it_hands_out_at_all(first: bytes, rest: bytes) -> None:
-    """Events given for a beginning are the beginning of the events given for the whole: nothing is taken back."""
+def test_parser_returned_events_are_final(first: bytes, rest: bytes) -> None:
+    """The events of a prefix are a prefix of the events of the whole stream."""
     parser = EventStreamParser()
     early = parser.feed(first)
 
@@ -55,7 +55,7 @@ def test_parser_hands_out_early_what_it_hands_out_at_all(first: bytes, rest: byt
 
 
 def held_by(parser: EventStreamParser) -> int:
-    """Sum up the lengths of everything that a parser keeps alive."""
+    """Sum the lengths of all objects that a parser keeps alive."""
     seen: set[int] = set()
     todo: list[Any] = [parser]
     total = 0
@@ -98,7 +98,7 @@ EMPTY = held_by(EventStreamParser())
     st.integers(1, 30),
 )
 def test_parser_memory_stays_bounded_whatever_is_fed(pieces: list[bytes], times: int) -> None:
-    """A line's pieces, an event's data, two types, two IDs: each at most the limit; never what was fed."""
+    """A line's pieces, an event's data, two types, two ids: each is at most the limit."""
     limit = 64
     parser = EventStreamParser(max_event_bytes=limit, extra_fields=ERROR_FIELD)
     for _ in range(times):
@@ -107,7 +107,7 @@ def test_parser_memory_stays_bounded_whatever_is_fed(pieces: list[bytes], times:
             assert held_by(parser) <= EMPTY + 10 * limit
 
 
-# Each makes a stream of about n bytes in which something could be gone over again and again.
+# Each makes a stream of about n bytes in which a parser could read something repeatedly.
 GROWING: dict[str, Callable[[int], Sequence[bytes]]] = {
     "a long line byte by byte": lambda n: bytewise(b"data: " + b"x" * n),
     "a long line in two-byte pieces that end in CR": lambda n: [b"x\r"] * (n // 2),
@@ -140,8 +140,8 @@ GROWING: dict[str, Callable[[int], Sequence[bytes]]] = {
 
 @pytest.mark.parametrize("shape", GROWING)
 def test_parser_twice_the_bytes_are_twice_the_work(shape: str) -> None:
-    """Linear time, counted and not measured: an upstream cannot make a worker busy with little."""
-    unblanked = b"data: {}\ndata: {}\n\n"  # the parser looks at objects most closely in such a stream
+    """Linear time, counted and not measured."""
+    unblanked = b"data: {}\ndata: {}\n\n"  # the parser checks objects most often in such a stream
 
     def work(size: int) -> int:
         pieces = [unblanked, *GROWING[shape](size)]
@@ -160,7 +160,7 @@ def test_parser_twice_the_bytes_are_twice_the_work(shape: str) -> None:
 
 
 def reference(stream: bytes) -> Parsed:
-    """Read as WHATWG HTML §9.2.6 is written: decode, split, interpret, slowly and without any state of ours."""
+    """Parse as WHATWG HTML §9.2.6 is written: decode, split, interpret; slow, and independent of the parser."""
     text = stream.decode("utf-8", "replace").removeprefix("\ufeff")
     *lines, _unfinished = re.split("\r\n|\n|\r", text)
     events: list[ServerSentEvent] = []
@@ -181,9 +181,7 @@ def reference(stream: bytes) -> Parsed:
             type_ = last(block, "event", ".*") or "message"
             events.append(ServerSentEvent(type_, "\n".join(message).encode(), last_id, told))
         block.clear()
-    time = (
-        last(block, "retry", "[0-9]{1,19}") or time
-    )  # counts at once, even in an event that is not finished
+    time = last(block, "retry", "[0-9]{1,19}") or time  # counts at once, even in an unfinished event
     return Parsed(events, last_id, None if time is None else int(time), overflowed=False)
 
 
@@ -201,7 +199,7 @@ def field(line: str) -> tuple[str, str]:
 
 
 def as_text(parsed: Parsed) -> Parsed:
-    """Decode the data: the reference decodes before it parses."""
+    """Decode the data, as the reference decodes before it parses."""
     return parsed._replace(
         events=[
             ServerSentEvent(event.type, event.text.encode(), event.last_event_id, event.retry)
@@ -211,8 +209,8 @@ def as_text(parsed: Parsed) -> Parsed:
 
 
 @given(STREAMS, CUTS)
-def test_parser_agrees_with_the_standard_where_it_does_not_go_beyond(stream: bytes, cuts: list[int]) -> None:
-    """Without objects and sentinels, for which there are the two extensions, it is the standard's parser."""
+def test_parser_agrees_with_the_standard_outside_of_the_extensions(stream: bytes, cuts: list[int]) -> None:
+    """Without objects and sentinels it is the standard's parser."""
     plain = stream.replace(b"{", b"(").replace(b"[DONE]", b"[DUNE]")
 
     assert as_text(parse(pieces_of(plain, cuts))) == reference(plain)
@@ -232,7 +230,7 @@ _EVENTS = st.lists(
 def test_parser_agrees_with_the_standard_on_blanked_objects_of_any_layout(
     events: list[Any], cuts: list[int]
 ) -> None:
-    """Objects on one line or printed over many: the extensions break no stream that keeps to the standard."""
+    """Objects on one line or on many: the extensions break no stream that follows the standard."""
     import json
 
     stream = "".join(
@@ -250,7 +248,7 @@ _OBJECTS = st.dictionaries(st.text(max_size=5), JSON, max_size=3)
 def test_parser_unblanked_objects_are_one_event_per_line_under_any_cut(
     objects: list[Any], newline: bytes, cuts: list[int]
 ) -> None:
-    """A stream without blank lines streams, object by object, up to its sentinel."""
+    """A stream without blank lines is returned object by object, up to its sentinel."""
     stream = data(*objects, b"[DONE]", end=newline)
     lines = [line.removeprefix(b"data: ") for line in stream.split(newline)[:-1]]
 

@@ -1,4 +1,4 @@
-"""The chunk reader: text comes out as it went in, whatever the provider wraps around it."""
+"""The chunk reader: the text of a stream survives every provider's format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from streamworker.stream.usage import Ledger
 from tests.properties.strategies import CHUNK_LIKE, JSON, escaped
 
 
-class Said(NamedTuple):
+class Generated(NamedTuple):
     """A stream of chunks and what was put into it."""
 
     chunks: list[dict[str, Any]]
@@ -60,7 +60,7 @@ _AROUND = st.fixed_dictionaries(
 
 @st.composite
 def cut_texts(draw: st.DrawFn, choices: int) -> list[tuple[int, str]]:
-    """Cut each choice's text anywhere, between the halves of a character too, and shuffle the choices together."""
+    """Split each choice's text anywhere, also inside of surrogate pairs, and interleave the choices."""
     pieces: dict[int, list[str]] = {}
     for choice in range(choices):
         units = draw(_TEXT).encode("utf-16-le")
@@ -73,108 +73,114 @@ def cut_texts(draw: st.DrawFn, choices: int) -> list[tuple[int, str]]:
 
 
 @st.composite
-def streams(draw: st.DrawFn) -> Said:
-    """Draw one provider's habits and let it talk."""
+def streams(draw: st.DrawFn) -> Generated:
+    """Draw one provider's habits and generate a stream."""
     choices = draw(st.integers(1, 3))
     cuts = draw(cut_texts(choices))
     usage_at = draw(st.sampled_from(["chunk", "choice", "x_groq"]))
     has_index = choices > 1 or draw(st.booleans())
-    said = Said([], {}, [], [])
+    generated = Generated([], {}, [], [])
     for choice, text in cuts:
-        said.texts[choice] = said.texts.get(choice, "") + text
+        generated.texts[choice] = generated.texts.get(choice, "") + text
         in_chunk, in_choice, usage = draw(_UNKNOWN), draw(_UNKNOWN), draw(_USAGE)
         if draw(st.booleans()):
             in_choice = {name: value for name, value in in_choice.items() if name not in in_chunk}
         if usage_at == "x_groq":
             in_chunk = in_chunk | {"x_groq": {"usage": usage}}
         body = draw(_AROUND) | {"content": text} if text else draw(_AROUND)
-        told = {"index": choice} if has_index else {}
-        told |= {"delta": body} | in_choice | ({"usage": usage} if usage_at == "choice" else {})
-        said.chunks.append(
-            draw(_HEAD) | {"choices": [told]} | in_chunk | ({"usage": usage} if usage_at == "chunk" else {})
+        reported = {"index": choice} if has_index else {}
+        reported |= {"delta": body} | in_choice | ({"usage": usage} if usage_at == "choice" else {})
+        generated.chunks.append(
+            draw(_HEAD)
+            | {"choices": [reported]}
+            | in_chunk
+            | ({"usage": usage} if usage_at == "chunk" else {})
         )
-        said.usages.append(usage)
-        said.extras.append(in_chunk | in_choice)
-    said.chunks.append({"choices": [{"index": choice, "finish_reason": "stop"} for choice in range(choices)]})
-    return said
+        generated.usages.append(usage)
+        generated.extras.append(in_chunk | in_choice)
+    generated.chunks.append(
+        {"choices": [{"index": choice, "finish_reason": "stop"} for choice in range(choices)]}
+    )
+    return generated
 
 
-def read_all(said: Said, ledger: Ledger) -> list[list[ChunkDelta]]:
+def read_all(generated: Generated, ledger: Ledger) -> list[list[ChunkDelta]]:
     reader = ChunkReader(ledger)
-    told = []
-    for chunk in said.chunks:
-        news = reader.read(ServerSentEvent("message", escaped(chunk)))
-        assert all(type(item) is ChunkDelta for item in news), news
-        told.append([item for item in news if isinstance(item, ChunkDelta)])
+    reported = []
+    for chunk in generated.chunks:
+        item = reader.read(ServerSentEvent("message", escaped(chunk)))
+        assert all(type(item) is ChunkDelta for item in item), item
+        reported.append([item for item in item if isinstance(item, ChunkDelta)])
     assert reader.is_finished
-    return told
+    return reported
 
 
 @settings(max_examples=100)  # its examples are large
 @given(streams())
-def test_reader_content_of_each_choice_adds_up_to_what_was_said(said: Said) -> None:
-    """Byte for byte, whatever is around it and wherever it is cut."""
-    heard: dict[int | None, str] = {}
-    for news in (news for told in read_all(said, Ledger()) for news in told):
-        heard[news.choice] = heard.get(news.choice, "") + (news.delta.get("content") or "")
-    heard.pop(None, None)
+def test_reader_content_of_each_choice_adds_up_to_what_was_said(generated: Generated) -> None:
+    """Byte for byte, in any format, for any chunking."""
+    joined: dict[int | None, str] = {}
+    for item in (item for items in read_all(generated, Ledger()) for item in items):
+        joined[item.choice] = joined.get(item.choice, "") + (item.delta.get("content") or "")
+    joined.pop(None, None)
     clean = {
-        choice: text.encode("utf-16", "surrogatepass").decode("utf-16") for choice, text in said.texts.items()
+        choice: text.encode("utf-16", "surrogatepass").decode("utf-16")
+        for choice, text in generated.texts.items()
     }
 
-    assert heard == clean
+    assert joined == clean
 
 
 @settings(max_examples=100)  # its examples are large
 @given(streams())
-def test_reader_unknown_members_all_end_up_in_extra(said: Said) -> None:
-    """No member of chunk or choice that we do not know is lost, and none is made up."""
-    for told, expected in zip(read_all(said, Ledger()), [*said.extras, {}], strict=True):
-        heard: dict[str, Any] = {}
-        for news in told:
-            heard |= news.extra or {}
-        assert heard == expected
+def test_reader_unknown_members_all_end_up_in_extra(generated: Generated) -> None:
+    """No unknown member of chunk or choice is lost, and none is invented."""
+    for reported, expected in zip(read_all(generated, Ledger()), [*generated.extras, {}], strict=True):
+        joined: dict[str, Any] = {}
+        for item in reported:
+            joined |= item.extra or {}
+        assert joined == expected
 
 
 @settings(max_examples=100)  # its examples are large
 @given(streams())
-def test_reader_usage_is_the_last_report_and_never_a_sum(said: Said) -> None:
-    """Reports that say nothing erase nothing; where there was none there is none."""
+def test_reader_usage_is_the_last_report_and_never_a_sum(generated: Generated) -> None:
+    """Empty reports erase nothing; without a report there is none."""
     ledger = Ledger()
-    read_all(said, ledger)
-    reports = [usage for usage in said.usages if usage]
+    read_all(generated, ledger)
+    reports = [usage for usage in generated.usages if usage]
 
     assert ledger.settle(completed=True)[0] == (reports[-1] if reports else None)
 
 
 @settings(max_examples=100)  # its examples are large
 @given(streams())
-def test_reader_tells_the_chunks_own_members_whenever_they_change(said: Said) -> None:
-    """Putting the told ones together gives what every chunk said about itself."""
+def test_reader_reports_the_chunks_own_members_when_they_change(generated: Generated) -> None:
+    """The reported members together give those of every chunk."""
     names = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
-    known: dict[str, Any] = {"never": "told"}
-    for told, chunk in zip(read_all(said, Ledger()), said.chunks, strict=True):
-        for news in told:
-            known = known if news.chunk is msgspec.UNSET else news.chunk
+    known: dict[str, Any] = {"never": "reported"}
+    for reported, chunk in zip(read_all(generated, Ledger()), generated.chunks, strict=True):
+        for item in reported:
+            known = known if item.chunk is msgspec.UNSET else item.chunk
         assert known == {name: chunk[name] for name in names if name in chunk}
 
 
 @given(st.lists(st.tuples(st.sampled_from(["message", "error", "x"]), CHUNK_LIKE), max_size=6))
-def test_reader_any_json_gives_news_and_never_raises(events: list[tuple[str, Any]]) -> None:
-    """Deltas, the end, or a fault; and all of it can be written as UTF-8."""
+def test_reader_any_json_gives_items_and_never_raises(events: list[tuple[str, Any]]) -> None:
+    """Deltas, the end, or an error; all of it can be encoded as UTF-8."""
     ledger = Ledger()
     reader = ChunkReader(ledger)
     for event_type, payload in events:
-        for news in reader.read(ServerSentEvent(event_type, escaped(payload))):
-            assert isinstance(news, (ChunkDelta, Done, StreamError))
-            assert json.loads(msgspec.json.encode(news)) == msgspec.to_builtins(news)
-            if isinstance(news, ChunkDelta):
-                ledger.count_delta(news.delta)
+        for item in reader.read(ServerSentEvent(event_type, escaped(payload))):
+            assert isinstance(item, (ChunkDelta, Done, StreamError))
+            assert json.loads(msgspec.json.encode(item)) == msgspec.to_builtins(item)
+            if isinstance(item, ChunkDelta):
+                ledger.count_delta(item.delta)
     assert msgspec.json.encode([ledger.observed, ledger.settle(completed=False), reader.finish_reasons])
 
 
 @given(st.binary(max_size=60), st.sampled_from(["message", "error"]))
-def test_reader_any_bytes_give_news_and_never_raise(payload: bytes, event_type: str) -> None:
-    """A payload that is no JSON is a fault, a sentinel, or nothing."""
-    for news in ChunkReader(Ledger()).read(ServerSentEvent(event_type, payload)):
-        assert isinstance(news, (ChunkDelta, Done, StreamError))
+def test_reader_any_bytes_give_items_and_never_raise(payload: bytes, event_type: str) -> None:
+    """A payload that is not JSON is an error, a sentinel, or nothing."""
+    for item in ChunkReader(Ledger()).read(ServerSentEvent(event_type, payload)):
+        assert isinstance(item, (ChunkDelta, Done, StreamError))

@@ -11,7 +11,7 @@ from tests.properties.work import work_of
 
 
 class TopicPartition(RuleBasedStateMachine):
-    """A log with gaps, a reader that may crash, and what was really done."""
+    """A log with gaps, a consumer that may crash, and the jobs that really finished."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class TopicPartition(RuleBasedStateMachine):
 
     @rule(gaps=st.lists(st.sampled_from([0, 0, 0, 1, 5]), min_size=1, max_size=5))
     def append(self, gaps: list[int]) -> None:
-        """Write records; compaction and markers leave gaps."""
+        """Append records; compaction and markers leave gaps."""
         for gap in gaps:
             self.log.append(self.end + gap)
             self.end += gap + 1
@@ -34,7 +34,7 @@ class TopicPartition(RuleBasedStateMachine):
     @precondition(lambda self: self.next < len(self.log))
     @rule()
     def deliver(self) -> None:
-        """Take the next record: it is to be run if, and only if, it is not finished."""
+        """Take the next record: it is run if, and only if, it is not finished."""
         offset = self.log[self.next]
         self.next += 1
         is_new = self.tracker.begin(offset)
@@ -45,7 +45,7 @@ class TopicPartition(RuleBasedStateMachine):
     @precondition(lambda self: self.next > 0)
     @rule(back=st.integers(1, 5))
     def rewind(self, back: int) -> None:
-        """Deliver records again, as a rebalance does to a partition that stays."""
+        """Deliver records again, as a rebalance does for a kept partition."""
         first = next(
             (n for n, offset in enumerate(self.log) if offset >= self.tracker.position), len(self.log)
         )
@@ -62,13 +62,13 @@ class TopicPartition(RuleBasedStateMachine):
 
     @rule()
     def commit(self) -> None:
-        """Write down what is known."""
+        """Commit."""
         assert self.tracker.position >= self.committed[0]
         self.committed = self.tracker.position, self.tracker.finished_beyond
 
     @rule()
     def restart(self) -> None:
-        """Start again from the last commit; what was finished after it is not known any more."""
+        """Restart from the last commit; later ends are forgotten."""
         position, beyond = self.committed
         self.tracker = OffsetTracker(position, finished=beyond)
         self.done = {offset for offset in self.log if offset < position or offset in beyond}
@@ -78,19 +78,19 @@ class TopicPartition(RuleBasedStateMachine):
 
     @invariant()
     def position_never_passes_what_is_owed(self) -> None:
-        """Everything below the position is finished, delivered or not: after a restart nothing is skipped."""
+        """Every offset below the position is finished: a restart skips no job."""
         assert all(offset in self.done for offset in self.log if offset < self.tracker.position)
         assert all(offset >= self.tracker.position for offset in self.open)
 
     @invariant()
     def position_never_goes_back(self) -> None:
-        """Commits only ever move on."""
+        """The position never moves back."""
         assert self.tracker.position >= self.position
         self.position = self.tracker.position
 
     @invariant()
     def what_is_finished_is_known(self) -> None:
-        """Position and finished offsets beyond it say together exactly what was done: nothing is run again."""
+        """Position and finished offsets beyond it are exactly the finished jobs: no job is run again."""
         position, beyond = self.tracker.position, self.tracker.finished_beyond
         assert beyond == {offset for offset in self.done if offset >= position}
         assert all(self.tracker.is_finished(offset) is (offset in self.done) for offset in self.log)
@@ -98,7 +98,7 @@ class TopicPartition(RuleBasedStateMachine):
 
     @invariant()
     def position_does_not_lag(self) -> None:
-        """With nothing open, everything delivered is behind the position."""
+        """Without open records the position is behind every delivered one."""
         if not self.open and self.next and self.log[self.next - 1] in self.done:
             assert self.tracker.position > self.log[self.next - 1]
 
@@ -107,8 +107,8 @@ TopicPartition.TestCase.settings = settings(max_examples=100, stateful_step_coun
 TestPartition = TopicPartition.TestCase
 
 
-def test_tracker_twice_the_offsets_are_about_twice_the_work() -> None:
-    """The position moves in many small steps over many finished offsets, and each is looked at once."""
+def test_tracker_twice_the_offsets_are_twice_the_work() -> None:
+    """The position moves in many small steps over many finished offsets and visits each once."""
 
     def delivery(size: int) -> int:
         tracker = OffsetTracker(0)

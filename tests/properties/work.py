@@ -1,4 +1,4 @@
-"""Work as a number that is the same every time: bytecodes run, and bytes that methods of `bytes` go over."""
+"""Work as a reproducible number: executed bytecodes, and bytes that methods of `bytes` read."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-# Methods that look at, or copy, all of their object; `startswith` and the like do not.
+# Methods that read or copy their whole object; `startswith` and the like do not.
 _WHOLE = frozenset({"decode", "lstrip", "partition", "removeprefix", "replace", "rstrip", "split", "strip"})
 
 
 def work_of(action: Callable[[], object]) -> int:
-    """Run the action and count. Time would depend on the machine; this does not."""
+    """Run the action and return the work. Unlike time it does not depend on the machine."""
     work = 0
 
     def on_opcode(frame: FrameType, event: str, _argument: Any) -> Any:

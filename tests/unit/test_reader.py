@@ -1,4 +1,4 @@
-"""The reader that knows the contract's rules, and the auditor that holds a topic to them."""
+"""The reader of an events topic and the auditor that checks a topic."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def attempt(name: str, deltas: int, *, ended: bool = True, job_id: str = "j") ->
 
 
 def notices(events: list[dict[str, Any]]) -> list[Notice]:
-    """Read events; return what was said of each."""
+    """Read events; return the notices of each."""
     reader = EventReader()
     return [reading.notice for one in events for reading in reader.read(one)]
 
 
-def test_reader_hands_on_a_whole_attempt() -> None:
-    """Started, deltas and usage are valid."""
+def test_reader_reports_a_whole_attempt_as_valid() -> None:
+    """`started`, deltas and `usage` are valid."""
     assert notices(attempt("a", 2)) == [Notice.VALID] * 4
 
 
 def test_reader_second_rejection_of_a_job_is_after_its_end() -> None:
-    """Each has an attempt of its own and no `started`; two terminal events are one too many all the same."""
+    """Each rejection is an attempt without `started`; a second terminal event is still one too many."""
     rejections = [event("usage", 0, name) for name in ("a", "b")]
 
     assert notices(rejections) == [Notice.VALID, Notice.AFTER_END]
@@ -53,7 +53,7 @@ def test_reader_second_rejection_of_a_job_is_after_its_end() -> None:
 
 
 def test_reader_follows_the_latest_started() -> None:
-    """A new attempt voids the former one, whose late events are ignored."""
+    """A new attempt voids the former one, whose later events are stale."""
     events = [
         *attempt("a", 2, ended=False),
         event("started", 0, "b"),
@@ -64,15 +64,15 @@ def test_reader_follows_the_latest_started() -> None:
     assert notices(events)[3:] == [Notice.SUPERSEDED, Notice.VALID, Notice.STALE, Notice.VALID]
 
 
-def test_reader_tells_a_gap_once_and_goes_on() -> None:
-    """The event after the gap is handed on, so that a frontend can show what there is."""
+def test_reader_reports_a_gap_once() -> None:
+    """The event after the gap is valid, so that a frontend can show the rest."""
     events = [event("started", 0), event("delta", 2), event("usage", 3)]
 
     assert notices(events) == [Notice.VALID, Notice.GAP, Notice.VALID, Notice.VALID]
 
 
-def test_reader_ignores_an_event_that_came_twice() -> None:
-    """A seq below the due one was there already."""
+def test_reader_reports_a_repeated_event() -> None:
+    """A seq below the next one was read before."""
     events = [
         event("started", 0),
         event("delta", 1),
@@ -85,24 +85,24 @@ def test_reader_ignores_an_event_that_came_twice() -> None:
     assert notices(events) == expected
 
 
-def test_reader_takes_the_lone_terminal_event_of_a_rejected_job() -> None:
-    """A rejected job has no attempt: one usage event with seq 0."""
+def test_reader_accepts_the_only_event_of_a_rejected_job() -> None:
+    """A rejected job has no attempt, only a usage event with seq 0."""
     assert notices([event("usage", 0)]) == [Notice.VALID]
 
 
-def test_reader_that_came_late_says_so() -> None:
-    """A delta whose started was not seen belongs to no known attempt."""
+def test_reader_that_starts_late_reports_unopened_events() -> None:
+    """A delta whose `started` was not read belongs to no known attempt."""
     assert notices([event("delta", 5)]) == [Notice.UNOPENED]
 
 
 @pytest.mark.parametrize("late", [event("delta", 3), event("usage", 3), event("started", 0, "b")])
-def test_reader_tells_what_comes_after_the_end(late: dict[str, Any]) -> None:
-    """Nothing may follow a terminal event."""
+def test_reader_reports_events_after_the_end(late: dict[str, Any]) -> None:
+    """No event may follow a terminal event."""
     assert Notice.AFTER_END in notices([*attempt("a", 1), late])
 
 
 def test_reader_knows_open_and_ended_jobs() -> None:
-    """For those who wait for one."""
+    """For callers that wait for a job."""
     reader = EventReader()
     for one in [*attempt("a", 1, job_id="ended"), *attempt("a", 1, ended=False, job_id="open")]:
         reader.read(one)
@@ -115,7 +115,7 @@ def test_reader_knows_open_and_ended_jobs() -> None:
 
 
 def test_reader_forgets_the_oldest_ended_jobs() -> None:
-    """Memory is bounded however many jobs pass."""
+    """Memory is bounded for any number of jobs."""
     reader = EventReader(remembered=3)
     for number in range(10):
         for one in attempt("a", 0, job_id=str(number)):
@@ -128,7 +128,7 @@ def test_reader_forgets_the_oldest_ended_jobs() -> None:
 def test_reader_sees_the_last_attempt_whole_through_late_events_of_others(
     attempts: list[tuple[int, bool]], random: Any
 ) -> None:
-    """Whatever zombies write in between, the valid events are the last attempt's, in order."""
+    """Whatever fenced workers write in between, the valid events are those of the last attempt, in order."""
     stream: list[dict[str, Any]] = []
     zombies: list[dict[str, Any]] = []
     for number, (deltas, _) in enumerate(attempts):
@@ -155,7 +155,7 @@ def test_reader_sees_the_last_attempt_whole_through_late_events_of_others(
 
 
 def audit(events: list[tuple[dict[str, Any], int, bytes]]) -> list[str]:
-    """Return the rules that are broken by events at (partition, key)."""
+    """Return the rules that events at (partition, key) break."""
     auditor = Auditor()
     found = []
     for offset, (one, partition, key) in enumerate(events):
@@ -164,12 +164,12 @@ def audit(events: list[tuple[dict[str, Any], int, bytes]]) -> list[str]:
 
 
 def at_home(events: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int, bytes]]:
-    """Put events into partition 0 under their key."""
+    """Put events into partition 0 under their job's id."""
     return [(one, 0, one["job_id"].encode()) for one in events]
 
 
-def test_auditor_finds_nothing_in_what_is_right() -> None:
-    """A superseded attempt is no breach."""
+def test_auditor_finds_no_breach_in_valid_events() -> None:
+    """A superseded attempt is not a breach."""
     assert audit(at_home([*attempt("a", 2, ended=False), *attempt("b", 3)])) == []
 
 
@@ -184,20 +184,20 @@ def test_auditor_finds_nothing_in_what_is_right() -> None:
         ([event("started", 0)], "not ended"),
     ],
 )
-def test_auditor_names_the_rule_that_is_broken(events: list[dict[str, Any]], rule: str) -> None:
-    """Each breach of the reader rules has a name."""
+def test_auditor_names_the_broken_rule(events: list[dict[str, Any]], rule: str) -> None:
+    """Each breach has a name."""
     assert rule in audit(at_home(events))
 
 
-def test_auditor_finds_events_away_from_home() -> None:
-    """All events of a job are in one partition, under its key."""
+def test_auditor_finds_events_in_another_partition() -> None:
+    """All events of a job are in one partition, under its id as key."""
     events = at_home(attempt("a", 1))
     events[1] = (events[1][0], 3, b"other")
 
     assert audit(events) == ["key", "partition"]
 
 
-def test_auditor_says_where() -> None:
+def test_auditor_reports_the_position() -> None:
     """A breach names partition and offset."""
     (breach,) = Auditor().read(event("delta", 1), Coordinates("e", 2, 7), b"j")
 

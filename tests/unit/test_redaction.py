@@ -1,4 +1,4 @@
-"""Secrets stay out of what an upstream makes us say."""
+"""Secrets are removed from text of upstreams."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from streamworker.redaction import Redactor, without_message
         ("hf_abcdefghij gsk_abcdefghij", "*** ***"),
     ],
 )
-def test_redactor_what_looks_like_a_secret_is_masked(text: str, clean: str) -> None:
-    """Headers, members, URLs and key shapes are masked, and what surrounds them stays readable."""
+def test_redactor_text_like_a_secret_is_masked(text: str, clean: str) -> None:
+    """Headers, members, URLs and key formats are masked; the text around them stays readable."""
     assert Redactor()(text) == clean
 
 
@@ -35,29 +35,29 @@ def test_redactor_what_looks_like_a_secret_is_masked(text: str, clean: str) -> N
     ["", "risk-assessment", "the sk-1 line", "https://host:8080/v1", "passwords are hard", "12 tokens used"],
 )
 def test_redactor_ordinary_text_stays(text: str) -> None:
-    """Words that only resemble secrets are left alone."""
+    """Words that only resemble secrets are kept."""
     assert Redactor()(text) == text
 
 
 def test_redactor_known_secrets_are_masked_longest_first() -> None:
-    """A secret that holds another leaves no rest behind."""
+    """A secret that contains another one leaves no rest."""
     assert Redactor(["secret", "secret-and-more"])("secret-and-more, secret!") == "***, ***!"
 
 
-def test_redactor_very_short_secret_is_not_searched() -> None:
-    """Three letters would blot out ordinary words."""
+def test_redactor_very_short_secret_is_ignored() -> None:
+    """Three letters would mask ordinary words."""
     redact = Redactor(["abc", ""])
 
     assert redact("abc") == "abc"
 
 
-def test_redactor_repr_does_not_tell_secrets() -> None:
-    """A redactor in a traceback says how many, never which."""
+def test_redactor_repr_shows_no_secrets() -> None:
+    """A redactor in a traceback shows the number of secrets only."""
     assert repr(Redactor(["hush-hush", "hush-hush", "other-one"])) == "<Redactor of 2 secrets>"
 
 
 def crashed(prompt: str) -> Exception:
-    """Fall over a prompt, twice, and over a third one that nobody is told of."""
+    """Fail on a prompt twice, and on a third one whose exception is suppressed."""
     try:
         try:
             int(prompt)
@@ -67,7 +67,7 @@ def crashed(prompt: str) -> Exception:
     except KeyError as error:
         try:
             try:
-                raise LookupError(prompt)  # noqa: TRY301 - what comes of it is what is tested
+                raise LookupError(prompt)  # noqa: TRY301 - the resulting chain is what is tested
             except LookupError:
                 raise UnicodeError(prompt) from error
         except UnicodeError as last:
@@ -75,8 +75,8 @@ def crashed(prompt: str) -> Exception:
     raise AssertionError
 
 
-def test_wordless_error_keeps_names_and_places_and_no_words() -> None:
-    """The whole chain as Python prints it, without what was quoted, and nothing of the original is touched."""
+def test_without_message_keeps_names_and_positions() -> None:
+    """The whole chain as Python prints it, without its messages; the original is unchanged."""
     error = crashed("canary")
     assert "canary" in "".join(traceback.format_exception(error))
 
@@ -92,15 +92,15 @@ def test_wordless_error_keeps_names_and_places_and_no_words() -> None:
     assert error.args == ("canary",)
 
 
-def test_wordless_error_of_our_own_keeps_its_whole_name() -> None:
-    """As the log of any other error has it."""
+def test_without_message_of_own_exception_keeps_its_whole_name() -> None:
+    """The log shows it like any other exception."""
     told = traceback.format_exception_only(without_message(OwnError("canary")))
 
     assert told == [f"{__name__}.OwnError\n"]
 
 
-def test_wordless_errors_in_a_ring_come_to_an_end() -> None:
-    """Two that are each other's cause."""
+def test_without_message_of_circular_causes_ends() -> None:
+    """Two exceptions that are each other's cause."""
     first, second = ValueError("canary"), KeyError("canary")
     first.__cause__, second.__cause__ = second, first
 

@@ -1,4 +1,4 @@
-"""A server that says exactly the bytes it is told to, and counts who comes and goes."""
+"""A server that sends given bytes and counts its connections."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ EVENT_STREAM = b"content-type: text/event-stream\r\n"
 
 
 def response(status: int, body: bytes, headers: bytes = b"content-type: application/json\r\n") -> bytes:
-    """A whole response of known length."""
+    """Return a whole response with a Content-Length."""
     return b"HTTP/1.1 %d X\r\n%bcontent-length: %d\r\n\r\n%b" % (status, headers, len(body), body)
 
 
 def chunked(*pieces: bytes, headers: bytes = EVENT_STREAM, ends: bool = True) -> bytes:
-    """A response in HTTP chunks, with its end or without."""
+    """Return a response with chunked coding, with or without its last chunk."""
     head = b"HTTP/1.1 200 OK\r\n" + headers + b"transfer-encoding: chunked\r\n\r\n"
     body = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
     return head + body + (b"0\r\n\r\n" if ends else b"")
@@ -37,7 +37,7 @@ class Peer:
         self._writer = writer
 
     async def request(self) -> tuple[dict[str, str], bytes]:
-        """Read one request: headers in lower case, and the body."""
+        """Read one request; return its headers in lower case and its body."""
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
         return headers, await self._reader.readexactly(int(headers.get("content-length", "0")))
@@ -52,14 +52,14 @@ class Peer:
             pass
 
     def reset(self) -> None:
-        """Close with RST."""
+        """Close the connection with RST."""
         sock: socket.socket = self._writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._writer.transport.abort()
 
 
 class RawUpstream:
-    """Where it listens, and how many connections it has seen."""
+    """Its address, and the connections and requests that it received."""
 
     def __init__(self) -> None:
         self.base_url = ""
@@ -71,7 +71,7 @@ class RawUpstream:
 async def serving(
     serve: Callable[[Peer], Awaitable[None]] | bytes, *, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[RawUpstream]:
-    """Serve each connection: by a coroutine, or by one answer after another until the client goes."""
+    """Serve each connection with a coroutine, or with the same response per request until the client closes."""
     upstream = RawUpstream()
     tasks: set[asyncio.Task[None]] = set()
 

@@ -1,4 +1,4 @@
-"""What an upstream sends to make us grow: each bound from its near and its far side."""
+"""Bounds on what an upstream sends, from both sides of each bound."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ GZIP = b"content-encoding: gzip\r\n"
 BOMB = gzip.compress(bytes(64 << 20))
 
 
-async def test_upstream_that_compresses_is_unpacked_in_bounded_pieces() -> None:
-    """64 MiB come in 64 KB: no piece, and no sum of them that nobody asked for, is large."""
+async def test_upstream_that_compresses_is_decompressed_in_bounded_pieces() -> None:
+    """64 MiB arrive in 64 KB, and no piece is large."""
     async with (
         serving(chunked(BOMB, headers=EVENT_STREAM + GZIP)) as server,
         client(server.base_url) as upstream,
@@ -52,16 +52,16 @@ async def test_upstream_that_compresses_is_unpacked_in_bounded_pieces() -> None:
     ],
     ids=["two-members", "upper-case", "deflate", "identity"],
 )
-async def test_upstream_that_compresses_says_what_it_said(encoding: bytes, packed: bytes) -> None:
-    """Whatever way, and cut anywhere."""
+async def test_upstream_that_compresses_gives_the_original_body(encoding: bytes, packed: bytes) -> None:
+    """For every coding, cut anywhere."""
     pieces = [packed[at : at + 1] for at in range(len(packed))]
     headers = EVENT_STREAM + b"content-encoding: " + encoding + b"\r\n"
     async with serving(chunked(*pieces, headers=headers)) as server, client(server.base_url) as upstream:
         assert await read(upstream) == EVENT + DONE
 
 
-async def test_upstream_that_compresses_in_a_way_that_was_not_asked_for_is_refused() -> None:
-    """Not handed on as text that is none."""
+async def test_upstream_with_an_unknown_coding_is_refused() -> None:
+    """Compressed bytes are not passed on as text."""
     headers = EVENT_STREAM + b"content-encoding: br\r\n"
     async with serving(chunked(EVENT, headers=headers)) as server, client(server.base_url) as upstream:
         with pytest.raises(UpstreamError) as caught:
@@ -74,7 +74,7 @@ async def test_upstream_that_compresses_in_a_way_that_was_not_asked_for_is_refus
 @pytest.mark.parametrize("size", [ERROR_BODY_BYTES, ERROR_BODY_BYTES + 1, 32 << 20])
 @pytest.mark.parametrize("packed", [False, True])
 async def test_upstream_error_body_is_read_up_to_a_bound(size: int, packed: bool) -> None:
-    """Of an error without end, packed or not, 2 KiB are told in the end; here, before secrets are taken out, twice that."""
+    """2 KiB of an endless error reach the terminal event, compressed or not; before redaction twice as much."""
     body = b"x" * size
     answer = response(500, gzip.compress(body), GZIP) if packed else response(500, body)
     async with serving(answer) as server:
@@ -87,8 +87,8 @@ async def test_upstream_error_body_is_read_up_to_a_bound(size: int, packed: bool
 @pytest.mark.parametrize(
     "line", [b"x-%d: y\r\n", b"x-%d: " + b"y" * 8000 + b"\r\n", b"x%d"], ids=["many", "large", "one"]
 )
-async def test_upstream_headers_without_end_are_refused(line: bytes) -> None:
-    """However they are made."""
+async def test_upstream_with_endless_headers_is_refused(line: bytes) -> None:
+    """In any form."""
 
     async def endless(peer: Peer) -> None:
         await peer.request()

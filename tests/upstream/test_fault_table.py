@@ -1,8 +1,8 @@
-"""What becomes of a job when its upstream fails: one table, played by sockets against the real client.
+"""The result of a job when its upstream fails: one table, played with sockets against the real client.
 
-A row is played for every try of one job that may make three. What stands in it: the tries that are made, the wait before
-each further one, the terminal event's `error.code` and `error.retriable`, its `status`, and the upstream's own words
-where it had some. Time is turned, not waited for.
+A row is played on every call of one job, which may make three. It states the number of tries, the wait before each
+further try, the terminal event's `error.code`, `error.retriable` and `status`, and words of the upstream in the error's
+message. Time is simulated.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ TRUNCATED, NO_DELTA, IDLE = ErrorCode.TRUNCATED, ErrorCode.TIMEOUT_FIRST_DELTA, 
 COMPLETED, FAILED, INTERRUPTED = Status.COMPLETED, Status.FAILED, Status.INTERRUPTED
 
 
-# What a row consists of
+# The parts of a row
 
 
 class Then(Enum):
-    """What the server does once it has said its bytes."""
+    """What the server does after it has sent its bytes."""
 
     WAIT = "for the next call on the same connection, in silence"
     CLOSE = "the connection is closed (FIN)"
@@ -62,14 +62,14 @@ class Then(Enum):
 
 
 class Act(NamedTuple):
-    """One answer to one call."""
+    """The response to one call."""
 
     says: bytes = b""
     then: Then = Then.WAIT
 
 
 class Delay(NamedTuple):
-    """The bounds of each wait between two tries, in seconds; `doubles` says that the upper one grows."""
+    """The bounds of each wait between two tries, in seconds. With `doubles` the upper bound doubles per try."""
 
     least: float
     most: float
@@ -81,12 +81,12 @@ BACKOFF = Delay(0, 1, doubles=True)
 
 
 def after(seconds: float, within: float = 0.0) -> Delay:
-    """Return the wait that the upstream asked for; `within` is what a date of whole seconds loses."""
+    """Return the wait that the upstream asked for; `within` is what a date in whole seconds loses."""
     return Delay(seconds - within - 1e-6, seconds + 1e-6)
 
 
 class Row(NamedTuple):
-    """What the upstream does every time, and what comes of it."""
+    """What the upstream does on every call, and the expected result."""
 
     act: Act | Callable[[], Act]
     tries: int
@@ -100,33 +100,33 @@ class Row(NamedTuple):
 
 
 def refused(status: int, body: bytes = b"{}", headers: bytes = JSON) -> Act:
-    """An answer of known length."""
+    """Return a response with a Content-Length."""
     return Act(response(status, body, headers))
 
 
 def advised(status: int, *headers: bytes, body: bytes = b"{}") -> Act:
-    """An answer with headers that speak of another try."""
+    """Return a response with headers about another try."""
     return refused(status, body, JSON + b"".join(header + b"\r\n" for header in headers))
 
 
 def stream(*events: bytes, ends: bool = True, then: Then = Then.WAIT) -> Act:
-    """An event stream in HTTP chunks, its body ended well or not."""
+    """Return an event stream with chunked coding, whose body is complete or not."""
     return Act(chunked(*events, ends=ends), then)
 
 
 def until_close(*events: bytes) -> Act:
-    """An event stream of unknown length: every end of it looks well."""
+    """Return an event stream that ends with the connection, so that any end looks complete."""
     head = b"HTTP/1.1 200 OK\r\n" + EVENT_STREAM + b"connection: close\r\n\r\n"
     return Act(head + b"".join(events), Then.CLOSE)
 
 
 def of_length(length: int, body: bytes) -> Act:
-    """An event stream that promises so many bytes."""
+    """Return an event stream with a Content-Length."""
     head = b"HTTP/1.1 200 OK\r\n" + EVENT_STREAM + b"content-length: %d\r\n\r\n" % length
     return Act(head + body, Then.CLOSE)
 
 
-# The rows: before there is an answer
+# The rows: before the response
 
 NO_ANSWER = {
     "close before the head": Row(Act(b"", Then.CLOSE), 3, BACKOFF, UNAVAILABLE, True),
@@ -162,11 +162,11 @@ STATUSES = {
     "529": Row(refused(529), 3, BACKOFF, UNAVAILABLE, True, http_status=529),
 }
 
-# The headers that speak of another try
+# The headers about another try
 
 
 def dated(seconds: float, status: int = 503) -> Callable[[], Act]:
-    """Return an answer with an HTTP date so far from now."""
+    """Return a response with an HTTP date this far from now."""
     return lambda: advised(status, b"retry-after: " + formatdate(time.time() + seconds, usegmt=True).encode())
 
 
@@ -299,7 +299,7 @@ MEANINGS = {
     ),
 }
 
-# 200, and yet no event stream
+# 200, but not an event stream
 
 NO_STREAM = {
     "a whole completion": Row(refused(200, COMPLETION), 1, NONE, PROTOCOL),
@@ -317,11 +317,11 @@ NO_STREAM = {
     "nothing": Row(refused(200, b"", b""), 1, NONE, PROTOCOL),
 }
 
-# Errors inside the stream: each before the first delta and after it, each with [DONE] and without
+# Errors inside the stream: before and after the first delta, with [DONE] and without
 
 
 class Frame(NamedTuple):
-    """An error frame, the words in it, and whether the same call may succeed later."""
+    """An error frame, its message, and whether the same call may succeed later."""
 
     says: bytes
     retriable: bool = True
@@ -375,7 +375,7 @@ def _framed() -> Iterator[tuple[str, Row]]:
             )
 
 
-# Every other end of a stream
+# Other ends of a stream
 
 NOTHING = b': keep-alive\n\n:\n\nevent: ping\n\ndata:\n\nretry: 3000\n\ndata: {"type":"ping"}\n\ndata: {"error":null}\n\n'
 EMPTY = data(chunk(choices=[]))
@@ -457,12 +457,13 @@ PHASES: dict[str, dict[str, Row]] = {
 TABLE = {f"{phase} | {name}": row for phase, rows in PHASES.items() for name, row in rows.items()}
 
 
-# How it is played
+# The players
 
 
 @asynccontextmanager
 async def playing(*acts: Act) -> AsyncIterator[tuple[str, list[Act]]]:
-    """Answer call after call with these, the last one again and again; give the base URL and what was played."""
+    """Serve these responses, one per call, the last one repeatedly; yield the base URL and the responses
+    served."""
     played: list[Act] = []
 
     async def serve(peer: Peer) -> None:
@@ -491,7 +492,7 @@ async def _ping(peer: Peer) -> None:
 
 
 async def outcome(*acts: Act, **job: Any) -> Outcome:
-    """Run a job; the tries that it tells of are the calls that came."""
+    """Run a job and check that its `tries` is the number of calls."""
     async with playing(*acts) as (base_url, played):
         got = await run_job(base_url, max_tries=MAX_TRIES, job=job)
         assert got.end.tries == len(played)
@@ -499,7 +500,7 @@ async def outcome(*acts: Act, **job: Any) -> Outcome:
 
 
 def check(row: Row, got: Outcome) -> None:
-    """Hold what came to the row."""
+    """Compare the result with the row."""
     end = got.end
     assert (end.status, got.code, end.tries) == (row.status, row.code, row.tries)
     assert len(got.delays) == row.tries - 1
@@ -515,7 +516,7 @@ def check(row: Row, got: Outcome) -> None:
 
 @contextmanager
 def refusing() -> Iterator[int]:
-    """Hold a port on which nobody listens."""
+    """Reserve a port on which no server listens."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]
@@ -523,7 +524,7 @@ def refusing() -> Iterator[int]:
 
 @contextmanager
 def not_accepting() -> Iterator[int]:
-    """Hold a port whose backlog is full: connections hang."""
+    """Listen with a full backlog, so that connection attempts hang."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
@@ -542,10 +543,10 @@ def not_accepting() -> Iterator[int]:
         pytest.param(not_accepting, ErrorCode.TIMEOUT_CONNECT, CONNECT_S, id="nobody accepts"),
     ],
 )
-def test_upstream_without_a_connection(
+def test_upstream_that_cannot_be_connected(
     port: Callable[[], AbstractContextManager[int]], code: ErrorCode, seconds: float
 ) -> None:
-    """No call has left, so that another one is always safe; each has its whole patience."""
+    """No request was sent, so another try is always safe; each try has its whole timeout."""
     with port() as number:
         got = run(run_job(f"http://127.0.0.1:{number}/v1", max_tries=MAX_TRIES), SocketLoop)
 
@@ -565,8 +566,8 @@ def test_upstream_without_a_connection(
         ("after a delta | [DONE], then silence", 0),
     ],
 )
-def test_patience_with_a_silent_upstream(name: str, seconds: float) -> None:
-    """Only deltas count as life; what has said [DONE] is not waited for."""
+def test_timeout_of_a_silent_upstream(name: str, seconds: float) -> None:
+    """Only deltas reset the timeout; after [DONE] the end of the body is not waited for."""
     act = TABLE[name].act
     assert isinstance(act, Act)
     got = run(outcome(act), SocketLoop)
@@ -584,8 +585,8 @@ def test_patience_with_a_silent_upstream(name: str, seconds: float) -> None:
         pytest.param(stream(WORD, ends=False), Status.EXPIRED, ErrorCode.DEADLINE, 10, id="after a delta"),
     ],
 )
-def test_deadline_goes_before_everything(act: Act, status: Status, code: ErrorCode, seconds: float) -> None:
-    """Ten seconds are all there is: no wait goes beyond them, whatever the upstream asks for."""
+def test_deadline_ends_every_wait(act: Act, status: Status, code: ErrorCode, seconds: float) -> None:
+    """The job has ten seconds: no wait exceeds them, whatever the upstream asks for."""
     got = run(outcome(act, deadline=NOW / 1000 + 10), SocketLoop)
 
     assert (got.end.status, got.code) == (status, code)
@@ -596,7 +597,7 @@ def test_deadline_goes_before_everything(act: Act, status: Status, code: ErrorCo
     "name", [name for name, row in TABLE.items() if row.tries > 1 and not name.endswith(", then [DONE]")]
 )
 def test_failing_upstream_that_recovers(name: str) -> None:
-    """One failure of every kind that is worth another try, then an answer: one attempt, its text said once."""
+    """One failure of every retriable kind, then a whole answer: one attempt, its text published once."""
     row = TABLE[name]
     act = row.act if isinstance(row.act, Act) else row.act()
     got = run(outcome(act, stream(WORD, FINISH, DONE)), SocketLoop)
@@ -605,8 +606,8 @@ def test_failing_upstream_that_recovers(name: str) -> None:
 
 
 @pytest.mark.parametrize("row", TABLE.values(), ids=TABLE)
-def test_failing_upstream(row: Row) -> None:
-    """Tries, waits, code, whether it may succeed later, and the status, as the table has them."""
+def test_failing_upstream_gives_the_row(row: Row) -> None:
+    """Tries, waits, code, whether to retry, and the status."""
     act = row.act if isinstance(row.act, Act) else row.act()
 
     check(row, run(outcome(act), SocketLoop))

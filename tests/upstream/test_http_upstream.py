@@ -1,4 +1,4 @@
-"""The upstream over HTTP, against the practice upstream and against sockets that misbehave."""
+"""The HTTP upstream, against the practice upstream and against sockets that misbehave."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def body(model: str = "practice", **members: Any) -> bytes:
 
 @asynccontextmanager
 async def client(base_url: str, **members: Any) -> AsyncIterator[HttpUpstream]:
-    """A client that closes everything in the end, within a limit of time."""
+    """A client that closes every connection in the end, within a time limit."""
     async with asyncio.timeout(20):
         upstream = HttpUpstream(UpstreamSettings(base_url=base_url, **members))
         try:
@@ -49,13 +49,13 @@ async def client(base_url: str, **members: Any) -> AsyncIterator[HttpUpstream]:
 
 
 async def read(upstream: HttpUpstream, data: bytes = b"{}") -> bytes:
-    """One call, its whole body."""
+    """Make one call; return its whole body."""
     async with upstream.call(data, {}) as answer:
         return b"".join([piece async for piece in answer])
 
 
 async def refusal(base_url: str, data: bytes = b"{}", **members: Any) -> JobError:
-    """The error that a call ends with before its body."""
+    """Return the error with which a call fails before its body."""
     async with client(base_url, **members) as upstream:
         with pytest.raises(UpstreamError) as caught:
             async with upstream.call(data, {}):
@@ -64,18 +64,18 @@ async def refusal(base_url: str, data: bytes = b"{}", **members: Any) -> JobErro
 
 
 async def break_of(answer: bytes | Callable[[Peer], Any]) -> tuple[bytes, JobError]:
-    """What was read of a body before it broke, and the error."""
+    """Return what was read of a body before it broke, and the error."""
     pieces = []
     async with serving(answer) as server, client(server.base_url) as upstream:
         with pytest.raises(UpstreamError) as caught:
             async with upstream.call(b"{}", {}) as opened:
                 async for piece in opened:
-                    pieces.append(piece)  # noqa: PERF401 - what came before the break is kept
+                    pieces.append(piece)  # noqa: PERF401 - pieces before the break are kept
     return b"".join(pieces), caught.value.error
 
 
 def connections() -> int:
-    """Open sockets of this process."""
+    """Count the open sockets of this process."""
     count = 0
     for number in Path("/proc/self/fd").iterdir():
         with suppress(OSError):
@@ -86,14 +86,14 @@ def connections() -> int:
 async def back_to(before: int) -> None:
     """Wait until no more sockets are open than before."""
     async with asyncio.timeout(5):
-        while connections() > before:  # noqa: ASYNC110 - the kernel tells nobody
+        while connections() > before:  # noqa: ASYNC110 - the kernel sends no notification
             await asyncio.sleep(0.01)
 
 
-# A call that goes well
+# A successful call
 
 
-async def test_http_upstream_hands_out_the_body_byte_for_byte(practice: PracticeUpstream) -> None:
+async def test_http_upstream_returns_the_body_byte_for_byte(practice: PracticeUpstream) -> None:
     """Every byte in order, to the end of the stream."""
     async with client(practice.base_url) as upstream:
         text = await read(upstream, body("practice?deltas=5"))
@@ -102,8 +102,8 @@ async def test_http_upstream_hands_out_the_body_byte_for_byte(practice: Practice
     assert text.count(b'"content":') == 5
 
 
-async def test_http_upstream_hands_out_deltas_as_they_come(practice: PracticeUpstream) -> None:
-    """Nothing on the way waits for more."""
+async def test_http_upstream_returns_deltas_as_they_arrive(practice: PracticeUpstream) -> None:
+    """No layer waits for more bytes."""
     model = body("practice?deltas=3&stall_after=1")
     text = b""
     async with client(practice.base_url) as upstream, upstream.call(model, {}) as answer:
@@ -115,8 +115,8 @@ async def test_http_upstream_hands_out_deltas_as_they_come(practice: PracticeUps
     assert text.count(b'"content":') == 1
 
 
-async def test_http_upstream_asks_as_it_should(practice: PracticeUpstream) -> None:
-    """An event stream, uncompressed, as JSON, by name; other headers are passed along but cannot overrule ours."""
+async def test_http_upstream_sends_the_expected_headers(practice: PracticeUpstream) -> None:
+    """An uncompressed event stream, a JSON body, a user agent; other headers cannot override these."""
     given = {"traceparent": "00-1", "accept": "text/html"}
     async with client(practice.base_url) as upstream, upstream.call(body(), given) as answer:
         assert [piece async for piece in answer]
@@ -132,10 +132,10 @@ async def test_http_upstream_asks_as_it_should(practice: PracticeUpstream) -> No
     assert "authorization" not in headers
 
 
-async def test_http_upstream_with_a_slash_behind_its_url_finds_the_same_path(
+async def test_http_upstream_with_a_trailing_slash_uses_the_same_path(
     practice: PracticeUpstream,
 ) -> None:
-    """People write both."""
+    """Both spellings are common."""
     async with client(practice.base_url + "/") as upstream:
         await read(upstream, body())
 
@@ -145,22 +145,22 @@ async def test_http_upstream_with_a_slash_behind_its_url_finds_the_same_path(
 @pytest.mark.parametrize(
     "kind", ["text/event-stream; charset=utf-8", "Text/Event-Stream", "text/event-stream ;x=y"]
 )
-async def test_http_upstream_takes_any_spelling_of_an_event_stream(kind: str) -> None:
+async def test_http_upstream_accepts_any_spelling_of_an_event_stream(kind: str) -> None:
     """Parameters are allowed, in any case."""
     answer = chunked(EVENT, headers=f"content-type: {kind}\r\n".encode())
     async with serving(answer) as server, client(server.base_url) as upstream:
         assert await read(upstream) == EVENT
 
 
-async def test_http_upstream_that_compresses_unasked_is_unpacked() -> None:
-    """Some gateways do, whatever was asked for."""
+async def test_http_upstream_that_compresses_is_decompressed() -> None:
+    """Some gateways compress although `identity` was requested."""
     answer = chunked(gzip.compress(EVENT + DONE), headers=EVENT_STREAM + b"content-encoding: gzip\r\n")
     async with serving(answer) as server, client(server.base_url) as upstream:
         assert await read(upstream) == EVENT + DONE
 
 
-async def test_http_upstream_unpacking_a_whole_hour_of_pings_lets_others_go() -> None:
-    """A few kilobytes of them are many megabytes, which come in one read."""
+async def test_http_upstream_decompressing_many_keep_alives_yields_to_other_tasks() -> None:
+    """A few kilobytes decompress to many megabytes, which arrive in one read."""
     packed = gzip.compress(b": ping\n\n" * 500_000)
     turns = 0
 
@@ -185,7 +185,7 @@ async def test_http_upstream_unpacking_a_whole_hour_of_pings_lets_others_go() ->
 
 
 async def test_http_upstream_body_without_length_ends_with_the_connection() -> None:
-    """A clean end is no error here; whether the stream was whole is for its reader to say."""
+    """A clean end is not an error of the client; the stream's reader decides whether it is complete."""
 
     async def serve(peer: Peer) -> None:
         await peer.request()
@@ -195,7 +195,7 @@ async def test_http_upstream_body_without_length_ends_with_the_connection() -> N
         assert await read(upstream) == EVENT
 
 
-# Answers that are no event stream (wire facts §9)
+# Responses that are not event streams
 
 STATUSES = [
     (400, ErrorCode.UPSTREAM_REJECTED, False),
@@ -218,8 +218,10 @@ STATUSES = [
 
 
 @pytest.mark.parametrize(("status", "code", "retriable"), STATUSES)
-async def test_http_upstream_status_says_what_it_means(status: int, code: ErrorCode, retriable: bool) -> None:
-    """With the upstream's own words, its body, and whether to try again."""
+async def test_http_upstream_status_gives_code_and_retriable(
+    status: int, code: ErrorCode, retriable: bool
+) -> None:
+    """With the upstream's own message, its body, and whether to retry."""
     text = b'{"error":{"message":"in its own words","type":null,"code":null}}'
     async with serving(response(status, text)) as server:
         error = await refusal(server.base_url)
@@ -245,7 +247,7 @@ async def test_http_upstream_status_says_what_it_means(status: int, code: ErrorC
     ],
 )
 async def test_http_upstream_error_body_is_read_in_any_shape(text: bytes, message: str) -> None:
-    """JSON of many dialects, HTML, nothing, and what is no text at all."""
+    """JSON of many dialects, HTML, nothing, and invalid text."""
     async with serving(response(500, text)) as server:
         error = await refusal(server.base_url)
 
@@ -253,8 +255,8 @@ async def test_http_upstream_error_body_is_read_in_any_shape(text: bytes, messag
     assert error.code is ErrorCode.UPSTREAM_UNAVAILABLE
 
 
-async def test_http_upstream_empty_account_is_not_worth_another_try() -> None:
-    """A 429 that waiting does not help."""
+async def test_http_upstream_empty_account_is_not_retriable() -> None:
+    """Waiting does not help, although the status is 429."""
     text = b'{"error":{"message":"no credit","type":"insufficient_quota","code":"insufficient_quota"}}'
     async with serving(response(429, text)) as server:
         error = await refusal(server.base_url)
@@ -263,7 +265,7 @@ async def test_http_upstream_empty_account_is_not_worth_another_try() -> None:
 
 
 async def test_http_upstream_error_with_an_event_stream_body_is_an_error() -> None:
-    """Some proxies answer a 429 so."""
+    """Some proxies answer a 429 that way."""
     text = b'data: {"error":{"message":"slow down"}}\n\n'
     async with serving(response(429, text, EVENT_STREAM)) as server:
         error = await refusal(server.base_url)
@@ -273,7 +275,7 @@ async def test_http_upstream_error_with_an_event_stream_body_is_an_error() -> No
 
 
 async def test_http_upstream_huge_error_body_is_read_in_part() -> None:
-    """Memory and time are bounded: an endless body is left."""
+    """Memory and time are bounded: the client closes an endless body."""
     said = 0
 
     async def serve(peer: Peer) -> None:
@@ -292,8 +294,8 @@ async def test_http_upstream_huge_error_body_is_read_in_part() -> None:
     assert said < 200 * ERROR_BODY_BYTES
 
 
-async def test_http_upstream_error_body_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The status has said enough."""
+async def test_http_upstream_error_body_that_hangs_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The status is known."""
     monkeypatch.setattr("streamworker.upstream.client.ERROR_BODY_TIMEOUT_S", 0.1)
 
     async def serve(peer: Peer) -> None:
@@ -307,8 +309,8 @@ async def test_http_upstream_error_body_that_hangs_is_given_up(monkeypatch: pyte
     assert (error.code, error.message) == (ErrorCode.UPSTREAM_UNAVAILABLE, "busy")
 
 
-async def test_http_upstream_error_body_that_breaks_is_read_as_far_as_it_goes() -> None:
-    """So is one whose connection is cut."""
+async def test_http_upstream_error_body_that_breaks_is_read_to_the_break() -> None:
+    """Also if the connection breaks."""
 
     async def serve(peer: Peer) -> None:
         await peer.request()
@@ -320,8 +322,8 @@ async def test_http_upstream_error_body_that_breaks_is_read_as_far_as_it_goes() 
     assert (error.code, error.http_status) == (ErrorCode.UPSTREAM_UNAVAILABLE, 503)
 
 
-async def test_http_upstream_error_body_that_does_not_unpack_still_has_its_status() -> None:
-    """Garbage in a body changes nothing of the answer's meaning."""
+async def test_http_upstream_error_body_that_cannot_be_decompressed_keeps_its_status() -> None:
+    """An invalid body does not change the meaning of the response."""
     headers = b"content-type: application/json\r\ncontent-encoding: gzip\r\n"
     async with serving(response(429, b"not gzip", headers)) as server:
         error = await refusal(server.base_url)
@@ -339,10 +341,10 @@ async def test_http_upstream_error_body_that_does_not_unpack_still_has_its_statu
         (b"application/json", b"", "answered with application/json instead", False),
     ],
 )
-async def test_http_upstream_200_that_is_no_event_stream_is_refused(
+async def test_http_upstream_200_that_is_not_an_event_stream_is_refused(
     kind: bytes, text: bytes, told: str, retriable: bool
 ) -> None:
-    """A server that ignored `stream`, a page, or an error that calls itself a success."""
+    """A server that ignored `stream`, a page, or an error with status 200."""
     async with serving(response(200, text, b"content-type: " + kind + b"\r\n")) as server:
         error = await refusal(server.base_url)
 
@@ -352,16 +354,16 @@ async def test_http_upstream_200_that_is_no_event_stream_is_refused(
 
 
 async def test_http_upstream_200_without_content_type_is_refused() -> None:
-    """And says so."""
+    """The message says so."""
     async with serving(response(200, b"data: x", b"")) as server:
         assert "no content type" in (await refusal(server.base_url)).message
 
 
 @pytest.mark.parametrize("model", ["practice?json200", "practice?html200", "practice?status=503"])
-async def test_http_upstream_practice_that_answers_otherwise_is_refused(
+async def test_http_upstream_practice_without_event_stream_is_refused(
     practice: PracticeUpstream, model: str
 ) -> None:
-    """The practice upstream's own ways, told by the call log as answered in full."""
+    """The practice upstream's other responses, which its call log lists as complete."""
     error = await refusal(practice.base_url, body(model))
 
     assert error.http_status == practice.calls[0].status
@@ -370,7 +372,7 @@ async def test_http_upstream_practice_that_answers_otherwise_is_refused(
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_http_upstream_redirect_is_not_followed(status: int) -> None:
-    """A prompt and its key go where the configuration says, and nowhere else."""
+    """The prompt and the key are sent to the configured address only."""
     async with serving(STREAM) as elsewhere:
         location = f"location: {elsewhere.base_url}/chat/completions\r\n".encode()
         async with serving(response(status, b"", location)) as server:
@@ -388,7 +390,7 @@ async def test_http_upstream_other_success_is_refused(status: int) -> None:
         assert (await refusal(server.base_url)).code is ErrorCode.UPSTREAM_PROTOCOL
 
 
-# No answer at all
+# No response at all
 
 
 def free_port() -> int:
@@ -398,7 +400,7 @@ def free_port() -> int:
 
 
 async def test_http_upstream_that_refuses_connections_is_unavailable() -> None:
-    """Nobody listens; somebody may later."""
+    """No server listens now, but one may later."""
     error = await refusal(f"http://127.0.0.1:{free_port()}/v1")
 
     assert (error.code, error.retriable, error.http_status) == (ErrorCode.UPSTREAM_UNAVAILABLE, True, None)
@@ -412,8 +414,8 @@ async def test_http_upstream_whose_name_is_unknown_is_unavailable() -> None:
     assert (error.code, error.retriable) == (ErrorCode.UPSTREAM_UNAVAILABLE, True)
 
 
-async def test_http_upstream_that_does_not_accept_in_time_is_timed_out() -> None:
-    """A backlog that is full lets connections hang."""
+async def test_http_upstream_that_does_not_accept_in_time_is_a_connect_timeout() -> None:
+    """With a full backlog connection attempts hang."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -433,7 +435,7 @@ async def test_http_upstream_that_does_not_accept_in_time_is_timed_out() -> None
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
-    """A certificate that nobody has signed but itself."""
+    """A self-signed certificate."""
     if shutil.which("openssl") is None:
         pytest.skip("needs the openssl command")
     where = tmp_path_factory.mktemp("tls")
@@ -446,7 +448,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
 
 
 async def test_http_upstream_with_an_untrusted_certificate_is_refused(certificate: ssl.SSLContext) -> None:
-    """No prompt is sent, and trying again does not help."""
+    """The prompt is not sent, and retrying does not help."""
     async with serving(STREAM, tls=certificate) as server:
         error = await refusal(server.base_url)
 
@@ -455,10 +457,11 @@ async def test_http_upstream_with_an_untrusted_certificate_is_refused(certificat
     assert server.requests == []
 
 
-async def test_http_upstream_shares_the_one_tls_context_of_the_process(
+async def test_http_upstream_shares_one_tls_context_per_process(
     certificate: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reading the authorities takes the loop tens of milliseconds, and there may be many upstreams. It still verifies."""
+    """Loading the authorities blocks the loop for tens of milliseconds per context. The shared context
+    verifies."""
 
     def load(*_: object, **__: object) -> None:
         raise AssertionError("the authorities were read again")
@@ -475,8 +478,8 @@ async def test_http_upstream_shares_the_one_tls_context_of_the_process(
         assert "TLS connection" in one.message
 
 
-async def test_http_upstream_that_speaks_no_tls_is_refused() -> None:
-    """`https` where `http` was meant."""
+async def test_http_upstream_without_tls_is_refused() -> None:
+    """`https` is configured where the server speaks `http`."""
 
     async def serve(peer: Peer) -> None:
         await peer.say(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -488,7 +491,7 @@ async def test_http_upstream_that_speaks_no_tls_is_refused() -> None:
 
 
 async def test_http_upstream_that_closes_before_the_answer_is_unavailable() -> None:
-    """It may have begun to generate: the word is not `connect`."""
+    """The upstream may have begun to generate, so the error is not a connect error."""
 
     async def serve(peer: Peer) -> None:
         await peer.request()
@@ -501,7 +504,7 @@ async def test_http_upstream_that_closes_before_the_answer_is_unavailable() -> N
 
 
 async def test_http_upstream_that_resets_before_the_answer_is_unavailable() -> None:
-    """As above, less politely."""
+    """The same with RST."""
 
     async def serve(peer: Peer) -> None:
         await peer.request()
@@ -516,8 +519,8 @@ async def test_http_upstream_that_resets_before_the_answer_is_unavailable() -> N
 @pytest.mark.parametrize(
     "garbage", [b"SSH-2.0-OpenSSH\r\n", b"\x00\x01\x02\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n"]
 )
-async def test_http_upstream_that_speaks_no_http_is_a_protocol_error(garbage: bytes) -> None:
-    """The port is somebody else's."""
+async def test_http_upstream_without_http_is_a_protocol_error(garbage: bytes) -> None:
+    """Another service listens on the port."""
 
     async def serve(peer: Peer) -> None:
         await peer.request()
@@ -559,13 +562,13 @@ async def test_http_upstream_with_endless_headers_is_a_protocol_error(endless: b
 async def test_http_upstream_that_breaks_in_the_body_loses_nothing_before_it(
     practice: PracticeUpstream, model: str
 ) -> None:
-    """Reset or closed without the body's end: what came is handed out, then the break is told."""
+    """Reset or closed before the body's end: received bytes are returned, then the error is raised."""
     pieces: list[bytes] = []
     async with client(practice.base_url) as upstream:
         with pytest.raises(UpstreamError) as caught:
             async with upstream.call(body(model), {}) as answer:
                 async for piece in answer:
-                    pieces.append(piece)  # noqa: PERF401 - what came before the break is kept
+                    pieces.append(piece)  # noqa: PERF401 - pieces before the break are kept
 
     error = caught.value.error
     assert b"".join(pieces).count(b'"content":') >= 3
@@ -573,7 +576,7 @@ async def test_http_upstream_that_breaks_in_the_body_loses_nothing_before_it(
 
 
 async def test_http_upstream_cut_inside_of_an_http_chunk_is_truncated() -> None:
-    """The half is handed out: the parser knows what to do with it."""
+    """The half is returned; the parser handles it."""
 
     async def serve(peer: Peer) -> None:
         await peer.request()
@@ -586,7 +589,7 @@ async def test_http_upstream_cut_inside_of_an_http_chunk_is_truncated() -> None:
 
 
 async def test_http_upstream_body_shorter_than_its_length_is_truncated() -> None:
-    """A known length that is not reached."""
+    """A Content-Length that is not reached."""
 
     async def serve(peer: Peer) -> None:
         await peer.request()
@@ -598,8 +601,8 @@ async def test_http_upstream_body_shorter_than_its_length_is_truncated() -> None
     assert error.code is ErrorCode.TRUNCATED
 
 
-async def test_http_upstream_with_broken_http_chunks_is_an_error() -> None:
-    """A length that is no number."""
+async def test_http_upstream_with_an_invalid_chunk_size_is_an_error() -> None:
+    """A chunk size that is not a number."""
 
     async def serve(peer: Peer) -> None:
         await peer.request()
@@ -613,19 +616,19 @@ async def test_http_upstream_with_broken_http_chunks_is_an_error() -> None:
     assert "closed the connection" not in error.message
 
 
-async def test_http_upstream_body_that_does_not_unpack_is_a_protocol_error() -> None:
-    """It says gzip and is not."""
+async def test_http_upstream_body_that_cannot_be_decompressed_is_a_protocol_error() -> None:
+    """The header says gzip, but the body is not compressed."""
     _, error = await break_of(chunked(EVENT, headers=EVENT_STREAM + b"content-encoding: gzip\r\n"))
 
     assert error.code in {ErrorCode.UPSTREAM_PROTOCOL, ErrorCode.TRUNCATED}
     assert error.http_status == 200
 
 
-# Leaving, draining, cancelling
+# Closing early, draining, cancelling
 
 
-async def test_http_upstream_left_early_closes_the_connection(practice: PracticeUpstream) -> None:
-    """So that the upstream stops generating, within a second."""
+async def test_http_upstream_closed_early_closes_the_connection(practice: PracticeUpstream) -> None:
+    """The upstream stops generating within a second."""
     async with client(practice.base_url) as upstream:
         async with upstream.call(body("practice?deltas=100000&pace_ms=5"), {}) as answer:
             async for _ in answer:
@@ -637,8 +640,8 @@ async def test_http_upstream_left_early_closes_the_connection(practice: Practice
     assert practice.calls[0].deltas_sent < 1000
 
 
-async def test_http_upstream_drained_lets_the_next_call_use_the_connection() -> None:
-    """A connection saved is a handshake saved."""
+async def test_http_upstream_drained_reuses_the_connection() -> None:
+    """Reuse saves a handshake."""
     async with serving(STREAM) as server, client(server.base_url) as upstream:
         for _ in range(5):
             async with upstream.call(b"{}", {}) as answer:
@@ -653,8 +656,8 @@ async def test_http_upstream_drained_lets_the_next_call_use_the_connection() -> 
     assert server.connections == 1
 
 
-async def test_http_upstream_drained_waits_only_a_moment_for_the_end() -> None:
-    """An upstream that says `[DONE]` and keeps the body open is not waited for."""
+async def test_http_upstream_drained_waits_briefly_for_the_end() -> None:
+    """The client does not wait for an upstream that sends `[DONE]` and keeps the body open."""
 
     async def serve(peer: Peer) -> None:
         await peer.request()
@@ -675,10 +678,10 @@ async def test_http_upstream_drained_waits_only_a_moment_for_the_end() -> None:
 
 
 @pytest.mark.parametrize("left", ["cancelled", "in the block"])
-async def test_http_upstream_left_while_the_upstream_is_silent_closes_the_connection(
+async def test_http_upstream_closed_while_the_upstream_is_silent_closes_the_connection(
     practice: PracticeUpstream, left: str
 ) -> None:
-    """There is no next write of theirs at which they would notice by themselves."""
+    """The upstream would otherwise notice only when it writes again."""
     async with client(practice.base_url) as upstream:
 
         async def stream() -> None:
@@ -690,7 +693,7 @@ async def test_http_upstream_left_while_the_upstream_is_silent_closes_the_connec
         task = asyncio.create_task(stream())
         await practice.until(lambda: practice.open_streams == 1)
         if left == "cancelled":
-            while not practice.calls[0].deltas_sent:  # noqa: ASYNC110 - the log wakes nobody for a delta
+            while not practice.calls[0].deltas_sent:  # noqa: ASYNC110 - the call log sends no notification per delta
                 await asyncio.sleep(0.005)
             task.cancel()
         await asyncio.wait([task])
@@ -715,7 +718,8 @@ PHASES = {
 async def test_http_upstream_cancelled_in_any_phase_leaks_no_connection(
     practice: PracticeUpstream, phase: str, moments: int
 ) -> None:
-    """Twenty at once, at different moments of the loop: every socket is closed, and the client still works."""
+    """Twenty calls, cancelled in different turns of the loop: every socket is closed, and the client still
+    works."""
     model = PHASES[phase] or "practice"
 
     async def stream(upstream: HttpUpstream) -> None:
@@ -740,8 +744,8 @@ async def test_http_upstream_cancelled_in_any_phase_leaks_no_connection(
     await back_to(before)
 
 
-async def test_http_upstream_refused_again_and_again_leaks_no_connection(practice: PracticeUpstream) -> None:
-    """Errors close or reuse their connections."""
+async def test_http_upstream_refused_repeatedly_leaks_no_connection(practice: PracticeUpstream) -> None:
+    """After an error the connection is closed or reused."""
     before = connections()
     async with client(practice.base_url) as upstream:
         for _ in range(50):
@@ -752,8 +756,8 @@ async def test_http_upstream_refused_again_and_again_leaks_no_connection(practic
     await back_to(before)
 
 
-async def test_http_upstream_three_hundred_streams_run_at_once() -> None:
-    """There is no silent cap: how much runs is decided where jobs are taken in."""
+async def test_http_upstream_runs_three_hundred_streams_at_once() -> None:
+    """The client has no hidden limit; the worker limits streams."""
     there, all_there = [], asyncio.Event()
 
     async def hold(peer: Peer) -> None:
@@ -785,7 +789,7 @@ async def test_http_upstream_keeps_no_cookies() -> None:
     assert not any("cookie" in headers for headers in server.requests)
 
 
-async def test_http_upstream_key_is_read_anew_for_each_call(tmp_path: Path) -> None:
+async def test_http_upstream_key_is_read_for_each_call(tmp_path: Path) -> None:
     """A key can be rotated without a restart."""
     file = tmp_path / "key"
     async with serving(STREAM) as server, client(server.base_url, api_key_file=file) as upstream:
@@ -800,7 +804,7 @@ async def test_http_upstream_key_is_read_anew_for_each_call(tmp_path: Path) -> N
 async def test_http_upstream_key_from_the_environment_is_sent(
     practice: PracticeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The variable is named by the configuration."""
+    """The configuration names the variable."""
     monkeypatch.setenv("OUR_KEY", " sk-from-the-environment ")
     async with client(practice.base_url, api_key_env="OUR_KEY") as upstream:
         await read(upstream, body())
@@ -811,7 +815,7 @@ async def test_http_upstream_key_from_the_environment_is_sent(
 async def test_http_upstream_without_its_key_is_an_auth_error_and_sends_nothing(
     practice: PracticeUpstream, tmp_path: Path
 ) -> None:
-    """A rotation that went wrong may be put right."""
+    """A failed rotation may be repaired."""
     error = await refusal(practice.base_url, api_key_file=tmp_path / "gone")
 
     assert (error.code, error.retriable) == (ErrorCode.AUTH, True)
@@ -820,10 +824,10 @@ async def test_http_upstream_without_its_key_is_an_auth_error_and_sends_nothing(
 
 
 @pytest.mark.parametrize("key", [b"", b"sk-\xd0\xba", b"two\nlines", b"\xff\xfe"])
-async def test_http_upstream_with_a_key_that_is_none_is_an_auth_error(
+async def test_http_upstream_with_an_invalid_key_is_an_auth_error(
     practice: PracticeUpstream, tmp_path: Path, key: bytes
 ) -> None:
-    """What cannot stand in a header is not sent, is no crash of ours, and is not repeated."""
+    """A key that is not valid in a header is neither sent nor repeated in the error."""
     file = tmp_path / "key"
     file.write_bytes(key)
     error = await refusal(practice.base_url, api_key_file=file)
@@ -833,8 +837,8 @@ async def test_http_upstream_with_a_key_that_is_none_is_an_auth_error(
     assert len(practice.calls) == 0
 
 
-async def test_http_upstream_scrub_takes_the_key_of_the_moment_out(tmp_path: Path) -> None:
-    """And whatever looks like a secret."""
+async def test_http_upstream_scrub_removes_the_current_key(tmp_path: Path) -> None:
+    """And any text that looks like a secret."""
     file = tmp_path / "key"
     file.write_text("plain-word-1")
     async with client("http://127.0.0.1:1/v1", api_key_file=file) as upstream:
@@ -845,24 +849,24 @@ async def test_http_upstream_scrub_takes_the_key_of_the_moment_out(tmp_path: Pat
         assert upstream.scrub("Bearer abcdef sk-abcdefghijkl") == "Bearer *** ***"
 
 
-# Which models there are
+# The models endpoint
 
 
 async def test_http_upstream_lists_its_models(practice: PracticeUpstream) -> None:
-    """For `streamworker check`."""
+    """`streamworker check` prints them."""
     async with client(practice.base_url) as upstream:
         assert "practice" in await upstream.models()
 
 
 @pytest.mark.parametrize("text", [b"nonsense", b"[]", b'{"data":5}', b'{"data":[{}]}', b"null"])
-async def test_http_upstream_models_in_another_shape_are_none(text: bytes) -> None:
+async def test_http_upstream_models_in_another_shape_are_empty(text: bytes) -> None:
     """Not every upstream has such a list."""
     async with serving(response(200, text)) as server, client(server.base_url) as upstream:
         assert await upstream.models() == []
 
 
 async def test_http_upstream_models_refused_raises() -> None:
-    """A wrong key is found by `check`, not by the first job."""
+    """`check` reports a wrong key before the first job does."""
     async with serving(response(401, b'{"error":"no"}')) as server, client(server.base_url) as upstream:
         with pytest.raises(UpstreamError, match="no"):
             await upstream.models()

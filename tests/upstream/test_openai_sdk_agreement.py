@@ -1,4 +1,4 @@
-"""What the openai SDK makes of an upstream's bytes, our events have to add up to; where the SDK can read them."""
+"""The published events give what the openai SDK reads from the same bytes, wherever the SDK can read them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MESSAGES = [{"role": "user", "content": "Count from 1 to 10."}]
 
 
 class Sum(NamedTuple):
-    """One choice, put together."""
+    """One choice, assembled."""
 
     content: str
     reasoning: str
@@ -30,7 +30,7 @@ class Sum(NamedTuple):
 
 
 def client(stream: bytes) -> openai.OpenAI:
-    """Return the SDK over a transport that answers every call with the same bytes."""
+    """Return the SDK with a transport that answers every call with these bytes."""
     headers = {"content-type": "text/event-stream"}
     transport = httpx2.MockTransport(lambda _request: httpx2.Response(200, headers=headers, content=stream))
     http = httpx2.Client(transport=transport)
@@ -38,7 +38,7 @@ def client(stream: bytes) -> openai.OpenAI:
 
 
 def sdk_deltas(stream: bytes) -> tuple[list[Delta], dict[str, Any] | None]:
-    """Read with the SDK, chunk by chunk: each choice delta as it was sent, and the last usage."""
+    """Read with the SDK, chunk by chunk: each choice delta as sent, and the last usage."""
     deltas: list[Delta] = []
     usage = None
     with client(stream) as sdk:
@@ -51,7 +51,7 @@ def sdk_deltas(stream: bytes) -> tuple[list[Delta], dict[str, Any] | None]:
 
 
 def sdk_sums(stream: bytes) -> tuple[dict[int, Sum], dict[str, Any] | None]:
-    """Let the SDK put the completion together."""
+    """Let the SDK assemble the completion."""
     with client(stream) as sdk, sdk.chat.completions.stream(model="m", messages=[]) as events:
         final = events.get_final_completion()
     sums = {}
@@ -74,7 +74,7 @@ def our_deltas(played: Played) -> list[Delta]:
 
 
 def our_sums(played: Played) -> dict[int, Sum]:
-    """Put the published events together, as a reader of the events topic would."""
+    """Assemble the published events, as a reader of the events topic would."""
     sums = {}
     for index in sorted({index for index, _, _ in our_deltas(played)}):
         calls: dict[int, list[str]] = {}
@@ -214,12 +214,12 @@ def test_events_are_the_deltas_that_the_sdk_reads(name: str) -> None:
     assert (played.end.usage if played.end.usage_source is UsageSource.UPSTREAM else None) == usage
 
 
-# The SDK leaves out chunks whose `object` is another, and with them the finish reason.
+# The SDK skips chunks with another `object`, and with them the finish reason.
 PUT_TOGETHER = [name for name in STREAMS if name != "perplexity"]
 
 
 @pytest.mark.parametrize("name", PUT_TOGETHER)
-def test_events_add_up_to_the_completion_that_the_sdk_puts_together(name: str) -> None:
+def test_events_give_the_completion_that_the_sdk_assembles(name: str) -> None:
     """Content, reasoning, refusal, tool calls and finish reason of every choice."""
     stream = STREAMS[name]
 
@@ -235,8 +235,8 @@ def test_events_add_up_to_the_completion_that_the_sdk_puts_together(name: str) -
     ],
 )
 @pytest.mark.parametrize("sentinel", [True, False])
-def test_error_frame_has_the_words_that_the_sdk_raises(error: dict[str, Any], sentinel: bool) -> None:
-    """Where the SDK raises, the job's end tells the same; the text before it is kept."""
+def test_error_frame_has_the_message_that_the_sdk_raises(error: dict[str, Any], sentinel: bool) -> None:
+    """Where the SDK raises, the job's error is the same; the text before it is kept."""
     stream = data(*text_of("a", "b"), {"error": error}, *([b"[DONE]"] if sentinel else []))
     played = play(stream)
     with pytest.raises(openai.APIError) as raised:
@@ -251,7 +251,7 @@ def test_error_frame_has_the_words_that_the_sdk_raises(error: dict[str, Any], se
 
 
 async def practised(upstream: PracticeUpstream, model: str) -> bytes:
-    """Fetch the bytes of one practice stream."""
+    """Return the bytes of one practice stream."""
     async with httpx.AsyncClient() as http:
         body = {
             "model": model,
@@ -267,10 +267,10 @@ async def practised(upstream: PracticeUpstream, model: str) -> bytes:
 @pytest.mark.parametrize("usage", ["finish", "own", "running"])
 @pytest.mark.parametrize("line_format", ["seed", "crlf", "cr", "unblanked"])
 @pytest.mark.parametrize("options", ["deltas=40", "deltas=20&choices=3", "deltas=5&reasoning=4&tool_calls=3"])
-async def test_practice_stream_adds_up_to_what_the_sdk_reads_and_what_was_said(
+async def test_practice_stream_gives_what_the_sdk_reads_and_what_was_sent(
     practice: PracticeUpstream, options: str, line_format: str, usage: str
 ) -> None:
-    """Three witnesses: our events, the SDK, and the upstream. The SDK needs blank lines, so it gets them."""
+    """Events, SDK and upstream agree. The SDK needs blank lines between events, so it gets them."""
     model = f"practice?{options}&usage={usage}&format={line_format}"
     stream = await practised(practice, model)
     blanked = stream if line_format != "unblanked" else stream.replace(b"\n", b"\n\n")
@@ -290,7 +290,7 @@ async def test_practice_stream_adds_up_to_what_the_sdk_reads_and_what_was_said(
 
 
 async def test_practice_stream_cut_into_single_bytes_is_the_same(practice: PracticeUpstream) -> None:
-    """However the bytes come."""
+    """The chunking does not matter."""
     stream = await practised(practice, "practice?deltas=32&reasoning=2&tool_calls=1&choices=2&usage=own")
 
     assert our_sums(play(bytewise(stream))) == sdk_sums(stream)[0]

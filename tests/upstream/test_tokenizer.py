@@ -1,4 +1,4 @@
-"""The real tokenizer, where it is installed."""
+"""The tokenizer, if it is installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def test_tokenizer_counts_as_openai_does() -> None:
-    """Known counts of o200k_base; special tokens and broken surrogates are text like any other."""
+    """Known counts of o200k_base; special tokens and lone surrogates are ordinary text."""
     tokenizer = load_tokenizer()
     assert tokenizer is not None
     assert tokenizer.name == "o200k_base"
@@ -26,8 +26,8 @@ def test_tokenizer_counts_as_openai_does() -> None:
     assert tokenizer.count("\ud83d broken") > 0
 
 
-def test_tokenizer_that_is_not_installed_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The estimate falls back on counting bytes."""
+def test_tokenizer_that_is_not_installed_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The estimate counts bytes instead."""
     real = builtins.__import__
 
     def without(name: str, *rest: Any, **more: Any) -> Any:

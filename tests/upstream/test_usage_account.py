@@ -1,9 +1,8 @@
-"""The terminal event's account, held to that of the upstream: what it sent is what was observed, whatever the end.
+"""The terminal event's usage and counts, compared with those of the upstream, for every way to end.
 
-The practice upstream keeps an account of its own, deltas, chunks, characters, bytes and reports of usage, counted where
-they are written. Two things cannot be compared to the byte. After a reset the kernel may drop what it had not handed
-out: less may have arrived than was sent, never more. And what follows the event that ends a job, a `[DONE]` behind an
-error for one, is left unread.
+The practice upstream counts the deltas, chunks, characters, bytes and usage reports that it writes. Two differences are
+expected: after a reset the kernel may drop bytes, so that less arrives than was sent; and what follows the event that
+ends a job, such as a `[DONE]` after an error, is not read.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ COMPLETED, INTERRUPTED, FAILED = Status.COMPLETED, Status.INTERRUPTED, Status.FA
 
 
 class Unread(Enum):
-    """What of an upstream's account may be missing in ours."""
+    """What may be missing in the terminal event, compared with what the upstream counted."""
 
     NOTHING = "both are the same"
     TAIL = "bytes after the event that ended the job"
@@ -40,7 +39,8 @@ class Unread(Enum):
 
 
 class Way(NamedTuple):
-    """A way for a job to end. `model` are the script's options; a control record or the deadline comes so late."""
+    """A way for a job to end. `model` holds the script's options; a cancellation or the deadline comes at
+    `at_s`."""
 
     model: str
     status: Status
@@ -52,7 +52,7 @@ class Way(NamedTuple):
 
 
 def broke(model: str, source: UsageSource, unread: Unread = Unread.NOTHING) -> Way:
-    """The stream was cut off after a delta."""
+    """The stream was cut after a delta."""
     return Way(model, INTERRUPTED, source, ErrorCode.TRUNCATED, unread)
 
 
@@ -188,7 +188,7 @@ WAYS = {f"{group} | {name}": way for group, ways in GROUPS.items() for name, way
 
 
 async def played(way: Way) -> tuple[Outcome, Call]:
-    """Let a job end this way; the upstream's record of its call."""
+    """Run a job to this end; return the upstream's record of the call as well."""
     job: dict[str, Any] = {}
     if way.deadline_s is not None:
         job["deadline"] = NOW / 1000 + way.deadline_s
@@ -205,8 +205,8 @@ async def played(way: Way) -> tuple[Outcome, Call]:
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_account_of_a_job_is_that_of_its_upstream(way: Way) -> None:
-    """Status, where the usage comes from, and what passed, for every way to end."""
+def test_usage_account_agrees_with_the_upstream(way: Way) -> None:
+    """Status, usage source and counts, for every way to end."""
     outcome, call = run(played(way), SocketLoop)
     end, sent = outcome.end, call.sent
 
@@ -232,7 +232,7 @@ def test_account_of_a_job_is_that_of_its_upstream(way: Way) -> None:
 
 
 def _check_whole(way: Way, outcome: Outcome) -> None:
-    """Hold a whole answer to what was to be expected: both accounts could be wrong together."""
+    """Compare a whole answer with the expected counts: both accounts could share an error."""
     model = f"practice?{way.model}"
 
     assert outcome.end.observed.content_chars == sum(map(len, expected_text(model, MESSAGES)))
@@ -241,7 +241,7 @@ def _check_whole(way: Way, outcome: Outcome) -> None:
 
 
 def _check_usage(way: Way, outcome: Outcome, call: Call) -> None:
-    """Reports are verbatim, the last one; estimates name their method and claim nothing of the prompt."""
+    """Reports are verbatim, the last one counts; estimates name their method and exclude the prompt."""
     end = outcome.end
     match way.source:
         case UsageSource.UPSTREAM | UsageSource.UPSTREAM_PARTIAL:
@@ -259,8 +259,8 @@ def _check_usage(way: Way, outcome: Outcome, call: Call) -> None:
             assert not end.estimate_method
 
 
-def test_account_of_several_tries_adds_up_what_passed_and_takes_the_last_report() -> None:
-    """Bytes of a failed try have passed as well; its usage is not the answer's."""
+def test_usage_account_of_several_tries_sums_counts_and_keeps_the_last_report() -> None:
+    """The bytes of a failed try were received too; its usage is not the answer's."""
 
     async def work() -> tuple[Outcome, list[Call]]:
         model = "practice?deltas=5&error_frame_after=0&times=2"
@@ -277,8 +277,8 @@ def test_account_of_several_tries_adds_up_what_passed_and_takes_the_last_report(
     assert (outcome.end.usage, outcome.end.usage_source) == (calls[-1].usage_sent, REPORTED)
 
 
-def test_account_without_the_report_that_was_not_asked_for_is_an_estimate() -> None:
-    """Some upstreams report only who asks, and some refuse to be asked."""
+def test_usage_account_without_a_requested_report_is_an_estimate() -> None:
+    """Some upstreams report usage only on request, and some reject the request."""
 
     async def work() -> tuple[Outcome, Call]:
         async with PracticeUpstream() as practice:
@@ -311,7 +311,7 @@ ENDS = ("end_after=1", "close_after=2", "cut_after=3", "error_frame_after=1&erro
 
 @st.composite
 def models(draw: st.DrawFn) -> str:
-    """Options that nobody has put together before."""
+    """Options that no other test combines."""
     names = draw(st.sets(st.sampled_from(sorted(SPOKEN))))
     options = [f"{name}={draw(st.sampled_from(sorted(SPOKEN[name])))}" for name in sorted(names)]
     end = draw(st.sampled_from(["", *ENDS]))
@@ -320,8 +320,8 @@ def models(draw: st.DrawFn) -> str:
 
 @settings(max_examples=60, deadline=None)
 @given(models())
-def test_account_holds_for_shapes_that_nobody_has_seen_together(model: str) -> None:
-    """Whatever the chunks look like and however they end: what was sent was observed, and a report is never lost."""
+def test_usage_account_holds_for_combined_shapes(model: str) -> None:
+    """Whatever the chunks' format and the stream's end: the counts agree, and no report is lost."""
     outcome, call = run(played(Way(model, COMPLETED, REPORTED)), SocketLoop)
     end = outcome.end
 
@@ -335,12 +335,14 @@ def test_account_holds_for_shapes_that_nobody_has_seen_together(model: str) -> N
     else:
         assert end.usage_source in {ESTIMATED, NOTHING}
     if not any(fault.value in model for fault in Fault):
-        cut_short = "shape=litellm" in model and "content_as=audio" in model  # neither finish nor [DONE]
+        cut_short = (
+            "shape=litellm" in model and "content_as=audio" in model
+        )  # neither finish reason nor [DONE]
         assert end.status is (INTERRUPTED if cut_short else COMPLETED)
 
 
-def test_every_fault_of_the_practice_upstream_is_in_the_table() -> None:
-    """A new way to go wrong has to be accounted for."""
+def test_usage_account_table_has_every_fault_of_the_practice_upstream() -> None:
+    """A new fault needs a row."""
     played_faults = {fault for fault in Fault for way in WAYS.values() if f"{fault.value}=" in way.model}
 
     assert played_faults == set(Fault)

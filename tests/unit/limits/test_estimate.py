@@ -1,4 +1,4 @@
-"""What a call will probably cost."""
+"""The estimate of a call's tokens."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ MESSAGES = b'[{"role":"user","content":"' + b"x" * 373 + b'"}]'  # 402 bytes
         ({"max_tokens": b"9" * 400}, TokenEstimate(101)),
     ],
 )
-def test_demand_is_estimated_from_the_request(members: dict[str, bytes], estimate: TokenEstimate) -> None:
-    """The prompt by its bytes, the completion by what the request allows; nonsense is the upstream's to refuse."""
+def test_estimate_of_a_request(members: dict[str, bytes], estimate: TokenEstimate) -> None:
+    """The prompt by its bytes, the completion by the request's limit; invalid values are the upstream's to
+    reject."""
     assert estimate_tokens({"messages": MESSAGES, **members}) == estimate
 
 
-def test_demand_takes_the_usual_completion_where_the_request_does_not_say() -> None:
+def test_estimate_uses_the_usual_completion_without_a_limit() -> None:
     """Once per choice."""
     assert TokenEstimate(100).tokens(50) == 150
     assert TokenEstimate(100, None, 2).tokens(50) == 200

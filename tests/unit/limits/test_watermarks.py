@@ -1,4 +1,4 @@
-"""Marks on a level."""
+"""High and low watermarks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 from streamworker.limits.watermarks import Watermarks
 
 
-def test_marks_between_the_two_stay_as_they_are() -> None:
-    """The tap closes at the high mark, opens at the low one, and does not flutter in between."""
+def test_watermarks_keep_their_state_between_the_marks() -> None:
+    """The state changes at the high and at the low mark and does not oscillate between them."""
     watermarks = Watermarks(10, 4)
     seen = []
     for step in (9, 1, 5, -5, -5, -1, 5, -9):
@@ -27,8 +27,8 @@ def test_marks_between_the_two_stay_as_they_are() -> None:
     ]
 
 
-def test_marks_room_is_what_fits_below_high_and_nothing_while_closed() -> None:
-    """Room shrinks to the high mark and comes back at the low one."""
+def test_watermarks_room_is_what_fits_below_high() -> None:
+    """There is no room above high, until the level falls to the low mark."""
     watermarks = Watermarks(4, 2)
     assert watermarks.room == 4
     watermarks.add(3)
@@ -41,20 +41,20 @@ def test_marks_room_is_what_fits_below_high_and_nothing_while_closed() -> None:
 
 
 @pytest.mark.parametrize(("high", "low"), [(10, 5), (9, 4), (1, 0)])
-def test_marks_without_low_take_half_of_high(high: int, low: int) -> None:
+def test_watermarks_default_low_is_half_of_high(high: int, low: int) -> None:
     """The low mark follows from the high one."""
     assert Watermarks(high).low == low
 
 
 @pytest.mark.parametrize(("high", "low"), [(0, None), (-1, None), (5, 5), (5, 6), (5, -1)])
-def test_marks_that_make_no_sense_are_refused(high: int, low: int | None) -> None:
-    """A low mark at the high one would flutter, a high mark of zero would never open."""
+def test_watermarks_with_invalid_marks_raise(high: int, low: int | None) -> None:
+    """A low mark at the high one would oscillate; a high mark of zero would never be left."""
     with pytest.raises(ValueError, match="0 <= low < high"):
         Watermarks(high, low)
 
 
-def test_marks_taking_out_more_than_was_put_in_is_a_bug() -> None:
-    """The level is an account, and never in the red."""
+def test_watermarks_removing_more_than_was_added_is_a_bug() -> None:
+    """The level is never negative."""
     watermarks = Watermarks(5)
     watermarks.add(1)
     with pytest.raises(AssertionError):

@@ -1,4 +1,4 @@
-"""So much per minute."""
+"""The sliding window of a per-minute limit."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from streamworker.limits.window import SPAN_S, SlidingWindow
 
 
-def test_throttle_lets_its_limit_go_at_once_and_the_rest_when_the_minute_is_over() -> None:
-    """Each call frees its place a minute after it went."""
+def test_window_admits_its_limit_at_once_and_the_rest_after_a_minute() -> None:
+    """Each call frees its place a minute after it began."""
     throttle = SlidingWindow(2)
     for now in (0.0, 10.0):
         assert throttle.wait_s(1, now) == 0
@@ -21,8 +21,8 @@ def test_throttle_lets_its_limit_go_at_once_and_the_rest_when_the_minute_is_over
     assert throttle.wait_s(1, SPAN_S) == 10
 
 
-def test_throttle_waits_for_as_much_as_is_needed() -> None:
-    """A large amount waits until enough of the others are a minute old."""
+def test_window_waits_until_the_amount_fits() -> None:
+    """A large amount waits until enough earlier calls are a minute old."""
     throttle = SlidingWindow(100)
     for now in (0, 1, 2):
         throttle.take(30, now)
@@ -31,8 +31,8 @@ def test_throttle_waits_for_as_much_as_is_needed() -> None:
     assert throttle.wait_s(50, 3) == SPAN_S + 1 - 3
 
 
-def test_throttle_more_than_the_whole_limit_goes_alone() -> None:
-    """Or it would never go."""
+def test_window_amount_above_the_limit_is_admitted_alone() -> None:
+    """It would otherwise never be admitted."""
     throttle = SlidingWindow(100)
     assert throttle.wait_s(1000, 0) == 0
     throttle.take(1000, 0)
@@ -40,8 +40,8 @@ def test_throttle_more_than_the_whole_limit_goes_alone() -> None:
     assert throttle.wait_s(1, 0) == SPAN_S
 
 
-def test_throttle_settled_counts_what_it_came_to() -> None:
-    """Less makes room at once; more is paid for by who comes next."""
+def test_window_settled_counts_the_actual_amount() -> None:
+    """A smaller amount makes room at once; a larger one delays later calls."""
     throttle = SlidingWindow(100)
     taken = throttle.take(80, 0)
     assert throttle.wait_s(50, 0) > 0
@@ -52,8 +52,8 @@ def test_throttle_settled_counts_what_it_came_to() -> None:
     assert throttle.wait_s(1, 0) == SPAN_S
 
 
-def test_throttle_settled_after_its_minute_changes_nothing() -> None:
-    """A stream may last longer than a minute; what went then is history."""
+def test_window_settled_after_its_minute_changes_nothing() -> None:
+    """A stream may last longer than a minute."""
     throttle = SlidingWindow(100)
     taken = throttle.take(80, 0)
     assert throttle.wait_s(100, SPAN_S) == 0
@@ -66,10 +66,10 @@ def test_throttle_settled_after_its_minute_changes_nothing() -> None:
     limit=st.integers(1, 20),
     steps=st.lists(st.tuples(st.floats(0, 30), st.integers(1, 5)), min_size=1, max_size=60),
 )
-def test_throttle_never_lets_more_than_its_limit_go_in_any_minute(
+def test_window_never_admits_more_than_its_limit_in_any_minute(
     limit: int, steps: list[tuple[float, int]]
 ) -> None:
-    """Not on average: in any window that ends with a call."""
+    """Checked for every window that ends with a call."""
     throttle, now = SlidingWindow(limit), 0.0
     went: list[tuple[float, int]] = []
     for gap, wanted in steps:

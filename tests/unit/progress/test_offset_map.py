@@ -1,4 +1,4 @@
-"""A commit's metadata: what is written is read again, and what is not ours is refused."""
+"""Offset maps: a round trip for valid maps, an error for all others."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ PATTERNS: dict[str, list[int]] = {
 
 @pytest.mark.parametrize("name", PATTERNS)
 @pytest.mark.parametrize("committed", [0, 7, (1 << 62)])
-def test_offset_map_written_is_read_again(name: str, committed: int) -> None:
-    """Whatever form it takes, and wherever the partition stands."""
+def test_offset_map_round_trip(name: str, committed: int) -> None:
+    """For every form, at any committed offset."""
     finished = frozenset(committed + offset for offset in PATTERNS[name])
     deliveries = {committed: 3, committed + 1: 1, committed + 200: 1000}
     offset_map = OffsetMap(finished, deliveries, "stamp.1")
@@ -44,12 +44,12 @@ def test_offset_map_written_is_read_again(name: str, committed: int) -> None:
 
 
 def test_offset_map_of_empty_metadata_is_empty() -> None:
-    """A group that was made by another tool has none."""
+    """Groups that another tool created have no metadata."""
     assert decode_map(5, "") == OffsetMap()
 
 
-def test_offset_map_as_it_is_on_the_wire() -> None:
-    """The form is a promise to the next version: `sw1`."""
+def test_offset_map_on_the_wire() -> None:
+    """Later versions have to read the form `sw1`."""
     assert encode_map(10, OffsetMap(commit_id="s.1")) == "sw1:s.1::"
     assert encode_map(10, OffsetMap(frozenset({12, 13}), {10: 2}, "s.2")) == "sw1:s.2:rAgI=:LQAC"
     assert decode_map(10, "sw1:s.2:bDA==:LQAC") == OffsetMap(frozenset({12, 13}), {10: 2}, "s.2")
@@ -64,7 +64,7 @@ def test_offset_map_as_it_is_on_the_wire() -> None:
         ([offset for offset in range(3000) if offset % 5 % 2], "B"),
     ],
 )
-def test_offset_map_takes_the_shortest_form(finished: list[int], form: str) -> None:
+def test_offset_map_uses_the_shortest_form(finished: list[int], form: str) -> None:
     """Bitmap or run lengths, compressed or not."""
     assert encode_map(0, OffsetMap(frozenset(finished))).split(":")[2][0] == form
 
@@ -80,13 +80,13 @@ def test_offset_map_takes_the_shortest_form(finished: list[int], form: str) -> N
     ],
 )
 def test_offset_map_of_a_hard_pattern_is_short_enough(what: str, finished: list[int], limit: int) -> None:
-    """Twenty thousand offsets beyond the committed one fit whatever their pattern is."""
+    """Twenty thousand offsets beyond the committed one fit in any pattern."""
     assert len(encode_map(0, OffsetMap(frozenset(finished), {0: 2}, "0123456789ab.100000"))) <= limit, what
 
 
 @pytest.mark.parametrize("open_jobs", [256, 1500])
-def test_offset_map_of_open_jobs_at_their_worst_fits_behind_full(open_jobs: int) -> None:
-    """From FULL on nothing is taken in; what is open may end in any order within what is left."""
+def test_offset_map_of_open_jobs_in_the_worst_pattern_fits_above_full(open_jobs: int) -> None:
+    """From FULL on no record is accepted; open jobs may end in any order within the rest."""
     chance = random.Random(3)
     worst = 0
     for _ in range(20):
@@ -124,15 +124,15 @@ def test_offset_map_of_open_jobs_at_their_worst_fits_behind_full(open_jobs: int)
         "\ud800",
     ],
 )
-def test_offset_map_that_is_none_is_damaged(metadata: str) -> None:
-    """Not ours, not whole, or of a version to come: the caller begins without one."""
+def test_offset_map_of_other_text_is_damaged(metadata: str) -> None:
+    """Foreign, incomplete, or of a later version: the caller continues without a map."""
     with pytest.raises(Damaged):
         decode_map(0, metadata)
 
 
 @pytest.mark.parametrize("form", ["B", "R"])
-def test_offset_map_that_explodes_is_damaged(form: str) -> None:
-    """Four thousand characters must not become gigabytes."""
+def test_offset_map_that_inflates_too_far_is_damaged(form: str) -> None:
+    """Four thousand characters must not inflate to gigabytes."""
     bomb = b64encode(zlib.compress(b"\xff" * 3_000_000, 9)).decode()
     assert len(bomb) < LIMIT
 
@@ -143,7 +143,7 @@ def test_offset_map_that_explodes_is_damaged(form: str) -> None:
 
 
 def test_offset_map_with_many_long_runs_is_damaged() -> None:
-    """Each run is of possible length; together they would not be."""
+    """Each run has a possible length, but their sum does not."""
     a_million = b"\x80\x80\x40"
     runs = zlib.compress((b"\x00" + a_million) * 30_000, 9)
     metadata = f"sw1:s:R{b64encode(runs).decode()}:"

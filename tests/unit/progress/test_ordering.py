@@ -1,4 +1,4 @@
-"""Jobs of one key go one after another."""
+"""Jobs with the same key run one after another."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from streamworker.progress.ordering import KeyOrder
 
 
-def test_first_item_of_a_key_goes_at_once() -> None:
-    """Nothing is before it."""
+def test_first_item_of_a_key_runs_at_once() -> None:
+    """No item is before it."""
     assert KeyOrder[int]().enter(b"a", 1)
 
 
 def test_items_of_one_key_wait_in_their_order() -> None:
-    """Each goes when the one before has left."""
+    """Each item runs when the one before has left."""
     order = KeyOrder[int]()
     order.enter(b"a", 1)
 
@@ -22,8 +22,8 @@ def test_items_of_one_key_wait_in_their_order() -> None:
     assert [order.leave(b"a"), order.leave(b"a"), order.leave(b"a"), order.waiting] == [2, 3, None, 0]
 
 
-def test_keys_do_not_wait_for_one_another() -> None:
-    """A long job of one key holds back its own only."""
+def test_keys_do_not_wait_for_each_other() -> None:
+    """A long job delays only its own key."""
     order = KeyOrder[int]()
     order.enter(b"a", 1)
 
@@ -32,7 +32,7 @@ def test_keys_do_not_wait_for_one_another() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from([b"a", b"b", b"c"]), st.booleans()), max_size=200))
 def test_random_schedule_keeps_order_and_holds_nothing_in_the_end(steps: list[tuple[bytes, bool]]) -> None:
-    """At any time one item per key is under way; they go as they came; an idle key takes no memory."""
+    """At most one item per key runs, in the order of arrival, and an idle key uses no memory."""
     order = KeyOrder[int]()
     came: dict[bytes, list[int]] = {}
     went: dict[bytes, list[int]] = {}

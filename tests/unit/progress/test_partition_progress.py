@@ -1,4 +1,4 @@
-"""How far a partition is: deliveries, ends, and what a commit says of them."""
+"""Progress of a partition: deliveries, ends, and the points that are committed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def make(committed: int = 0, offset_map: OffsetMap | None = None) -> PartitionPr
 
 
 def restarted(point: CommitPoint) -> PartitionProgress:
-    """Return what the next owner makes of a commit."""
+    """Return the progress that the next owner restores from a commit."""
     return PartitionProgress(point.offset, decode_map(*point), commit_id="next")
 
 
 def begin(progress: PartitionProgress, offset: int) -> int:
-    """Take a record in and begin its job at once."""
+    """Accept a record and begin its job at once."""
     count = progress.begin(offset)
     if count:
         progress.count(offset)
@@ -34,11 +34,11 @@ def deliveries(point: CommitPoint) -> dict[int, int]:
 
 
 def test_progress_begin_counts_the_first_delivery() -> None:
-    """A record that was never seen is delivered for the first time."""
+    """A record that was never delivered has delivery 1."""
     assert begin(make(), 0) == 1
 
 
-def test_progress_begin_of_what_is_open_or_finished_has_nothing_to_do() -> None:
+def test_progress_begin_of_open_or_finished_record_returns_0() -> None:
     """A rebalance delivers records again."""
     progress = make(5, OffsetMap(frozenset({7})))
     begin(progress, 5)
@@ -50,7 +50,7 @@ def test_progress_begin_of_what_is_open_or_finished_has_nothing_to_do() -> None:
 
 
 def test_progress_deliveries_are_counted_across_restarts() -> None:
-    """The count is on record before the job runs, so that no crash loses it."""
+    """The count is committed before the job runs, so a crash cannot lose it."""
     progress = make()
     for delivery in range(1, 6):
         assert begin(progress, 3) == delivery
@@ -58,7 +58,7 @@ def test_progress_deliveries_are_counted_across_restarts() -> None:
 
 
 def test_progress_job_that_only_waited_is_not_counted() -> None:
-    """It can have killed nobody: its delivery goes on record when it begins."""
+    """A waiting job cannot have killed a worker; its delivery is counted when it begins."""
     progress = make()
     assert progress.begin(3) == 1
     point = progress.point()
@@ -69,7 +69,7 @@ def test_progress_job_that_only_waited_is_not_counted() -> None:
 
 
 def test_progress_delivery_that_was_not_committed_does_not_count() -> None:
-    """What nobody wrote down has not happened."""
+    """The next owner only knows what was committed."""
     progress = make()
     begin(progress, 0)
     point = progress.point()
@@ -78,8 +78,8 @@ def test_progress_delivery_that_was_not_committed_does_not_count() -> None:
     assert begin(restarted(point), 0) == 2
 
 
-def test_progress_end_takes_the_count_with_it() -> None:
-    """A finished job needs none."""
+def test_progress_end_removes_the_count() -> None:
+    """A finished job needs no count."""
     progress = make()
     for offset in (0, 1):
         begin(progress, offset)
@@ -88,8 +88,8 @@ def test_progress_end_takes_the_count_with_it() -> None:
     assert deliveries(progress.point()) == {0: 1}
 
 
-def test_progress_count_of_a_record_that_is_gone_goes_when_it_is_passed() -> None:
-    """Compaction may take a record between two deliveries; its count must not stay for ever."""
+def test_progress_count_of_a_compacted_record_is_dropped() -> None:
+    """Compaction may remove a record between two deliveries; its count must not stay forever."""
     progress = make(0, OffsetMap(deliveries={0: 2, 5: 1}))
     begin(progress, 3)
     progress.finish(3)
@@ -99,8 +99,8 @@ def test_progress_count_of_a_record_that_is_gone_goes_when_it_is_passed() -> Non
     assert deliveries(point) == {5: 1}
 
 
-def test_progress_handed_back_undoes_one_delivery() -> None:
-    """The first is as if it had never been; earlier ones stay."""
+def test_progress_undo_count_removes_one_delivery() -> None:
+    """Earlier deliveries are kept."""
     progress = make(0, OffsetMap(deliveries={1: 2}))
     for offset in (0, 1):
         begin(progress, offset)
@@ -112,8 +112,8 @@ def test_progress_handed_back_undoes_one_delivery() -> None:
     assert [begin(restarted(point), offset) for offset in (0, 1)] == [1, 3]
 
 
-def test_progress_handed_back_and_yet_finished_is_finished() -> None:
-    """Its end was waiting to be committed when its worker stopped."""
+def test_progress_undo_count_and_finish_is_finished() -> None:
+    """The terminal event was waiting to be committed when the worker stopped."""
     progress = make()
     begin(progress, 0)
     progress.undo_count(0)
@@ -122,8 +122,8 @@ def test_progress_handed_back_and_yet_finished_is_finished() -> None:
     assert progress.point().offset == 1
 
 
-def test_progress_finished_and_then_handed_back_is_finished() -> None:
-    """Its end was being committed when its worker stopped."""
+def test_progress_finish_and_undo_count_is_finished() -> None:
+    """The terminal event was being committed when the worker stopped."""
     progress = make()
     for offset in (0, 1):
         begin(progress, offset)
@@ -136,7 +136,7 @@ def test_progress_finished_and_then_handed_back_is_finished() -> None:
 
 
 def test_progress_no_two_points_are_equal() -> None:
-    """A worker has to recognise its own last commit in the log."""
+    """A worker must recognise its own last commit in the log."""
     one, other = make(), PartitionProgress(0, OffsetMap(), commit_id="other")
     points = [progress.point() for progress in (one, other) for _ in range(50)]
 
@@ -144,7 +144,7 @@ def test_progress_no_two_points_are_equal() -> None:
 
 
 def test_progress_with_a_large_map_is_full_until_it_shrinks() -> None:
-    """Nothing is taken in that could not be written down."""
+    """No record is accepted whose progress could not be committed."""
     progress = make()
     chance = random.Random(1)
     open_offsets = [0]
@@ -167,7 +167,7 @@ def test_progress_with_a_large_map_is_full_until_it_shrinks() -> None:
 
 
 def test_progress_with_a_large_map_and_nothing_open_is_not_full() -> None:
-    """The records that make it smaller are yet to be taken in: to refuse them would be to stand still for ever."""
+    """Only new records can make the map smaller; rejecting them would block the partition forever."""
     finished = frozenset(offset * offset for offset in range(1, 2000))
     progress = make(0, OffsetMap(finished))
     progress.point()
@@ -179,7 +179,7 @@ def test_progress_with_a_large_map_and_nothing_open_is_not_full() -> None:
 
 
 def test_progress_with_too_many_finished_offsets_is_full() -> None:
-    """A map holds so many and no more, however well they pack."""
+    """A map holds a bounded number of offsets, however well they compress."""
     progress = make(0, OffsetMap(frozenset(range(1, MAX_OFFSETS // 2 + 1))))
     begin(progress, 0)
     progress.point()
@@ -188,8 +188,8 @@ def test_progress_with_too_many_finished_offsets_is_full() -> None:
     assert progress.is_full
 
 
-def test_progress_over_the_limit_leaves_out_the_counts_first() -> None:
-    """Running finished jobs again is worse than counting anew."""
+def test_progress_over_the_limit_omits_the_counts_first() -> None:
+    """Running finished jobs again is worse than losing counts."""
     progress = make(0, OffsetMap(frozenset(offset**2 + 1 for offset in range(1, 1000))))
     for offset in range(1500):
         begin(progress, offset**3)
@@ -201,8 +201,9 @@ def test_progress_over_the_limit_leaves_out_the_counts_first() -> None:
     assert deliveries(point) == {}
 
 
-def test_progress_far_over_the_limit_leaves_out_the_finished_offsets() -> None:
-    """A commit that is refused is refused for ever; so much is run again after a crash, and nothing is lost."""
+def test_progress_far_over_the_limit_omits_the_finished_offsets() -> None:
+    """The broker would reject a larger commit every time; after a crash those jobs run again and none is
+    lost."""
     progress = make()
     for offset in range(6000):
         begin(progress, offset * offset)
@@ -215,8 +216,8 @@ def test_progress_far_over_the_limit_leaves_out_the_finished_offsets() -> None:
     assert point.offset == 0
 
 
-def test_progress_within_the_limit_is_not_cut() -> None:
-    """Which is what it nearly always is."""
+def test_progress_within_the_limit_omits_nothing() -> None:
+    """The usual case."""
     progress = make()
     begin(progress, 0)
 

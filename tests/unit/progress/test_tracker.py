@@ -1,4 +1,4 @@
-"""What may be committed, and what is not run again."""
+"""Which offset may be committed, and which jobs are not run again."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from streamworker.progress.tracker import OffsetTracker
 
 
 def test_position_of_new_tracker_is_the_committed_offset() -> None:
-    """Nothing was taken, nothing moves."""
+    """Without records the position does not move."""
     tracker = OffsetTracker(5)
 
     assert (tracker.position, tracker.finished_beyond, tracker.incomplete) == (5, frozenset(), 0)
 
 
 def test_position_waits_for_the_lowest_incomplete_offset() -> None:
-    """Later ones may finish first; the position moves when the earliest does, over all of them."""
+    """Later offsets may finish first; the position moves when the lowest does, past all of them."""
     tracker = OffsetTracker(0)
     assert [tracker.begin(offset) for offset in range(4)] == [True] * 4
     tracker.finish(2)
@@ -37,8 +37,8 @@ def test_position_with_none_incomplete_is_behind_the_highest_succeeded() -> None
     assert tracker.position == 16
 
 
-def test_begin_open_or_finished_offset_has_nothing_to_do() -> None:
-    """A record that comes twice is taken once."""
+def test_begin_of_open_or_finished_offset_returns_false() -> None:
+    """A record that is delivered twice is accepted once."""
     tracker = OffsetTracker(0)
     assert tracker.begin(0)
     assert not tracker.begin(0)
@@ -48,7 +48,8 @@ def test_begin_open_or_finished_offset_has_nothing_to_do() -> None:
 
 
 def test_begin_offset_finished_in_an_earlier_run_moves_on_without_running_it() -> None:
-    """What the commit's metadata says is finished is not run again, and counts only once it is seen."""
+    """An offset that the metadata lists as finished is not run again, and counts only when its record is
+    seen."""
     tracker = OffsetTracker(3, finished={1, 3, 5})
     assert tracker.is_finished(5)
     assert not tracker.is_finished(4)
@@ -63,7 +64,7 @@ def test_begin_offset_finished_in_an_earlier_run_moves_on_without_running_it() -
 
 
 def test_position_is_not_moved_by_finished_offsets_not_seen_yet() -> None:
-    """That it is known as finished says nothing about the records before it that were not delivered to us."""
+    """An offset known as finished says nothing about earlier records that are not delivered yet."""
     tracker = OffsetTracker(0, finished={1, 7})
     tracker.begin(0)
     tracker.finish(0)
@@ -72,7 +73,7 @@ def test_position_is_not_moved_by_finished_offsets_not_seen_yet() -> None:
 
 
 def test_finish_offset_that_is_not_open_is_a_bug() -> None:
-    """Nobody finishes what was not begun, or twice."""
+    """Only open offsets can be finished, and only once."""
     tracker = OffsetTracker(0)
     tracker.begin(0)
     tracker.finish(0)

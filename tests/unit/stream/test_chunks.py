@@ -1,4 +1,4 @@
-"""The chunk reader: every shape of a chunk in, deltas out, nothing added and nothing lost."""
+"""The chunk reader: every known shape of a chunk, read without adding or losing anything."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from streamworker.model import ChunkDelta, Done, StreamError, StreamItem
 from streamworker.stream.chunks import MAX_CHOICES, ChunkReader
 from streamworker.stream.sse import ServerSentEvent
 from streamworker.stream.usage import Ledger
+from streamworker.wire.json import MAX_DEPTH
 from tests.streams import chunk, read
 
 if TYPE_CHECKING:
@@ -21,20 +22,20 @@ HEAD = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"
 
 
 def deltas(*payloads: Any) -> list[ChunkDelta]:
-    """Read payloads that give nothing but deltas."""
-    news = read(*payloads)
-    assert all(isinstance(item, ChunkDelta) for item in news), news
-    return [item for item in news if isinstance(item, ChunkDelta)]
+    """Read payloads that give deltas only; return the deltas."""
+    items = read(*payloads)
+    assert all(isinstance(item, ChunkDelta) for item in items), items
+    return [item for item in items if isinstance(item, ChunkDelta)]
 
 
 def choice(**members: Any) -> dict[str, Any]:
     return HEAD | {"choices": [members]}
 
 
-def fault(news: Sequence[StreamItem]) -> StreamError:
-    assert all(isinstance(one, ChunkDelta) for one in news[:-1])
-    assert isinstance(news[-1], StreamError)
-    return news[-1]
+def error_in(items: Sequence[StreamItem]) -> StreamError:
+    assert all(isinstance(item, ChunkDelta) for item in items[:-1])
+    assert isinstance(items[-1], StreamError)
+    return items[-1]
 
 
 @pytest.mark.parametrize(
@@ -56,24 +57,24 @@ def fault(news: Sequence[StreamItem]) -> StreamError:
         b"[{}]",
     ],
 )
-def test_reader_payload_without_news_gives_nothing(payload: bytes) -> None:
-    """Pings and empty chunks are no deltas and no faults."""
+def test_reader_payload_without_content_gives_nothing(payload: bytes) -> None:
+    """Keep-alives and empty chunks are neither deltas nor errors."""
     assert read(payload) == []
 
 
 @pytest.mark.parametrize("payload", [b"[DONE]", b" [DONE] ", b"[DONE]\t"])
 @pytest.mark.parametrize("event_type", ["message", "error", "done"])
 def test_reader_sentinel_under_any_event_name_is_done(payload: bytes, event_type: str) -> None:
-    """Blanks around it do not matter, its event's name neither."""
+    """Blanks around the sentinel and the event's name do not matter."""
     assert read(payload, event_type=event_type) == [Done()]
 
 
 @pytest.mark.parametrize(
     "payload", [b"[DONE].", b"DONE", b"[done]", b"[DONE][DONE]", b"hello", b"{", b"\xff"]
 )
-def test_reader_text_that_is_no_json_is_a_protocol_fault_without_its_content(payload: bytes) -> None:
-    """The message says what was wrong, the frame what was sent."""
-    found = fault(read(payload))
+def test_reader_text_that_is_not_json_is_a_protocol_error_without_its_content(payload: bytes) -> None:
+    """The message says what is wrong, the frame repeats what was sent."""
+    found = error_in(read(payload))
 
     assert found.protocol
     assert found.frame == payload.decode("utf-8", "replace")
@@ -81,9 +82,9 @@ def test_reader_text_that_is_no_json_is_a_protocol_fault_without_its_content(pay
 
 
 @pytest.mark.parametrize("payload", [5, True, "text", [], [{}, {}], [[{}]]])
-def test_reader_json_that_is_no_object_is_a_protocol_fault(payload: Any) -> None:
-    """Only an object can be a chunk; Google's array around one is taken off."""
-    assert fault(read(payload)).message == "the upstream sent an event whose data is not a JSON object"
+def test_reader_json_that_is_not_an_object_is_a_protocol_error(payload: Any) -> None:
+    """Only an object can be a chunk. The array that Google puts around an error is removed."""
+    assert error_in(read(payload)).message == "the upstream sent an event whose data is not a JSON object"
 
 
 @pytest.mark.parametrize(
@@ -97,15 +98,35 @@ def test_reader_json_that_is_no_object_is_a_protocol_fault(payload: Any) -> None
         ({"choices": [{"index": i} for i in range(MAX_CHOICES + 1)]}, f"more than {MAX_CHOICES} choices"),
     ],
 )
-def test_reader_malformed_chunk_is_a_protocol_fault(payload: dict[str, Any], message: str) -> None:
-    """Where text could hide that we cannot place, the stream is said to be broken."""
-    assert fault(read(payload)).message == f"the upstream sent {message}"
-    assert fault(read(payload)).protocol
+def test_reader_malformed_chunk_is_a_protocol_error(payload: dict[str, Any], message: str) -> None:
+    """If a choice cannot be read, its text would be lost, so the stream counts as broken."""
+    assert error_in(read(payload)).message == f"the upstream sent {message}"
+    assert error_in(read(payload)).protocol
 
 
-def test_reader_most_choices_that_are_allowed_are_read() -> None:
-    """The near side of the limit."""
+def test_reader_largest_allowed_number_of_choices_is_read() -> None:
+    """MAX_CHOICES choices are allowed."""
     assert len(deltas({"choices": [{"index": i} for i in range(MAX_CHOICES)]})) == MAX_CHOICES
+
+
+def test_reader_one_choice_too_many_on_the_fast_path_is_a_protocol_error() -> None:
+    """The limit holds over all chunks of a stream, whichever path reads them."""
+    *items, error = read(*(choice(index=index, delta={}) for index in range(MAX_CHOICES + 1)))
+
+    assert [item.choice for item in items if isinstance(item, ChunkDelta)] == [*range(MAX_CHOICES)]
+    assert isinstance(error, StreamError)
+    assert error.message == f"the upstream sent more than {MAX_CHOICES} choices"
+
+
+@pytest.mark.parametrize(("levels", "is_read"), [(MAX_DEPTH - 4, True), (MAX_DEPTH - 3, False)])
+def test_reader_depth_is_limited_on_the_fast_path(levels: int, is_read: bool) -> None:
+    """A delta that could not be encoded again is an error when it is read. Chunk, choices, choice, delta: 4 levels."""
+    payload = b'{"choices":[{"delta":{"a":' + b"[" * levels + b"]" * levels + b"}}]}"
+
+    [item] = read(payload)
+
+    assert isinstance(item, ChunkDelta) is is_read
+    assert is_read or "nested too deeply" in error_in([item]).message
 
 
 @pytest.mark.parametrize(
@@ -122,8 +143,8 @@ def test_reader_most_choices_that_are_allowed_are_read() -> None:
     ],
 )
 def test_reader_delta_comes_out_verbatim(delta: dict[str, Any]) -> None:
-    """Whatever is in a delta stays in it."""
-    assert [news.delta for news in deltas(chunk(delta))] == [delta]
+    """Every member of a delta is kept unchanged."""
+    assert [item.delta for item in deltas(chunk(delta))] == [delta]
 
 
 @pytest.mark.parametrize(
@@ -138,20 +159,20 @@ def test_reader_delta_comes_out_verbatim(delta: dict[str, Any]) -> None:
     ],
 )
 def test_reader_choice_without_usable_index_is_choice_0(members: dict[str, Any], index: int) -> None:
-    """A missing index means the first choice; the delta is there even if it was missing or null."""
+    """A missing or invalid index is 0, and a missing or null delta is empty."""
     assert deltas({"choices": [members]}) == [ChunkDelta(index, {}, chunk={})]
     assert deltas({"choices": [members | {"delta": None}]}) == [ChunkDelta(index, {}, chunk={})]
 
 
 def test_reader_choices_of_one_chunk_come_in_the_upstreams_order() -> None:
-    """Not sorted, not merged."""
+    """Choices are neither sorted nor merged."""
     payload = {"choices": [{"index": 1, "delta": {"content": "b"}}, {"index": 0, "delta": {"content": "a"}}]}
 
-    assert [(news.choice, news.delta["content"]) for news in deltas(payload)] == [(1, "b"), (0, "a")]
+    assert [(item.choice, item.delta["content"]) for item in deltas(payload)] == [(1, "b"), (0, "a")]
 
 
 @pytest.mark.parametrize(
-    ("reasons", "told", "last"),
+    ("reasons", "reported", "last"),
     [
         ([None, "stop"], [None, "stop"], "stop"),
         (["stop", None], ["stop", None], "stop"),
@@ -163,24 +184,25 @@ def test_reader_choices_of_one_chunk_come_in_the_upstreams_order() -> None:
         ([None, ""], [None, None], None),
     ],
 )
-def test_reader_finish_reason_last_wins_and_is_told_once(
-    reasons: list[Any], told: list[str | None], last: str | None
+def test_reader_last_finish_reason_counts_and_is_reported_once(
+    reasons: list[Any], reported: list[str | None], last: str | None
 ) -> None:
-    """Null and the empty string are no reason, a repeated one is no news, an unknown one is passed on."""
+    """Null and the empty string are not reasons, a repeated reason is not reported again, an unknown one is
+    passed on."""
     reader = ChunkReader(Ledger())
-    news = [
+    items = [
         item
         for reason in reasons
         for item in reader.read(ServerSentEvent("", msgspec.json.encode(choice(finish_reason=reason))))
     ]
 
-    assert [item.finish_reason for item in news if isinstance(item, ChunkDelta)] == told
+    assert [item.finish_reason for item in items if isinstance(item, ChunkDelta)] == reported
     assert reader.finish_reasons == {0: last}
     assert reader.is_finished is (last is not None)
 
 
 def test_reader_is_finished_when_every_opened_choice_is() -> None:
-    """One unfinished choice is enough to be cut off; no choice at all is no end."""
+    """A stream with an unfinished choice, or without any choice, is not finished."""
     reader = ChunkReader(Ledger())
     states = [reader.is_finished]
     for index, reason in ((0, None), (1, "stop"), (0, "length")):
@@ -191,30 +213,32 @@ def test_reader_is_finished_when_every_opened_choice_is() -> None:
     assert states == [False, False, False, True]
 
 
-def test_reader_chunk_members_are_told_first_and_when_one_changes() -> None:
-    """`chunk` is set on the first delta, and again when a member comes, changes or goes."""
+def test_reader_chunk_members_are_reported_first_and_on_change() -> None:
+    """`chunk` is set on the first delta, and whenever a member appears, changes or disappears."""
     base = {"id": "1", "model": "m"}
     heads = [base, base, base | {"system_fingerprint": "f"}, base | {"model": "n"}, base | {"model": "n"}, {}]
-    told = [news.chunk for news in deltas(*(head | {"choices": [{}]} for head in heads))]
+    reported = [item.chunk for item in deltas(*(head | {"choices": [{}]} for head in heads))]
 
-    assert told == [base, UNSET, base | {"system_fingerprint": "f"}, base | {"model": "n"}, UNSET, {}]
+    assert reported == [base, UNSET, base | {"system_fingerprint": "f"}, base | {"model": "n"}, UNSET, {}]
 
 
 def test_reader_chunk_members_go_on_the_first_of_several_choices() -> None:
     """Once per chunk, not once per choice."""
-    told = [news.chunk for news in deltas(HEAD | {"choices": [{"index": 0}, {"index": 1}]})]
+    reported = [item.chunk for item in deltas(HEAD | {"choices": [{"index": 0}, {"index": 1}]})]
 
-    assert told == [HEAD, UNSET]
+    assert reported == [HEAD, UNSET]
 
 
-@pytest.mark.parametrize(("logprobs", "told"), [(None, UNSET), ({"content": []}, {"content": []}), ([], [])])
-def test_reader_logprobs_are_told_if_sent(logprobs: Any, told: Any) -> None:
-    """Null says nothing."""
-    assert deltas(choice(logprobs=logprobs))[0].logprobs == told
+@pytest.mark.parametrize(
+    ("logprobs", "reported"), [(None, UNSET), ({"content": []}, {"content": []}), ([], [])]
+)
+def test_reader_logprobs_are_reported_if_sent(logprobs: Any, reported: Any) -> None:
+    """A null is left out."""
+    assert deltas(choice(logprobs=logprobs))[0].logprobs == reported
 
 
 def test_reader_unknown_members_of_chunk_and_choice_are_kept_under_extra() -> None:
-    """What we do not know goes through; padding does not."""
+    """Unknown members are passed on; padding is dropped."""
     payload = choice(delta={}, stop_reason=None) | {"timings": {"n": 1}, "obfuscation": "xx", "error": None}
 
     assert deltas(payload)[0].extra == {"timings": {"n": 1}, "stop_reason": None}
@@ -222,7 +246,8 @@ def test_reader_unknown_members_of_chunk_and_choice_are_kept_under_extra() -> No
 
 
 def test_reader_unknown_members_without_choices_are_an_event_without_choice() -> None:
-    """It has an empty delta and is no first one: the next event tells the chunk's own members again."""
+    """The event has an empty delta and does not count as a delta, so the next one repeats the chunk's own
+    members."""
     payload = HEAD | {"choices": [], "prompt_filter_results": [1]}
 
     assert deltas(payload, payload, choice(delta={})) == [
@@ -233,10 +258,10 @@ def test_reader_unknown_members_without_choices_are_an_event_without_choice() ->
 
 
 def test_reader_unknown_members_of_one_name_in_chunk_and_choice_are_both_kept() -> None:
-    """Neither hides the other: the chunk's come first, on an event of their own."""
+    """Neither hides the other: the chunk's members get an event of their own, before the delta."""
     payload = choice(delta={}, x="choice") | {"x": "chunk", "y": 1}
 
-    assert [(news.choice, news.extra) for news in deltas(payload)] == [
+    assert [(item.choice, item.extra) for item in deltas(payload)] == [
         (None, {"x": "chunk", "y": 1}),
         (0, {"x": "choice"}),
     ]
@@ -256,7 +281,7 @@ def test_reader_unknown_members_of_one_name_in_chunk_and_choice_are_both_kept() 
     ],
 )
 def test_reader_usage_is_found_wherever_it_is(payload: dict[str, Any]) -> None:
-    """In the chunk, in the choice, under x_groq, beside an error."""
+    """In the chunk, in the choice, under `x_groq`, or beside an error."""
     ledger = Ledger()
     read(payload, ledger=ledger)
 
@@ -264,8 +289,8 @@ def test_reader_usage_is_found_wherever_it_is(payload: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("empty", [None, {}, [], 0, "x", [1]])
-def test_reader_usage_that_says_nothing_erases_nothing(empty: Any) -> None:
-    """The last non-empty report stays."""
+def test_reader_empty_usage_does_not_erase_a_report(empty: Any) -> None:
+    """The last non-empty report counts."""
     ledger = Ledger()
     read(choice() | {"usage": {"n": 1}}, choice() | {"usage": empty}, ledger=ledger)
 
@@ -273,7 +298,7 @@ def test_reader_usage_that_says_nothing_erases_nothing(empty: Any) -> None:
 
 
 def test_reader_counts_chunks_and_nothing_else() -> None:
-    """Pings, errors and the sentinel are no chunks; a chunk without choices is one."""
+    """Keep-alives, errors and the sentinel are not chunks; a chunk without choices is one."""
     ledger = Ledger()
     read(chunk(), {"type": "ping"}, {"choices": []}, b"null", {"error": "m"}, b"[DONE]", ledger=ledger)
 
@@ -281,41 +306,44 @@ def test_reader_counts_chunks_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("delta", [{}, {"content": ""}, {"role": "assistant", "content": None}, None])
-def test_reader_error_beside_choices_that_say_nothing_is_no_first_delta(delta: Any) -> None:
-    """Nothing was said, so the try may be made again; the next chunk tells of itself anew."""
+def test_reader_error_beside_empty_choices_is_not_a_first_delta(delta: Any) -> None:
+    """No text was generated, so another try may follow; the next chunk reports its own members again."""
     reader = ChunkReader(Ledger())
     failed = choice(index=0, delta=delta, finish_reason="error") | {"error": {"message": "m", "code": 502}}
-    news = reader.read(ServerSentEvent("message", msgspec.json.encode(failed)))
+    items = reader.read(ServerSentEvent("message", msgspec.json.encode(failed)))
 
-    assert fault(news).status == 502
-    assert len(news) == 1
+    assert error_in(items).status == 502
+    assert len(items) == 1
     assert reader.finish_reasons == {}
 
 
 def test_reader_error_beside_choices_after_a_delta_keeps_the_chunk() -> None:
-    """Once something was published, whatever comes is told."""
-    news = read(
+    """After a delta was published, the chunk beside the error is published too."""
+    items = read(
         choice(index=0, delta={"content": "a"}),
         choice(index=0, delta={"content": ""}, finish_reason="error") | {"error": "m"},
     )
 
-    assert [one.delta for one in news if isinstance(one, ChunkDelta)] == [{"content": "a"}, {"content": ""}]
-    assert fault(news).message == "m"
+    assert [item.delta for item in items if isinstance(item, ChunkDelta)] == [
+        {"content": "a"},
+        {"content": ""},
+    ]
+    assert error_in(items).message == "m"
 
 
-def test_reader_error_beside_malformed_choices_is_told_in_its_own_words() -> None:
-    """What is wrong with the chunk matters less than what it says is wrong."""
-    assert fault(read({"choices": 5, "error": {"message": "m"}})).message == "m"
+def test_reader_error_beside_malformed_choices_keeps_its_own_message() -> None:
+    """The upstream's error is more useful than the protocol error."""
+    assert error_in(read({"choices": 5, "error": {"message": "m"}})).message == "m"
 
 
 def test_reader_error_beside_choices_keeps_their_text_first() -> None:
-    """Text that came with an error is not lost for it."""
-    news = read(
+    """Text that arrives together with an error is kept."""
+    items = read(
         {"choices": [{"delta": {"content": "a"}, "finish_reason": "error"}], "error": {"message": "m"}}
     )
 
-    assert [type(item) for item in news] == [ChunkDelta, StreamError]
-    assert news[0] == ChunkDelta(0, {"content": "a"}, "error", chunk={})
+    assert [type(item) for item in items] == [ChunkDelta, StreamError]
+    assert items[0] == ChunkDelta(0, {"content": "a"}, "error", chunk={})
 
 
 @pytest.mark.parametrize(
@@ -327,9 +355,9 @@ def test_reader_error_beside_choices_keeps_their_text_first() -> None:
         (b"{", "{"),
     ],
 )
-def test_reader_event_called_error_is_a_fault_of_generation(payload: bytes, message: str) -> None:
-    """Under that name even a text is the upstream's word, and no breach of protocol."""
-    found = fault(read(payload, event_type="error"))
+def test_reader_event_called_error_is_an_upstream_error(payload: bytes, message: str) -> None:
+    """Under that name even plain text is the upstream's error and not a protocol error."""
+    found = error_in(read(payload, event_type="error"))
 
     assert (found.message, found.protocol) == (message, False)
 
@@ -344,7 +372,7 @@ def halves(*texts: str, member: str = "content", last: str | None = None) -> lis
 
 
 @pytest.mark.parametrize(
-    ("texts", "told"),
+    ("texts", "reported"),
     [
         (["a\\ud83d", "\\udc1fb"], ["a", "🐟b"]),
         (["\\ud83d", "\\udc1f"], ["", "🐟"]),
@@ -357,25 +385,25 @@ def halves(*texts: str, member: str = "content", last: str | None = None) -> lis
         (["a\\ud83d", "\\udc1f\\ud83d", "\\udc1f"], ["a", "🐟", "🐟"]),
     ],
 )
-def test_reader_character_cut_in_two_over_deltas_is_joined(texts: list[str], told: list[str]) -> None:
-    """The first half waits for the next delta; one that stays alone becomes U+FFFD."""
-    assert [news.delta["content"] for news in deltas(*halves(*texts))] == told
+def test_reader_character_split_over_deltas_is_joined(texts: list[str], reported: list[str]) -> None:
+    """The first half is kept for the next delta; a half that stays alone becomes U+FFFD."""
+    assert [item.delta["content"] for item in deltas(*halves(*texts))] == reported
 
 
-def test_reader_half_character_in_the_last_delta_does_not_wait() -> None:
-    """Nothing follows a finish reason."""
-    assert [news.delta["content"] for news in deltas(*halves("a", "b\\ud83d", last="stop"))] == [
+def test_reader_half_character_in_the_last_delta_is_not_kept() -> None:
+    """No delta follows a finish reason."""
+    assert [item.delta["content"] for item in deltas(*halves("a", "b\\ud83d", last="stop"))] == [
         "a",
         "b\ufffd",
     ]
 
 
 def test_reader_halves_of_different_choices_and_members_do_not_mix() -> None:
-    """Each choice and member has its own."""
+    """Halves are kept per choice and member."""
     first = b'{"choices":[{"index":0,"delta":{"content":"\\ud83d","reasoning":"\\ud83e"}},{"index":1,"delta":{"content":"\\ud83c"}}]}'
     second = b'{"choices":[{"index":1,"delta":{"content":"\\udf0d"}},{"index":0,"delta":{"reasoning":"\\udd14","content":"\\udc1f"}}]}'
 
-    assert [news.delta for news in deltas(first, second)] == [
+    assert [item.delta for item in deltas(first, second)] == [
         {"content": "", "reasoning": ""},
         {"content": ""},
         {"content": "🌍"},
@@ -383,8 +411,8 @@ def test_reader_halves_of_different_choices_and_members_do_not_mix() -> None:
     ]
 
 
-def test_reader_halves_that_wait_are_bounded() -> None:
-    """An upstream that sends halves under ever new names does not fill our memory."""
+def test_reader_kept_halves_are_bounded() -> None:
+    """An upstream that sends halves under ever new names cannot use up memory."""
     reader = ChunkReader(Ledger())
     for number in range(3 * MAX_CHOICES):
         (payload,) = halves("\\ud83d", member=f"m{number}")
@@ -407,46 +435,46 @@ def test_reader_halves_that_wait_are_bounded() -> None:
     ],
 )
 def test_reader_half_characters_anywhere_else_are_replaced(payload: bytes) -> None:
-    """Whatever comes out can be written as UTF-8."""
-    for news in read(payload):
-        assert msgspec.json.decode(msgspec.json.encode(news)) == msgspec.to_builtins(news)
+    """Every published text can be encoded as UTF-8."""
+    for item in read(payload):
+        assert msgspec.json.decode(msgspec.json.encode(item)) == msgspec.to_builtins(item)
 
 
-def test_reader_bytes_that_are_no_utf8_are_replaced() -> None:
-    """A stream that is sloppy about its encoding still streams."""
+def test_reader_invalid_utf8_is_replaced() -> None:
+    """An invalid encoding does not end the stream."""
     assert deltas(b'{"choices":[{"delta":{"content":"a\xffb"}}]}')[0].delta == {"content": "a\ufffdb"}
 
 
-def test_reader_deep_nesting_with_half_characters_is_a_fault_not_a_crash() -> None:
-    """What is nested deeper than it could be written out is refused when it is read."""
+def test_reader_deep_nesting_with_half_characters_is_an_error() -> None:
+    """A value that is nested more deeply than it can be encoded is rejected when it is read."""
     payload = b'{"choices":[{"delta":{"content":"\\ud83d","x":' + b"[" * 600 + b"]" * 600 + b"}}]}"
 
-    assert "nested too deeply" in fault(read(payload)).message
+    assert "nested too deeply" in error_in(read(payload)).message
 
 
-def test_reader_half_a_character_at_the_end_is_told_as_replaced() -> None:
-    """Also where the last delta does not name the member again: nothing vanishes."""
+def test_reader_half_a_character_at_the_end_is_replaced() -> None:
+    """Even if the last delta does not name the member again, the half is not lost."""
     reader = ChunkReader(Ledger())
     first = b'{"id":"c","choices":[{"index":0,"delta":{"content":"a\\ud83d"}}]}'
     last = b'{"id":"c","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}'
-    news = [one for data in (first, last) for one in reader.read(ServerSentEvent("message", data))]
+    items = [item for data in (first, last) for item in reader.read(ServerSentEvent("message", data))]
 
-    assert [one.delta for one in news if isinstance(one, ChunkDelta)] == [
+    assert [item.delta for item in items if isinstance(item, ChunkDelta)] == [
         {"content": "a"},
         {"content": "\ufffd"},
     ]
 
 
-def test_chat_finish_reason_is_kept_up_to_a_bound() -> None:
-    """Every choice keeps its own until the end: a stream could make us keep a megabyte for each."""
+def test_reader_finish_reason_is_cut_to_a_bound() -> None:
+    """Reasons are kept per choice until the end, so their size is bounded."""
     for size, kept in ((256, 256), (257, 256), (900_000, 256)):
         [delta] = read(chunk({}, "x" * size))
         assert isinstance(delta, ChunkDelta)
         assert delta.finish_reason == "x" * kept
 
 
-def test_chat_halves_of_characters_wait_under_names_up_to_a_bound() -> None:
-    """A member with an endless name is passed on as it is, its lone surrogate replaced."""
+def test_reader_halves_are_kept_under_bounded_names() -> None:
+    """Under a longer name the half is replaced and not kept."""
     for size, waits in ((64, True), (65, False)):
         [delta] = read(b'{"choices":[{"delta":{"%s":"\\ud83d"}}]}' % (b"n" * size))
         assert isinstance(delta, ChunkDelta)

@@ -1,4 +1,4 @@
-"""What upstreams say when they fail, in all the shapes that they say it."""
+"""Errors of upstreams in every known shape."""
 
 from __future__ import annotations
 
@@ -86,10 +86,10 @@ from streamworker.text import RAW_TEXT_LIMIT, truncate
         pytest.param({"error": True}, "true", None, None, id="a boolean"),
     ],
 )
-def test_fault_in_every_known_shape_is_read(
+def test_error_in_every_known_shape_is_read(
     payload: dict[str, Any], message: str, status: int | None, kind: str | None
 ) -> None:
-    """Message, number and kind are found wherever they are; the frame is what was sent."""
+    """Message, status and kind are found wherever they are; the frame is what was sent."""
     frame = msgspec.json.encode(payload).decode()
 
     assert error_in(payload, "message") == StreamError(message, frame, status, kind)
@@ -110,13 +110,13 @@ def test_fault_in_every_known_shape_is_read(
         {"moderation": {"output": {"type": "error"}}},
     ],
 )
-def test_fault_in_empty_error_members_is_none(payload: dict[str, Any]) -> None:
-    """A key that is present and says nothing is no error."""
+def test_error_in_empty_members_is_none(payload: dict[str, Any]) -> None:
+    """An empty `error` member is not an error."""
     assert error_in(payload, "message") is None
 
 
-def test_fault_in_event_called_error_is_the_object_itself() -> None:
-    """A flat object is an error if its event says so, unless it has choices."""
+def test_error_in_event_called_error_is_the_object_itself() -> None:
+    """A flat object is an error if its event is called `error`, unless it has choices."""
     assert error_in({"message": "m", "code": 429}, "error") == StreamError(
         "m", '{"message":"m","code":429}', 429, None
     )
@@ -162,7 +162,7 @@ def test_fault_in_event_called_error_is_the_object_itself() -> None:
 def test_error_of_body_reads_json_html_text_and_nothing(
     body: bytes, message: str, status: int | None, kind: str | None
 ) -> None:
-    """Whatever the body is, it gives a message, and the frame is its text."""
+    """Every body gives a message, and its text is the frame."""
     assert error_of_body(body) == StreamError(message, body.decode("utf-8", "replace"), status, kind)
 
 
@@ -194,21 +194,21 @@ def test_error_of_body_reads_json_html_text_and_nothing(
 def test_http_error_maps_status_to_code_and_to_whether_it_may_succeed_later(
     status: int, body: bytes, code: ErrorCode, retriable: bool
 ) -> None:
-    """The status decides, unless the body says that waiting is of no use."""
+    """The status decides, unless the body says that retrying does not help."""
     error = http_error(status, body)
 
     assert (error.code, error.http_status, error.retriable) == (code, status, retriable)
 
 
-def test_http_error_with_empty_body_says_so() -> None:
-    """An empty body gives a message of ours, and no body."""
+def test_http_error_with_empty_body_states_the_status() -> None:
+    """An empty body gives a message with the status and no frame."""
     error = http_error(502, b"")
 
     assert (error.message, error.upstream) == ("the upstream answered 502 with an empty body", None)
 
 
 @pytest.mark.parametrize(
-    ("fault", "code", "retriable"),
+    ("sent", "code", "retriable"),
     [
         (StreamError("m", "f"), ErrorCode.UPSTREAM_ERROR, True),
         (StreamError("m", "f", 400), ErrorCode.UPSTREAM_ERROR, False),
@@ -217,16 +217,16 @@ def test_http_error_with_empty_body_says_so() -> None:
         (StreamError("m", "f", protocol=True), ErrorCode.UPSTREAM_PROTOCOL, True),
     ],
 )
-def test_stream_error_keeps_the_upstreams_words(fault: StreamError, code: ErrorCode, retriable: bool) -> None:
-    """An error inside a 200 stream is told with the response's own status."""
-    error = to_job_error(fault)
+def test_to_job_error_keeps_the_upstreams_words(sent: StreamError, code: ErrorCode, retriable: bool) -> None:
+    """An error inside a 200 stream keeps the response's own status."""
+    error = to_job_error(sent)
 
     assert (error.code, error.message, error.http_status, error.upstream) == (code, "m", 200, "f")
     assert error.retriable is retriable
 
 
 def test_is_retriable_kind_is_compared_without_case() -> None:
-    """Kinds are written in every style."""
+    """Providers write kinds in upper and lower case."""
     assert not is_retriable(500, "Context_Length_Exceeded")
     assert is_retriable(500, "anything_else")
 
@@ -242,18 +242,18 @@ def test_is_retriable_kind_is_compared_without_case() -> None:
         ("üü", 3, "ü"),
     ],
 )
-def test_cut_never_inside_a_character(text: str, limit: int, short: str) -> None:
-    """The limit is in bytes, the cut between characters."""
+def test_truncate_never_splits_a_character(text: str, limit: int, short: str) -> None:
+    """The limit is in bytes, and the cut is between characters."""
     assert truncate(text, limit) == short
 
 
-def test_fault_of_long_frames_and_messages_is_cut() -> None:
-    """Nothing an upstream sends makes a terminal event big."""
-    fault = error_in({"error": {"message": "🐟" * 5000}}, "message")
+def test_error_in_long_frames_and_messages_is_cut() -> None:
+    """An upstream cannot make a terminal event large."""
+    error = error_in({"error": {"message": "🐟" * 5000}}, "message")
 
-    assert fault is not None
-    assert len(fault.message.encode()) == RAW_TEXT_LIMIT
-    assert RAW_TEXT_LIMIT - 4 < len(fault.frame.encode()) <= RAW_TEXT_LIMIT
+    assert error is not None
+    assert len(error.message.encode()) == RAW_TEXT_LIMIT
+    assert RAW_TEXT_LIMIT - 4 < len(error.frame.encode()) <= RAW_TEXT_LIMIT
 
 
 @pytest.mark.parametrize(
@@ -268,6 +268,6 @@ def test_fault_of_long_frames_and_messages_is_cut() -> None:
         (b"", None),
     ],
 )
-def test_usage_of_a_whole_completion_is_found(body: bytes, usage: dict[str, int] | None) -> None:
-    """It came although a stream was asked for; it is paid for all the same."""
+def test_usage_of_body_of_a_whole_completion_is_found(body: bytes, usage: dict[str, int] | None) -> None:
+    """A completion that was not streamed is billed as well."""
     assert usage_of_body(body) == usage

@@ -21,13 +21,13 @@ Deltas = list[tuple[int | None, dict[str, Any]]]
 
 
 def of(delta: dict[str, Any] | None, finish: str | None = None, /, **members: Any) -> dict[str, Any]:
-    """Return a chunk with one choice of index 0; `delta` None means that the member is missing."""
+    """Return a chunk with one choice of index 0. With `delta` None the member is missing."""
     choice: dict[str, Any] = {"index": 0, "finish_reason": finish}
     return HEAD | {"choices": [choice if delta is None else choice | {"delta": delta}]} | members
 
 
 def bare(*choices: dict[str, Any], **members: Any) -> dict[str, Any]:
-    """Return a chunk with the choices as they are."""
+    """Return a chunk with these choices."""
     return HEAD | {"choices": list(choices)} | members
 
 
@@ -36,7 +36,7 @@ def text(content: str) -> dict[str, Any]:
 
 
 class Shape(NamedTuple):
-    """What is sent and what has to come of it."""
+    """A response body and the result that it has to give."""
 
     stream: bytes
     deltas: Deltas
@@ -46,7 +46,7 @@ class Shape(NamedTuple):
     status: Status = COMPLETED
     code: ErrorCode | None = None
     message: str | None = None
-    extra: Mapping[str, Any] = MappingProxyType({})  # all extra members of all events, merged
+    extra: Mapping[str, Any] = MappingProxyType({})  # all members of all events' `extra`
 
 
 ROLE = {"role": "assistant"}
@@ -55,7 +55,7 @@ UP, PARTIAL, NONE = UsageSource.UPSTREAM, UsageSource.UPSTREAM_PARTIAL, UsageSou
 CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": ""}}
 
 SHAPES = {
-    # §2, §3: where things are
+    # positions of members, and usage
     "openai: empty first content, usage in a last chunk of its own, padding": Shape(
         data(
             of(ROLE | text(""), usage=None, obfuscation="xY1"),
@@ -345,7 +345,7 @@ SHAPES = {
         finish={"0": "stop", "1": "length"},
         usage={"completion_tokens": 1},
     ),
-    # §4: tool calls are passed on as they are; the identity of a call is the reader's business
+    # tool calls are passed on unchanged; readers decide which fragments belong to one call
     "nim: no arguments first, empty tail": Shape(
         data(
             of({"tool_calls": [{"index": 0, "id": "1", "function": {"name": "f"}}]}),
@@ -361,13 +361,13 @@ SHAPES = {
         finish={"0": "tool_calls"},
         usage={"completion_tokens": 1},
     ),
-    # §5
+    # reasoning
     "gateway: reasoning under two names is one": Shape(
         data(of({"reasoning_content": "abcd", "reasoning": "abcd"}), of({}, "stop"), DONE),
         [(0, {"reasoning_content": "abcd", "reasoning": "abcd"}), (0, {})],
         usage={"completion_tokens": 1},
     ),
-    # §6: errors
+    # errors
     "openai: error frame, then the sentinel": Shape(
         data(
             of(text("a")),
@@ -521,7 +521,7 @@ SHAPES = {
         status=INTERRUPTED,
         code=ErrorCode.UPSTREAM_PROTOCOL,
     ),
-    # §7: ends
+    # ends of a stream
     "any: no sentinel but finished": Shape(
         data(of(text("a")), of(text("b"), "stop")), SAID, usage={"completion_tokens": 1}
     ),
@@ -552,7 +552,7 @@ SHAPES = {
         status=INTERRUPTED,
         code=ErrorCode.TRUNCATED,
     ),
-    # §8: keep-alives of every kind
+    # keep-alives of every kind
     "any: every kind of ping": Shape(
         b"retry: 3000\n\nevent: ping\n\n:\n\n\n\ndata:\n\nid: 5\n\n"
         + data({"type": "ping"}, b"null", b"{}")
@@ -567,7 +567,7 @@ SHAPES = {
 @pytest.mark.parametrize("cut", ["whole", "bytewise"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_shape_gives_its_deltas_and_its_end(shape: Shape, cut: str) -> None:
-    """Verbatim deltas, the right end with the right words, and an account that is as good as what was said."""
+    """Deltas are verbatim, the end and the error are right, and the counts match what was sent."""
     played = play(shape.stream if cut == "whole" else bytewise(shape.stream))
     end = played.end
     extra: dict[str, Any] = {}
@@ -585,7 +585,7 @@ def test_shape_gives_its_deltas_and_its_end(shape: Shape, cut: str) -> None:
     assert end.seq == 1 + len(played.deltas)
 
 
-# The first upstream this project is for prints its sample without blank lines.
+# The printed sample of one provider's documentation has no blank lines between events.
 SAMPLE = [
     b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","model":"apertus-70b-instruct","choices":[{"index":0,"delta":{"role":"assistant"}}]}',
     b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","model":"apertus-70b-instruct","choices":[{"index":0,"delta":{"content":"Ciao"}}]}',
@@ -594,8 +594,8 @@ SAMPLE = [
 ]
 
 
-def test_seed_sample_as_printed_streams_live() -> None:
-    """Each delta is there as soon as its line is complete, from the second line on."""
+def test_printed_sample_streams_live() -> None:
+    """From the second line on, each delta is returned as soon as its line is complete."""
     attempt = listening()
     live = [[event.delta for event in attempt.receive(line + b"\n", NOW)] for line in SAMPLE]
 
@@ -603,8 +603,8 @@ def test_seed_sample_as_printed_streams_live() -> None:
     assert attempt.status is COMPLETED
 
 
-def test_seed_sample_with_blank_lines_streams_live_from_the_first() -> None:
-    """As the server most likely sends it."""
+def test_printed_sample_with_blank_lines_streams_live_from_the_first_line() -> None:
+    """The same sample in the form in which the server most likely sends it."""
     attempt = listening()
     live = [[event.delta for event in attempt.receive(line + b"\n\n", NOW)] for line in SAMPLE]
 
@@ -615,10 +615,10 @@ def test_seed_sample_with_blank_lines_streams_live_from_the_first() -> None:
 @pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\r", b"\n\n"])
 @pytest.mark.parametrize("last", [b"", None])
 @pytest.mark.parametrize("cut", ["whole", "bytewise"])
-def test_seed_sample_in_every_format_comes_to_the_same_account(
+def test_printed_sample_in_every_format_gives_the_same_result(
     newline: bytes, last: bytes | None, cut: str
 ) -> None:
-    """Blank lines or none, any line end, the last one there or not: one text, one account."""
+    """Blank lines or none, any line end, with and without the last one: same text, same counts."""
     stream = newline.join(SAMPLE) + (newline if last is None else last)
     played = play(stream if cut == "whole" else bytewise(stream))
 

@@ -1,4 +1,4 @@
-"""When a failed try is followed by another."""
+"""Whether and when a failed try is followed by another."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ BAD_REQUEST = JobError(ErrorCode.UPSTREAM_REJECTED, "bad", 400)
         ({"x-should-retry": "maybe"}, Advice()),
     ],
 )
-def test_advice_of_headers(headers: dict[str, str], advice: Advice) -> None:
-    """Every form that upstreams send, and the absurd ones refused."""
+def test_read_advice_of_headers(headers: dict[str, str], advice: Advice) -> None:
+    """Every form that upstreams send is read; invalid values are ignored."""
     assert advice == read_advice(headers, NOW)
 
 
@@ -65,25 +65,28 @@ def test_advice_of_headers(headers: dict[str, str], advice: Advice) -> None:
         (NOT_FOUND, Advice(True, 1.0), 1, inf, 1.0),
         (REFUSED_KEY, Advice(True, 1.0), 1, inf, None),
         (BAD_REQUEST, Advice(True, 1.0), 1, inf, None),
-        (RETRIABLE, Advice(None, 0.0), 2, inf, 1.0),  # at once is no reason to come back without a pause
+        (RETRIABLE, Advice(None, 0.0), 2, inf, 1.0),  # a delay of 0 does not replace the backoff
     ],
 )
 def test_next_try_follows_error_advice_tries_and_deadline(
     error: JobError, advice: Advice, tries: int, left_s: float, delay: float | None
 ) -> None:
-    """The upstream's word counts first, then the error; never past the deadline, never beyond max_tries."""
+    """The upstream's advice comes first, then the error; never after the deadline, never more than
+    max_tries."""
     assert delay == next_try_s(error, advice, tries=tries, max_tries=4, random=0.5, left_s=left_s)
 
 
 @given(st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))
-def test_backoff_stays_in_its_bounds(tries: int, random: float) -> None:
-    """Never negative, never beyond the longest."""
+def test_backoff_stays_within_its_bounds(tries: int, random: float) -> None:
+    """A delay is neither negative nor longer than the maximum."""
     assert 0 <= backoff_s(tries, random) <= 8
 
 
 @given(st.text(max_size=40), st.text(max_size=40), st.text(max_size=10))
-def test_advice_takes_any_text(milliseconds: str, after: str, should: str) -> None:
-    """Headers are the upstream's: whatever is in them, a delay is a finite number of seconds, or there is none."""
+def test_read_advice_of_any_text_is_a_finite_delay_or_none(
+    milliseconds: str, after: str, should: str
+) -> None:
+    """Whatever the headers contain, a delay is a finite number of seconds."""
     headers = {"retry-after-ms": milliseconds, "retry-after": after, "x-should-retry": should}
     delay = read_advice(headers, NOW).after_s
 
@@ -103,6 +106,6 @@ def test_advice_takes_any_text(milliseconds: str, after: str, should: str) -> No
         (JobError(ErrorCode.UPSTREAM_PROTOCOL, "a page of HTML", 200), False),
     ],
 )
-def test_another_upstream_is_called_where_this_one_is_at_fault(error: JobError, elsewhere: bool) -> None:
-    """Its account and its key are its own; a bad request is bad everywhere."""
+def test_falls_back_where_the_upstream_is_at_fault(error: JobError, elsewhere: bool) -> None:
+    """A refused key concerns this upstream alone; a bad request is bad everywhere."""
     assert falls_back(error) is elsewhere

@@ -1,4 +1,4 @@
-"""The event-stream parser, line by line of WHATWG HTML §9.2.5-9.2.6, and the two things beyond it."""
+"""The event-stream parser: every rule of WHATWG HTML §9.2.5-9.2.6, and the two extensions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def message(
 
 
 def parsed(stream: bytes, *, max_event_bytes: int = 1 << 20, extra: tuple[bytes, ...] = ()) -> Parsed:
-    """Parse in three ways that have to agree: whole, in two halves at every place, and byte by byte."""
+    """Parse whole, in two halves at every position, and byte by byte; the results must agree."""
     options = {"max_event_bytes": max_event_bytes, "extra_fields": frozenset(extra)}
     whole = parse(stream, **options)
     for at in range(len(stream)):
@@ -64,7 +64,7 @@ def parsed(stream: bytes, *, max_event_bytes: int = 1 << 20, extra: tuple[bytes,
     ],
 )
 def test_parser_data_lines_give_events_as_the_standard_says(stream: bytes, events: list[str]) -> None:
-    """Each rule of §9.2.6 holds under every cut."""
+    """Each rule of §9.2.6 holds for every chunking."""
     assert [event.text for event in parsed(stream).events] == events
 
 
@@ -82,8 +82,8 @@ def test_parser_data_lines_give_events_as_the_standard_says(stream: bytes, event
         (b"event: \xff\ndata: a\n\n", ["\ufffd"]),
     ],
 )
-def test_parser_event_field_the_last_one_names_this_event_only(stream: bytes, types: list[str]) -> None:
-    """The type buffer is set by each `event` line, and reset at every blank line."""
+def test_parser_last_event_field_names_this_event_only(stream: bytes, types: list[str]) -> None:
+    """Each `event` line sets the type; each blank line resets it."""
     assert [event.type for event in parsed(stream).events] == types
 
 
@@ -103,7 +103,7 @@ def test_parser_event_field_the_last_one_names_this_event_only(stream: bytes, ty
 def test_parser_id_field_persists_and_counts_at_the_blank_line(
     stream: bytes, ids: list[str], last: str
 ) -> None:
-    """An ID with NUL is ignored; an ID of an unfinished event does not count."""
+    """An id with NUL is ignored, and the id of an unfinished event does not count."""
     result = parsed(stream)
 
     assert [event.last_event_id for event in result.events] == ids
@@ -130,8 +130,8 @@ def test_parser_id_field_persists_and_counts_at_the_blank_line(
         ("１", None),
     ],
 )
-def test_parser_retry_field_takes_ascii_digits_only(value: str, time: int | None) -> None:
-    """What int() or isdigit() would take besides is ignored; so is what no clock can hold."""
+def test_parser_retry_field_accepts_ascii_digits_only(value: str, time: int | None) -> None:
+    """Values that only int() or isdigit() accept, and values that are too large, are ignored."""
     result = parsed(f"retry: {value}\ndata: a\n\n".encode())
 
     assert result.reconnection_time == time
@@ -139,7 +139,7 @@ def test_parser_retry_field_takes_ascii_digits_only(value: str, time: int | None
 
 
 def test_parser_retry_without_data_sets_time_and_dispatches_nothing() -> None:
-    """A block of control fields is no event."""
+    """A block of control fields is not an event."""
     result = parsed(b"retry: 7\nid: 1\nevent: ping\n\n")
 
     assert result == Parsed([], "1", 7, overflowed=False)
@@ -158,12 +158,12 @@ def test_parser_retry_without_data_sets_time_and_dispatches_nothing() -> None:
     ],
 )
 def test_parser_one_byte_order_mark_at_the_start_is_removed(stream: bytes, events: list[str]) -> None:
-    """Only the first three bytes of the stream can be one, cut or not."""
+    """Only the first three bytes of a stream can be a byte order mark, split or not."""
     assert [event.text for event in parsed(stream).events] == events
 
 
 def test_parser_bare_cr_ends_its_line_at_once() -> None:
-    """An event that ends in CR does not wait for a byte that may never come; the LF that follows is swallowed."""
+    """An event that ends in CR does not wait for the next byte; a LF that follows is skipped."""
     parser = EventStreamParser()
     assert parser.feed(b"data: a\r\r") == [message("a")]
     assert parser.feed(b"\n") == []
@@ -171,8 +171,8 @@ def test_parser_bare_cr_ends_its_line_at_once() -> None:
     assert parser.feed(b"\ndata: c\r\n\r") == [message("c")]
 
 
-def test_parser_gives_each_event_with_the_byte_that_completes_it() -> None:
-    """Nothing early, nothing late."""
+def test_parser_returns_each_event_with_the_byte_that_completes_it() -> None:
+    """Neither earlier nor later."""
     parser = EventStreamParser()
     given = [
         (at, event.text)
@@ -187,7 +187,7 @@ def test_parser_gives_each_event_with_the_byte_that_completes_it() -> None:
 
 
 def test_parser_unblanked_objects_are_one_event_each() -> None:
-    """An object followed by another data line ends there; from the second on each comes with its line."""
+    """An object ends when another data line follows; from the second on each object ends with its own line."""
     parser = EventStreamParser()
     assert parser.feed(OBJECT) == []
     assert [event.text for event in parser.feed(b'data: {"b":2}\n')] == ['{"a":1}', '{"b":2}']
@@ -240,7 +240,7 @@ def test_parser_unblanked_objects_are_one_event_each() -> None:
     ],
 )
 def test_parser_unblanked_stream_never_breaks_a_payload(stream: bytes, events: list[str]) -> None:
-    """Only what already is a whole JSON object is ended by the next data line."""
+    """The next data line ends only data that is a whole JSON object."""
     assert [event.text for event in parsed(stream).events] == events
 
 
@@ -256,7 +256,7 @@ def test_parser_unblanked_stream_never_breaks_a_payload(stream: bytes, events: l
 def test_parser_unblanked_event_type_belongs_to_the_data_that_follows(
     stream: bytes, types: list[str]
 ) -> None:
-    """A type between two objects is the second one's; before a blank line it is the object's own."""
+    """A type between two objects belongs to the second; before a blank line it belongs to the object."""
     assert [event.type for event in parsed(stream).events] == types
 
 
@@ -268,7 +268,7 @@ def test_parser_unblanked_event_type_belongs_to_the_data_that_follows(
     [b"data: [DONE]\n", b"data: [DONE]", b"data:[DONE]", b"data:  [DONE] \t", b"event: x\ndata: [DONE]\r"],
 )
 def test_parser_done_at_the_end_needs_no_blank_line(tail: bytes) -> None:
-    """The last thing a stream says counts, even without its line end."""
+    """The sentinel counts even without its line end."""
     events = parsed(b"data: {}\n\n" + tail).events
 
     assert [event.data.strip() for event in events] == [b"{}", b"[DONE]"]
@@ -288,12 +288,12 @@ def test_parser_done_at_the_end_needs_no_blank_line(tail: bytes) -> None:
         b"[DONE]",
     ],
 )
-def test_parser_what_only_resembles_done_is_discarded_at_the_end(tail: bytes) -> None:
-    """Half a sentinel, and a sentinel that is part of a text, are no end."""
+def test_parser_text_that_resembles_done_is_discarded_at_the_end(tail: bytes) -> None:
+    """Half a sentinel, and a sentinel that is part of a text, do not end a stream."""
     assert "[DONE]" not in [event.text.strip() for event in parsed(tail).events]
 
 
-def test_parser_object_before_done_without_line_end_is_handed_out_too() -> None:
+def test_parser_object_before_done_without_line_end_is_returned() -> None:
     """The sentinel's line ends the object before it, also at the end of input."""
     assert [event.text for event in parsed(b"data: {}\ndata: [DONE]").events] == ["{}", "[DONE]"]
 
@@ -302,7 +302,7 @@ def test_parser_object_before_done_without_line_end_is_handed_out_too() -> None:
 
 
 @pytest.mark.parametrize("line", [b"data: %b\n", b": %b\n", b"%b\n", b"event: %b\n", b"data: %b"])
-def test_parser_line_at_the_limit_is_fine_and_one_byte_more_is_not(line: bytes) -> None:
+def test_parser_line_at_the_limit_is_accepted_and_one_byte_more_is_not(line: bytes) -> None:
     """Every kind of line is bounded, complete or not, comment or not."""
     room = 64 - len(line.rstrip(b"\n")) + 2
 
@@ -312,7 +312,7 @@ def test_parser_line_at_the_limit_is_fine_and_one_byte_more_is_not(line: bytes) 
 
 
 def test_parser_many_small_lines_of_one_event_overflow_together() -> None:
-    """The limit is the event's: its data lines add up, blank lines start anew."""
+    """The limit holds for an event: its data lines add up, and a blank line resets the sum."""
     lines = b"data: 123456789\n" * 4
 
     assert not parsed((lines + b"\n") * 5, max_event_bytes=64).overflowed
@@ -322,15 +322,15 @@ def test_parser_many_small_lines_of_one_event_overflow_together() -> None:
 
 
 def test_parser_byte_order_mark_does_not_count_towards_the_limit() -> None:
-    """A first line at the limit fits behind its mark, however it is cut."""
+    """A first line at the limit is accepted after its mark, for every chunking."""
     line = b"data: " + b"x" * 58
 
     assert [event.text for event in parsed(BOM + line + b"\n\n", max_event_bytes=64).events] == ["x" * 58]
     assert parsed(BOM + line + b"x\n\n", max_event_bytes=64).overflowed
 
 
-def test_parser_overflow_hands_out_what_came_before_and_nothing_after() -> None:
-    """A parser that is broken stays broken, and holds nothing."""
+def test_parser_overflow_returns_earlier_events_and_nothing_after() -> None:
+    """After an overflow the parser returns and keeps nothing."""
     parser = EventStreamParser(max_event_bytes=16)
     assert parser.feed(b"data: a\n\ndata: " + b"x" * 99 + b"\n\ndata: b\n\n") == [message("a")]
     assert parser.overflowed
@@ -340,8 +340,8 @@ def test_parser_overflow_hands_out_what_came_before_and_nothing_after() -> None:
 
 
 @pytest.mark.parametrize("rest", [b"x" * 99, b"x" * 99 + b"\n"])
-def test_parser_overflow_lets_go_of_what_was_read(rest: bytes) -> None:
-    """Nobody will ask for it any more."""
+def test_parser_overflow_releases_what_was_read(rest: bytes) -> None:
+    """Its buffers are empty."""
     parser = EventStreamParser(max_event_bytes=16)
     parser.feed(b"data: a\ndata: ")
     parser.feed(rest)
@@ -350,7 +350,7 @@ def test_parser_overflow_lets_go_of_what_was_read(rest: bytes) -> None:
 
 
 def test_parser_extra_field_is_an_event_of_its_own() -> None:
-    """A field that is asked for is told at once, under its name; others still are ignored."""
+    """A requested field is returned at once under its own name; other unknown fields are ignored."""
     result = parsed(b"id: 1\n\nerror: {}\nother: x\ndata: a\n\n", extra=(b"error",))
 
     assert result.events == [message("{}", "error", "1"), message("a", id_="1")]

@@ -1,4 +1,4 @@
-"""Every test here runs on a loop whose time is turned."""
+"""Tests of this package run on an event loop with simulated time."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ if TYPE_CHECKING:
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, type[TurnableLoop]]:
-    """Name the only kind of loop there is."""
+    """Return the only kind of loop used here."""
     return {"turnable": TurnableLoop}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from streamworker.wire.control import NO_REASON, Cancel, read_control, write_cancel
 
 
-def test_cancel_is_written_as_the_contract_says() -> None:
+def test_write_cancel_has_the_documented_members() -> None:
     """v, type, job_id, reason."""
     assert json.loads(write_cancel("j", "late")) == {
         "v": 1,
@@ -21,13 +21,13 @@ def test_cancel_is_written_as_the_contract_says() -> None:
     }
 
 
-def test_cancel_without_a_reason_has_one_all_the_same() -> None:
-    """The terminal event has something to say."""
+def test_write_cancel_without_a_reason_has_a_default() -> None:
+    """The terminal event's message is never empty."""
     assert read_control(b'{"v":1,"type":"cancel","job_id":"j"}') == Cancel("j", NO_REASON)
 
 
-def test_members_that_are_not_known_are_ignored() -> None:
-    """New ones may come within v 1."""
+def test_read_control_ignores_unknown_members() -> None:
+    """Version 1 may gain members."""
     assert read_control(b'{"v":1,"type":"cancel","job_id":"j","by":"me"}').job_id == "j"
 
 
@@ -41,15 +41,15 @@ def test_members_that_are_not_known_are_ignored() -> None:
         b'{"type":"cancel"}',
     ],
 )
-def test_what_is_no_cancellation_is_refused(value: bytes) -> None:
-    """With a reason, for the log."""
+def test_read_control_of_another_value_raises(value: bytes) -> None:
+    """The message gives the reason, for the log."""
     with pytest.raises(ValueError, match=r"."):
         read_control(value)
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_are_read_or_refused(value: bytes) -> None:
-    """Nothing else."""
+def test_read_control_of_any_bytes_returns_or_raises_value_error(value: bytes) -> None:
+    """No other exception is raised."""
     try:
         read_control(value)
     except ValueError:

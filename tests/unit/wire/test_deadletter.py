@@ -1,4 +1,4 @@
-"""Dead letters: the record as it was, and why it is here."""
+"""Dead letters: the original record and the reason."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TO = TopicPartition("dlq", 5)
 def test_dead_letter_keeps_key_value_and_headers_byte_for_byte(
     key: bytes | None, value: bytes | None
 ) -> None:
-    """A person, or a program, can put the record back as it was: ours come behind its own headers."""
+    """A person or a program can restore the record: the error headers follow its own."""
     record = ConsumerRecord(Coordinates("jobs", 2, 77), 1_700_000_000_123, key, value, HEADERS)
     letter = dead_letter(record, TO, code=ErrorCode.INVALID_JOB, message="no, 🐟", group="g")
 
@@ -39,15 +39,15 @@ def test_dead_letter_keeps_key_value_and_headers_byte_for_byte(
 
 
 def test_dead_letter_long_message_is_cut() -> None:
-    """The letter is little bigger than its record."""
+    """A dead letter is hardly larger than its record."""
     record = ConsumerRecord(Coordinates("jobs", 0, 0), 0, None, b"")
     letter = dead_letter(record, TO, code=ErrorCode.MAX_DELIVERIES, message="x" * 99_999, group="g")
 
     assert dict(letter.headers)[PREFIX + "message"] == b"x" * 2048
 
 
-def test_dead_letter_of_a_dead_letter_adds_its_reasons_behind() -> None:
-    """Both stories are there; the later one is the last of each name."""
+def test_dead_letter_of_a_dead_letter_appends_its_reasons() -> None:
+    """Both reasons are kept; the later one is the last of each name."""
     record = ConsumerRecord(Coordinates("jobs", 0, 0), 0, None, b"")
     first = dead_letter(record, TO, code=ErrorCode.INVALID_JOB, message="first", group="g")
     again = ConsumerRecord(Coordinates("dlq", 5, 1), 0, first.key, first.value, first.headers)

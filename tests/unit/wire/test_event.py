@@ -1,4 +1,4 @@
-"""Events to records and back, held to the contract's words and order."""
+"""Events to records and back: member names, order and headers."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ def value_of(event: Event) -> bytes:
         ),
     ],
 )
-def test_event_value_is_compact_json_in_the_contracts_words(event: Event, value: str) -> None:
-    """Every member that is always present is there, one that has nothing to say is not."""
+def test_event_value_is_compact_json_with_documented_names(event: Event, value: str) -> None:
+    """Members that are always present are written; unset ones are not."""
     assert value_of(event) == value.encode()
 
 
@@ -109,7 +109,7 @@ def test_event_value_is_compact_json_in_the_contracts_words(event: Event, value:
 def test_event_record_has_type_header_and_trace_on_first_and_last_only(
     event: Event, name: bytes, trace: Headers
 ) -> None:
-    """A reader can filter without parsing; deltas, which are many, carry no trace."""
+    """Readers can filter without parsing; deltas carry no trace because there are many."""
     record = EventWriter().write(event, TO, b"key", TRACE)
 
     assert (record.topic_partition, record.key) == (TO, b"key")
@@ -127,7 +127,7 @@ def test_event_record_has_type_header_and_trace_on_first_and_last_only(
 def test_event_as_cloudevent_is_binary_mode_of_the_same_value(
     event: Event, name: str, ce_id: bytes, time: bytes
 ) -> None:
-    """The value is the same; the attributes are headers."""
+    """The value is the same, and the attributes are headers."""
     record = EventWriter(cloud_source="/workers/1").write(event, TO, b"j", TRACE)
 
     assert record.value == value_of(event)
@@ -144,7 +144,7 @@ def test_event_as_cloudevent_is_binary_mode_of_the_same_value(
 
 
 def test_event_with_half_a_character_is_written_with_a_replacement() -> None:
-    """What cannot be UTF-8 stops no job; the tag and all members are still there."""
+    """A lone surrogate does not stop a job; tag and members are still there."""
     event = msgspec.structs.replace(USAGE, metadata={"k": "\ud83d"}, usage=None)
 
     assert read_event(value_of(event)) == read_event(value_of(USAGE)) | {
@@ -154,16 +154,16 @@ def test_event_with_half_a_character_is_written_with_a_replacement() -> None:
 
 
 @pytest.mark.parametrize("event", [STARTED, DELTA, FULL_DELTA, USAGE])
-def test_event_that_is_read_back_has_the_common_members(event: Event) -> None:
-    """What is written is what a reader of any language reads."""
+def test_read_event_of_a_written_event_has_the_common_members(event: Event) -> None:
+    """Written events can be read back."""
     read = read_event(value_of(event))
 
     assert read == msgspec.to_builtins(event)
     assert {"v", "job_id", "attempt", "seq", "type", "ts"} <= set(read)
 
 
-def test_event_of_a_later_version_is_read_with_what_is_unknown() -> None:
-    """Readers ignore types and members that they do not know."""
+def test_read_event_of_a_later_version_keeps_unknown_members() -> None:
+    """Readers ignore unknown types and members."""
     later: dict[str, Any] = {
         "v": 1,
         "job_id": "j",
@@ -194,7 +194,7 @@ def test_event_of_a_later_version_is_read_with_what_is_unknown() -> None:
         b'{"x":' + b"1" * 9_999 + b"}",
     ],
 )
-def test_event_that_is_none_is_refused_with_a_value_error(value: bytes) -> None:
-    """Whatever lies in the topic: an event, or a reason."""
+def test_read_event_of_another_value_raises_value_error(value: bytes) -> None:
+    """Any bytes in the topic give an event or a reason."""
     with pytest.raises(ValueError, match=r"."):
         read_event(value)

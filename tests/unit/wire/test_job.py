@@ -33,7 +33,7 @@ def faults(value: Any, *, max_bytes: int = 1 << 20) -> tuple[str, ...]:
 
 
 def test_read_job_smallest_takes_its_id_from_its_coordinates() -> None:
-    """A redelivered record keeps its id; what is absent has the contract's defaults."""
+    """A redelivered record keeps its id; absent members have their documented defaults."""
     assert job({"request": REQUEST}) == Job(
         job_id="jobs-3-14",
         source=AT,
@@ -47,7 +47,7 @@ def test_read_job_smallest_takes_its_id_from_its_coordinates() -> None:
 
 
 def test_read_job_with_every_member_reads_them_all() -> None:
-    """Each member comes out where it belongs."""
+    """Each member is read to its attribute."""
     read = read_job(
         record(
             {
@@ -78,7 +78,7 @@ def test_read_job_with_every_member_reads_them_all() -> None:
 
 
 def test_read_job_keeps_nothing_of_the_record_alive() -> None:
-    """Raw members are copies: a small job does not hold a big record in memory."""
+    """Raw members are copies: a small job does not keep a large record in memory."""
     read = job(b'{"request":{"model":"m","messages":[1]}}' + b" " * 1000)
 
     assert {bytes(memoryview(raw)) for raw in read.request.values()} == {b'"m"', b"[1]"}
@@ -96,7 +96,7 @@ def test_read_job_keeps_nothing_of_the_record_alive() -> None:
     ],
 )
 def test_read_job_deadline_is_an_rfc_3339_time(deadline: str, seconds: float) -> None:
-    """Any zone, any fraction, either case."""
+    """Any zone, any fraction, upper and lower case."""
     assert job({"request": REQUEST, "deadline": deadline}).deadline == seconds
 
 
@@ -118,8 +118,8 @@ def test_read_job_deadline_is_an_rfc_3339_time(deadline: str, seconds: float) ->
         "",
     ],
 )
-def test_read_job_deadline_of_another_kind_is_refused(deadline: str) -> None:
-    """What `fromisoformat` alone would take is no deadline."""
+def test_read_job_deadline_of_another_kind_is_rejected(deadline: str) -> None:
+    """Other formats that `fromisoformat` accepts are not deadlines."""
     assert faults({"request": REQUEST, "deadline": deadline}) == (
         "deadline: is not an RFC 3339 time with a zone, such as 2030-01-31T12:00:00Z",
     )
@@ -152,12 +152,12 @@ def test_read_job_deadline_of_another_kind_is_refused(deadline: str) -> None:
     ],
 )
 def test_read_job_with_a_fault_names_member_and_kind(members: dict[str, Any], told: str) -> None:
-    """One sentence per fault, with the member's path and never its content."""
+    """One sentence per fault, with the member's path and without its content."""
     assert faults({"request": REQUEST} | members) == (told,)
 
 
 def test_read_job_with_many_faults_names_them_all_at_once() -> None:
-    """Whoever sent it can mend it in one go; the id is kept where it can be read."""
+    """The sender can fix all faults at once; the id is kept if it can be read."""
     rejection = read_job(
         record({"job_id": "mine", "on_break": 1, "x": 1, "request": {}}, (("tracestate", b"t"),))
     )
@@ -176,8 +176,8 @@ def test_read_job_with_many_faults_names_them_all_at_once() -> None:
     )
 
 
-def test_read_job_without_request_says_that_it_is_required() -> None:
-    """An empty object is a job with one fault."""
+def test_read_job_without_request_reports_that_it_is_required() -> None:
+    """An empty object has one fault."""
     assert faults({}) == ("request: is required",)
 
 
@@ -186,7 +186,7 @@ def test_read_job_without_request_says_that_it_is_required() -> None:
     [(MAX_FAULTS - 1, "request: is required"), (MAX_FAULTS, "and 1 more"), (999, "and 980 more")],
 )
 def test_read_job_with_very_many_faults_counts_the_rest(members: int, last: str) -> None:
-    """A record may have as many unknown members as fit; a dead letter's header may not."""
+    """A record may have any number of unknown members; a dead letter's header is bounded."""
     told = faults({f"member{n}": 1 for n in range(members)})
 
     assert len(told) == min(members + 1, MAX_FAULTS + 1)
@@ -194,7 +194,7 @@ def test_read_job_with_very_many_faults_counts_the_rest(members: int, last: str)
 
 
 def test_read_job_unknown_member_with_a_long_name_is_named_by_its_beginning() -> None:
-    """A name is the sender's own text, and may be as long as the record."""
+    """A name is text of the sender and may be as long as the record."""
     assert faults({"n" * 9999: 1, "request": REQUEST}) == ("n" * MAX_NAME + ": is not a member of a job",)
 
 
@@ -219,8 +219,8 @@ def test_read_job_unknown_member_with_a_long_name_is_named_by_its_beginning() ->
         ),
     ],
 )
-def test_read_job_that_is_no_object_is_rejected_with_its_one_fault(value: bytes, told: str) -> None:
-    """Its id is made of its coordinates."""
+def test_read_job_that_is_not_an_object_is_rejected_with_one_fault(value: bytes, told: str) -> None:
+    """The id is made of the record's coordinates."""
     rejection = read_job(record(value))
 
     assert isinstance(rejection, Rejection)
@@ -228,7 +228,7 @@ def test_read_job_that_is_no_object_is_rejected_with_its_one_fault(value: bytes,
 
 
 def test_read_job_over_the_size_limit_is_not_parsed() -> None:
-    """The near side and the far side of the limit."""
+    """A record at the limit is read, a larger one is not."""
     value = msgspec.json.encode({"request": REQUEST})
 
     assert isinstance(read_job(record(value), max_bytes=len(value)), Job)
@@ -237,8 +237,8 @@ def test_read_job_over_the_size_limit_is_not_parsed() -> None:
     )
 
 
-def test_read_job_with_half_a_character_is_mended() -> None:
-    """JSON's grammar allows it, UTF-8 does not: it becomes U+FFFD, the rest stays what it was."""
+def test_read_job_with_half_a_character_is_repaired() -> None:
+    """JSON's grammar allows lone surrogates, UTF-8 does not: they become U+FFFD, the rest is unchanged."""
     read = job(b'{"request":{"model":"m","messages":["a\\ud83d", 123456789012345678901234567890, 1.50]}}')
 
     assert request_body(read, include_usage=False) == (
@@ -247,14 +247,14 @@ def test_read_job_with_half_a_character_is_mended() -> None:
 
 
 def test_read_job_request_nested_too_deeply_is_a_fault() -> None:
-    """The record's own parser looks into what it leaves raw; so no depth gets past it."""
+    """The record's decoder checks the nesting of raw members too."""
     value = b'{"request":{"model":"m","messages":[' + b"[" * 99_999 + b"]" * 99_999 + b"]}}"
 
     assert faults(value) == ("the record is nested too deeply",)
 
 
 def test_read_job_of_a_tombstone_is_a_bug() -> None:
-    """A null value is skipped before anyone reads it."""
+    """Callers skip null values before."""
     with pytest.raises(AssertionError):
         read_job(ConsumerRecord(AT, 0, None, None))
 
@@ -269,7 +269,7 @@ def test_read_job_of_a_tombstone_is_a_bug() -> None:
     ],
 )
 def test_job_id_of_record_is_the_one_its_events_carry(value: Any, job_id: str) -> None:
-    """Valid or not, one id."""
+    """Valid or not, a record has one id."""
     assert job_id_of(record(value)) == job_id
 
 
@@ -300,7 +300,8 @@ def test_job_id_of_record_is_the_one_its_events_carry(value: Any, job_id: str) -
 def test_request_body_streams_and_leaves_the_rest_byte_for_byte(
     request_members: str, include_usage: bool, body: str
 ) -> None:
-    """`stream` and `stream_options.include_usage` are ours; numbers, blanks and order are the sender's."""
+    """The worker sets `stream` and `stream_options.include_usage`; numbers, blanks and order are the
+    sender's."""
     read = job(f'{{"request":{{"model":"m","messages":[1]{request_members}}}}}'.encode())
 
     assert request_body(read, include_usage=include_usage).decode() == body
@@ -320,5 +321,5 @@ def test_request_body_streams_and_leaves_the_rest_byte_for_byte(
     ],
 )
 def test_trace_of_headers_is_the_last_of_each_name(headers: Headers, trace: Headers) -> None:
-    """Only the W3C's two, and each once."""
+    """Only the two W3C headers, each once."""
     assert trace_of(headers) == trace

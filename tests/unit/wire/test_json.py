@@ -1,4 +1,4 @@
-"""JSON in and out: exact where it can be, forgiving where upstreams are sloppy."""
+"""JSON decoding and encoding: exact values, tolerant reading."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def nested(levels: int, opening: bytes = b"[", closing: bytes = b"]") -> bytes:
 
 @pytest.mark.parametrize("number", [2**63, 2**64, -(2**64) - 1, 10**400])
 def test_decode_integer_beyond_64_bits_stays_exact(number: int) -> None:
-    """Integers of any size come and go exactly: ids and costs are no floats."""
+    """Integers of any size are kept exactly: ids and costs must not become floats."""
     text = str(number).encode()
 
     assert decode(text) == number
@@ -33,7 +33,7 @@ def test_decode_integer_beyond_64_bits_stays_exact(number: int) -> None:
 
 
 def test_decode_text_with_lone_surrogate_keeps_big_integers_exact() -> None:
-    """The forgiving way is as exact as the strict one."""
+    """The tolerant path is as exact as the strict one."""
     assert decode(b'["\\ud83d",%d]' % 2**80) == [HALF_FISH, 2**80]
 
 
@@ -48,7 +48,7 @@ def test_decode_text_with_lone_surrogate_keeps_big_integers_exact() -> None:
     ],
 )
 def test_decode_unclean_strings_reads_on(text: bytes, value: Any) -> None:
-    """Lone surrogates are kept and bytes that are no UTF-8 become U+FFFD; strict reading takes neither."""
+    """Lone surrogates are kept and invalid UTF-8 becomes U+FFFD; strict decoding rejects both."""
     assert decode(text) == value
     with pytest.raises(InvalidJSON):
         decode_strict(text)
@@ -73,8 +73,8 @@ def test_decode_unclean_strings_reads_on(text: bytes, value: Any) -> None:
         b"{}{}",
     ],
 )
-def test_decode_what_is_no_json_raises_invalid_json(text: bytes) -> None:
-    """What the grammar refuses is refused, and so are numbers that no double can hold."""
+def test_decode_text_that_is_not_json_raises_invalid_json(text: bytes) -> None:
+    """Text outside the grammar is rejected, and so are numbers outside the range of a double."""
     with pytest.raises(InvalidJSON):
         decode(text)
     with pytest.raises(InvalidJSON):
@@ -83,7 +83,7 @@ def test_decode_what_is_no_json_raises_invalid_json(text: bytes) -> None:
 
 @pytest.mark.parametrize("text", [b'{"a": canary}', b'"canary', b'["\\ud83d", canary]', b"\xffcanary"])
 def test_decode_failure_message_does_not_repeat_the_text(text: bytes) -> None:
-    """Payloads are prompts and answers: they do not belong in messages."""
+    """Payloads are prompts and answers, which must not appear in messages."""
     with pytest.raises(InvalidJSON) as refused:
         decode(text)
 
@@ -92,7 +92,7 @@ def test_decode_failure_message_does_not_repeat_the_text(text: bytes) -> None:
 
 @pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":[', b"]}")])
 def test_decode_nesting_is_limited_on_both_sides_of_the_limit(opening: bytes, closing: bytes) -> None:
-    """Text at the limit is read, text one level deeper is not; strict and forgiving reading agree."""
+    """A text at the limit is read, one level more is not; strict and tolerant decoding agree."""
     levels = MAX_DEPTH // opening.count(b"[") // (1 + opening.count(b"{"))
     fits = nested(levels, opening, closing)
     too_deep = b"[" + fits + b"]"
@@ -107,13 +107,13 @@ def test_decode_nesting_is_limited_on_both_sides_of_the_limit(opening: bytes, cl
 
 @pytest.mark.parametrize("prefix", [b"", b'"\\ud83d",'])
 def test_decode_bottomless_nesting_raises_invalid_json(prefix: bytes) -> None:
-    """A megabyte of brackets is refused, not a crash."""
+    """A megabyte of brackets is rejected and does not crash the process."""
     with pytest.raises(InvalidJSON, match="nested too deeply"):
         decode(b"[" + prefix + nested(500_000) + b"]")
 
 
 def test_decode_many_flat_brackets_is_not_deep() -> None:
-    """Width is not depth: a long list of lists is read."""
+    """A long list of lists is read."""
     assert decode(b"[" + b"[1]," * 1000 + b"{}]") == [[1]] * 1000 + [{}]
 
 
@@ -131,16 +131,16 @@ def test_decode_many_flat_brackets_is_not_deep() -> None:
     ],
 )
 def test_replace_surrogates_in_any_value_leaves_clean_unicode(value: Any, clean: Any) -> None:
-    """Lone halves become U+FFFD, pairs are joined, all else stays."""
+    """Lone surrogates become U+FFFD, pairs are joined, the rest is unchanged."""
     assert replace_surrogates(value) == clean
 
 
 def test_encode_value_with_lone_surrogate_writes_replacement() -> None:
-    """What cannot be UTF-8 is replaced, in values and in structs."""
+    """Surrogates are replaced in values and in structs."""
     assert encode({"a": HALF_FISH}) == '{"a":"\ufffd"}'.encode()
     assert decode(encode(JobError(ErrorCode.TRUNCATED, HALF_FISH)))["message"] == "\ufffd"
 
 
 def test_encode_is_compact_utf8() -> None:
-    """No blanks, no escapes that need not be."""
+    """No blanks and no unnecessary escapes."""
     assert encode({"a": ["ü🐟\u2028", 1, None]}) == '{"a":["ü🐟\u2028",1,null]}'.encode()
