@@ -14,6 +14,8 @@ from click.testing import CliRunner
 from streamworker import __version__
 from streamworker.cli.commands import cli
 from streamworker.config import describe
+from streamworker.limits.circuit import CircuitState
+from streamworker.model import Status
 from tests.reference import DOCS, PAGES
 
 ROOT = Path(__file__).parent.parent.parent
@@ -104,6 +106,40 @@ def test_run_help_names_every_setting() -> None:
     text = CliRunner().invoke(cli, ["run", "--help"]).output
 
     assert [path for path, _, _ in describe() if path not in text] == []
+
+
+# Log events
+
+_EVENT = r"(?:circuit|commit|consumer|control|descriptors|group|job|jobs|library|log|offsets|partition|partitions|sink|traces|try)"
+
+
+def _log_events() -> tuple[set[str], set[str]]:
+    """Return the log events in the source, and those of them that are logged at info level only."""
+    source = "\n".join(path.read_text() for path in SOURCE.glob("**/*.py"))
+    literal = rf'"({_EVENT}\.[a-z_]+)"'
+    quiet = set(re.findall(rf"log\.(?:info|debug)\(\s*{literal}", source))
+    recovered = set(re.findall(rf"OutageLog\({literal}", source))
+    return set(re.findall(literal, source)), quiet | recovered
+
+
+def test_log_events_in_the_operations_page_exist() -> None:
+    """The page names no event that the worker does not log."""
+    events, _ = _log_events()
+    computed = {f"job.{status}" for status in Status} | {
+        f"circuit.{state.name.lower()}" for state in CircuitState
+    }
+    named = set(re.findall(rf"`({_EVENT}\.[a-z_]+)`", (DOCS / "operations.md").read_text()))
+
+    assert named
+    assert named - events - computed == set()
+
+
+def test_operations_page_explains_every_warning_of_the_worker() -> None:
+    """The table in "Troubleshooting" has a row for each event at level warning or above."""
+    events, quiet = _log_events()
+    table = (DOCS / "operations.md").read_text().partition("## Troubleshooting")[2].partition("\n## ")[0]
+
+    assert [event for event in sorted(events - quiet) if f"`{event}`" not in table] == []
 
 
 # docs/architecture.md
