@@ -4,8 +4,9 @@ Each setting is declared once, in `settings`, with its default and its help text
 docs/configuration.md and the messages about unknown names are derived from these declarations.
 """
 
-from streamworker.config.load import PREFIX, load
+from streamworker.config.load import load, variables_read
 from streamworker.config.settings import (
+    PREFIX,
     EventSettings,
     KafkaSettings,
     Settings,
@@ -27,4 +28,5 @@ __all__ = [
     "WorkerSettings",
     "describe",
     "load",
+    "variables_read",
 ]

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from streamworker.config.secrets import pop_misplaced
-from streamworker.config.settings import EXPECTED, PREFIX, Settings, describe
+from streamworker.config.settings import EXPECTED, PREFIX, Settings
+from streamworker.config.suggestions import is_of_kubernetes, nearest_path, nearest_variable
 from streamworker.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["PREFIX", "load"]
+__all__ = ["load", "variables_read"]
+
+_NOT_SETTINGS = (f"{PREFIX}CONFIG", f"{PREFIX}TEST_")
 
 
 def load(path: Path | None, environ: Mapping[str, str] = os.environ, *, needs_keys: bool = True) -> Settings:
@@ -40,6 +43,11 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ, *, needs_ke
     if faults:
         raise ConfigurationError(faults)
     return settings
+
+
+def variables_read(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the names of the environment variables that `load` reads as settings, sorted."""
+    return sorted(_read_environment(environ)[1].values())
 
 
 def _read_file(path: Path | None) -> tuple[dict[str, Any], list[str]]:
@@ -74,13 +82,15 @@ def _read_environment(environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[
 
 
 def _misspelt_variables(environ: Mapping[str, str]) -> list[str]:
-    """Return a fault for each variable that has one underscore where a setting has two: it would be ignored."""
-    right = {path.upper().replace(".", "__"): path for path, _, _ in describe() if "<" not in path}
-    meant = {PREFIX + name.replace("__", "_", 1): PREFIX + name for name in right}
+    """Return a fault for each variable without a double underscore that resembles a setting: it would be ignored."""
     return [
-        f"{variable}: is not a setting; did you mean {meant[variable]}?"
-        for variable in environ
-        if variable in meant
+        f"{variable}: is not a setting; did you mean {meant}?"
+        for variable in sorted(environ)
+        if variable.startswith(PREFIX)
+        and "__" not in variable
+        and not variable.startswith(_NOT_SETTINGS)
+        and not is_of_kubernetes(variable)
+        and (meant := nearest_variable(variable))
     ]
 
 
@@ -95,21 +105,27 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def _fault(fault: Any, variables: Mapping[str, str]) -> str:
     path = ".".join(str(part) for part in fault["loc"] if part != "[key]")
     if not path:  # the message names the settings that it is about
-        return _reason(fault)
+        return _reason(fault, None)
     variable = next((name for at, name in variables.items() if at == path or at.startswith(path + ".")), None)
-    return f"{path} ({variable}): {_reason(fault)}" if variable else f"{path}: {_reason(fault)}"
+    meant = nearest_path(path) if variable is None else nearest_variable(variable)
+    where = f"{path} ({variable})" if variable else path
+    return f"{where}: {_reason(fault, meant)}"
 
 
-def _reason(fault: Any) -> str:
+def _reason(fault: Any, meant: str | None) -> str:
     match fault["type"]:
         case "extra_forbidden":
-            return "is not a setting; see `streamworker run --help` for all of them"
+            advice = f"did you mean {meant}?" if meant else "see `streamworker run --help` for all of them"
+            return f"is not a setting; {advice}"
         case "missing":
             return "is required"
         case "string_pattern_mismatch":
             return EXPECTED[fault["ctx"]["pattern"]]
-    message = re.sub(r"^Value error, ", "", fault["msg"])
-    return message[:1].lower() + message[1:]
+        case "model_type" | "dict_type":
+            return f"must be a table; did you mean {meant}?" if meant else "must be a table"
+    message = fault["msg"].removeprefix("Value error, ")
+    message = re.sub("^Input should be", "must be", message)
+    return str(message[:1].lower() + message[1:])
 
 
 def _missing_keys(settings: Settings, environ: Mapping[str, str]) -> list[str]:

@@ -247,7 +247,12 @@ class WorkerSettings(_Section):
     max_deliveries: int = Field(
         5, ge=1, le=1000, description="deliveries of a job before it becomes a dead letter"
     )
-    max_job_bytes: int = Field(1 << 20, ge=1024, le=1 << 30, description="largest job record, in bytes")
+    max_job_bytes: int = Field(
+        1_000_000,
+        ge=1024,
+        le=1 << 30,
+        description="largest job record, in bytes; its dead letter must fit into the dead-letter topic, too",
+    )
     max_event_bytes: int = Field(
         1 << 20, ge=1024, le=1 << 30, description="largest server-sent event of an upstream, in bytes"
     )
@@ -360,7 +365,9 @@ class TelemetrySettings(_Section):
     http_port: int = Field(
         9464, ge=0, le=65535, description="port of /livez /readyz /metrics; 0 chooses a free one"
     )
-    log_format: Literal["json", "console"] = Field("json", description="json or console")
+    log_format: Literal["", "json", "console"] = Field(
+        "", description="json or console; default: console on a terminal, else json"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error"
     )

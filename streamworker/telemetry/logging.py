@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FLOORS", "LogFormat", "configure_logging"]
 
-LogFormat = Literal["json", "console"]
+LogFormat = Literal["", "json", "console"]
 
 FLOORS = {
     "aiokafka": logging.WARNING,  # its debug log prints keys and values: prompts; its info log is chatter
@@ -47,6 +47,8 @@ def configure_logging(
 ) -> None:
     """Send every log line of the process to `stream` (default: stdout); `redact` removes secrets from it.
 
+    An empty `format` means console on a terminal and JSON elsewhere.
+
     May be called again: the last call is effective, except that a logger which was used before keeps its level.
 
     Raises:
@@ -54,6 +56,7 @@ def configure_logging(
     """
     number = _level(level)
     _OUT.open(stream)
+    format = format or ("console" if _OUT.isatty() else "json")  # noqa: A001 - as the parameter
     _PROCESSORS[:] = [_pipeline(format, redact or Redactor(), colors=_OUT.isatty())]
     structlog.configure(
         processors=_PROCESSORS,

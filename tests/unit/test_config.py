@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from streamworker.config import Settings, UpstreamSettings, WorkerSettings, describe, load
+from streamworker.config import Settings, UpstreamSettings, WorkerSettings, describe, load, variables_read
 from streamworker.config.settings import EXPECTED
+from streamworker.config.suggestions import nearest_path
 from streamworker.errors import ConfigurationError
+from streamworker.kafka.topics import TopicFacts, faults_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,7 +78,7 @@ def test_config_without_a_source_has_the_documented_defaults() -> None:
             "drain_timeout_s": 120,
             "session_timeout_s": 45,
             "max_deliveries": 5,
-            "max_job_bytes": 1_048_576,
+            "max_job_bytes": 1_000_000,
             "max_event_bytes": 1_048_576,
             "commit_interval_s": 1,
         },
@@ -107,7 +109,7 @@ def test_config_without_a_source_has_the_documented_defaults() -> None:
         "telemetry": {
             "http_host": "0.0.0.0",
             "http_port": 9464,
-            "log_format": "json",
+            "log_format": "",
             "log_level": "info",
             "traces": "off",
         },
@@ -268,10 +270,10 @@ def test_config_with_several_faults_reports_all_with_path_and_variable(toml: Any
     assert len(reported) == 10
     for start in (
         "nonsense: is not a setting",
-        "wroker (STREAMWORKER_WROKER__GROUP_ID): is not a setting",
+        "wroker (STREAMWORKER_WROKER__GROUP_ID): is not a setting; did you mean STREAMWORKER_WORKER__GROUP_ID?",
         "worker.max_in_flight: ",
         "worker.ordering: ",
-        "worker.max_inflight: is not a setting",
+        "worker.max_inflight: is not a setting; did you mean worker.max_in_flight?",
         "worker.max_deliveries (STREAMWORKER_WORKER__MAX_DELIVERIES): ",
         "topics.events: must be a topic name: ",
         "kafka.security_protocol (STREAMWORKER_KAFKA__SECURITY_PROTOCOL): ",
@@ -423,6 +425,61 @@ def test_config_every_pattern_has_an_error_text() -> None:
         return set().union(*map(patterns, schema)) if isinstance(schema, list) else set()
 
     assert patterns(Settings.model_json_schema()) == set(EXPECTED)
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("worker.max_inflight", "worker.max_in_flight"),
+        ("wroker", "worker"),
+        ("max_in_flight", "worker.max_in_flight"),
+        ("kafka.max_in_flight", "worker.max_in_flight"),
+        ("upstreams.one.idle_timeout", "upstreams.one.idle_timeout_s"),
+        ("telemetry.port", "telemetry.http_port"),
+        ("nonsense", None),
+    ],
+)
+def test_config_unknown_key_is_reported_with_the_nearest_setting(path: str, meant: str | None) -> None:
+    """The same section is searched first, then settings of the same name in other sections."""
+    assert nearest_path(path) == meant
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("STREAMWORKER_KAFKA_BOOTSTRAP_SERVERS", "STREAMWORKER_KAFKA__BOOTSTRAP_SERVERS"),
+        ("STREAMWORKER_KAFKA_BOOTSTRAP_SERVER", "STREAMWORKER_KAFKA__BOOTSTRAP_SERVERS"),
+        ("STREAMWORKER_KAFKA__BOOTSTRAP__SERVERS", "STREAMWORKER_KAFKA__BOOTSTRAP_SERVERS"),
+        ("STREAMWORKER_UPSTREAMS_DEFAULT_BASE_URL", "STREAMWORKER_UPSTREAMS__DEFAULT__BASE_URL"),
+        ("STREAMWORKER_UPSTREAMS__MY_LLM_BASE_URL", "STREAMWORKER_UPSTREAMS__MY_LLM__BASE_URL"),
+        ("STREAMWORKER_UPSTREAMS_DEFAULT__BASE_URL", "STREAMWORKER_UPSTREAMS__DEFAULT__BASE_URL"),
+        ("STREAMWORKER_UPSTREAMS__DEFAULT__BASEURL", "STREAMWORKER_UPSTREAMS__DEFAULT__BASE_URL"),
+    ],
+)
+def test_config_variable_that_is_misspelt_is_reported_with_the_right_one(variable: str, meant: str) -> None:
+    """Wrong letters and a wrong number of underscores are recognized."""
+    (fault,) = (fault for fault in faults(None, {variable: "http://x/v1"}) if variable in fault)
+
+    assert f"did you mean {meant}?" in fault
+
+
+def test_config_variables_read_are_those_of_settings() -> None:
+    """The start line of a worker names them."""
+    environ = {"STREAMWORKER_WORKER__GROUP_ID": "g", "STREAMWORKER_SERVICE_HOST": "x", "HOME": "/"}
+
+    assert variables_read(environ) == ["STREAMWORKER_WORKER__GROUP_ID"]
+
+
+def test_config_default_sizes_fit_topics_with_kafkas_defaults() -> None:
+    """Apache Kafka accepts 1,048,588 bytes per batch, Azure Event Hubs 1,048,576."""
+    settings = Settings()
+    topics: dict[str, TopicFacts | None] = {
+        name: TopicFacts(1, 1, 1_048_576)
+        for name in ("streamworker.events", "streamworker.dlq", "streamworker.jobs")
+    }
+
+    assert faults_of(settings, topics) == []
+    assert settings.worker.max_job_bytes == 1_000_000
 
 
 # Secrets

@@ -283,6 +283,18 @@ def test_console_format_is_readable_text_without_colors(stream: Any) -> None:
     assert "\x1b" not in written
 
 
+@pytest.mark.parametrize(("is_terminal", "begin"), [(True, b"\x1b"), (False, b"{")])
+def test_format_that_is_not_set_is_console_on_a_terminal_and_json_elsewhere(
+    stream: Any, monkeypatch: pytest.MonkeyPatch, is_terminal: bool, begin: bytes
+) -> None:
+    """`telemetry.log_format` is empty by default."""
+    monkeypatch.setattr(stream, "isatty", lambda: is_terminal)
+    configure_logging("", stream=stream)
+    structlog.get_logger().info("a.b")
+
+    assert stream.getvalue().startswith(begin)
+
+
 def test_stream_that_fails_raises_nothing() -> None:
     class Full(io.BytesIO):
         def write(self, _data: Any) -> int:
