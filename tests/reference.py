@@ -21,7 +21,12 @@ def configuration() -> str:
         "the environment or from a file, never from the TOML file.\n\n"
         "| setting | default | meaning |\n| --- | --- | --- |\n"
     )
-    return head + "".join(f"| `{path}` | `{default}` | {text} |\n" for path, default, text in describe())
+    return head + "".join(f"| `{path}` | {_code(default)} | {text} |\n" for path, default, text in describe())
+
+
+def _code(default: str) -> str:
+    """Return a default as Markdown. An empty string in backquotes would not be rendered."""
+    return f"`{default}`" if default else "empty"
 
 
 def metrics() -> str:
