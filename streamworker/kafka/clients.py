@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 
-from streamworker.kafka.compat import abandon_batches, client_of, install_client
+from streamworker.kafka.compat import (
+    abandon_batches,
+    client_of,
+    install_client,
+    retry_first_produce_quickly,
+)
 from streamworker.kafka.connection import RotatedSecrets, client_arguments
 
 if TYPE_CHECKING:
@@ -37,6 +42,7 @@ __all__ = [
     "new_admin",
     "new_consumer",
     "new_producer",
+    "new_transactional_producer",
 ]
 
 BATCH_BYTES = 256 << 10
@@ -156,6 +162,19 @@ def new_producer(settings: KafkaSettings, **arguments: Any) -> Producer:
     producer = AIOKafkaProducer(**client_arguments(settings) | ours | arguments)
     install_client(producer, RotatedSecrets(settings))
     return cast("Producer", producer)
+
+
+def new_transactional_producer(
+    settings: KafkaSettings, transactional_id: str, transaction_timeout_s: float
+) -> Producer:
+    """Create a producer whose `start` fences the former producer of the id. Raises ConfigurationError."""
+    producer = new_producer(
+        settings,
+        transactional_id=transactional_id,
+        transaction_timeout_ms=round(transaction_timeout_s * 1000),
+    )
+    retry_first_produce_quickly(producer)
+    return producer
 
 
 def new_admin(settings: KafkaSettings) -> Admin:

@@ -16,7 +16,7 @@ from aiokafka.structs import OffsetAndMetadata
 
 from streamworker.errors import Fenced, KafkaError, KafkaUnavailable, RecordTooLarge
 from streamworker.kafka.acls import RequiredAcls, transactional_id
-from streamworker.kafka.clients import close_producer, new_producer
+from streamworker.kafka.clients import close_producer, new_transactional_producer
 from streamworker.kafka.errors import translate_errors
 from streamworker.log_throttle import OutageLog
 
@@ -176,11 +176,7 @@ class _TransactionalCommitStore:
 
     async def _fence(self) -> None:
         """Open a producer. Its InitProducerId aborts the former owner's open transaction and fences its producer."""
-        producer = new_producer(
-            self._settings.kafka,
-            transactional_id=self._id,
-            transaction_timeout_ms=round(TRANSACTION_TIMEOUT_S * 1000),
-        )
+        producer = new_transactional_producer(self._settings.kafka, self._id, TRANSACTION_TIMEOUT_S)
         try:
             with translate_errors(f"fencing {self._partition} (transactional id {self._id})", self._acls):
                 await producer.start()

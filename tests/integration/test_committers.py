@@ -199,3 +199,18 @@ async def test_coordinator_that_returns_no_offset_is_not_taken_for_no_commit(
         monkeypatch.setattr(only.committed._admin, "list_consumer_group_offsets", loading)
         with pytest.raises(KafkaUnavailable):
             await only.committed.read(at)
+
+
+async def test_transactions_on_a_healthy_broker_wait_for_no_retriable_error(
+    apache: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Kafka 4 refuses the first produce request of one transaction in thirty for a moment; it is repeated at once."""
+    await apache.open(events_partitions=2)
+    async with member(apache) as only:
+        await only.committer.open()
+        for number in range(300):
+            await only.committer.commit([event(apache, "one")], CommitPoint(number, f"sw1:a.{number}::"))
+
+    assert [
+        record.getMessage() for record in caplog.records if record.name == "aiokafka.producer.sender"
+    ] == []

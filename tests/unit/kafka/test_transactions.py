@@ -36,7 +36,7 @@ async def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
     """A store that is open and has committed once."""
     broker, member, observer = FakeBroker(), Member(), MemoryObserver()
     broker.committed = CommitPoint(0)
-    monkeypatch.setattr("streamworker.kafka.transactions.new_producer", broker.new_producer)
+    monkeypatch.setattr("streamworker.kafka.transactions.new_transactional_producer", broker.new_producer)
     committed = cast("Any", FakeCommittedOffsets(broker))
     stores = TransactionalCommitStores(settings(), committed, cast("Any", member), observer)
     store = stores.store(AT)
