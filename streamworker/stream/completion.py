@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from streamworker.stream.members import Members, append_text, load
+from streamworker.stream.members import Members, append_text, clean, load
 from streamworker.stream.message import CHOICE_BYTES, Choice
+from streamworker.wire.json import replace_surrogates
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +27,7 @@ __all__ = ["CompletionAssembler"]
 _LOGPROBS, _COMPLETION = "logprobs", "completion"
 _MAX_CREATED = 1 << 53  # the integers that every JSON reader keeps
 _REPORTED = frozenset({"upstream", "upstream_partial"})
-
+_ASSEMBLED = frozenset({"id", "object", "created", "model", "choices", "usage"})
 _OF_THE_CHUNK = frozenset(
     {
         "__verbose",
@@ -87,8 +88,8 @@ class CompletionAssembler:
 
     def start(self, *, attempt: str, model: str, started_ms: int) -> None:
         """Begin an attempt and forget the one before it. `model` is the job's, `started_ms` the `ts` of `started`."""
-        self._attempt = attempt
-        self._started_model = model
+        self._attempt = clean(attempt)
+        self._started_model = clean(model)
         self._started_s = started_ms // 1000
         self._omitted: tuple[str, ...] = ()
         self._finish_reasons: Mapping[str, Any] | None = None
@@ -128,7 +129,8 @@ class CompletionAssembler:
     def end(self, *, finish_reasons: Mapping[str, Any], usage: Any, usage_source: str) -> None:
         """Take these members of the terminal event."""
         self._finish_reasons = finish_reasons
-        self._usage = dict(usage) if isinstance(usage, dict) and usage_source in _REPORTED else None
+        is_reported = type(usage) is dict and usage_source in _REPORTED
+        self._usage = replace_surrogates(usage) if is_reported else None
 
     def read(self, event: Mapping[str, Any]) -> None:
         """Take one decoded event. A `started` begins anew; the caller leaves out events of void attempts."""
@@ -175,7 +177,7 @@ class CompletionAssembler:
         """
         if not self._choices:
             return None
-        own = {
+        completion = {
             "id": self._id or f"chatcmpl-{self._attempt}",
             "object": "chat.completion",
             "created": self._created or self._started_s,
@@ -186,7 +188,7 @@ class CompletionAssembler:
             ],
             "usage": _with_total(self._usage),
         }
-        return own | {name: value for name, value in self._extra.values(load).items() if name not in own}
+        return completion | self._extra.values(load)
 
     def _forget(self) -> None:
         self._choices: dict[int, Choice] = {}
@@ -210,7 +212,7 @@ class CompletionAssembler:
         if choice is None:
             return
         if type(finish_reason) is str and finish_reason:
-            choice.finish_reason = finish_reason
+            choice.finish_reason = clean(finish_reason)
         if type(delta) is dict:
             self._size += choice.add(delta)
         if choice.content is not None:
@@ -230,10 +232,10 @@ class CompletionAssembler:
     def _add_chunk(self, chunk: dict[str, Any]) -> None:
         identifier, model, created = chunk.get("id"), chunk.get("model"), chunk.get("created")
         if not self._id and type(identifier) is str:
-            self._id = identifier
+            self._id = clean(identifier)
             self._size += len(identifier)
         if not self._model and type(model) is str:
-            self._model = model
+            self._model = clean(model)
             self._size += len(model)
         self._created = self._created or _second(created)
         for name in ("system_fingerprint", "service_tier"):
@@ -241,16 +243,16 @@ class CompletionAssembler:
 
     def _add_extra(self, extra: dict[str, Any], choice: Choice | None) -> None:
         for name, value in extra.items():
-            if choice is None or name in _OF_THE_CHUNK:
-                self._size += self._extra.set(name, value)
-            else:
+            if choice is not None and name not in _OF_THE_CHUNK:
                 self._size += choice.add_extra(name, value)
+            elif name not in _ASSEMBLED:
+                self._size += self._extra.set(name, value)
 
     def _finish_reason(self, index: int, choice: Choice) -> str | None:
         if self._finish_reasons is None:
             return choice.finish_reason
         reason = self._finish_reasons.get(str(index))
-        return reason if type(reason) is str else None
+        return clean(reason) if type(reason) is str else None
 
 
 def _second(created: Any) -> int:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Load = Callable[[bytes], Any]
     """Turns encoded JSON into a value of the result: decodes it, or wraps it in `msgspec.Raw`."""
 
-__all__ = ["Load", "Members", "append_text", "load", "read_text"]
+__all__ = ["Load", "Members", "append_text", "clean", "load", "read_text"]
 
 load: Load = msgspec.json.Decoder().decode
 """Decode one value that `Members` encoded."""
@@ -43,6 +43,14 @@ def read_text(buffer: bytearray) -> str:
         return text
 
 
+def clean(text: str) -> str:
+    """Return a text without lone surrogates, which cannot be encoded; hardly any text has one."""
+    if text.isascii():
+        return text
+    cleaned: str = replace_surrogates(text)
+    return cleaned
+
+
 class Members:
     """Members of one JSON object whose values have no rule of their own. An array is kept without its last bracket."""
 
@@ -58,6 +66,7 @@ class Members:
         """
         if value is None:
             return 0
+        name = clean(name)
         encoded = encode(value)
         former = self._encoded.get(name)
         if type(value) is not list:
@@ -70,10 +79,8 @@ class Members:
 
     def extend(self, name: str, values: list[Any]) -> int:
         """Append the values to the member's array, which is made if there is none."""
-        former = self._encoded.get(name)
-        if type(former) is bytearray:
-            return _append(former, encode(values))
-        return self.set(name, values)
+        former = self._encoded.get(clean(name))
+        return _append(former, encode(values)) if type(former) is bytearray else self.set(name, values)
 
     def update(self, members: Iterable[tuple[str, Any]]) -> int:
         """Set several members."""

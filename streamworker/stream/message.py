@@ -6,7 +6,7 @@ import binascii
 from base64 import b64encode
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from streamworker.stream.members import Members, append_text, load, read_text
+from streamworker.stream.members import Members, append_text, clean, load, read_text
 from streamworker.stream.reasoning_details import ReasoningDetails
 from streamworker.stream.tool_calls import CallBody, ToolCalls
 
@@ -21,6 +21,7 @@ CHOICE_BYTES = len('{"index":0,"message":{"role":"assistant","content":null}},')
 """What a choice adds to the encoded result, at least."""
 
 _BASE64_QUAD = 4
+_ASSEMBLED = frozenset({"index", "message", "logprobs", "finish_reason"})
 _REASONING = ("reasoning_content", "reasoning")
 
 
@@ -69,7 +70,9 @@ class Choice:
         return grown + self._add_reasoning(delta)
 
     def add_extra(self, name: str, value: Any) -> int:
-        """Add an unknown member that stood beside the delta."""
+        """Add an unknown member that stood beside the delta; it replaces nothing that is assembled."""
+        if name in _ASSEMBLED:
+            return 0
         if self._extra is None:
             self._extra = Members()
         return self._extra.set(name, value)
@@ -98,9 +101,7 @@ class Choice:
         if self._logprobs is not None:
             value["logprobs"] = {"content": None, "refusal": None} | self._logprobs.values(load)
         value["finish_reason"] = finish_reason
-        if self._extra is None:
-            return value
-        return value | {name: more for name, more in self._extra.values(load).items() if name not in value}
+        return value if self._extra is None else value | self._extra.values(load)
 
     def _message(self, load: Load) -> dict[str, Any]:
         message: dict[str, Any] = {
@@ -123,7 +124,7 @@ class Choice:
     def _add_role(self, role: Any) -> int:
         if self._role is not None or type(role) is not str or not role:
             return 0
-        self._role = role
+        self._role = clean(role)
         return len(role) - len("assistant")
 
     def _add_content(self, content: Any) -> int:

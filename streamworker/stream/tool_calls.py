@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from streamworker.stream.members import Members, append_text, load, read_text
+from streamworker.stream.members import Members, append_text, clean, load, read_text
 from streamworker.wire.json import encode
 
 if TYPE_CHECKING:
@@ -199,4 +199,4 @@ def _index(index: Any) -> int | None:
 
 
 def _text(value: Any) -> str | None:
-    return value if type(value) is str and value else None
+    return clean(value) if type(value) is str and value else None
