@@ -138,6 +138,8 @@ def _split_live(news: ChunkDelta) -> tuple[_Place, str] | None:
 
 def _split(news: ChunkDelta) -> tuple[_Place, str] | None:
     """Split a delta into one text and everything else; None if it has no text, several, or more than can be merged."""
+    if (plain := _split_live(news)) is not None:  # what nearly every delta is
+        return plain
     choice = news.choice
     if choice is None or news.finish_reason is not None or news.logprobs is not msgspec.UNSET:
         return None

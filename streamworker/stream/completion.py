@@ -136,9 +136,15 @@ class CompletionAssembler:
         """Take one decoded event. A `started` begins anew; the caller leaves out events of void attempts."""
         match event.get("type"):
             case "delta":
-                choice, delta = event.get("choice"), event.get("delta")
-                more = (event.get(name) for name in ("finish_reason", "logprobs", "chunk", "extra"))
-                self.add(choice, delta if type(delta) is dict else {}, *more)
+                delta = event.get("delta")
+                self.add(
+                    event.get("choice"),
+                    delta if type(delta) is dict else {},
+                    event.get("finish_reason"),
+                    event.get("logprobs"),
+                    event.get("chunk"),
+                    event.get("extra"),
+                )
             case "started":
                 attempt, model, started_ms = (event.get(name) for name in ("attempt", "model", "ts"))
                 self.start(

@@ -539,6 +539,7 @@ def test_assembler_finish_reasons_are_the_terminal_events() -> None:
     assembler = started()
     assembler.add(0, {"content": "a"}, "stop")
     assembler.add(0, {})
+    assembler.add(1, {"content": "b"})
     assembler.add(1, {"content": "b"}, "stop")
     before = [choice["finish_reason"] for choice in completed(assembler)["choices"]]
     assembler.end(finish_reasons={"0": "length"}, usage=None, usage_source="none")
@@ -660,6 +661,8 @@ def test_assembler_over_its_limit_drops_logprobs_and_then_everything() -> None:
     assert assembler.omitted == ["logprobs"]
     assert first["logprobs"] is None
     assert first["message"]["content"] == "a" * 300
+    assembler.add(0, {}, logprobs={"content": ["b"]})
+    assert completed(assembler)["choices"][0]["logprobs"] is None
     for _ in range(8):
         assembler.add(0, {"content": "a" * 100})
     assert assembler.omitted == ["logprobs", "completion"]
