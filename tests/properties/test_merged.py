@@ -16,14 +16,13 @@ from streamworker.practice.shapes import SHAPES
 from streamworker.stream.coalesce import Coalescer
 from tests.completions import started
 from tests.properties.strategies import CHAT_STREAMS, CUTS, pieces_of
+from tests.properties.test_coalesce import run
 from tests.properties.test_completion import answer_to, body_of, models
-from tests.streams import NOW, chunk, data, listening, play
+from tests.streams import NOW, chunk, data, ended, listening, play
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from streamworker.model import DeltaEvent
-    from streamworker.stream.attempt import Attempt
 
 ATTEMPT = "streamworker.stream.attempt"
 """The module whose `Coalescer` is replaced by the one under test."""
@@ -191,24 +190,6 @@ def test_merged_practice_stream_is_a_few_deltas(shape: str) -> None:
     assert (count > 10) == (shape in NOT_MERGED)
 
 
-_NOTHING, _FLUSH, _ABANDON = range(3)
-
-
-def run(attempt: Attempt, pieces: list[bytes], moves: list[int]) -> list[DeltaEvent]:
-    """Feed a stream, a millisecond a piece, and publish what is held between the pieces, or fail to."""
-    events: list[DeltaEvent] = []
-    for at, piece in enumerate(pieces):
-        events += attempt.receive(piece, NOW + at)
-        if attempt.is_ended:
-            return events
-        move = moves[at % len(moves)]
-        if move == _FLUSH:
-            events += attempt.flush()
-        elif move == _ABANDON:  # interrupted before it could be published
-            next(attempt.flush(), None)
-    return [*events, *attempt.close(NOW + len(pieces))]
-
-
 @given(STREAMS | CHAT_STREAMS, CUTS, st.lists(st.sampled_from(range(3)), min_size=1, max_size=8))
 def test_merged_attempt_publishes_the_stream_with_some_texts_joined(
     stream: bytes, cuts: list[int], moves: list[int]
@@ -219,8 +200,8 @@ def test_merged_attempt_publishes_the_stream_with_some_texts_joined(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(f"{ATTEMPT}.Coalescer", partial(Coalescer, merged=True, max_bytes=MAX_BYTES))
         merging = listening(coalesces=True)
-    deltas, few = run(plain, pieces, [_NOTHING]), run(merging, pieces, moves)
-    end, expected = merging.terminal(NOW), plain.terminal(NOW)
+    deltas, few = run(plain, pieces, [0]), run(merging, pieces, moves)
+    end, expected = ended(merging), ended(plain)
 
     assert [event.seq for event in few] == list(range(1, len(few) + 1))
     assert joined(few) == joined(deltas)
