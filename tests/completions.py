@@ -1,4 +1,4 @@
-"""Whole completions for tests: what the assembler makes of a stream, of its events, or of deltas given one by one."""
+"""Whole completions for tests: assembled from a stream, from its events, or from deltas given one by one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def completed(assembler: CompletionAssembler) -> dict[str, Any]:
 
 
 def of_deltas(*deltas: dict[str, Any]) -> dict[str, Any]:
-    """Return the message that deltas of one choice spell."""
+    """Return the message that deltas of one choice add up to."""
     assembler = started()
     for delta in deltas:
         assembler.add(0, delta)

@@ -1,13 +1,13 @@
 """Merging of deltas that follow one another, for readers and brokers that are paid per record.
 
-Two deltas are merged if they differ in one text alone: the merged delta has both texts, joined. Whatever else comes
-releases what is held first, so that the order of everything is the upstream's.
+Two deltas are merged if they differ in one text alone: the merged delta has both texts, joined. Any other delta
+releases the held delta first, so that the order is the upstream's.
 
 * **Live** (`events.coalesce_ms`): text of `content` and reasoning, in deltas that have no other member. The caller
-  releases what is held after a while.
+  releases the held delta after a while.
 * **Merged** (a job's `deltas: "merged"`): refusals, the arguments of a tool call and the input of a custom tool as
-  well. Members that many upstreams repeat in every delta are no obstacle: the role, nulls, empty texts, the id and the
-  name of the call, and equal members beside the delta.
+  well. A delta may also have members that many upstreams repeat in every delta: the role, nulls, empty texts, the id
+  and the name of the call, and equal members beside the delta.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Held:
 
     @property
     def news(self) -> ChunkDelta:
-        """All of it as one choice delta."""
+        """All held deltas as one."""
         return self._place.news(self._text.decode("utf-8", "surrogatepass"))
 
     def is_at(self, place: _Place) -> bool:
@@ -87,14 +87,14 @@ class Coalescer:
     """Holds deltas of one stream: `held` until the caller has published it and calls `drop`."""
 
     def __init__(self, *, merged: bool = False, max_bytes: int | None = None) -> None:
-        """Hold text for a while, or, if `merged`, whatever can be merged. `max_bytes` bounds one hold."""
+        """Hold text for a while, or, if `merged`, every delta that can be merged. `max_bytes` bounds one hold."""
         self.held: Held | None = None
         self._split: Callable[[ChunkDelta], tuple[_Place, str] | None] = _split if merged else _split_live
         self._counts_rests = merged
         self._max_bytes = max_bytes or (MAX_MERGED_BYTES if merged else MAX_LIVE_BYTES)
 
     def take(self, news: ChunkDelta, now_ms: int) -> bool:
-        """Hold a delta, or add it to what is held. If this is false, what is held has to be published before it."""
+        """Hold a delta, or add it to what is held. If this is false, the held delta must be published before it."""
         found = self._split(news)
         if found is None:
             return False
@@ -112,11 +112,11 @@ class Coalescer:
         return True
 
     def drop(self) -> None:
-        """Forget what was held: it is published."""
+        """Forget the held delta: it is published."""
         self.held = None
 
     def _size_beside(self, place: _Place) -> int:
-        """Count what stands beside the text; live, nothing does."""
+        """Return the encoded size of the members beside the text; a live hold has none."""
         if not self._counts_rests:
             return 0
         return len(encode([place.rests, None if place.extra is msgspec.UNSET else place.extra]))
@@ -125,7 +125,7 @@ class Coalescer:
 def _split_live(news: ChunkDelta) -> tuple[_Place, str] | None:
     """Split a delta that is nothing but one text; None for any other.
 
-    A delta with the chunk's own members is not held: they have no bound, and what is held has to have one.
+    A delta with the chunk's own members is not held: they have no bound, and a held delta must have one.
     """
     choice = news.choice
     if len(news.delta) != 1 or choice is None or news.finish_reason is not None:
@@ -138,7 +138,7 @@ def _split_live(news: ChunkDelta) -> tuple[_Place, str] | None:
 
 def _split(news: ChunkDelta) -> tuple[_Place, str] | None:
     """Split a delta into one text and everything else; None if it has no text, several, or more than can be merged."""
-    if (plain := _split_live(news)) is not None:  # what nearly every delta is
+    if (plain := _split_live(news)) is not None:  # nearly every delta
         return plain
     choice = news.choice
     if choice is None or news.finish_reason is not None or news.logprobs is not msgspec.UNSET:
@@ -153,7 +153,7 @@ def _split(news: ChunkDelta) -> tuple[_Place, str] | None:
 
 
 def _may_repeat(extra: dict[str, Any] | msgspec.UnsetType) -> bool:
-    """Whether members mean the same said once or several times. An array does not: it may add to an earlier one."""
+    """Whether members mean the same if they come once or several times. An array does not: it may add to an earlier one."""
     return extra is msgspec.UNSET or not any(type(value) is list for value in extra.values())
 
 
@@ -185,7 +185,7 @@ def _split_delta(delta: dict[str, Any]) -> _Split | None:
 
 
 def _split_calls(calls: Any, around: dict[str, Any]) -> _Split | None:
-    """Find the one text of a delta whose only news is one fragment of a tool call."""
+    """Find the one text of a delta that adds one fragment of a tool call and nothing else."""
     if type(calls) is not list or len(calls) != 1 or type(calls[0]) is not dict:
         return None
     [fragment] = calls
@@ -203,7 +203,7 @@ def _split_calls(calls: Any, around: dict[str, Any]) -> _Split | None:
 
 
 def _are_facts(members: dict[str, Any], known: frozenset[str] | set[str]) -> bool:
-    """Whether all members are known, and of types that can be told apart by comparing them."""
+    """Whether all members are known, and of types whose values are equal only if they mean the same."""
     return known.issuperset(members) and all(
         value is None or type(value) is str or type(value) is int for value in members.values()
     )

@@ -2,11 +2,11 @@
 
 It is fed in one of two ways, and gives the same result in both: by the worker, with the members of each delta event as
 it is published (`start`, `add`, `end`), or by a reader of the events topic, with decoded events of the job's valid
-attempt (`read`). `docs/pipelines.md` states the rules for every member of the result.
+attempt (`read`). `docs/completion.md` states the rules for every member of the result.
 
-Memory is bounded. What is gathered is kept encoded, and once its encoded size passes the limit, first the log
-probabilities are dropped and then everything. The size is a lower bound of the result's: whoever writes the result
-compares the real size with the limit and calls `omit_next` until it fits.
+Memory is bounded. Values are kept encoded, and once their size passes the limit, first the log probabilities are
+dropped and then everything. That size is a lower bound of the result's: the code that writes the result compares the
+result's size with the limit and calls `omit_next` until the result fits.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ the choice, so any other member of an event with a choice is taken to be the cho
 
 
 class CompletionAssembler:
-    """Gathers one attempt's completion. `limit_bytes` bounds what is kept, and is the largest result worth keeping."""
+    """Gathers one attempt's completion. `limit_bytes` bounds the kept values, and is the size of the largest result."""
 
     __slots__ = (
         "_attempt",
@@ -106,7 +106,7 @@ class CompletionAssembler:
         extra: Any = None,
     ) -> None:
         """Add the members of one delta event, in the order of `seq`. None and `msgspec.UNSET` are the same."""
-        # Nearly every delta is one string of content: 0.2 us here, five times as much on the long way.
+        # Nearly every delta is one string of content: 0.2 us here, five times as much in `_add`.
         if finish_reason is None and not (logprobs or chunk or extra) and type(choice) is int:
             content = self._contents.get(choice)
             if content is not None and type(delta) is dict and len(delta) == 1:
@@ -162,18 +162,7 @@ class CompletionAssembler:
 
     def omit_next(self) -> bool:
         """Leave out the next part of the result; return whether there was one."""
-        if _COMPLETION in self._omitted:
-            return False
-        if self._logprob_bytes:
-            self._omitted = (_LOGPROBS,)
-            self._size -= self._logprob_bytes
-            self._logprob_bytes = 0
-            for choice in self._choices.values():
-                choice.drop_logprobs()
-        else:
-            self._omitted = (*self._omitted, _COMPLETION)
-            self._forget()
-        return True
+        return bool(self._choices) and self._omit_next()
 
     def completion(self, load: Load = load) -> dict[str, Any] | None:
         """Return the completion as far as it came; None if there was no delta or it is omitted.
@@ -206,8 +195,22 @@ class CompletionAssembler:
         self._logprob_bytes = 0
 
     def _fit(self) -> None:
-        while self._size > self._limit and self.omit_next():
+        while self._size > self._limit and self._omit_next():
             pass
+
+    def _omit_next(self) -> bool:
+        if _COMPLETION in self._omitted:
+            return False
+        if self._logprob_bytes:
+            self._omitted = (_LOGPROBS,)
+            self._size -= self._logprob_bytes
+            self._logprob_bytes = 0
+            for choice in self._choices.values():
+                choice.drop_logprobs()
+        else:
+            self._omitted = (*self._omitted, _COMPLETION)
+            self._forget()
+        return True
 
     def _add(self, index: Any, delta: Any, finish_reason: Any, logprobs: Any, chunk: Any, extra: Any) -> None:
         if type(chunk) is dict:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Load = Callable[[bytes], Any]
     """Turns encoded JSON into a value of the result: decodes it, or wraps it in `msgspec.Raw`."""
 
-__all__ = ["Load", "Members", "append_text", "clean", "load", "read_text"]
+__all__ = ["Members", "append_text", "clean", "load", "read_text"]
 
 load: Load = msgspec.json.Decoder().decode
 """Decode one value that `Members` encoded."""

@@ -1,4 +1,4 @@
-"""One choice of a completion: the message that its deltas spell, and what stands beside the message."""
+"""One choice of a completion: the message that its deltas add up to, and the members beside the message."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Choice:
         return self._extra.set(name, value)
 
     def add_logprobs(self, logprobs: Any) -> int:
-        """Append log probabilities. Whatever is not an object with members is ignored."""
+        """Append log probabilities. A value that is not an object, or has no members, is ignored."""
         if type(logprobs) is not dict or not logprobs:
             return 0
         gathered = self._logprobs
@@ -248,7 +248,7 @@ class _Audio:
 
 
 def _decoded(text: str) -> bytes:
-    """Decode base64; what is not base64 gives nothing."""
+    """Decode base64; text that is not base64 gives no bytes."""
     try:
         return binascii.a2b_base64(text)
     except ValueError:

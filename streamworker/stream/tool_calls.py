@@ -58,7 +58,7 @@ class CallBody:
         return grown
 
     def value(self, load: Load = load) -> dict[str, Any]:
-        """Return name and text, empty where they never came, and whatever other members came."""
+        """Return the name and the text, empty if they never came, and the other members."""
         value: dict[str, Any] = {"name": read_text(self._name), self._text_member: read_text(self._text)}
         return value if self._members is None else value | self._members.values(load)
 
@@ -188,7 +188,7 @@ def _has_name(fragment: dict[str, Any]) -> bool:
 
 
 def _index(index: Any) -> int | None:
-    """Read an index. `"0"` and 0.0 are 0; whatever is not a number is no index, as null is."""
+    """Read an index. `"0"` and 0.0 are 0. A value that is not a whole number is ignored, as null is."""
     if type(index) is int:
         return index
     if type(index) is float and index.is_integer():

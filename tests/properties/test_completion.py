@@ -1,4 +1,4 @@
-"""A stream of a completion adds up to the completion, in whatever shape, pieces and order it comes."""
+"""A stream of a completion adds up to the completion, in any shape, chunking and order."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ MESSAGES = [{"role": "user", "content": "Count from 1 to 10."}]
 KNOWN_REASONS = {"stop", "length", "tool_calls", "content_filter", "function_call"}
 
 
-# What the practice upstream says, as a stream and as a whole.
+# The practice upstream's answers, streamed and whole.
 
 
 def answer_to(model: str) -> Answer:
-    """Return what the practice upstream says to a call."""
+    """Return the practice upstream's answer to a call."""
     script = parse(model)
     chat = ChatRequest(model=model, messages=MESSAGES, stream=True, choices=1, include_usage=True)
     return Answer(answer_id="chatcmpl-1", script=script, chat=chat, choices=script.choices or 1)
@@ -52,7 +52,7 @@ def body_of(answer: Answer) -> bytes:
 
 
 def whole_of(answer: Answer) -> dict[str, Any]:
-    """Return its answer to the same call without `stream`, with what a stream of its shape says otherwise."""
+    """Return its answer to the same call without `stream`, changed where a stream of its shape has other values."""
     script, shape = answer.script, answer.script.speaks
     call = Call(path="/v1/chat/completions", headers={}, started_at=0, content_limit=0)
     whole = practice_completion(answer, call)
@@ -107,7 +107,7 @@ def _logprobs_of(answer: Answer, choice: int) -> dict[str, Any] | None:
 
 
 def essence(completion: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what only a stream has, and whether an empty text is null: a stream may say either."""
+    """Leave out members that only a stream has, and whether an empty text is null: streams differ in that."""
     members = ("id", "object", "created", "model", "usage")
     essence: dict[str, Any] = {name: completion[name] for name in members}
     choices: list[dict[str, Any]] = []
@@ -162,7 +162,7 @@ def test_practice_choices_do_not_depend_on_how_they_alternate(model: str, drawn:
 
 @given(models(), CUTS)
 def test_practice_stream_passes_strict_validation_by_openai(model: str, cuts: list[int]) -> None:
-    """Whatever the shape. A choice that has no finish reason is not valid, as OpenAI knows no such choice."""
+    """In every shape. A choice without a finish reason is not valid in OpenAI's types."""
     completion = of_stream(pieces_of(body_of(answer_to(model)), cuts))
     completion.pop("moderation", None)  # the practice upstream's is abridged
     for choice in completion["choices"]:
@@ -264,7 +264,7 @@ def merged_at_random(drawn: st.DataObject, queues: Sequence[Sequence[Any]]) -> I
 
 
 def deltas_of(drawn: st.DataObject, choice: dict[str, Any]) -> list[dict[str, Any]]:
-    """Cut a choice into deltas; what is told of one member stands in its order."""
+    """Cut a choice into deltas; the parts of one member keep their order."""
 
     def cut(text: str | None) -> list[str]:
         if text is None:
@@ -312,7 +312,7 @@ def test_stream_of_any_completion_adds_up_to_it(completion: dict[str, Any], draw
     assert of_stream(pieces_of(body, drawn.draw(CUTS))) == completion
 
 
-# Anything at all.
+# Any JSON.
 
 DELTA_MEMBERS = [
     *("role", "content", "refusal", "reasoning", "reasoning_content", "reasoning_details"),
@@ -345,7 +345,7 @@ EVENTS = st.fixed_dictionaries(
 def test_assembler_takes_any_json_and_gives_a_completion_of_stable_types(
     events: list[dict[str, Any]],
 ) -> None:
-    """Whatever an event holds. The size that is kept account of is at most the result's."""
+    """For any members of an event. The counted size is at most the result's."""
     assembler = CompletionAssembler(limit_bytes=1 << 30)
     for event in events:
         assembler.read(event)
@@ -393,7 +393,7 @@ def test_assembler_omits_what_does_not_fit_and_nothing_that_does(model: str, lim
 
 
 def sdk_choices(body: bytes) -> list[dict[str, Any]]:
-    """Let the SDK put the chunks of a body together; return what it makes of each choice, in our words."""
+    """Let the SDK put the chunks of a body together; return its choices in the form of `_plain`."""
     state = ChatCompletionStreamState()
     lines = [line.removeprefix(b"data: ") for line in body.split(b"\n\n") if line.startswith(b"data: {")]
     with warnings.catch_warnings():
@@ -401,10 +401,10 @@ def sdk_choices(body: bytes) -> list[dict[str, Any]]:
         for line in lines:
             state.handle_chunk(ChatCompletionChunk.construct(**msgspec.json.decode(line)))
         snapshot = state.current_completion_snapshot.model_dump(exclude_unset=True)
-    return [_told(choice) for choice in snapshot["choices"]]
+    return [_plain(choice) for choice in snapshot["choices"]]
 
 
-def _told(choice: dict[str, Any]) -> dict[str, Any]:
+def _plain(choice: dict[str, Any]) -> dict[str, Any]:
     message = choice["message"]
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     bodies = ("function", "custom")
@@ -468,7 +468,7 @@ SDK_IS_WRONG: dict[str, tuple[type[Exception] | set[str], str]] = {
 def test_sdk_agrees_where_it_is_right(scenario: str) -> None:
     """Where it is not, it fails in the way that the table names."""
     body = body_of(answer_to(f"practice?{SCENARIOS[scenario]}"))
-    ours = [_told(choice) for choice in of_stream(body)["choices"]]
+    ours = [_plain(choice) for choice in of_stream(body)["choices"]]
     wrong, _ = SDK_IS_WRONG.get(scenario, (set(), ""))
 
     if not isinstance(wrong, set):
@@ -479,8 +479,8 @@ def test_sdk_agrees_where_it_is_right(scenario: str) -> None:
     assert {name for theirs, our in pairs for name in our if theirs[name] != our[name]} == wrong
 
 
-def test_sdk_merges_calls_that_the_assembler_tells_apart() -> None:
-    """What a program that trusts it would run: one call with the arguments of two."""
+def test_sdk_merges_two_calls_that_the_assembler_separates() -> None:
+    """The SDK returns one call with the arguments of two."""
     body = body_of(answer_to("practice?deltas=0&tool_calls=2&calls_as=zero_index"))
     [theirs], [ours] = sdk_choices(body), of_stream(body)["choices"]
 

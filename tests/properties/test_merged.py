@@ -1,4 +1,4 @@
-"""Merged, a stream says the same in the same order: only neighbouring texts are joined, and readers notice nothing."""
+"""A merged stream has the same content in the same order: only neighbouring texts are joined."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ _TEXT_MEMBERS = {"content", "reasoning_content", "reasoning", "refusal", "argume
 
 
 def split(value: Any) -> tuple[Any, list[str]]:
-    """Take every text out of a value: return what is left, and the texts."""
+    """Take every text out of a value; return the rest, and the texts."""
     texts: list[str] = []
 
     def blank(value: Any) -> Any:
@@ -133,7 +133,7 @@ def split(value: Any) -> tuple[Any, list[str]]:
 
 
 def joined(news: Iterable[Any]) -> list[tuple[Any, list[str]]]:
-    """Join all neighbours that differ in their texts alone: what is left is what merging must not touch."""
+    """Join all neighbours that differ in their texts alone; merging must not change the result."""
     told: list[tuple[Any, list[str]]] = []
     for one in news:
         members = {
@@ -152,7 +152,7 @@ _PRACTICE = models().map(lambda model: body_of(answer_to(model)))
 
 @given(STREAMS | CHAT_STREAMS | _PRACTICE, st.sampled_from([40, MAX_BYTES, 1 << 16]))
 def test_merged_deltas_add_up_to_the_same_completion(stream: bytes, max_bytes: int) -> None:
-    """A reader that assembles them gets the same result, and nothing is moved or lost."""
+    """A reader that assembles them gets the same result, and no delta is moved or lost."""
     deltas = deltas_of(stream)
     few = list(merged(deltas, Coalescer(merged=True, max_bytes=max_bytes)))
 
@@ -161,8 +161,8 @@ def test_merged_deltas_add_up_to_the_same_completion(stream: bytes, max_bytes: i
 
 
 @given(STREAMS | _PRACTICE)
-def test_merged_delta_of_several_is_no_larger_than_the_bound(stream: bytes) -> None:
-    """Whatever stands beside the text counts too."""
+def test_merged_delta_of_several_fits_the_bound(stream: bytes) -> None:
+    """The members beside the text count too."""
     deltas = deltas_of(stream)
     for one in merged(deltas, Coalescer(merged=True, max_bytes=MAX_BYTES)):
         if one not in deltas:
@@ -177,7 +177,7 @@ NOT_MERGED = {
     "together": "every choice repeats its text beside the delta",
     "mistral": "every second text is a list of parts",
     "openrouter": "reasoning is repeated in `reasoning_details`",
-    "litellm": "reasoning is said under two names",
+    "litellm": "reasoning comes under two names",
 }
 
 

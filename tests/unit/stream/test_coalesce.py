@@ -112,8 +112,8 @@ MERGED_ONLY: dict[str, Callable[[str], ChunkDelta]] = {
     ],
     ids=[*(f"{name}-{how}" for name in NEVER for how in ("live", "merged")), *MERGED_ONLY],
 )
-def test_coalescer_delta_that_says_more_is_not_held_nor_merged(news: ChunkDelta, *, merged: bool) -> None:
-    """It changes nothing about what is held."""
+def test_coalescer_delta_with_more_than_one_text_is_not_held(news: ChunkDelta, *, merged: bool) -> None:
+    """The held delta stays as it is."""
     assert not Coalescer(merged=merged).take(news, NOW)
     coalescer = holding(text("b"), merged=merged)
     assert not coalescer.take(news, NOW)

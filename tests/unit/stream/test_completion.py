@@ -200,7 +200,7 @@ CALLS: dict[str, tuple[Deltas, list[dict[str, Any]]]] = {
         ],
         [call("f", "{}"), call("f", "[]", "c2")],
     ),
-    "index always 0 and only the id tells": (
+    "index always 0, and ids differ": (
         [
             fragment("", index=0, id="c1", name="f"),
             fragment("{}", index=0, id="c1"),
@@ -225,7 +225,7 @@ CALLS: dict[str, tuple[Deltas, list[dict[str, Any]]]] = {
         [fragment(part, id=f"c{n}", name="f" if n == 1 else "") for n, part in enumerate("{}", 1)],
         [call("f", "{}")],
     ),
-    "no index, and the id tells": (
+    "no index, and ids differ": (
         [
             fragment("{", id="c1", name="f"),
             fragment("[", id="c2", name="g"),
@@ -323,7 +323,7 @@ CALLS: dict[str, tuple[Deltas, list[dict[str, Any]]]] = {
 
 
 @pytest.mark.parametrize(("deltas", "expected"), CALLS.values(), ids=CALLS)
-def test_assembler_tool_calls_are_told_apart_by_index_id_and_name(
+def test_assembler_tool_calls_are_separated_by_index_id_and_name(
     deltas: Deltas, expected: list[dict[str, Any]]
 ) -> None:
     """No fragment goes to a call that it does not belong to, and none is lost."""
@@ -510,7 +510,7 @@ def test_assembler_unknown_members_replace_nothing_that_is_assembled() -> None:
 
 
 def test_assembler_choices_stand_in_the_order_of_their_indices() -> None:
-    """Every choice that an event names, whatever its number."""
+    """Each choice of an event is kept under its index."""
     assembler = started()
     for index in (2, 0, 10**9, -1):
         assembler.add(index, {"content": str(index)})
@@ -521,7 +521,7 @@ def test_assembler_choices_stand_in_the_order_of_their_indices() -> None:
 
 
 def test_assembler_logprobs_are_joined_even_where_they_repeat() -> None:
-    """A token that comes twice has its log probability twice; `null` is no list."""
+    """A token that comes twice has its log probability twice; null is not a list."""
     assembler = started()
     token = {"token": "a"}
     brought: list[Any] = [{"content": [token], "refusal": None}, {"content": [token]}, None, {}, 5, []]
@@ -582,7 +582,7 @@ def test_assembler_usage_is_the_upstreams_report(usage: Any, source: str, expect
 
 
 def test_assembler_job_without_delta_has_no_completion() -> None:
-    """Members of a chunk without choices are no delta."""
+    """An event without a choice is not a delta."""
     assembler = started()
     assembler.add(None, {}, extra={"prompt_filter_results": []}, chunk={"id": "x"})
     assembler.end(finish_reasons={}, usage=None, usage_source="none")
@@ -592,7 +592,7 @@ def test_assembler_job_without_delta_has_no_completion() -> None:
 
 
 def test_assembler_new_attempt_forgets_the_former_one() -> None:
-    """A `started` voids what came before it, and what was omitted."""
+    """A `started` event voids the events before it, and the list of omitted parts."""
     assembler = started(limit_bytes=200)
     assembler.add(0, {"content": "a" * 300})
     assert assembler.omitted == ["completion"]
@@ -629,7 +629,7 @@ def test_assembler_reader_without_started_or_with_unreadable_members_gets_a_comp
 
 
 def test_assembler_completion_may_be_asked_for_while_the_stream_runs() -> None:
-    """Every answer holds what came so far, and none changes afterwards."""
+    """Each returned completion has the deltas added so far, and does not change afterwards."""
     assembler = started()
     assembler.add(0, {"content": "a", "x": [1]})
     first = completed(assembler)
@@ -652,7 +652,7 @@ def test_assembler_raw_values_encode_to_the_same_json() -> None:
 
 
 def test_assembler_over_its_limit_drops_logprobs_and_then_everything() -> None:
-    """What came before and what comes later; the choices are still whole without log probabilities."""
+    """Earlier and later ones are dropped; the choices are still whole without log probabilities."""
     assembler = started(limit_bytes=1_000)
     for _ in range(3):
         assembler.add(0, {"content": "a" * 100}, logprobs={"content": ["b" * 300]})
@@ -689,6 +689,25 @@ def test_assembler_caller_may_omit_what_does_not_fit_its_record() -> None:
     assert (assembler.completion(), assembler.omitted) == (None, ["logprobs", "completion"])
     assert not assembler.omit_next()
     assembler.add(0, {"content": "b"}, logprobs={"content": [1]})
+    assert assembler.completion() is None
+
+
+def test_assembler_job_without_delta_has_nothing_to_omit() -> None:
+    """A record that is too large for other reasons does not get smaller."""
+    assembler = started()
+    assembler.add(None, {}, extra={"prompt_filter_results": [1]})
+
+    assert not assembler.omit_next()
+    assert assembler.omitted == []
+
+
+def test_assembler_members_before_the_first_delta_are_bounded_too() -> None:
+    """A chunk without choices may be large."""
+    assembler = started(limit_bytes=1_000)
+    assembler.add(None, {}, extra={"prompt_filter_results": ["a" * 2_000]})
+    assembler.add(0, {"content": "a"})
+
+    assert assembler.omitted == ["completion"]
     assert assembler.completion() is None
 
 
