@@ -45,6 +45,7 @@ CHECKED = (
     "tests/integration/test_cancel.py",
     "tests/integration/test_committers.py",
     "tests/integration/test_delivery.py",
+    "tests/integration/test_docs_examples.py",
     "tests/integration/test_hostile_records.py",
     "tests/integration/test_limits.py",
     "tests/integration/test_monitoring.py",
