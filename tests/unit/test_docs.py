@@ -48,6 +48,13 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_readme_links_every_page_of_the_docs() -> None:
+    """The list in the README is complete; it links the folder of the decision records."""
+    links = set(re.findall(r"\]\(docs/([^)#]+)", (ROOT / "README.md").read_text()))
+
+    assert {page.name for page in DOCS.glob("*.md")} | {"adr"} <= links
+
+
 def test_commands_in_docs_exist_with_their_options() -> None:
     """Every `streamworker …` line of the docs parses as a command with options that it has."""
     lines = re.findall(
