@@ -6,8 +6,6 @@ import gc
 import weakref
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from streamworker.upstream.http1_response import (
     MAX_FRAMING_BYTES,
@@ -50,29 +48,6 @@ def test_parser_body_without_length_ends_with_the_connection(name: str) -> None:
     for pieces in ([data], single_bytes(data)):
         parsed = parse_response(pieces, eof=True)
         assert (parsed.body, parsed.end) == (b"5\r\nhello", "complete")
-
-
-@given(st.data())
-def test_parser_any_cuts_give_the_same_result(data: st.DataObject) -> None:
-    """Reads may be cut anywhere."""
-    name = data.draw(st.sampled_from(sorted(BODIES)))
-    response = b"HTTP/1.1 103 Early Hints\r\nLink: </>\r\n\r\n" + BODIES[name][0]
-    cuts = sorted(data.draw(st.sets(st.integers(0, len(response)))))
-    pieces = [response[a:b] for a, b in zip([0, *cuts], [*cuts, len(response)], strict=True)]
-
-    assert parse_response(pieces) == parse_response([response])
-
-
-@given(st.lists(st.binary(min_size=1, max_size=300)), st.data())
-def test_parser_any_chunks_and_cuts_give_the_same_body(parts: list[bytes], data: st.DataObject) -> None:
-    """The body does not depend on how it is cut into chunks, nor the chunks into reads."""
-    response = chunked(*parts)
-    cuts = sorted(data.draw(st.sets(st.integers(0, len(response)), max_size=20)))
-    pieces = [response[a:b] for a, b in zip([0, *cuts], [*cuts, len(response)], strict=True)]
-
-    parsed = parse_response(pieces)
-
-    assert (parsed.body, parsed.end) == (b"".join(parts), "complete")
 
 
 @pytest.mark.parametrize("name", FAULTS)
