@@ -261,6 +261,8 @@ class ResponseParser:
         if b"\0" in self._reason:
             self._refuse("the reason phrase contains a NUL character")
         for name, value in self._headers:
+            if b" " in name or b"\t" in name:  # llhttp accepts "Content-Length : 5", and believes it
+                self._refuse("the name of a header contains white space")
             if b"\0" in value:
                 self._refuse(f"the value of the header {name.decode('latin-1')!r} contains a NUL character")
             lowered = name.lower()
