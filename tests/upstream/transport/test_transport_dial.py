@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from streamworker.upstream import dial
 from tests.http1 import chunked
 from tests.upstream.transport.server import connect, serving, until
 
@@ -74,6 +75,12 @@ def ipv6(port: int) -> Address:
     return (socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("::1", port, 0, 0))
 
 
+def attempts() -> list[str]:
+    """Return the attempts that are under way."""
+    texts = map(repr, asyncio.all_tasks())
+    return [text for text in texts if "_connect_socket" in text]
+
+
 async def test_address_that_refuses_is_passed_over(names: Names) -> None:
     """IPv6 first, which nothing listens on: the next one is tried at once."""
     async with serving(chunked(b"hello")) as server, connect() as (client, _):
@@ -92,6 +99,29 @@ async def test_address_that_is_silent_is_overtaken(names: Names, silent_port: in
         started = time.perf_counter()
         assert (await client.get("http://upstream.test/")).content == b"hello"
         assert 0.1 < time.perf_counter() - started < 2.0
+        await until(lambda: not attempts(), within_s=0.2)
+
+
+async def test_address_that_answers_second_is_closed(names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where both answer in the same turn of the loop."""
+    both = asyncio.Event()
+    connect_socket = dial._connect_socket
+    sockets: list[socket.socket] = []
+
+    async def wait_for_both(address: Address) -> socket.socket:
+        sock = await connect_socket(address)
+        sockets.append(sock)
+        if len(sockets) == 2:
+            both.set()
+        await both.wait()
+        return sock
+
+    monkeypatch.setattr(dial, "_connect_socket", wait_for_both)
+    monkeypatch.setattr(dial, "NEXT_ADDRESS_S", 0.01)
+    async with serving(chunked(b"hello")) as server, connect() as (client, _):
+        names.addresses = [ipv4(server.port), ipv4(server.port)]
+        assert (await client.get("http://upstream.test/")).content == b"hello"
+        await until(lambda: len(server.peers) == 1)
 
 
 async def test_addresses_that_are_all_dead_are_a_connect_error(names: Names) -> None:
@@ -127,6 +157,7 @@ async def test_cancellation_between_addresses_leaks_nothing(names: Names, silent
             task.cancel()
             await asyncio.wait([task])
             assert task.cancelled()
+            await until(lambda: not attempts(), within_s=0.2)
 
 
 async def test_name_is_looked_up_once_for_many(names: Names) -> None:

@@ -24,6 +24,24 @@ async def test_connection_is_used_again() -> None:
         assert transport.idle_connections == transport.open_connections == 2
 
 
+async def test_most_recent_connection_is_taken_first() -> None:
+    """Those that are not needed any more grow old, and are closed."""
+    requests: list[Peer] = []
+
+    async def serve(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            requests.append(peer)
+            await peer.send(chunked())
+
+    async with serving(serve) as server, connect() as (client, _):
+        await asyncio.gather(*(client.get(server.url) for _ in range(3)))
+        requests.clear()
+        for _ in range(5):
+            await client.get(server.url)
+        assert len(set(requests)) == 1
+
+
 async def test_connections_of_other_origins_are_not_used() -> None:
     """Neither another port's nor another TLS name's."""
     async with serving(chunked()) as one, serving(chunked()) as two, connect() as (client, _):
@@ -56,6 +74,22 @@ async def test_idle_connection_that_the_upstream_closed_is_replaced(*, reset: bo
         await asyncio.sleep(0)
         assert (await client.get(server.url)).content == b"hello"
         await until(lambda: transport.open_connections == 1)
+
+
+async def test_idle_connection_that_is_found_dead_takes_the_others_with_it() -> None:
+    """The socket is asked, because the loop may not have seen it. Its siblings have the same server and age."""
+    async with serving(chunked(b"hello")) as server, connect() as (client, transport):
+        await asyncio.gather(*(client.get(server.url) for _ in range(3)))
+        (idle,) = transport._pool._idle.values()
+        connection = next(reversed(idle))
+        address = connection._transport.get_extra_info("sockname")  # type: ignore[union-attr]
+        (peer,) = (peer for peer in server.peers if peer.writer.get_extra_info("peername") == address)
+        assert connection.is_usable
+        peer.writer.transport.abort()
+        await asyncio.sleep(0)
+        assert not connection.is_usable
+        assert (await client.get(server.url)).content == b"hello"
+        assert transport.open_connections == 1
 
 
 async def test_idle_connection_that_has_received_bytes_is_not_used() -> None:

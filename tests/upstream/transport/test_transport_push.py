@@ -95,10 +95,20 @@ async def test_paused_subscriber_is_not_called_and_the_server_is_held_back() -> 
 
 async def test_connection_of_a_paused_subscriber_is_used_again() -> None:
     """A connection that returns to the pool reads, or it would not notice that the server closes it."""
-    async with serving(chunked(b"hello")) as server, connect() as (client, transport):
+    go = asyncio.Event()
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(CHUNKED)
+        await go.wait()
+        await peer.send(chunk(b"hello") + b"0\r\n\r\n")
+        await peer.closed()
+
+    async with serving(serve) as server, connect() as (client, transport):
         async with client.stream("GET", server.url) as response:
             feed = response.extensions["body_feed"]
             feed.subscribe(lambda _: feed.pause_reading(), lambda _: None)
+            go.set()
             await until(lambda: transport.idle_connections == 1)
         for peer in server.peers:
             peer.writer.close()

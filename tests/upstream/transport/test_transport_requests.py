@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -14,6 +14,8 @@ from tests.upstream.transport.server import Peer, connect, serving, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from streamworker.upstream.connection import Connection
 
 LARGE = bytes(range(256)) * 20_000  # 5 MB
 
@@ -55,21 +57,23 @@ async def test_generated_body_is_sent_in_chunks() -> None:
     assert answer == b"chunked 3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n"
 
 
-@pytest.mark.parametrize("generated", [False, True])
-async def test_answer_before_the_request_is_sent_is_returned(*, generated: bool) -> None:
+@pytest.mark.parametrize("kind", ["memory", "generated", "generated-slowly"])
+async def test_answer_before_the_request_is_sent_is_returned(kind: str) -> None:
     """An upstream may refuse a large request without reading it. Its connection is not used again."""
+    pause_s, size = (0.01, 1) if kind == "generated-slowly" else (0, 65536)
 
     async def generate() -> AsyncIterator[bytes]:
         for _ in range(10_000):
-            yield b"x" * 65536
+            yield b"x" * size
+            await asyncio.sleep(pause_s)
 
     async def serve(peer: Peer) -> None:
         await peer.reader.readuntil(b"\r\n\r\n")
         await peer.send(head(b"Content-Length: 5", status=b"HTTP/1.1 413 Too Large") + b"large")
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)
 
     async with serving(serve) as server, connect() as (client, transport):
-        response = await client.post(server.url, content=generate() if generated else LARGE * 4)
+        response = await client.post(server.url, content=LARGE * 4 if kind == "memory" else generate())
         assert (response.status_code, response.content) == (413, b"large")
         assert transport.open_connections == 0
 
@@ -218,3 +222,59 @@ async def test_cancellation_at_every_step_leaks_nothing() -> None:
                 break
         assert was_done
         assert turns > 3
+
+
+async def test_cancellation_after_the_response_does_not_close_a_connection_that_others_use() -> None:
+    """The exchange is over, and the connection in the pool, before the caller has run again."""
+    async with serving(chunked(b"hello")) as server, connect() as (client, transport):
+        release = transport._pool.release
+        task = asyncio.create_task(client.get(server.url))
+
+        def cancel_and_release(connection: Connection) -> None:
+            task.cancel()
+            release(connection)
+
+        transport._pool.release = cancel_and_release  # type: ignore[method-assign]
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert transport.idle_connections == 1
+        transport._pool.release = release  # type: ignore[method-assign]
+        assert (await client.get(server.url)).content == b"hello"
+        assert server.connections == 1
+
+
+async def test_connection_taken_before_its_last_caller_has_run_serves_both() -> None:
+    """The two callers of a connection do not wake each other's wait."""
+    async with serving(chunked(b"hello")) as server, connect() as (client, transport):
+        release = transport._pool.release
+        tasks = [asyncio.create_task(client.get(server.url))]
+
+        def release_and_take(connection: Connection) -> None:
+            release(connection)
+            if len(tasks) == 1:
+                tasks.append(asyncio.create_task(client.get(server.url)))
+
+        transport._pool.release = release_and_take  # type: ignore[method-assign]
+        await until(lambda: len(tasks) == 2)
+        responses = await asyncio.gather(*tasks)
+        assert {response.content for response in responses} == {b"hello"}
+        assert server.connections == 1
+
+
+async def test_connection_lost_before_the_request_is_an_error_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing will arrive on it any more that could end the wait."""
+    async with serving(chunked(b"hello")) as server, connect() as (client, transport):
+        dial = transport._dialer.connect
+
+        async def dial_and_lose(*arguments: Any) -> Connection:
+            connection = await dial(*arguments)
+            connection.abort()
+            await asyncio.sleep(0.01)
+            return connection
+
+        monkeypatch.setattr(transport._dialer, "connect", dial_and_lose)
+        async with asyncio.timeout(1):
+            with pytest.raises(httpx.RemoteProtocolError, match="Server disconnected"):
+                await client.get(server.url)
