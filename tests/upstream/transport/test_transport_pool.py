@@ -53,9 +53,9 @@ async def test_connections_of_other_origins_are_not_used() -> None:
 
 async def test_idle_connection_is_closed_after_its_time() -> None:
     """Before the upstream does it; the timer goes on for those that came later."""
-    async with serving(chunked()) as server, connect(HttpTransport(keepalive_s=0.05)) as (client, transport):
+    async with serving(chunked()) as server, connect(HttpTransport(keepalive_s=0.4)) as (client, transport):
         await asyncio.gather(client.get(server.url), client.get(server.url))
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(0.15)
         await client.get(server.url)
         await until(lambda: transport.idle_connections == 1)
         await until(lambda: transport.open_connections == 0)
