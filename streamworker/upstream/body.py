@@ -26,7 +26,7 @@ class Source(Protocol):
         """Stop reading."""
 
     def resume_reading(self) -> None:
-        """Read again."""
+        """Resume reading."""
 
     def drain(self, body: Body, timeout_s: float) -> None:
         """Throw the rest of a body away, within bounds."""
@@ -92,7 +92,7 @@ class Body(httpx.AsyncByteStream):
             self._connection.pause_reading()
 
     def resume_reading(self) -> None:
-        """Read from the socket again."""
+        """Resume reading from the socket."""
         if self._connection is not None and self._is_paused:
             self._is_paused = False
             self._connection.resume_reading()

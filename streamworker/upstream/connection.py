@@ -173,7 +173,7 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Read again."""
+        """Resume reading."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
@@ -230,11 +230,11 @@ class Connection(asyncio.Protocol):
         self._end(parser)
 
     def pause_writing(self) -> None:
-        """Let `_send()` wait."""
+        """Make `_write()` wait."""
         self._is_write_paused = True
 
     def resume_writing(self) -> None:
-        """Let `_send()` go on."""
+        """Make `_write()` continue."""
         self._is_write_paused = False
         self._wake()
 
@@ -269,7 +269,7 @@ class Connection(asyncio.Protocol):
             transport.write(view[start : start + WRITE_BYTES])
 
     async def _wait(self, timeout_s: float | None, exception: type[httpx.TimeoutException]) -> None:
-        """Wait until anything has changed."""
+        """Wait until the response has begun or ended, or the write buffer has drained."""
         self._waiter = waiter = self._loop.create_future()
         try:
             async with asyncio.timeout(timeout_s):
@@ -286,7 +286,7 @@ class Connection(asyncio.Protocol):
             waiter.set_result(None)
 
     def _end(self, parser: ResponseParser) -> None:
-        """End the exchange: keep the connection or close it, and notify whoever waits for the response."""
+        """End the exchange: release or close the connection, and notify the reader of the body."""
         body = self._body
         self._detach()
         transport = self._transport
@@ -295,6 +295,7 @@ class Connection(asyncio.Protocol):
             and parser.is_reusable
             and self._is_sent
             and not self._is_write_paused
+            and not self._early  # the request may be answered once more
             and transport is not None
             and not transport.is_closing()
         ):

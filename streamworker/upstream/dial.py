@@ -181,7 +181,7 @@ class _Tunnel(asyncio.Protocol):
 
 
 class _Resolver:
-    """Look names up, each once for all who ask within a while."""
+    """Cache the addresses of names for LOOKUP_S, and share lookups that are in progress."""
 
     def __init__(self) -> None:
         self._lookups: dict[tuple[str, int], tuple[float, asyncio.Future[list[Address]]]] = {}
@@ -213,7 +213,7 @@ class _Resolver:
                 return future
         if len(self._lookups) >= MAX_LOOKUPS:
             self._lookups.clear()
-        # A future of an executor and not a task: whoever waits for it can be cancelled without a trace.
+        # An executor's future instead of a task: when all waiters are cancelled, no task is left.
         lookup = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
         future = cast("asyncio.Future[list[Address]]", loop.run_in_executor(None, lookup))
         future.add_done_callback(partial(self._forget_failed, host, port))

@@ -309,7 +309,7 @@ class ResponseParser:
             self.fail(httpx.RemoteProtocolError(f"invalid HTTP response: {text}"))
 
     def _release(self) -> None:
-        """Let go of llhttp, whose callbacks refer to this object."""
+        """Release llhttp, whose callbacks refer to this object."""
         self._feed = _ignore
         self._parser = None
 

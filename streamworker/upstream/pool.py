@@ -18,7 +18,7 @@ KEEPALIVE_S = 4.0
 class ConnectionPool:
     """The connections of a transport: those in use, and those that are idle, the most recently used one first.
 
-    It has no limit: how many requests run at once is decided by its user.
+    It has no limit: its user decides how many requests run at once.
     """
 
     def __init__(self, keepalive_s: float = KEEPALIVE_S) -> None:
@@ -39,13 +39,13 @@ class ConnectionPool:
         return sum(map(len, self._idle.values()))
 
     def add(self, connection: Connection) -> None:
-        """Keep account of a new connection."""
+        """Track a new connection."""
         self._open.add(connection)
         if self._is_closed:
             connection.abort()
 
     def take(self, origin: Origin) -> Connection | None:
-        """Return an idle connection that is still open, or None. Where one is found dead, all of its origin go."""
+        """Return an idle connection that is still open, or None. A dead one closes all of its origin."""
         idle = self._idle.get(origin)
         if idle is None:
             return None
@@ -92,7 +92,7 @@ class ConnectionPool:
             self._timer = None
 
     def _drop_expired(self) -> None:
-        """Close the connections that have been idle for too long; come again when the next one has."""
+        """Close the connections whose time is over; schedule the next check."""
         self._timer = None
         loop = asyncio.get_running_loop()
         now = loop.time()

@@ -7,7 +7,7 @@ import gc
 import os
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvloop
@@ -25,9 +25,13 @@ def pytest_asyncio_loop_factories(config: object, item: object) -> Mapping[str, 
 
 @pytest.fixture(autouse=True)
 async def _nothing_is_left() -> AsyncIterator[None]:
-    """Compare the tasks and the open sockets before and after a test."""
+    """Compare the tasks and the open sockets before and after a test. The event loop may report nothing."""
     tasks, sockets = asyncio.all_tasks(), _sockets()
+    reports: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, report: reports.append(report))
     yield
+    gc.collect()
+    assert reports == []
     tasks.add(asyncio.current_task() or next(iter(tasks)))
     for _ in range(200):
         if asyncio.all_tasks() <= tasks and _sockets() <= sockets:

@@ -35,7 +35,9 @@ class Peer:
         return first, headers, await self.reader.readexactly(int(headers.get("content-length", "0")))
 
     async def send(self, data: bytes) -> None:
-        """Send bytes."""
+        """Send bytes. Raises OSError where the client has closed the connection."""
+        if self.writer.transport.is_closing():  # uvloop would raise RuntimeError
+            raise ConnectionResetError
         self.writer.write(data)
         await self.writer.drain()
 

@@ -205,7 +205,7 @@ async def test_name_that_cannot_be_encoded_is_a_connect_error(names: Names) -> N
 
 
 async def test_cancelled_lookup_that_fails_later_is_silent(names: Names) -> None:
-    """Nobody is left who could be told."""
+    """The event loop reports no exception that was never retrieved."""
     names.error = socket.gaierror(socket.EAI_AGAIN, "later")
     async with connect() as (client, _):
         task = asyncio.create_task(client.get("http://upstream.test/"))

@@ -91,6 +91,32 @@ async def test_answer_before_the_request_arrives_is_returned() -> None:
     assert (response.status_code, response.content) == (503, b"no backend")
 
 
+async def test_connection_whose_answer_began_before_the_request_is_not_used_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The upstream may answer the request as well, and the next one would get that answer."""
+
+    async def serve(peer: Peer) -> None:
+        await peer.send(b"HTTP/1.1 503 Overloaded\r\n")
+        await peer.request()
+        await peer.send(b"Content-Length: 0\r\n\r\n")
+        await peer.closed()
+
+    async with serving(serve) as server, connect() as (client, transport):
+        dial = transport._dialer.connect
+
+        async def dial_and_wait(*arguments: Any) -> Connection:
+            connection = await dial(*arguments)
+            await until(lambda: connection._early)
+            return connection
+
+        monkeypatch.setattr(transport._dialer, "connect", dial_and_wait)
+        for number in (1, 2):
+            assert (await client.get(server.url)).status_code == 503
+            assert server.connections == number
+            assert transport.open_connections == 0
+
+
 async def test_body_of_wrong_length_is_refused_and_closes_the_connection() -> None:
     """Half a request would be the beginning of the next one."""
     async with serving(chunked()) as server, connect() as (client, transport):
