@@ -6,6 +6,7 @@ import base64
 import json
 from pathlib import Path
 
+from fuzz import http1
 from tests.streams import chunk, data
 
 __all__ = ["seeds_of"]
@@ -56,6 +57,7 @@ _SEEDS: dict[str, tuple[bytes, ...]] = {
         b"<html>502</html>",
     ),
     "json": (b'{"a":[1,1e9,-0.5,"\\ud800",null,true]}', b"123456789012345678901234567890", b"[[[[]]]]"),
+    "http_response": http1.SEEDS,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fuzz.http1 import http_response
 from streamworker.model import ConsumerRecord, Coordinates, Job
 from streamworker.stream.provider_errors import http_error
 from streamworker.text import RAW_TEXT_LIMIT
@@ -75,5 +76,6 @@ def json(data: bytes) -> None:
 
 
 TARGETS = {
-    target.__name__: target for target in (event_stream, completion, job, control, event, error_body, json)
+    target.__name__: target
+    for target in (event_stream, completion, job, control, event, error_body, json, http_response)
 }
