@@ -7,7 +7,7 @@ The rules themselves are in docs/delivery.md; a reader in another language needs
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,6 +28,7 @@ class Notice(Enum):
     DUPLICATE = "an event that was there already: ignored"
     GAP = "events are missing before this one"
     UNOPENED = "an event of an attempt whose `started` was not seen"
+    NEW_RUN = "a new run of a job that has ended: its record was submitted again"
     AFTER_END = "an event after the job's terminal event"
 
 
@@ -78,12 +79,13 @@ class EventReader:
 
 
 class _Job:
-    __slots__ = ("attempt", "is_ended", "next_seq")
+    __slots__ = ("attempt", "is_ended", "next_seq", "source")
 
     def __init__(self) -> None:
         self.attempt: str | None = None
         self.next_seq = 0
         self.is_ended = False
+        self.source: Any = None  # of the job record, in the last `started`
 
     def read(self, event: Mapping[str, Any]) -> Iterator[Reading]:
         if event["type"] == "started":
@@ -101,13 +103,16 @@ class _Job:
         if event["attempt"] == self.attempt:
             yield Reading(Notice.DUPLICATE, event)
             return
-        if self.is_ended:
+        source = event.get("source")
+        if self.is_ended and (source is None or source == self.source):
             yield Reading(Notice.AFTER_END, event, "a new attempt at a job that has ended")
+        elif self.is_ended:
+            yield Reading(Notice.NEW_RUN, event)
         elif self.attempt is not None:
             yield Reading(
                 Notice.SUPERSEDED, event, f"attempt {self.attempt} is void after {self.next_seq} events"
             )
-        self.attempt, self.next_seq, self.is_ended = event["attempt"], 0, False
+        self.attempt, self.next_seq, self.is_ended, self.source = event["attempt"], 0, False, source
         yield from self._in_order(event)
 
     def _unopened(self, event: Mapping[str, Any]) -> Iterator[Reading]:
@@ -169,7 +174,8 @@ class Auditor:
         self.events = 0
         self.stale = 0
         self.superseded = 0
-        self.statuses: dict[str, int] = {}
+        self.reruns = 0
+        self._status: dict[str, str] = {}
 
     def read(self, event: Mapping[str, Any], at: Coordinates, key: bytes | None) -> Iterator[Breach]:
         """Check one event; yield the rules that it breaks."""
@@ -199,6 +205,11 @@ class Auditor:
         """Number of jobs that were read."""
         return len(self._partition)
 
+    @property
+    def statuses(self) -> Counter[str]:
+        """Number of ended jobs per status. Of a job with several runs, the last terminal event counts."""
+        return Counter(self._status.values())
+
     def has_ended(self, job_id: str) -> bool:
         """Whether the terminal event of the job's valid attempt was read."""
         return self._reader.has_ended(job_id)
@@ -208,6 +219,7 @@ class Auditor:
             self.stale += 1
         elif reading.notice is Notice.SUPERSEDED:
             self.superseded += 1
+        elif reading.notice is Notice.NEW_RUN:
+            self.reruns += 1
         elif reading.notice is Notice.VALID and reading.event["type"] == "usage":
-            status = str(reading.event.get("status"))
-            self.statuses[status] = self.statuses.get(status, 0) + 1
+            self._status[reading.event["job_id"]] = str(reading.event.get("status"))

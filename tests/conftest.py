@@ -42,9 +42,11 @@ def _restored_logging() -> Iterator[None]:
     yield
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
-    for handler in loggers[0].handlers[:]:
-        if type(handler).__module__.startswith("streamworker."):
-            loggers[0].removeHandler(handler)
+    for logger in loggers:
+        logger.propagate = True
+        for handler in logger.handlers[:]:
+            if type(handler).__module__.startswith("streamworker."):
+                logger.removeHandler(handler)
     structlog.reset_defaults()
     structlog.contextvars.clear_contextvars()
 

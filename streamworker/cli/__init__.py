@@ -1,4 +1,4 @@
-"""The commands (contract §5). Data goes to standard output, messages to standard error."""
+"""The commands. Data goes to standard output, messages go to standard error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0 done, 1 failed, 2 bad usage or configuration, 130 interrupted."""
     try:
-        # Imported here, because importing takes a moment, and Ctrl-C in that moment is no traceback either.
+        # Imported here, so that Ctrl-C during the import gives no traceback.
         from streamworker.cli.commands import run_command  # noqa: PLC0415
 
         run_command(arguments)

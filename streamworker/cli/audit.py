@@ -1,104 +1,155 @@
-"""`streamworker audit`: holds an events topic to the contract's reader rules."""
+"""`streamworker audit`: check an events topic against the rules of docs/delivery.md."""
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import click
 
-from streamworker.cli.shared import config_option, quietly, run_async, settings_of
+from streamworker.cli.shared import (
+    config_option,
+    quietly,
+    run_async,
+    settings_of,
+    timeout_option,
+    waiting,
+    within,
+)
+from streamworker.errors import KafkaError
 from streamworker.kafka.log import open_log
 from streamworker.model import TopicPartition
 from streamworker.reader import Auditor, Breach
 from streamworker.wire.event import read_event
-from streamworker.wire.job import read_job
+from streamworker.wire.job import RERUN, job_id_of, read_job
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from streamworker.config import Settings
-
-    _Report = Callable[[Breach], None]
+    from streamworker.model import ConsumerRecord
 
 __all__ = ["audit"]
+
+_MAX_SUSPECTS = 10_000
 
 
 @click.command()
 @config_option
+@timeout_option
 @click.option("--topic", help="Events topic; default: topics.events.")
 @click.option(
     "--complete",
     is_flag=True,
-    help="No worker runs: a job of the job topics without terminal event is a breach.",
+    help="No worker is running: report every job of the job topics that has no terminal event.",
 )
-@click.option("--uncommitted", is_flag=True, help="Read as a read_uncommitted reader does.")
+@click.option("--uncommitted", is_flag=True, help="Read as a read_uncommitted reader.")
 @click.pass_context
 def audit(
-    context: click.Context, config: Path | None, topic: str | None, complete: bool, uncommitted: bool
+    context: click.Context,
+    config: Path | None,
+    timeout_s: float,
+    topic: str | None,
+    complete: bool,
+    uncommitted: bool,
 ) -> int:
-    """Read an events topic to its present end and report every breach of the reader rules.
+    """Read an events topic up to its current end and report every breach of the rules for readers.
 
-    Exits with 0 if there is none, with 1 if there is one.
+    A job that `dlq replay` or `retry` submitted again has several runs; the last one counts.
+
+    Exits with 0 if there is no breach, else with 1.
     """
     settings = settings_of(context, config)
     quietly()
-    auditor = Auditor()
-    breaches = run_async(
-        _audit(settings, topic or settings.topics.events, auditor, complete, not uncommitted)
-    )
-    ended = (
-        ", ".join(f"{count} {status}" for status, count in sorted(auditor.statuses.items())) or "none ended"
-    )
+    auditing = _Audit(settings, topic or settings.topics.events, timeout_s, committed_only=not uncommitted)
+    breaches = run_async(auditing.run(complete=complete))
+    auditor = auditing.auditor
+    ended = ", ".join(f"{count} {status}" for status, count in sorted(auditor.statuses.items()))
     click.echo(
-        f"{auditor.jobs} jobs ({ended}), {auditor.events} events, {auditor.superseded} attempts superseded, "
-        f"{auditor.stale} stale events ignored: {breaches or 'no'} breach{'es' if breaches > 1 else ''}"
+        f"{auditor.jobs} jobs ({ended or 'none ended'}), {auditor.events} events, "
+        f"{auditor.superseded} attempts superseded, {auditor.stale} stale events ignored, "
+        f"{auditor.reruns} further runs: {breaches or 'no'} breach{'es' if breaches > 1 else ''}"
     )
     return 1 if breaches else 0
 
 
-async def _audit(
-    settings: Settings, topic: str, auditor: Auditor, complete: bool, committed_only: bool
-) -> int:
-    count = 0
+class _Audit:
+    """One audit. `run` prints every breach and returns their number."""
 
-    def report(breach: Breach) -> None:
-        nonlocal count
-        count += 1
+    def __init__(self, settings: Settings, topic: str, timeout_s: float, *, committed_only: bool) -> None:
+        self._settings = settings
+        self._topic = topic
+        self._timeout_s = timeout_s
+        self._committed_only = committed_only
+        self._breaches = 0
+        self._suspects: list[Breach] = []
+        self.auditor = Auditor()
+
+    async def run(self, *, complete: bool) -> int:
+        await self._read_events()
+        await self._judge_suspects()
+        if complete:
+            for breach in self.auditor.finish():
+                self._report(breach)
+            await self._report_lost_jobs()
+        return self._breaches
+
+    def _report(self, breach: Breach) -> None:
+        self._breaches += 1
         click.echo(str(breach))
 
-    await _read_events(settings, topic, auditor, report, committed_only)
-    if complete:
-        for breach in auditor.finish():
-            report(breach)
-        await _look_for_lost_jobs(settings, topic, auditor, report)
-    return count
-
-
-async def _read_events(
-    settings: Settings, topic: str, auditor: Auditor, report: _Report, committed_only: bool
-) -> None:
-    async with open_log(settings.kafka, topic, committed_only=committed_only) as log:
-        async for record in log.snapshot([TopicPartition(topic, number) for number in log.partitions]):
+    async def _read_events(self) -> None:
+        async for record in self._records(self._topic, committed_only=self._committed_only):
             try:
                 event = read_event(record.value or b"")
             except ValueError as error:
-                report(auditor.unreadable(record.at, str(error)))
+                self._report(self.auditor.unreadable(record.at, str(error)))
                 continue
-            for breach in auditor.read(event, record.at, record.key):
-                report(breach)
+            for breach in self.auditor.read(event, record.at, record.key):
+                is_rejection = event["type"] == "usage" and event["seq"] == 0
+                if is_rejection and len(self._suspects) < _MAX_SUSPECTS:
+                    self._suspects.append(breach)
+                else:
+                    self._report(breach)
 
+    async def _judge_suspects(self) -> None:
+        """Report the second terminal events of rejected jobs, except for jobs that were submitted again."""
+        if not self._suspects:
+            return
+        again: set[str] = set()
+        try:
+            for topic in self._settings.topics.jobs:
+                async for record in self._records(topic):
+                    if record.value is not None and any(name == RERUN for name, _ in record.headers):
+                        again.add(job_id_of(record, max_bytes=self._settings.worker.max_job_bytes))
+        except KafkaError as error:
+            click.echo(
+                f"the job topics cannot be read, so replayed jobs are not recognized: {error}", err=True
+            )
+        for breach in self._suspects:
+            if breach.job_id not in again:
+                self._report(breach)
 
-async def _look_for_lost_jobs(settings: Settings, topic: str, auditor: Auditor, report: _Report) -> None:
-    """Every job record whose events belong into this topic is owed a terminal event."""
-    for jobs_topic in settings.topics.jobs:
-        async with open_log(settings.kafka, jobs_topic) as log:
-            async for record in log.snapshot(
-                [TopicPartition(jobs_topic, number) for number in log.partitions]
-            ):
+    async def _report_lost_jobs(self) -> None:
+        """Report every job record whose events belong to the topic and that has no terminal event."""
+        topics = self._settings.topics
+        for jobs_topic in topics.jobs:
+            async for record in self._records(jobs_topic):
                 if record.value is None:
                     continue
-                job = read_job(record, max_bytes=settings.worker.max_job_bytes)
-                allowed = job.reply_to if job.reply_to in settings.topics.allowed_reply_to else None
-                if (allowed or settings.topics.events) == topic and not auditor.has_ended(job.job_id):
-                    report(Breach("lost job", record.at, job.job_id, f"no terminal event for {record.at}"))
+                job = read_job(record, max_bytes=self._settings.worker.max_job_bytes)
+                allowed = job.reply_to if job.reply_to in topics.allowed_reply_to else None
+                if (allowed or topics.events) == self._topic and not self.auditor.has_ended(job.job_id):
+                    self._report(
+                        Breach("lost job", record.at, job.job_id, f"no terminal event for {record.at}")
+                    )
+
+    async def _records(self, topic: str, *, committed_only: bool = True) -> AsyncIterator[ConsumerRecord]:
+        kafka = self._settings.kafka
+        async with AsyncExitStack() as stack:
+            async with waiting(f"opening {topic} at {kafka.bootstrap_servers}", self._timeout_s):
+                log = await stack.enter_async_context(open_log(kafka, topic, committed_only=committed_only))
+            records = log.snapshot([TopicPartition(topic, number) for number in log.partitions])
+            async for record in within(records, f"reading {topic}", self._timeout_s):
+                yield record

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from streamworker.cli.shared import config_option, quietly, run_async, settings_of
+from streamworker.cli.shared import config_option, quietly, run_async, settings_of, timeout_option, waiting
 from streamworker.kafka.sink import publish
 from streamworker.wire.control import write_cancel
 from streamworker.wire.job import JOB_ID_PATTERN
@@ -20,18 +20,27 @@ __all__ = ["cancel"]
 
 @click.command()
 @config_option
+@timeout_option
 @click.argument("job_id")
-@click.option("--reason", help="Told in the job's terminal event.")
+@click.option("--reason", help="Text for the job's terminal event.")
 @click.pass_context
-def cancel(context: click.Context, config: Path | None, job_id: str, reason: str | None) -> None:
-    """End a job, wherever it is: it gets its terminal event with what it had so far.
+def cancel(
+    context: click.Context, config: Path | None, timeout_s: float, job_id: str, reason: str | None
+) -> None:
+    """Cancel a job that waits or runs. Its terminal event counts what was generated so far.
 
-    A job that has ended is left alone, and so is one that is submitted later under the same id.
+    A job that has ended does not change, and a job that is submitted later under the same id is not cancelled.
     """
     if not re.fullmatch(JOB_ID_PATTERN, job_id):
-        raise click.UsageError(f"{job_id!r} is no job id: 1 to 200 of A-Z a-z 0-9 . _ : -")
+        raise click.UsageError(f"{job_id!r} is not a valid job id: 1 to 200 of A-Z a-z 0-9 . _ : -")
     settings = settings_of(context, config)
     quietly()
     value = write_cancel(job_id, reason)
-    run_async(publish(settings.kafka, settings.topics.control, [(job_id.encode(), value)]))
+    topic = settings.topics.control
+
+    async def work() -> None:
+        async with waiting(f"writing to {topic} at {settings.kafka.bootstrap_servers}", timeout_s):
+            await publish(settings.kafka, topic, [(job_id.encode(), value)])
+
+    run_async(work())
     click.echo(f"cancellation of {job_id} written", err=True)

@@ -1,4 +1,4 @@
-"""The command tree, and what all commands share: `--config`, error texts, exit codes."""
+"""The command tree with `--config`, and the conversion of errors to messages and exit codes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from streamworker.cli.check import check
 from streamworker.cli.demo import demo
 from streamworker.cli.dlq import dlq
 from streamworker.cli.practice import practice_upstream
+from streamworker.cli.retry import retry
 from streamworker.cli.run import run
+from streamworker.cli.schema import schema
 from streamworker.cli.submit import submit
 from streamworker.cli.tail import tail
 from streamworker.cli.topics import topics
@@ -43,7 +45,20 @@ def cli(context: click.Context, config: Path | None) -> None:
     context.obj = config
 
 
-for command in (run, demo, submit, tail, cancel, dlq, topics, check, audit, practice_upstream):
+for command in (
+    run,
+    demo,
+    submit,
+    tail,
+    cancel,
+    retry,
+    dlq,
+    topics,
+    check,
+    audit,
+    schema,
+    practice_upstream,
+):
     cli.add_command(command)
 
 
@@ -62,7 +77,7 @@ def run_command(arguments: Sequence[str] | None = None) -> None:
     except StreamworkerError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(FAILED)
-    except BrokenPipeError:  # the reader of our output has gone
+    except BrokenPipeError:  # the program that reads the output has ended
         sys.stderr.close()
         sys.exit(0)
     sys.exit(code if isinstance(code, int) else 0)

@@ -14,12 +14,12 @@ __all__ = ["demo"]
 
 
 @click.command()
-@click.option("-m", "--model", help="Model to ask, where the environment names a real upstream.")
+@click.option("-m", "--model", help="Model to call, if the environment names an upstream.")
 def demo(model: str | None) -> int:
-    """Run everything on this machine: embedded broker, practice upstream, worker, several jobs side by side.
+    """Run broker, practice upstream, worker and several jobs on this machine, and show them side by side.
 
     With STREAMWORKER_KAFKA__BOOTSTRAP_SERVERS, or STREAMWORKER_UPSTREAMS__DEFAULT__BASE_URL and a key in
-    STREAMWORKER_UPSTREAMS__DEFAULT__API_KEY_ENV, it uses those instead.
+    STREAMWORKER_UPSTREAMS__DEFAULT__API_KEY_ENV, the demo uses those instead.
     """
     try:
         from streamworker.demo.play import play  # noqa: PLC0415 - needs the demo extra
@@ -35,7 +35,7 @@ def demo(model: str | None) -> int:
         try:
             return await task
         except asyncio.CancelledError:
-            click.echo("\nstopped; nothing is left behind", err=True)
+            click.echo("\nstopped; every process has ended", err=True)
             return 130
 
     return run_async(work())

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from streamworker.cli.shared import config_option, quietly, run_async, settings_of
+from streamworker.cli.shared import (
+    config_option,
+    quietly,
+    run_async,
+    settings_of,
+    timeout_option,
+    waiting,
+    within,
+)
 from streamworker.errors import RecordTooLarge
 from streamworker.kafka.log import open_log
 from streamworker.kafka.sink import KafkaSink
@@ -27,27 +36,30 @@ __all__ = ["dlq"]
 
 @click.group()
 def dlq() -> None:
-    """Look at dead letters, and run their jobs again."""
+    """List dead letters, and run their jobs again."""
 
 
 def _code_option(command: Any) -> Any:
     return click.option(
-        "--code", "codes", multiple=True, help="Only those with this error code; may be repeated."
+        "--code", "codes", multiple=True, help="Only dead letters with this error code; may be repeated."
     )(command)
 
 
 @dlq.command("list")
 @config_option
+@timeout_option
 @_code_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 @click.pass_context
-def list_letters(context: click.Context, config: Path | None, codes: Sequence[str], as_json: bool) -> None:
-    """Show the dead letters that are there: where, when, why, and of which job."""
+def list_letters(
+    context: click.Context, config: Path | None, timeout_s: float, codes: Sequence[str], as_json: bool
+) -> None:
+    """Print every dead letter with its place, time, error and job."""
     settings = settings_of(context, config)
     quietly()
 
     async def work() -> None:
-        async for record, letter in _letters(settings):
+        async for record, letter in _letters(settings, timeout_s):
             if not codes or letter.code in codes:
                 click.echo(encode(_members(record, letter)).decode() if as_json else _line(record, letter))
 
@@ -56,46 +68,48 @@ def list_letters(context: click.Context, config: Path | None, codes: Sequence[st
 
 @dlq.command()
 @config_option
+@timeout_option
 @click.option(
     "--at",
     "places",
     multiple=True,
     metavar="TOPIC-PARTITION-OFFSET",
-    help="This one, as `list` names it; may be repeated.",
+    help="Replay this dead letter, named as in `list`; may be repeated.",
 )
 @_code_option
-@click.option("--all", "everything", is_flag=True, help="Every one.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--all", "everything", is_flag=True, help="Replay every dead letter.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
 @click.option(
     "--max-replays",
     default=3,
     show_default=True,
     type=click.IntRange(1, 1000),
-    help="Leave alone what was replayed so often.",
+    help="Do not replay a job that was replayed this number of times.",
 )
 @click.pass_context
 def replay(
     context: click.Context,
     config: Path | None,
+    timeout_s: float,
     places: Sequence[str],
     codes: Sequence[str],
     everything: bool,
     dry_run: bool,
     max_replays: int,
 ) -> int:
-    """Write dead letters back to their job topics, as they were. They stay in the dead-letter topic, too.
+    """Write the job records of dead letters to their job topics again. The dead letters stay where they are.
 
-    Each is told when it is written. Interrupted, or run again, it writes again what it wrote: name with --at what is
-    left. A job with a job_id runs under the same id: readers follow its new `started`; one without gets a new id.
+    Each job is printed when it is written. If the command is interrupted, or run twice, jobs are written twice: use
+    --at for the remaining ones. A job with a job_id gets a new run under the same id; a job without one gets a new id.
 
-    Exits with 1 if one that was asked for could not be replayed.
+    Exits with 1 if a selected dead letter could not be replayed.
     """
     if not (places or codes or everything):
-        raise click.UsageError("say which: --at, --code or --all")
+        raise click.UsageError("--at, --code or --all is required")
     settings = settings_of(context, config)
     quietly()
     wanted = _Wanted(frozenset(places), frozenset(codes), everything)
-    return 0 if run_async(_replay(settings, wanted, max_replays, dry_run=dry_run)) else 1
+    return 0 if run_async(_replay(settings, wanted, max_replays, timeout_s, dry_run=dry_run)) else 1
 
 
 class _Wanted(NamedTuple):
@@ -107,23 +121,26 @@ class _Wanted(NamedTuple):
         return self.everything or str(record.at) in self.places or letter.code in self.codes
 
 
-async def _replay(settings: Settings, wanted: _Wanted, max_replays: int, *, dry_run: bool) -> bool:
-    """Return whether all that was asked for was done."""
-    # All of them are chosen before the first is written: one that dies again at once must not be met again.
-    chosen = [
-        (record, letter) async for record, letter in _letters(settings) if wanted.includes(record, letter)
-    ]
+async def _replay(
+    settings: Settings, wanted: _Wanted, max_replays: int, timeout_s: float, *, dry_run: bool
+) -> bool:
+    """Return whether every selected dead letter was replayed."""
+    # All are selected before the first one is written: a job that fails again at once must not be selected twice.
+    letters = _letters(settings, timeout_s)
+    chosen = [(record, letter) async for record, letter in letters if wanted.includes(record, letter)]
     unknown = sorted(wanted.places - {str(record.at) for record, _ in chosen})
     for place in unknown:
         click.echo(f"left    {place}: there is no such dead letter", err=True)
     done = 0
     sink = KafkaSink(settings.kafka, settings.topics.jobs)
-    await sink.start()
+    async with waiting(f"connecting to {settings.kafka.bootstrap_servers}", timeout_s):
+        await sink.start()
     try:
         for record, letter in chosen:
             reason = _reason_to_leave(settings, record, letter, max_replays)
             if reason is None and not dry_run:
-                reason = await _write(sink, record, letter)
+                async with waiting(f"writing to {letter.source.topic}", timeout_s):
+                    reason = await _write(sink, record, letter)
             if reason is None:
                 done += 1
                 word = "would replay" if dry_run else "replayed"
@@ -142,16 +159,14 @@ def _reason_to_leave(
     if letter.source.topic not in settings.topics.jobs:
         return f"its job topic {_printable(letter.source.topic)} is not one of topics.jobs"
     if record.value is None:
-        return (
-            f"its value was too large to be kept; the job lies at {letter.source}, if it is not deleted yet"
-        )
+        return f"its value was too large for a dead letter; the job record is at {letter.source} until retention deletes it"
     if letter.replays >= max_replays:
-        return f"it was replayed {letter.replays} times and died each time; --max-replays allows more"
+        return f"it was replayed {letter.replays} times and failed each time; --max-replays allows more"
     return None
 
 
 async def _write(sink: KafkaSink, record: ConsumerRecord, letter: DeadLetter) -> str | None:
-    """Write one and wait for it. Return why it could not be, if so."""
+    """Write the job record and wait for the acknowledgement; return the reason if it was refused."""
     key = record.key if record.key is not None else str(letter.source).encode()
     receipt = sink.receipt()
     sink.publish(replay_of(record, sink.partition_for(letter.source.topic, key)), receipt)
@@ -162,14 +177,17 @@ async def _write(sink: KafkaSink, record: ConsumerRecord, letter: DeadLetter) ->
     return None
 
 
-async def _letters(settings: Settings) -> AsyncIterator[tuple[ConsumerRecord, DeadLetter]]:
+async def _letters(settings: Settings, timeout_s: float) -> AsyncIterator[tuple[ConsumerRecord, DeadLetter]]:
     topic = settings.topics.dlq
-    async with open_log(settings.kafka, topic) as log:
-        async for record in log.snapshot([TopicPartition(topic, number) for number in log.partitions]):
+    async with AsyncExitStack() as stack:
+        async with waiting(f"opening {topic} at {settings.kafka.bootstrap_servers}", timeout_s):
+            log = await stack.enter_async_context(open_log(settings.kafka, topic))
+        records = log.snapshot([TopicPartition(topic, number) for number in log.partitions])
+        async for record in within(records, f"reading {topic}", timeout_s):
             try:
                 yield record, read_dead_letter(record)
             except ValueError as error:
-                click.echo(f"passed over {record.at}: no dead letter of ours: {error}", err=True)
+                click.echo(f"skipped {record.at}: it is not a valid dead letter: {error}", err=True)
 
 
 def _members(record: ConsumerRecord, letter: DeadLetter) -> dict[str, Any]:
@@ -193,5 +211,5 @@ def _line(record: ConsumerRecord, letter: DeadLetter) -> str:
 
 
 def _printable(text: str) -> str:
-    """Show a terminal nothing that it would obey: member names of a job are its sender's."""
+    """Replace control characters, which a terminal would execute: a job's member names are the sender's text."""
     return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)

@@ -19,7 +19,7 @@ _COUNT = click.IntRange(1)
 
 
 class _PracticeCommand(click.Command):
-    """Shows the grammar of model names at the end of its help."""
+    """A command whose help ends with the grammar of model names."""
 
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write("\n" + (script.__doc__ or "").strip() + "\n")
@@ -29,23 +29,33 @@ class _PracticeCommand(click.Command):
 @click.command("practice-upstream", cls=_PracticeCommand)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
-    "--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one."
+    "--port",
+    default=8000,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="Port to listen on; 0 selects a free one.",
 )
 @click.option("--api-key", envvar="PRACTICE_UPSTREAM_API_KEY", help="Refuse calls without this bearer key.")
-@click.option("--max-streams", type=_COUNT, help="Streams at once; a call beyond is answered 429.")
-@click.option("--requests-per-minute", type=_COUNT, help="Calls within 60 seconds; then 429.")
+@click.option("--max-streams", type=_COUNT, help="Streams open at once; further calls are answered 429.")
 @click.option(
-    "--tokens-per-minute", type=_COUNT, help="Tokens of prompts and answers within 60 seconds; then 429."
+    "--requests-per-minute", type=_COUNT, help="Calls within 60 seconds; further calls are answered 429."
+)
+@click.option(
+    "--tokens-per-minute",
+    type=_COUNT,
+    help="Tokens of prompts and answers within 60 seconds; then calls are answered 429.",
 )
 @click.option("--limited", default=0.0, type=_SHARE, help="Share of calls answered 429 at random, 0 to 1.")
-@click.option("--stalled", default=0.0, type=_SHARE, help="Share of streams that fall silent.")
-@click.option("--broken", default=0.0, type=_SHARE, help="Share of streams that are reset.")
-@click.option("--seed", default=0, show_default=True, help="The same seed gives the same mishaps.")
+@click.option("--stalled", default=0.0, type=_SHARE, help="Share of streams that stall, 0 to 1.")
+@click.option("--broken", default=0.0, type=_SHARE, help="Share of streams that are reset, 0 to 1.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random faults.")
 @click.option(
-    "--dies-after-s", type=click.FloatRange(0), help="Reset everything and refuse connections by then ..."
+    "--dies-after-s",
+    type=click.FloatRange(0),
+    help="Reset all connections and refuse new ones after this time ...",
 )
 @click.option(
-    "--dies-for-s", default=10.0, show_default=True, type=click.FloatRange(0), help="... for so long."
+    "--dies-for-s", default=10.0, show_default=True, type=click.FloatRange(0), help="... for this long."
 )
 def practice_upstream(
     host: str,
@@ -58,16 +68,16 @@ def practice_upstream(
     dies_for_s: float,
     **mishaps: Any,
 ) -> None:
-    """Serve an OpenAI-compatible upstream for practice: the model's name chooses what it does.
+    """Serve an OpenAI-compatible upstream for tests: the model name selects what it does.
 
     \b
-    practice                          a short, well-behaved stream
+    practice                          a short stream without faults
     practice?deltas=200&pace_ms=20    longer and slower
     practice?break_after=5            the connection is reset after five deltas
     practice?status=429&retry_after=2 an error status
     practice?shape=azure&reasoning    another provider's chunks
 
-    What it sent, and which calls were over a limit, is told by GET /calls.
+    GET /calls returns what was sent, and which calls exceeded a limit.
     """
     try:
         chances = Mishaps(**mishaps)

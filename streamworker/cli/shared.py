@@ -1,28 +1,44 @@
-"""What several commands need."""
+"""What several commands share: options, settings, logging, and waiting for Kafka with a message and a time limit."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import sys
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from streamworker.config import Settings, load
+from streamworker.errors import KafkaUnavailable
 from streamworker.telemetry.logging import configure_logging
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
-__all__ = ["config_option", "quietly", "run_async", "settings_of"]
+__all__ = [
+    "HINT_S",
+    "config_file",
+    "config_option",
+    "hint",
+    "quietly",
+    "run_async",
+    "settings_of",
+    "timeout_option",
+    "waiting",
+    "within",
+]
+
+HINT_S = 3.0
+"""Seconds after which a command says what it waits for."""
 
 T = TypeVar("T")
 
 
 def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Let `--config FILE` stand after the command as well as before it."""
+    """Add the option `--config FILE`, so that it may follow the command as well as precede it."""
     return click.option(
         "--config",
         type=click.Path(path_type=Path, dir_okay=False),
@@ -30,21 +46,101 @@ def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def timeout_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the option `--timeout SECONDS`."""
+    return click.option(
+        "--timeout",
+        "timeout_s",
+        type=click.FloatRange(0.1, 3600),
+        default=10.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="Give up if Kafka does not answer for this long.",
+    )(command)
+
+
+def config_file(context: click.Context, config: Path | None) -> Path | None:
+    """Return the path of the TOML file: the command's own option, or the one before the command."""
+    path: Path | None = config or context.find_root().obj
+    return path
+
+
 def settings_of(context: click.Context, config: Path | None, *, needs_keys: bool = False) -> Settings:
     """Read the settings. Raises ConfigurationError."""
-    return load(config or context.find_root().obj, needs_keys=needs_keys)
+    return load(config_file(context, config), needs_keys=needs_keys)
 
 
 def quietly() -> None:
-    """Send log lines to standard error, and only our own: standard output is for data, and our errors say it all."""
+    """Log warnings of this package to standard error. Standard output is for data; aiokafka's log is only recorded."""
     configure_logging("console", "warning", sys.stderr.buffer)
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    library = logging.getLogger("aiokafka")
+    library.propagate = False
+    library.handlers[:] = [_LAST_ERROR]
+
+
+class _LastError(logging.Handler):
+    """Keep the last warning of aiokafka: it is the reason why a client waits."""
+
+    text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            self.text = record.getMessage()
+
+
+_LAST_ERROR = _LastError()
+
+
+@contextmanager
+def hint(text: str) -> Iterator[None]:
+    """Print `text` to standard error if the block is not left within `HINT_S` seconds."""
+    timer = asyncio.get_running_loop().call_later(
+        HINT_S, lambda: click.echo(f"{text} ...{_reason()}", err=True)
+    )
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@asynccontextmanager
+async def waiting(action: str, timeout_s: float) -> AsyncIterator[None]:
+    """Print `action` after `HINT_S` seconds, and give up after `timeout_s` seconds.
+
+    Raises:
+        KafkaUnavailable: the block took longer than `timeout_s` seconds.
+    """
+    limit = asyncio.timeout(timeout_s)
+    try:
+        with hint(f"{action}, for at most {timeout_s:g} s"):
+            async with limit:
+                yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        message = f"{action}: no answer within {timeout_s:g} s{_reason()}"
+        raise KafkaUnavailable(f"{message}; is kafka.bootstrap_servers right?") from None
+
+
+async def within(items: AsyncIterator[T], action: str, timeout_s: float) -> AsyncIterator[T]:
+    """Yield the items; each one is waited for as in `waiting`. Raises KafkaUnavailable."""
+    while True:
+        async with waiting(action, timeout_s):
+            try:
+                item = await anext(items)
+            except StopAsyncIteration:
+                return
+        yield item
+
+
+def _reason() -> str:
+    return f"; last error: {_LAST_ERROR.text}" if _LAST_ERROR.text else ""
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on uvloop where there is one."""
+    """Run a coroutine, on uvloop if it is installed."""
     try:
-        import uvloop  # noqa: PLC0415 - not on every platform
+        import uvloop  # noqa: PLC0415 - not available on every platform
     except ImportError:
         return asyncio.run(work)
     return uvloop.run(work)

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import click
 
-from streamworker.cli.shared import config_option, quietly, run_async, settings_of
+from streamworker.cli.shared import config_option, quietly, run_async, settings_of, timeout_option, waiting
 from streamworker.kafka.sink import publish
 from streamworker.model import ConsumerRecord, Coordinates, Rejection
 from streamworker.wire.job import read_job
@@ -25,27 +25,40 @@ __all__ = ["submit"]
 
 @click.command()
 @config_option
+@timeout_option
 @click.argument("prompt", nargs=-1)
-@click.option("-m", "--model", help="Model to ask. Needed with a prompt.")
+@click.option("-m", "--model", help="Model for the prompt; required with a prompt.")
 @click.option(
     "-f",
     "--file",
     type=click.File("rb"),
-    help="Read jobs from a file: one JSON object, or one per line. - is stdin.",
+    help="Read jobs from a file with one JSON object, or one per line. - is standard input.",
 )
-@click.option("--job-id", help="The job's id; default: a new one.")
+@click.option("--job-id", help="Job id; default: a new one.")
 @click.option("--upstream", help="Name of a configured upstream.")
 @click.option("--deadline", help="RFC 3339 time.")
-@click.option("--on-break", type=click.Choice(["fail", "restart"]), help="What a stream that breaks does.")
+@click.option(
+    "--on-break", type=click.Choice(["fail", "restart"]), help="What the job does if its stream breaks."
+)
 @click.option("--reply-to", help="Topic for the events; one of topics.allowed_reply_to.")
 @click.option(
-    "--metadata", "-d", multiple=True, metavar="KEY=VALUE", help="Echoed in events; may be repeated."
+    "--metadata",
+    "-d",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Copied into the job's events; may be repeated.",
 )
 @click.option("--key", help="Record key, such as a conversation id; default: the job's id.")
 @click.option("--topic", help="Job topic; default: the first of topics.jobs.")
 @click.pass_context
 def submit(
-    context: click.Context, /, config: Path | None, topic: str | None, key: str | None, **given: Any
+    context: click.Context,
+    /,
+    config: Path | None,
+    timeout_s: float,
+    topic: str | None,
+    key: str | None,
+    **given: Any,
 ) -> None:
     """Submit jobs and print their ids, one per line.
 
@@ -59,18 +72,24 @@ def submit(
     jobs = list(_jobs(**given))
     _check_topics(settings.topics, topic, jobs)
     entries = [((key or job["job_id"]).encode(), encode(job)) for job in jobs]
-    run_async(publish(settings.kafka, topic or settings.topics.jobs[0], entries))
+    jobs_topic = topic or settings.topics.jobs[0]
+
+    async def work() -> None:
+        async with waiting(f"writing to {jobs_topic} at {settings.kafka.bootstrap_servers}", timeout_s):
+            await publish(settings.kafka, jobs_topic, entries)
+
+    run_async(work())
     for job in jobs:
         click.echo(job["job_id"])
 
 
 def _check_topics(topics: TopicSettings, topic: str | None, jobs: Sequence[dict[str, Any]]) -> None:
-    """Refuse what no worker of this configuration would read, or answer to."""
+    """Refuse topics that no worker with these settings reads from, or writes to. Raises UsageError."""
     if topic is not None and topic not in topics.jobs:
         raise click.UsageError(f"--topic {topic} is not one of topics.jobs: {', '.join(topics.jobs)}")
     for job in jobs:
         if (to := job.get("reply_to")) is not None and to not in topics.allowed_reply_to:
-            allowed = ", ".join(topics.allowed_reply_to) or "there is none"
+            allowed = ", ".join(topics.allowed_reply_to) or "it is empty"
             raise click.UsageError(f"reply_to {to} is not one of topics.allowed_reply_to: {allowed}")
 
 
@@ -79,28 +98,28 @@ def _jobs(
 ) -> Iterable[dict[str, Any]]:
     if prompt:
         if file is not None:
-            raise click.UsageError("give a prompt or --file, not both")
+            raise click.UsageError("a prompt and --file cannot be combined")
         if not model:
             raise click.UsageError("a prompt needs --model")
         messages = [{"role": "user", "content": " ".join(prompt)}]
         yield _checked(_completed({"request": {"model": model, "messages": messages}}, **given), "the job")
         return
     if model:
-        raise click.UsageError("--model goes with a prompt; jobs of a file name theirs in request.model")
+        raise click.UsageError("--model needs a prompt; jobs of a file have their model in request.model")
     source = file or sys.stdin.buffer
     if source is sys.stdin.buffer and sys.stdin.isatty():
-        raise click.UsageError("give a prompt, or --file, or jobs on standard input")
+        raise click.UsageError("a prompt, --file, or jobs on standard input are required")
     objects = list(_read(source.read()))
     if not objects:
-        raise click.UsageError("there is no job in the input")
+        raise click.UsageError("the input has no job")
     if given["job_id"] and len(objects) > 1:
-        raise click.UsageError("--job-id is for a single job")
+        raise click.UsageError("--job-id needs an input with a single job")
     for number, job in enumerate(objects, 1):
         yield _checked(_completed(job, **given), f"job {number}")
 
 
 def _read(data: bytes) -> Iterable[dict[str, Any]]:
-    """Read one JSON object, or one per line."""
+    """Yield the jobs of an input with one JSON object, or one per line. Raises UsageError."""
     try:
         whole = decode(data)
     except InvalidJSON:
@@ -135,12 +154,12 @@ def _completed(
     on_break: str | None,
     metadata: Sequence[str],
 ) -> dict[str, Any]:
-    """Add what the options say to a job; it gets an id in any case, so that there is one to print."""
+    """Return the job with the values of the options, and with a new id if it has none."""
     options = {"upstream": upstream, "deadline": deadline, "reply_to": reply_to, "on_break": on_break}
     completed = {**job, **{name: value for name, value in options.items() if value is not None}}
     completed["job_id"] = job_id or job.get("job_id") or str(uuid4())
     given = job.get("metadata") or {}
-    if metadata and isinstance(given, dict):  # else it is refused for what it is
+    if metadata and isinstance(given, dict):  # another type is refused by `_checked`
         completed["metadata"] = {**given, **dict(_pair(text) for text in metadata)}
     return completed
 
@@ -153,7 +172,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _checked(job: dict[str, Any], what: str) -> dict[str, Any]:
-    """Refuse here what the worker would refuse later."""
+    """Return a valid job. Raises UsageError with the faults that a worker would report."""
     record = ConsumerRecord(Coordinates("submit", 0, 0), 0, None, encode(job))
     read = read_job(record, max_bytes=1 << 30)
     if isinstance(read, Rejection):

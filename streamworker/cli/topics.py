@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from streamworker.cli.shared import config_option, quietly, run_async, settings_of
+from streamworker.cli.shared import config_option, quietly, run_async, settings_of, timeout_option, waiting
 from streamworker.kafka.topics import faults_of, open_admin
 
 if TYPE_CHECKING:
@@ -19,25 +19,31 @@ __all__ = ["topics"]
 
 @click.group()
 def topics() -> None:
-    """Create the topics that the settings name, or check them."""
+    """Create or check the topics of the settings."""
 
 
 @topics.command()
 @config_option
+@timeout_option
 @click.option(
     "--partitions", default=12, show_default=True, type=click.IntRange(1, 10_000), help="Per topic."
 )
 @click.option(
-    "--replicas", type=click.IntRange(1, 100), help="Copies of each; default: three, or one per broker."
+    "--replicas",
+    type=click.IntRange(1, 100),
+    help="Replication factor; default: 3, or the number of brokers if lower.",
 )
 @click.pass_context
-def create(context: click.Context, config: Path | None, partitions: int, replicas: int | None) -> None:
-    """Create the topics that do not exist. What exists is left as it is."""
+def create(
+    context: click.Context, config: Path | None, timeout_s: float, partitions: int, replicas: int | None
+) -> None:
+    """Create the topics that do not exist. Existing topics are not changed."""
     settings = settings_of(context, config)
     quietly()
 
     async def work() -> None:
-        async with open_admin(settings) as admin:
+        action = f"creating topics at {settings.kafka.bootstrap_servers}"
+        async with waiting(action, timeout_s), open_admin(settings) as admin:
             created = await admin.create(partitions=partitions, replicas=replicas)
             existing = [name for name in await admin.describe() if name not in created]
         for name in created:
@@ -50,19 +56,21 @@ def create(context: click.Context, config: Path | None, partitions: int, replica
 
 @topics.command("check")
 @config_option
+@timeout_option
 @click.pass_context
-def check_topics(context: click.Context, config: Path | None) -> int:
-    """Say what is wrong with the topics."""
+def check_topics(context: click.Context, config: Path | None, timeout_s: float) -> int:
+    """Report what is wrong with the topics."""
     settings = settings_of(context, config)
     quietly()
-    faults = run_async(_look(settings))
+    faults = run_async(_check(settings, timeout_s))
     for fault in faults:
         click.echo(fault, err=True)
     return 1 if faults else 0
 
 
-async def _look(settings: Settings) -> list[str]:
-    async with open_admin(settings) as admin:
+async def _check(settings: Settings, timeout_s: float) -> list[str]:
+    action = f"reading the topics at {settings.kafka.bootstrap_servers}"
+    async with waiting(action, timeout_s), open_admin(settings) as admin:
         found = await admin.describe()
     for name, facts in found.items():
         if facts is not None:

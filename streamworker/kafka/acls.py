@@ -92,11 +92,17 @@ def _dlq_acls(settings: Settings) -> list[Acl]:
     return [Acl("READ", "TOPIC", settings.topics.dlq, "read dead letters"), *_submit_acls(settings)]
 
 
+def _retry_acls(settings: Settings) -> list[Acl]:
+    reads = [Acl("READ", "TOPIC", name, "read the jobs to submit again") for name in settings.topics.jobs]
+    return [*_tail_acls(settings), *reads, *_submit_acls(settings)]
+
+
 COMMANDS = {
     "run, check": worker_acls,
     "submit": _submit_acls,
     "tail, audit": _tail_acls,
     "cancel": _cancel_acls,
+    "retry": _retry_acls,
     "dlq": _dlq_acls,
 }
 """The ACLs of each command. `topics create` needs CREATE on the topics as well, which a worker does not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from streamworker.kafka.partitioner import partition_of
 from streamworker.model import TopicPartition
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence
 
     from streamworker.config import KafkaSettings
     from streamworker.kafka.acls import RequiredAcls
@@ -28,6 +29,8 @@ __all__ = ["LogReader", "open_log"]
 
 _POLL_MS = 500
 _POLL_RECORDS = 2000
+_SEEK_DISTANCE = 1000
+"""A wanted record that is further away than this is reached by a seek, a nearer one by reading."""
 
 
 class LogReader:
@@ -64,6 +67,27 @@ class LogReader:
             for record in await self._fetch():
                 if record.at.offset < ends[KafkaTopicPartition(*record.topic_partition)]:
                     yield record
+
+    async def at(self, partition: TopicPartition, offsets: Iterable[int]) -> AsyncIterator[ConsumerRecord]:
+        """Yield those of the records at `offsets` that the partition still holds, in order. Raises KafkaError."""
+        at = KafkaTopicPartition(*partition)
+        self._consumer.assign([at])
+        with translate_errors(f"reading the offsets of {self._topic}", self._acls):
+            begin = (await self._consumer.beginning_offsets([at]))[at]
+            end = (await self._consumer.end_offsets([at]))[at]
+        buffer: deque[ConsumerRecord] = deque()
+        position = -1 - _SEEK_DISTANCE  # of the first record behind the buffer; the first read needs a seek
+        for offset in sorted(offset for offset in set(offsets) if begin <= offset < end):
+            while buffer and buffer[0].at.offset < offset:
+                buffer.popleft()
+            if not buffer and offset > position + _SEEK_DISTANCE:
+                self._consumer.seek(at, offset)
+                position = offset
+            while position <= offset and not buffer:
+                buffer.extend(record for record in await self._fetch() if record.at.offset >= offset)
+                position = await self._consumer.position(at)
+            if buffer and buffer[0].at.offset == offset:
+                yield buffer.popleft()
 
     async def _assign(self, partitions: Sequence[TopicPartition], *, from_end: bool) -> None:
         assigned = [KafkaTopicPartition(*partition) for partition in partitions]

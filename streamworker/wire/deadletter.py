@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from streamworker.model import ConsumerRecord, Coordinates, ErrorCode, Headers, ProducerRecord, TopicPartition
 from streamworker.text import UPSTREAM_TEXT_LIMIT, truncate
-from streamworker.wire.job import job_id_of
+from streamworker.wire.job import RERUN, job_id_of
 
 __all__ = ["PREFIX", "REPLAYS", "DeadLetter", "dead_letter", "read_dead_letter", "replay_of"]
 
@@ -70,9 +70,12 @@ def replay_of(record: ConsumerRecord, to: TopicPartition) -> ProducerRecord:
     """Return the dead letter's original job record, with its replay count increased by one."""
     replays = read_dead_letter(record).replays + 1
     headers = tuple(
-        (name, value) for name, value in record.headers if not name.startswith(PREFIX) and name != REPLAYS
+        (name, value)
+        for name, value in record.headers
+        if not name.startswith(PREFIX) and name not in {REPLAYS, RERUN}
     )
-    return ProducerRecord(to, record.key, record.value, (*headers, (REPLAYS, str(replays).encode())))
+    added = ((REPLAYS, str(replays).encode()), (RERUN, b"1"))
+    return ProducerRecord(to, record.key, record.value, (*headers, *added))
 
 
 def _text(headers: dict[str, bytes], name: str) -> str:

@@ -11,7 +11,7 @@ import msgspec
 from streamworker.model import ConsumerRecord, Headers, Job, Rejection
 from streamworker.wire.json import InvalidJSON, decode, encode
 
-__all__ = ["JOB_ID_PATTERN", "job_id_of", "read_job", "request_body", "trace_of"]
+__all__ = ["JOB_ID_PATTERN", "RERUN", "job_id_of", "read_job", "request_body", "trace_of"]
 
 JOB_ID_PATTERN = r"^[A-Za-z0-9._:-]{1,200}$"
 MAX_METADATA = 16
@@ -19,6 +19,8 @@ MAX_FAULTS = 20
 """Faults that a rejection lists one by one. A record can have as many faults as members."""
 MAX_NAME = 64
 """Characters of a member's name that a fault repeats. The name is text of the sender."""
+RERUN = "streamworker-rerun"
+"""Record header of a job that is submitted again on purpose: a new run under the same id."""
 TRACE_HEADERS = ("traceparent", "tracestate")
 MAX_TRACE_BYTES = 512
 """Limit for one trace-context header. W3C requires that 512 characters are propagated; larger headers would

@@ -1,4 +1,4 @@
-"""The commands, as people run them: processes, exit codes, what is printed and what to do about it."""
+"""The commands as processes: exit codes, output, and messages."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from streamworker import __version__
 from streamworker.demo.child import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from streamworker.demo.broker import EmbeddedBroker
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.embedded
 
 
 class Result(NamedTuple):
-    """What a command left."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -33,13 +34,13 @@ class Result(NamedTuple):
 
 
 class Cli:
-    """Runs commands with one environment."""
+    """Run commands in one environment."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self.environment = {**os.environ, **environment}
 
     async def start(self, *arguments: str) -> asyncio.subprocess.Process:
-        """Start a command."""
+        """Start a command; return its process."""
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "streamworker", *arguments),
             env=self.environment,
@@ -49,7 +50,7 @@ class Cli:
         )
 
     async def __call__(self, *arguments: str, stdin: bytes = b"", **environment: str) -> Result:
-        """Run a command to its end."""
+        """Run a command to its end; return its result."""
         cli = Cli({**self.environment, **environment})
         process = await cli.start(*arguments)
         try:
@@ -63,7 +64,7 @@ class Cli:
 
 @pytest.fixture
 def cli(embedded_broker: EmbeddedBroker, practice: PracticeUpstream, topics: Callable[[str], str]) -> Cli:
-    """Commands against the embedded broker and the practice upstream, with topics of the test's own."""
+    """Return a runner of commands with the embedded broker, the practice upstream, and topics of its own."""
     names = {
         f"STREAMWORKER_TOPICS__{name}": topics(name.lower()) for name in ("JOBS", "EVENTS", "CONTROL", "DLQ")
     }
@@ -79,8 +80,8 @@ def cli(embedded_broker: EmbeddedBroker, practice: PracticeUpstream, topics: Cal
     )
 
 
-async def test_commands_play_together(cli: Cli) -> None:
-    """Topics, a worker, jobs in, text out, an audit: the whole of the README."""
+async def test_commands_of_the_readme_work_together(cli: Cli) -> None:
+    """Topics are created, jobs are submitted, run, printed and audited."""
     created = await cli("topics", "create", "--partitions", "2")
     assert (created.code, created.out.count("created ")) == (0, 4)
     assert (await cli("topics", "create")).out.count("exists ") == 4
@@ -98,7 +99,7 @@ async def test_commands_play_together(cli: Cli) -> None:
         )
         failed = await cli("tail", "p1")
         audited = await cli("audit", "--complete")
-        astray = [
+        misused = [
             await cli("submit", "-m", "practice", "--topic", "nowhere", "hi"),
             await cli("submit", "-m", "practice", "--reply-to", "nowhere", "hi"),
             await cli("cancel", ""),
@@ -122,14 +123,14 @@ async def test_commands_play_together(cli: Cli) -> None:
         True,
     )
     assert worker.returncode == 0
-    assert [one.code for one in astray] == [2, 2, 2]
-    assert "topics.jobs" in astray[0].err
-    assert "topics.allowed_reply_to" in astray[1].err
-    assert "is no job id" in astray[2].err
+    assert [one.code for one in misused] == [2, 2, 2]
+    assert "topics.jobs" in misused[0].err
+    assert "topics.allowed_reply_to" in misused[1].err
+    assert "is not a valid job id" in misused[2].err
 
 
-async def test_cancel_ends_a_job_that_runs(cli: Cli) -> None:
-    """`streamworker cancel` writes to the control topic that the worker reads."""
+async def test_cancel_of_a_running_job_ends_it(cli: Cli) -> None:
+    """The worker reads the control topic."""
     await cli("topics", "create", "--partitions", "1")
     worker = await cli.start("run")
     try:
@@ -144,7 +145,7 @@ async def test_cancel_ends_a_job_that_runs(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "stdin", "told"),
+    ("arguments", "stdin", "message"),
     [
         (["submit", "no model"], b"", "a prompt needs --model"),
         (["submit", "-m", "m", "-d", "broken", "x"], b"", "KEY=VALUE"),
@@ -155,18 +156,18 @@ async def test_cancel_ends_a_job_that_runs(cli: Cli) -> None:
         (["frobnicate"], b"", "No such command"),
     ],
 )
-async def test_bad_usage_exits_with_2_and_says_what_is_wrong(
-    cli: Cli, arguments: list[str], stdin: bytes, told: str
+async def test_bad_usage_exits_with_2_and_a_message(
+    cli: Cli, arguments: list[str], stdin: bytes, message: str
 ) -> None:
-    """Before anything is written."""
+    """Nothing is written to Kafka."""
     result = await cli(*arguments, stdin=stdin)
 
     assert (result.code, result.out) == (2, "")
-    assert told in result.err
+    assert message in result.err
 
 
-async def test_wrong_settings_are_told_all_at_once(cli: Cli, tmp_path: Path) -> None:
-    """With their paths, the variable they came from, and no traceback."""
+async def test_invalid_settings_are_all_reported_without_a_traceback(cli: Cli, tmp_path: Path) -> None:
+    """Each fault has its path and its variable."""
     file = tmp_path / "worker.toml"
     file.write_text('[kafka]\nsasl_password = "hunter2"\n[worker]\nmax_in_flight = 0\n')
     result = await cli("run", "--config", str(file), STREAMWORKER_WORKER__ORDERING="sideways")
@@ -179,8 +180,8 @@ async def test_wrong_settings_are_told_all_at_once(cli: Cli, tmp_path: Path) -> 
     assert "Traceback" not in result.err
 
 
-async def test_check_says_which_part_is_wrong_and_what_to_do(cli: Cli) -> None:
-    """Broker, topics, upstream and key each have their own line."""
+async def test_check_reports_which_part_is_wrong_and_what_to_do(cli: Cli) -> None:
+    """Broker, topics and upstream have separate lines."""
     nowhere = f"127.0.0.1:{free_port()}"
     broker = await cli("check", STREAMWORKER_KAFKA__BOOTSTRAP_SERVERS=nowhere)
     topics = await cli("check")
@@ -194,24 +195,113 @@ async def test_check_says_which_part_is_wrong_and_what_to_do(cli: Cli) -> None:
     assert "is base_url right?" in upstream.out
 
 
-async def test_key_that_is_not_there_is_a_fault_of_the_configuration(cli: Cli) -> None:
-    """Before the first job would find out."""
+async def test_check_of_a_base_url_without_its_version_names_the_right_one(
+    cli: Cli, practice: PracticeUpstream
+) -> None:
+    """The URL with /v1 is tried when the upstream answers 404."""
+    base_url = practice.base_url
+    result = await cli("check", STREAMWORKER_UPSTREAMS__DEFAULT__BASE_URL=base_url.removesuffix("/v1"))
+
+    assert result.code == 1
+    assert f"the API is at {base_url}; set base_url to it" in result.out
+
+
+async def test_check_call_sends_one_request_for_one_token(cli: Cli, practice: PracticeUpstream) -> None:
+    """The result has the time to the first delta, or the upstream's error."""
+    await cli("topics", "create")
+    good = await cli("check", "--call", "practice?deltas=1")
+    bad = await cli("check", "--call", "practice?status=400")
+
+    assert good.code == 0
+    assert "ok      call of practice?deltas=1 at upstream default: first delta after " in good.out
+    assert "with a usage report" in good.out
+    assert [call.body["max_tokens"] for call in practice.calls if call.model == "practice?deltas=1"] == [1]
+    assert bad.code == 1
+    assert "wrong   call of practice?status=400 at upstream default: upstream_rejected: " in bad.out
+
+
+@pytest.fixture
+async def silent_server() -> AsyncIterator[str]:
+    """Yield the address of a server that accepts connections and never answers."""
+    connections: list[asyncio.StreamWriter] = []
+
+    def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    for writer in connections:
+        writer.close()
+    server.close()
+
+
+async def test_commands_at_a_silent_broker_say_what_they_wait_for_and_give_up(
+    cli: Cli, silent_server: str
+) -> None:
+    """The message comes after 3 s; the exit code after `--timeout` is 1."""
+    commands = [
+        ["submit", "-m", "practice", "hi"],
+        ["cancel", "j"],
+        ["tail", "j"],
+        ["audit"],
+        ["retry", "--status", "failed"],
+        ["dlq", "list"],
+        ["topics", "check"],
+        ["check"],
+    ]
+    began = asyncio.get_running_loop().time()
+    results = await asyncio.gather(
+        *(
+            cli(*command, "--timeout", "4", STREAMWORKER_KAFKA__BOOTSTRAP_SERVERS=silent_server)
+            for command in commands
+        )
+    )
+
+    assert asyncio.get_running_loop().time() - began < 25
+    for command, result in zip(commands, results, strict=True):
+        assert result.code == 1, command
+        assert "for at most 4 s ..." in result.err, command
+        assert "no answer within 4 s" in result.err + result.out, command
+        assert silent_server in result.err, command
+        assert "Traceback" not in result.err, command
+
+
+async def test_run_logs_version_settings_and_their_sources_at_its_start(cli: Cli, tmp_path: Path) -> None:
+    """The first line names group, brokers, topics and upstreams, the file, and the variables that were read."""
+    file = tmp_path / "worker.toml"
+    file.write_text("[worker]\nmax_in_flight = 3\n")
+    result = await cli("run", "--config", str(file))
+
+    line = json.loads(result.out.splitlines()[0])
+    assert (line["event"], line["version"]) == ("worker.starting", __version__)
+    assert line["group"] == cli.environment["STREAMWORKER_WORKER__GROUP_ID"]
+    assert line["brokers"] == cli.environment["STREAMWORKER_KAFKA__BOOTSTRAP_SERVERS"]
+    assert line["topics"]["events"] == cli.environment["STREAMWORKER_TOPICS__EVENTS"]
+    assert line["upstreams"] == {"default": cli.environment["STREAMWORKER_UPSTREAMS__DEFAULT__BASE_URL"]}
+    assert line["config_file"] == str(file)
+    assert "STREAMWORKER_TOPICS__EVENTS" in line["variables"]
+
+
+async def test_check_without_the_key_reports_a_configuration_fault(cli: Cli) -> None:
+    """The fault is reported before any job runs."""
     result = await cli("check", STREAMWORKER_UPSTREAMS__DEFAULT__API_KEY_ENV="NO_SUCH_KEY")
 
     assert result.code == 2
     assert "the environment variable NO_SUCH_KEY is not set" in result.err
 
 
-async def test_worker_without_topics_says_how_to_make_them(cli: Cli) -> None:
-    """And exits, for waiting does not help."""
+async def test_worker_without_topics_exits_with_the_command_that_creates_them(cli: Cli) -> None:
+    """Waiting would not help."""
     result = await cli("run")
 
     assert result.code == 1
     assert "create it with `streamworker topics create`" in result.err
 
 
-async def test_audit_reports_a_breach_with_its_place(stage: Stage, topics: Callable[[str], str]) -> None:
-    """Partition, offset, rule and job."""
+async def test_audit_of_an_invalid_topic_reports_each_breach(
+    stage: Stage, topics: Callable[[str], str]
+) -> None:
+    """Each line names partition, offset, rule and job."""
     await stage.open(events_partitions=1)
     common = {"v": 1, "job_id": "j", "attempt": "a", "ts": 1}
     for seq, kind in ((0, "started"), (2, "delta"), (3, "usage")):
@@ -228,17 +318,17 @@ async def test_audit_reports_a_breach_with_its_place(stage: Stage, topics: Calla
 
 
 def left_in(folder: Path) -> list[str]:
-    """Return what is in a folder."""
+    """Return the paths in a folder."""
     return [str(path) for path in folder.iterdir()]
 
 
 def demo_environment(tmp_path: Path) -> dict[str, str]:
-    """Return an environment for the demo in which nothing is set and what it leaves can be seen."""
+    """Return an environment for the demo, whose temporary files are in `tmp_path`."""
     return {"TMPDIR": str(tmp_path), "COLUMNS": "100"}
 
 
-async def test_demo_shows_every_job_and_leaves_nothing(tmp_path: Path) -> None:
-    """Broker, upstream, worker and jobs, from nothing to a summary."""
+async def test_demo_shows_every_job_and_leaves_no_file(tmp_path: Path) -> None:
+    """The demo starts broker, upstream and worker, runs its jobs and prints a summary."""
     result = await Cli(demo_environment(tmp_path))("demo")
 
     assert (result.code, result.err) == (0, "")
@@ -249,14 +339,14 @@ async def test_demo_shows_every_job_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("after_s", [0.3, 0.8, 1.6])
-async def test_demo_that_is_interrupted_leaves_nothing(tmp_path: Path, after_s: float) -> None:
-    """Ctrl-C at any moment: no process, no file."""
+async def test_demo_that_is_interrupted_leaves_no_file(tmp_path: Path, after_s: float) -> None:
+    """Ctrl-C may arrive at any time."""
     process = await Cli(demo_environment(tmp_path)).start("demo")
-    await asyncio.sleep(after_s)  # a moment is what is tested, whichever it is
+    await asyncio.sleep(after_s)  # the interruption at this time is tested
     process.send_signal(signal.SIGINT)
     _, err = await asyncio.wait_for(process.communicate(), 20)
 
-    # Before Python has its handler the signal itself is the exit code.
+    # Before Python has installed its handler, the signal is the exit code.
     assert process.returncode in {130, -signal.SIGINT}
     assert b"Traceback" not in err
     assert left_in(tmp_path) == []

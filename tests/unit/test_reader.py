@@ -52,6 +52,33 @@ def test_reader_second_rejection_of_a_job_is_after_its_end() -> None:
     assert notices([event("started", 0, "x"), rejections[0]])[1:] == [Notice.STALE]
 
 
+def of_source(offset: int, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the events with the source of their job record in `started`."""
+    source = {"topic": "jobs", "partition": 0, "offset": offset}
+    return [one | ({"source": source} if one["type"] == "started" else {}) for one in events]
+
+
+def test_reader_of_another_record_of_an_ended_job_reports_a_new_run() -> None:
+    """The new run is followed from its `started`, and the job is open until it ends."""
+    first, second = of_source(3, attempt("a", 1)), of_source(9, attempt("b", 1))
+    reader = EventReader()
+    for one in [*first, *second[:-1]]:
+        readings = reader.read(one)
+        if one is second[0]:
+            assert [reading.notice for reading in readings] == [Notice.NEW_RUN, Notice.VALID]
+    assert not reader.has_ended("j")
+    reader.read(second[-1])
+
+    assert reader.has_ended("j")
+
+
+def test_reader_of_the_same_record_of_an_ended_job_reports_an_event_after_its_end() -> None:
+    """A finished job must not run again after a redelivery."""
+    first, second = of_source(3, attempt("a", 1)), of_source(3, attempt("b", 1))
+
+    assert notices([*first, *second])[3] is Notice.AFTER_END
+
+
 def test_reader_follows_the_latest_started() -> None:
     """A new attempt voids the former one, whose later events are stale."""
     events = [
@@ -187,6 +214,21 @@ def test_auditor_finds_no_breach_in_valid_events() -> None:
 def test_auditor_names_the_broken_rule(events: list[dict[str, Any]], rule: str) -> None:
     """Each breach has a name."""
     assert rule in audit(at_home(events))
+
+
+def test_auditor_of_a_job_with_two_runs_counts_the_last_ending() -> None:
+    """A job that was submitted again breaks no rule."""
+    first, second = of_source(3, attempt("a", 1)), of_source(9, attempt("b", 1))
+    first[-1]["status"] = "failed"
+    auditor = Auditor()
+    breaches = [
+        breach
+        for offset, one in enumerate([*first, *second])
+        for breach in auditor.read(one, Coordinates("e", 0, offset), b"j")
+    ]
+
+    assert breaches == []
+    assert (auditor.jobs, auditor.reruns, auditor.statuses) == (1, 1, {"completed": 1})
 
 
 def test_auditor_finds_events_in_another_partition() -> None:
