@@ -16,7 +16,7 @@ from streamworker.kafka.compat import (
     abandon_batches,
     client_of,
     install_client,
-    retry_first_produce_quickly,
+    retry_first_requests_quickly,
 )
 from streamworker.kafka.connection import RotatedSecrets, client_arguments
 
@@ -173,7 +173,7 @@ def new_transactional_producer(
         transactional_id=transactional_id,
         transaction_timeout_ms=round(transaction_timeout_s * 1000),
     )
-    retry_first_produce_quickly(producer)
+    retry_first_requests_quickly(producer)
     return producer
 
 

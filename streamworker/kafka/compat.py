@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import aiokafka
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition, conn
-from aiokafka.client import AIOKafkaClient, ConnectionGroup
+from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
 from aiokafka.conn import OAuthAuthenticator
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import (
     AuthenticationFailedError,
+    GroupAuthorizationFailedError,
     KafkaConnectionError,
     NotEnoughReplicasError,
     ProducerClosed,
@@ -27,7 +28,7 @@ from aiokafka.errors import (
     StaleMetadata,
 )
 from aiokafka.errors import KafkaError as ForeignKafkaError
-from aiokafka.producer.sender import Sender, SendProduceReqHandler
+from aiokafka.producer.sender import Sender, SendProduceReqHandler, TxnOffsetCommitHandler
 from aiokafka.protocol.metadata import MetadataRequest
 
 from streamworker.errors import ConfigurationError
@@ -46,7 +47,7 @@ __all__ = [
     "install_client",
     "new_sticky_assignor",
     "renew_credentials_in",
-    "retry_first_produce_quickly",
+    "retry_first_requests_quickly",
 ]
 
 KNOWN_VERSIONS = frozenset({"0.14.0"})
@@ -272,25 +273,55 @@ def abandon_batches(producer: AIOKafkaProducer) -> None:
         sender.cancel()
 
 
-def retry_first_produce_quickly(producer: AIOKafkaProducer) -> None:
-    """Shorten the back-off of a transaction's first produce request. Call it before `start`.
+def retry_first_requests_quickly(producer: AIOKafkaProducer) -> None:
+    """Shorten the back-off of a transaction's first requests. Call it before `start`.
 
     Kafka 4 verifies with the transaction coordinator that a partition was added to the transaction (KIP-890). While
-    the markers of the previous transaction are written, it answers clients of aiokafka's protocol version with the
-    retriable error NOT_ENOUGH_REPLICAS. aiokafka then waits 100 ms and logs a warning about replicas that are in fact
-    in sync. Here the first retries follow after 5, 10, 20 and 40 ms and are not logged.
+    the markers of the previous transaction are written, it answers clients of aiokafka's protocol version with a
+    retriable error: NOT_ENOUGH_REPLICAS to a produce request, COORDINATOR_NOT_AVAILABLE to an offset commit. aiokafka
+    then waits 100 ms, and logs a warning about replicas that are in fact in sync. Here the first retries follow after
+    5, 10, 20 and 40 ms and are not logged.
     """
     producer._sender.__class__ = _TransactionalSender
+    producer._sender.offset_retries = 0
+
+
+def _quick_backoff_s(retries: int) -> float:
+    return float(_QUICK_BACKOFF_S * 2**retries)
 
 
 class _TransactionalSender(Sender):  # type: ignore[misc]  # aiokafka is untyped
-    """A sender that uses our handler for produce requests."""
+    """A sender that uses our handlers for produce requests and offset commits."""
+
+    offset_retries: int
 
     async def _send_produce_req(self, node_id: int, batches: dict[Any, Any]) -> None:
         await _ProduceHandler(self, batches).do(node_id)
         self._in_flight.remove(node_id)
         for partition in batches:
             self._muted_partitions.remove(partition)
+
+    async def _do_txn_offset_commit(self, offsets: dict[Any, Any], group_id: str) -> None:
+        if not offsets:
+            return
+        try:
+            node_id = await self._find_coordinator(CoordinationType.GROUP, group_id)
+        except GroupAuthorizationFailedError as error:
+            self._txn_manager.error_transaction(error)
+        else:
+            await _OffsetCommitHandler(self, offsets, group_id).do(node_id)
+
+
+class _OffsetCommitHandler(TxnOffsetCommitHandler):  # type: ignore[misc]  # aiokafka is untyped
+    """Repeats an offset commit soon, the first times."""
+
+    def handle_response(self, response: Any) -> float | None:
+        backoff_s = super().handle_response(response)
+        retries, self._sender.offset_retries = self._sender.offset_retries, 0
+        if backoff_s is None:
+            return None
+        self._sender.offset_retries = retries + 1
+        return _quick_backoff_s(retries) if retries < _QUICK_RETRIES else float(backoff_s)
 
 
 class _ProduceHandler(SendProduceReqHandler):  # type: ignore[misc]  # aiokafka is untyped
@@ -303,7 +334,7 @@ class _ProduceHandler(SendProduceReqHandler):  # type: ignore[misc]  # aiokafka 
             for topic, partitions in response.topics
         ]
         if retries:
-            self._default_backoff = _QUICK_BACKOFF_S * 2 ** min(retries)
+            self._default_backoff = _quick_backoff_s(min(retries))
         super().handle_response(SimpleNamespace(API_VERSION=response.API_VERSION, topics=topics))
 
     def _is_retried_quickly(self, topic: str, partition: tuple[Any, ...], retries: list[int]) -> bool:

@@ -9,7 +9,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamworker.stream.coalesce import MAX_HELD_CHARS
+from streamworker.stream.coalesce import MAX_LIVE_BYTES
 from tests.properties.strategies import CHAT_STREAMS, CUTS, pieces_of
 from tests.streams import NOW, chunk, data, ended, listening
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from streamworker.model import DeltaEvent
     from streamworker.stream.attempt import Attempt
 
-_TEXTS = st.sampled_from(["", "a", "bc", "🐟", "d" * (MAX_HELD_CHARS - 3), "e" * (MAX_HELD_CHARS + 1)])
+_TEXTS = st.sampled_from(["", "a", "bc", "🐟", "d" * (MAX_LIVE_BYTES - 3), "e" * (MAX_LIVE_BYTES + 1)])
 _DELTAS = st.one_of(
     st.builds(lambda text: {"content": text}, _TEXTS),
     st.builds(lambda name, text: {name: text}, st.sampled_from(["reasoning", "reasoning_content"]), _TEXTS),

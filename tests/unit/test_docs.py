@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from streamworker import __version__
 from streamworker.cli.commands import cli
-from streamworker.config import describe
+from streamworker.config import describe, load
 from streamworker.limits.circuit import CircuitState
 from streamworker.model import Status
 from tests.reference import DOCS, PAGES
@@ -48,6 +48,13 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_readme_links_every_page_of_the_docs() -> None:
+    """The list in the README is complete; it links the folder of the decision records."""
+    links = set(re.findall(r"\]\(docs/([^)#]+)", (ROOT / "README.md").read_text()))
+
+    assert {page.name for page in DOCS.glob("*.md")} | {"adr"} <= links
+
+
 def test_commands_in_docs_exist_with_their_options() -> None:
     """Every `streamworker …` line of the docs parses as a command with options that it has."""
     lines = re.findall(
@@ -63,6 +70,20 @@ def test_commands_in_docs_exist_with_their_options() -> None:
             command = command.commands[words.pop(0)]
         known = {name for option in command.params for name in option.opts}
         assert [word for word in words if word.startswith("-") and word not in known] == [], line
+
+
+def test_configurations_in_docs_are_valid(tmp_path: Path) -> None:
+    """The worker accepts every TOML example, given the environment variables that it names."""
+    text = "\n".join(page.read_text() for page in MARKDOWN)
+    examples = re.findall(r"^```toml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    examples += re.findall(r"^\$ cat > worker\.toml\n(.*?)^\$", text, re.MULTILINE | re.DOTALL)
+    file = tmp_path / "worker.toml"
+
+    assert len(examples) >= 2
+    for example in examples:
+        file.write_text(example)
+        keys = dict.fromkeys(re.findall(r'^api_key_env = "(\w+)"', example, re.MULTILINE), "key")
+        assert load(file, keys).upstreams
 
 
 def test_make_targets_in_docs_exist() -> None:

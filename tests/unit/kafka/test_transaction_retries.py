@@ -1,27 +1,20 @@
-"""The back-off after NOT_ENOUGH_REPLICAS, which Kafka 4 answers to a transaction's first produce request."""
+"""The back-off after the retriable errors with which Kafka 4 answers the first requests of a transaction."""
 
 from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.structs import OffsetAndMetadata
 
 from streamworker.config import KafkaSettings
 from streamworker.kafka import clients
-from tests.turnable import SocketLoop
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 AT = TopicPartition("events", 0)
-NOT_ENOUGH_REPLICAS, NOT_LEADER = 19, 6
-
-
-def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, type[SocketLoop]]:
-    return {"sockets": SocketLoop}
+NOT_ENOUGH_REPLICAS, NOT_LEADER, COORDINATOR_NOT_AVAILABLE = 19, 6, 15
 
 
 @pytest.mark.parametrize(
@@ -65,4 +58,40 @@ async def test_produce_request_of_a_transaction_is_retried_soon_after_not_enough
     assert len(caplog.records) == warnings
     assert not sender._in_flight
     assert not sender._muted_partitions
+    await clients.close_producer(producer, 1)
+
+
+async def test_offset_commit_of_a_transaction_is_retried_soon() -> None:
+    """The first four times; the next commit begins anew."""
+    producer: Any = clients.new_transactional_producer(KafkaSettings(), "id", 10)
+    sender, transaction = producer._sender, producer._txn_manager
+    transaction.set_pid_and_epoch(7, 0)
+
+    def answer(code: int) -> Any:
+        return SimpleNamespace(errors=[("jobs", [(0, code)])])
+
+    answers = [answer(COORDINATOR_NOT_AVAILABLE)] * 6 + [
+        answer(0),
+        answer(COORDINATOR_NOT_AVAILABLE),
+        answer(0),
+    ]
+
+    async def send(node_id: int, request: Any, group: int) -> Any:
+        return answers.pop(0)
+
+    async def coordinator(*_: object) -> int:
+        return 1
+
+    producer.client.send, sender._find_coordinator = send, coordinator
+    transaction.begin_transaction()
+    transaction.consumer_group_added("group")
+    pauses = []
+    while answers:
+        offsets = {TopicPartition("jobs", 0): OffsetAndMetadata(1, "")}
+        transaction.add_offsets_to_txn(offsets, "group")
+        began = asyncio.get_running_loop().time()
+        await sender._do_txn_offset_commit(offsets, "group")
+        pauses.append(round((asyncio.get_running_loop().time() - began) * 1000))
+
+    assert pauses == [5, 10, 20, 40, 100, 100, 0, 5, 0]
     await clients.close_producer(producer, 1)
