@@ -44,8 +44,10 @@ __all__ = [
     "abandon_batches",
     "client_of",
     "fetch_all_metadata",
+    "has_stopped_fetching",
     "install_client",
     "new_sticky_assignor",
+    "positions_of",
     "renew_credentials_in",
     "retry_first_requests_quickly",
 ]
@@ -260,6 +262,20 @@ async def fetch_all_metadata(consumer: AIOKafkaConsumer) -> Any:
     The public methods ask for a topic by name, which creates it on a broker with automatic topic creation.
     """
     return await consumer._client.fetch_all_metadata()
+
+
+def positions_of(consumer: AIOKafkaConsumer) -> dict[TopicPartition, int]:
+    """Return the next offset to read of each assigned partition whose position is known.
+
+    The public method waits for a position that is not known.
+    """
+    assigned = consumer._subscription.subscription.assignment
+    return {at: point.offset for at, point in assigned.all_consumed_offsets().items()}
+
+
+def has_stopped_fetching(consumer: AIOKafkaConsumer) -> bool:
+    """Whether a started consumer's fetch task has ended. `getmany` does not notice it and returns nothing for ever."""
+    return bool(consumer._fetcher.error_future.done())
 
 
 def abandon_batches(producer: AIOKafkaProducer) -> None:

@@ -1,0 +1,156 @@
+"""Read a range of one partition's offsets, and find the offset that belongs to a time."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+from aiokafka import TopicPartition as KafkaTopicPartition
+from aiokafka.errors import CorruptRecordException
+from aiokafka.errors import KafkaError as ForeignKafkaError
+
+from streamworker.errors import KafkaRefused
+from streamworker.kafka.clients import new_consumer
+from streamworker.kafka.compat import fetch_all_metadata, positions_of
+from streamworker.kafka.errors import translate_errors
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from streamworker.config import KafkaSettings
+    from streamworker.kafka.acls import RequiredAcls
+    from streamworker.kafka.clients import Consumer, FetchedRecord
+    from streamworker.model import TopicPartition
+
+__all__ = ["LogScanner"]
+
+_SCANS = 4
+_POLL_MS = 50
+_POLL_RECORDS = 2000
+_FETCH_WAIT_MS = 20
+"""How long a broker may delay its response for want of records. The next request on the connection waits for it."""
+_STOP_TIMEOUT_S = 2.0
+
+
+class LogScanner:
+    """Reads ranges of partitions. At most four scans run at once; their consumers are kept for the next ones."""
+
+    def __init__(self, settings: KafkaSettings, acls: RequiredAcls | None = None) -> None:
+        self._settings = settings
+        self._acls = acls
+        self._slots = asyncio.Semaphore(_SCANS)
+        self._idle: dict[bool, list[Consumer]] = {False: [], True: []}
+        self._scouts: dict[bool, Consumer] = {}
+        self._connecting = asyncio.Lock()
+
+    async def stop(self) -> None:
+        """Close all consumers. Bounded in time; never raises."""
+        consumers = [*self._scouts.values(), *self._idle[False], *self._idle[True]]
+        self._scouts.clear()
+        self._idle = {False: [], True: []}
+        await asyncio.gather(*map(_stop, consumers))
+
+    async def partitions(self, topic: str) -> int:
+        """Return how many partitions a topic has. Raises KafkaError; KafkaRefused for an unknown topic."""
+        scout = await self._scout(committed_only=False)
+        with translate_errors(f"reading the partitions of {topic}", self._acls):
+            cluster = await fetch_all_metadata(scout)
+        if not (partitions := cluster.partitions_for_topic(topic)):
+            raise KafkaRefused(f"topic {topic} does not exist: create it with `streamworker topics create`")
+        return len(partitions)
+
+    async def end(self, partition: TopicPartition, *, committed_only: bool) -> int:
+        """Return the offset after the last record, or after the last one that is committed. Raises KafkaError."""
+        at = KafkaTopicPartition(*partition)
+        scout = await self._scout(committed_only=committed_only)
+        with translate_errors(f"reading the end of {partition}", self._acls):
+            return (await scout.end_offsets([at]))[at]
+
+    async def offset_at(self, partition: TopicPartition, time_ms: int) -> int:
+        """Return the first offset whose record is from `time_ms` or later, else the end. Raises KafkaError.
+
+        The scout is never assigned a partition: a request on a connection that has a fetch pending would wait for it.
+        """
+        at = KafkaTopicPartition(*partition)
+        scout = await self._scout(committed_only=False)
+        with translate_errors(f"looking up a time in {partition}", self._acls):
+            found = (await scout.offsets_for_times({at: max(0, time_ms)}))[at]
+            if found is None:
+                return (await scout.end_offsets([at]))[at]
+        return int(found.offset)
+
+    async def scan(
+        self, partition: TopicPartition, start: int, stop: int, *, committed_only: bool
+    ) -> AsyncIterator[Sequence[FetchedRecord]]:
+        """Yield the records at offsets from `start` to before `stop`, in batches. Raises KafkaError.
+
+        With `committed_only`, `stop` must not be greater than the partition's committed end. Close the iterator
+        (`contextlib.aclosing`) where it may not be exhausted.
+        """
+        if start >= stop:
+            return
+        async with self._reader(committed_only=committed_only) as reader:
+            at = KafkaTopicPartition(*partition)
+            reader.assign([at])
+            reader.seek(at, start)
+            while positions_of(reader).get(at, start) < stop:
+                with translate_errors(f"reading {partition}", self._acls):
+                    records = await _fetch(reader, at)
+                if records and records[-1].offset >= stop:
+                    records = [record for record in records if record.offset < stop]
+                    yield records
+                    return
+                if records:
+                    yield records
+
+    @asynccontextmanager
+    async def _reader(self, *, committed_only: bool) -> AsyncIterator[Consumer]:
+        """Lend a consumer for one scan. It is kept afterwards, unless the scan failed or was abandoned."""
+        async with self._slots:
+            idle = self._idle[committed_only]
+            reader = idle.pop() if idle else await self._connect(committed_only=committed_only)
+            try:
+                yield reader
+                reader.unsubscribe()
+            except BaseException:
+                await _stop(reader)
+                raise
+            self._idle[committed_only].append(reader)
+
+    async def _scout(self, *, committed_only: bool) -> Consumer:
+        async with self._connecting:
+            if committed_only not in self._scouts:
+                self._scouts[committed_only] = await self._connect(committed_only=committed_only)
+            return self._scouts[committed_only]
+
+    async def _connect(self, *, committed_only: bool) -> Consumer:
+        consumer = new_consumer(
+            self._settings,
+            group_id=None,
+            isolation_level="read_committed" if committed_only else "read_uncommitted",
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=_FETCH_WAIT_MS,
+        )
+        try:
+            with translate_errors(f"connecting to {self._settings.bootstrap_servers}", self._acls):
+                await consumer.start()
+        except BaseException:
+            await _stop(consumer)
+            raise
+        return consumer
+
+
+async def _fetch(reader: Consumer, at: KafkaTopicPartition) -> list[FetchedRecord]:
+    try:
+        fetched = await reader.getmany(timeout_ms=_POLL_MS, max_records=_POLL_RECORDS)
+    except UnicodeDecodeError as error:  # raised by aiokafka's C code for a header name that is not UTF-8
+        raise CorruptRecordException(str(error)) from error
+    await asyncio.sleep(0)  # a long scan must not block other tasks
+    return fetched.get(at, [])
+
+
+async def _stop(consumer: Consumer) -> None:
+    with suppress(TimeoutError, ForeignKafkaError):
+        async with asyncio.timeout(_STOP_TIMEOUT_S):
+            await consumer.stop()
