@@ -1,24 +1,19 @@
-"""An upstream over HTTP/1.1: httpx as the client, aiohttp as its transport (see docs/adr).
+"""An upstream over HTTP/1.1: httpx as the client, `HttpTransport` as its transport (see docs/adr).
 
 There is one client per upstream and process. It does not limit connections, because the worker limits open
-streams. It does not use HTTP/2: closing one stream early would not stop the upstream from generating, and one
-stall would delay every stream.
+streams.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 import zlib
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING
 
-import aiohttp
 import httpx
-from httpx_aiohttp.transport import AiohttpResponseStream, AiohttpTransport, map_aiohttp_exceptions
 
 from streamworker import __version__
 from streamworker.errors import ConfigurationError, UpstreamError
@@ -28,11 +23,13 @@ from streamworker.stream.provider_errors import error_of_body, http_error, is_re
 from streamworker.stream.retry import read_advice
 from streamworker.upstream.errors import Phase, translate_errors
 from streamworker.upstream.pacer import CallPacer
+from streamworker.upstream.transport import HttpTransport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from streamworker.config import UpstreamSettings
+    from streamworker.upstream.body import Body
 
 __all__ = ["HttpUpstream"]
 
@@ -45,7 +42,6 @@ UNPACKED_BYTES = 64 << 10
 ERROR_BODY_TIMEOUT_S = 5.0
 DRAIN_TIMEOUT_S = 0.1
 WRITE_TIMEOUT_S = 30.0
-KEEPALIVE_S = 15.0
 _RAW = frozenset({"identity", ""})
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32  # zlib detects which of the two it is
 
@@ -54,9 +50,14 @@ CALLS_PER_TURN = 8
 
 
 class HttpUpstream:
-    """One configured upstream. Create it inside the running event loop."""
+    """One configured upstream. Create it inside the running event loop.
 
-    def __init__(self, settings: UpstreamSettings) -> None:
+    Any transport of httpx can be used; `HttpTransport`, the default, alone pushes bodies and costs nothing per stream.
+    """
+
+    def __init__(
+        self, settings: UpstreamSettings, *, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
         self._settings = settings
         self._url = settings.base_url.rstrip("/") + "/chat/completions"
         self._redact = Redactor()
@@ -64,9 +65,7 @@ class HttpUpstream:
         # No cookies are kept, because calls of different tenants share this client.
         jar = CookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
         self._client = httpx.AsyncClient(
-            # httpx's TLS context is not used: the aiohttp sessions have their own, one per process. This one
-            # trusts no authority, which saves the 20 ms of loading the system's.
-            transport=_Transport(client=_new_session, verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)),
+            transport=transport or HttpTransport(),
             cookies=jar,  # not an httpx.Cookies, which would be copied without the policy
             headers={"user-agent": f"streamworker/{__version__}"},
             timeout=httpx.Timeout(
@@ -89,7 +88,7 @@ class HttpUpstream:
             await self._refuse_unless_event_stream(response)
             yield HttpAnswer(response, self._settings.base_url)
         finally:
-            with suppress(httpx.HTTPError, aiohttp.ClientError, OSError):
+            with suppress(httpx.HTTPError, OSError):
                 await response.aclose()
 
     async def models(self) -> list[str]:
@@ -145,13 +144,11 @@ class HttpAnswer:
     """The body of an event stream, in the pieces in which it arrives."""
 
     def __init__(self, response: httpx.Response, base_url: str) -> None:
-        self._base_url = base_url
         encoding = _encoding(response)
-        body: _Body = response.extensions["body"]
-        if encoding in _RAW:
-            self._read, self._rest = body.read, body.rest
-        else:  # the upstream compressed it although `identity` was requested
-            self._read, self._rest = partial(anext, _unpacked(response, encoding), b""), bytes
+        self._base_url = base_url
+        self._feed: Body | None = response.extensions.get("body_feed")
+        # The upstream may compress the body although `identity` was requested.
+        self._pieces = response.aiter_raw() if encoding in _RAW else _unpacked(response, encoding)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """Iterate over the body."""
@@ -159,69 +156,18 @@ class HttpAnswer:
 
     async def __anext__(self) -> bytes:
         """Return the next bytes of the socket. Raises UpstreamError if the connection breaks."""
-        try:
-            data = await self._read()
-        except (httpx.HTTPError, httpx.StreamError, aiohttp.ClientError, OSError):
-            data = self._rest()
-            if not data:
-                with translate_errors(Phase.READING, self._base_url):
-                    raise
-        if not data:
-            raise StopAsyncIteration
-        return data
+        with translate_errors(Phase.READING, self._base_url):
+            return await anext(self._pieces)
 
     async def drain(self) -> None:
-        """Read the rest of the body for a moment after the stream's end, so that the connection can be reused."""
+        """Let the rest of the body arrive for a moment after the stream's end, so that the connection can be reused."""
+        if self._feed is not None:
+            self._feed.drain(DRAIN_TIMEOUT_S)
+            return
         with suppress(TimeoutError, StopAsyncIteration, UpstreamError):
             async with asyncio.timeout(DRAIN_TIMEOUT_S):
                 while True:
                     await anext(self)
-
-
-class _Transport(AiohttpTransport):
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        response: httpx.Response = await super().handle_async_request(request)
-        assert isinstance(response.stream, AiohttpResponseStream)
-        body = _Body(response.stream._aiohttp_response)  # noqa: SLF001 - no public name
-        response.stream = response.extensions["body"] = (
-            body  # httpx wraps the stream and passes the extension through
-        )
-        return response
-
-
-class _Body(AiohttpResponseStream):
-    """A response body that is read without the five generators between httpx and aiohttp, which cost more than
-    parsing.
-
-    No byte is lost if the connection breaks: aiohttp raises before it returns the bytes already buffered, and
-    on every later read.
-    """
-
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        super().__init__(response)
-        self.read = response.content.readany
-        """Wait for bytes; return those that arrived since the last call, and no bytes at the end."""
-
-    def rest(self) -> bytes:
-        """Return the bytes that arrived before the connection broke and were not read."""
-        return self._aiohttp_response.content._read_nowait(-1)  # noqa: SLF001 - the public one raises
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Iterate for httpx, which reads error bodies and compressed bodies."""
-        with map_aiohttp_exceptions():
-            try:
-                while data := await self.read():
-                    yield data
-            except (aiohttp.ClientError, OSError):
-                if rest := self.rest():
-                    yield rest
-                raise
-
-
-def _new_session() -> aiohttp.ClientSession:
-    # aiohttp's connector defaults to 100 connections, and httpx's limits do not apply to it.
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
-    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
 
 def _encoding(response: httpx.Response) -> str:
@@ -253,7 +199,7 @@ async def _unpacked(response: httpx.Response, encoding: str) -> AsyncIterator[by
 
 async def _capped_body(response: httpx.Response) -> bytes:
     body = bytearray()
-    with suppress(TimeoutError, httpx.HTTPError, aiohttp.ClientError, OSError):
+    with suppress(TimeoutError, httpx.HTTPError, OSError):
         async with asyncio.timeout(ERROR_BODY_TIMEOUT_S):
             encoding = _encoding(response)
             async for data in response.aiter_raw() if encoding in _RAW else _unpacked(response, encoding):

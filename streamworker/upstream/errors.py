@@ -1,25 +1,28 @@
 """Translates the exceptions of httpx and its transport, in one table and one context manager.
 
-The phase of the call decides, not only the class: over aiohttp, httpx reports a connection that the server
-closed as `ConnectTimeout`. That looks safe to retry although the upstream may have begun to generate.
+The phase of the call decides as much as the class: after the request was sent, the upstream may have begun to generate.
 """
 
 from __future__ import annotations
 
+import ssl
 from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING
 
-import aiohttp
 import httpx
 
 from streamworker.errors import UpstreamError
 from streamworker.model import ErrorCode, JobError
+from streamworker.upstream.http1_response import HeadCut
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Phase", "translate_errors"]
+__all__ = ["Phase", "read_error", "translate_errors"]
+
+_NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
+"""OpenSSL's reasons where the other side does not speak TLS."""
 
 
 class Phase(Enum):
@@ -31,51 +34,51 @@ class Phase(Enum):
 
 @contextmanager
 def translate_errors(phase: Phase, base_url: str) -> Iterator[None]:
-    """Translate exceptions of httpx, aiohttp and the socket to UpstreamError."""
+    """Translate exceptions of httpx and the socket to UpstreamError."""
     try:
         yield
-    except (
-        httpx.HTTPError,
-        httpx.StreamError,
-        httpx.InvalidURL,
-        aiohttp.ClientError,
-        OSError,
-        UnicodeError,
-    ) as error:
-        describe = _calling if phase is Phase.CALLING else _reading
-        raise UpstreamError(describe(error, base_url)) from error
+    except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError, UnicodeError) as error:
+        described = _call_error(error, base_url) if phase is Phase.CALLING else read_error(error)
+        raise UpstreamError(described) from error
 
 
-def _calling(error: Exception, base_url: str) -> JobError:
-    cause = _cause(error)
-    if isinstance(cause, aiohttp.ConnectionTimeoutError):
-        return JobError(ErrorCode.TIMEOUT_CONNECT, f"could not connect to {base_url} in time", retriable=True)
-    if isinstance(cause, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
-        message = f"TLS connection to {base_url} failed: {cause}"
-        return JobError(ErrorCode.UPSTREAM_UNAVAILABLE, message)
-    if isinstance(cause, aiohttp.ClientConnectorError):
-        return JobError(
-            ErrorCode.UPSTREAM_UNAVAILABLE, f"cannot connect to {base_url}: {cause}", retriable=True
-        )
-    if isinstance(cause, aiohttp.ClientResponseError):
-        return JobError(
-            ErrorCode.UPSTREAM_PROTOCOL, f"{base_url} returned an invalid HTTP response: {cause.message}"
-        )
-    message = f"{base_url} closed the connection before it responded: {_text(cause)}"
-    return JobError(ErrorCode.UPSTREAM_UNAVAILABLE, message, retriable=True)
-
-
-def _reading(error: Exception, _: str) -> JobError:
-    cause = _cause(error)
+def read_error(error: Exception) -> JobError:
+    """Return the job's error for an exception that ended the body of an event stream."""
     if isinstance(error, httpx.DecodingError):
-        return JobError(ErrorCode.UPSTREAM_PROTOCOL, f"the body cannot be decompressed: {_text(cause)}", 200)
-    message = f"the connection broke inside the event stream: {_text(cause)}"
+        return JobError(ErrorCode.UPSTREAM_PROTOCOL, f"the body cannot be decompressed: {_text(error)}", 200)
+    message = f"the connection broke inside the event stream: {_text(error)}"
     return JobError(ErrorCode.TRUNCATED, message, 200, retriable=True)
 
 
-def _cause(error: Exception) -> BaseException:
-    """Return the exception that aiohttp raised, not its own cause."""
-    return error if isinstance(error, aiohttp.ClientError) else error.__cause__ or error
+def _call_error(error: Exception, base_url: str) -> JobError:
+    code, is_retriable = ErrorCode.UPSTREAM_UNAVAILABLE, True
+    match error:
+        case httpx.ConnectTimeout():
+            code, message = (
+                ErrorCode.TIMEOUT_CONNECT,
+                f"could not connect to {base_url} in time: {_text(error)}",
+            )
+        case httpx.ConnectError() if isinstance(cause := error.__cause__, ssl.SSLError):
+            question = "; does it speak http?" if cause.reason in _NOT_TLS else ""
+            is_retriable, message = False, f"TLS connection to {base_url} failed: {_text(cause)}{question}"
+        case httpx.ConnectError():
+            message = f"cannot connect to {base_url}: {_text(error.__cause__ or error)}"
+        case httpx.ProxyError():
+            message = f"cannot connect to {base_url} through the proxy: {_text(error)}"
+        case httpx.RemoteProtocolError() if not _is_cut(error):
+            code, is_retriable = ErrorCode.UPSTREAM_PROTOCOL, False
+            message = f"{base_url} returned an invalid HTTP response: {_text(error)}"
+        case httpx.LocalProtocolError() | httpx.UnsupportedProtocol() | httpx.InvalidURL() | UnicodeError():
+            code, is_retriable = ErrorCode.UPSTREAM_PROTOCOL, False
+            message = f"the request cannot be sent: {_text(error)}"
+        case _:
+            message = f"{base_url} closed the connection before it responded: {_text(error)}"
+    return JobError(code, message, retriable=is_retriable)
+
+
+def _is_cut(error: httpx.RemoteProtocolError) -> bool:
+    """Whether the connection ended before the response's head did. httpx's own transport says it in words only."""
+    return isinstance(error, HeadCut) or str(error).startswith("Server disconnected")
 
 
 def _text(error: BaseException) -> str:

@@ -21,6 +21,7 @@ __all__ = [
     "MAX_FRAMING_BYTES",
     "MAX_HEADERS",
     "MAX_HEAD_BYTES",
+    "HeadCut",
     "ResponseHead",
     "ResponseParser",
     "ServerDisconnected",
@@ -39,7 +40,11 @@ _CHUNKED = b"chunked"
 _IDENTITY = b"identity"
 
 
-class ServerDisconnected(httpx.RemoteProtocolError):
+class HeadCut(httpx.RemoteProtocolError):
+    """The server closed the connection inside the response's head."""
+
+
+class ServerDisconnected(HeadCut):
     """The server closed or reset the connection before it sent a byte of the response."""
 
     def __init__(self) -> None:
@@ -138,7 +143,7 @@ class ResponseParser:
         if self.is_untouched:
             self.fail(ServerDisconnected())
         elif self.head is None:
-            self.fail(httpx.RemoteProtocolError("peer closed connection inside the response's head"))
+            self.fail(HeadCut("peer closed connection inside the response's head"))
         elif self._is_closed_by_eof:
             self._complete()
             self._release()

@@ -20,6 +20,7 @@ from streamworker.config import UpstreamSettings
 from streamworker.errors import UpstreamError
 from streamworker.model import ErrorCode, JobError
 from streamworker.upstream.client import ERROR_BODY_BYTES, HttpUpstream
+from streamworker.upstream.dial import tls_context
 from tests.upstream.raw import EVENT_STREAM, Peer, chunked, response, serving
 
 if TYPE_CHECKING:
@@ -466,6 +467,7 @@ async def test_http_upstream_shares_one_tls_context_per_process(
     def load(*_: object, **__: object) -> None:
         raise AssertionError("the authorities were read again")
 
+    tls_context()
     for method in ("load_default_certs", "load_verify_locations"):
         monkeypatch.setattr(ssl.SSLContext, method, load)
     async with serving(STREAM, tls=certificate) as server:
@@ -487,7 +489,8 @@ async def test_http_upstream_without_tls_is_refused() -> None:
     async with serving(serve) as server:
         error = await refusal(server.base_url.replace("http:", "https:"))
 
-    assert error.code is ErrorCode.UPSTREAM_UNAVAILABLE
+    assert (error.code, error.retriable) == (ErrorCode.UPSTREAM_UNAVAILABLE, False)
+    assert "does it speak http?" in error.message
 
 
 async def test_http_upstream_that_closes_before_the_answer_is_unavailable() -> None:
@@ -495,6 +498,20 @@ async def test_http_upstream_that_closes_before_the_answer_is_unavailable() -> N
 
     async def serve(peer: Peer) -> None:
         await peer.request()
+
+    async with serving(serve) as server:
+        error = await refusal(server.base_url)
+
+    assert (error.code, error.retriable) == (ErrorCode.UPSTREAM_UNAVAILABLE, True)
+    assert "before it responded" in error.message
+
+
+async def test_http_upstream_that_closes_inside_the_head_is_unavailable() -> None:
+    """The head was valid as far as it came, so the server is not one of another protocol."""
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.1 200 OK\r\ncontent-")
 
     async with serving(serve) as server:
         error = await refusal(server.base_url)
