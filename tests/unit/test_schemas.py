@@ -43,7 +43,7 @@ from streamworker.stream.provider_errors import http_error
 from streamworker.text import UPSTREAM_TEXT_LIMIT
 from streamworker.wire.deadletter import PREFIX, dead_letter
 from streamworker.wire.event import EventWriter
-from streamworker.wire.job import MAX_METADATA, TRACE_HEADERS, read_job
+from streamworker.wire.job import MAX_METADATA, RERUN, TRACE_HEADERS, read_job
 from tests.streams import ended
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
@@ -574,9 +574,9 @@ def test_event_headers_equal_the_written_ones(event: Event) -> None:
         Draft202012Validator(resolved(described["properties"][name])).validate(value)
 
 
-def test_job_headers_equal_the_propagated_ones() -> None:
-    """The described job headers are those that the worker propagates."""
-    assert tuple(message("job")["headers"]["properties"]) == TRACE_HEADERS
+def test_job_headers_are_the_propagated_ones_and_that_of_a_new_run() -> None:
+    """The described job headers are those that the worker propagates, and the one that `retry` writes."""
+    assert tuple(message("job")["headers"]["properties"]) == (*TRACE_HEADERS, RERUN)
 
 
 def test_dead_letter_headers_equal_the_written_ones() -> None:
