@@ -59,6 +59,7 @@ _STATS: Mapping[Definition, Callable[[WorkerStats], float]] = {
     table.POLL_AGE: lambda stats: stats.poll_age_s,
     table.DRAINING: lambda stats: stats.draining_s,
     table.PARTITIONS_OPENING: lambda stats: stats.partitions_opening,
+    table.MOVES_WAITING: lambda stats: stats.moves_waiting,
     table.OFFSET_MAP_FILL: lambda stats: stats.offset_map_fill,
     table.COMMIT_IN_PROGRESS: lambda stats: stats.commit_in_progress_s,
     table.COMMIT_PENDING: lambda stats: stats.commit_pending_entries,

@@ -89,6 +89,21 @@ class Observer(Protocol):
         """A rebalance ended: the worker owns `owned` partitions, of which `gained` are new; it lost `lost`."""
         ...
 
+    def move_deferred(self, partition: TopicPartition, streams: int) -> None:
+        """A partition with `streams` begun jobs is promised to another worker; it moves when they have ended."""
+        ...
+
+    def move_completed(self, partition: TopicPartition, waited_s: float, *, is_forced: bool) -> None:
+        """A promised partition moved, `waited_s` seconds after the promise.
+
+        `is_forced` says that jobs were open for longer than `worker.move_timeout_s` and were cut.
+        """
+        ...
+
+    def streams_cut(self, partition: TopicPartition, streams: int) -> None:
+        """A partition was lost with `streams` begun jobs; its next owner runs them again."""
+        ...
+
     def partition_fenced(self, partition: TopicPartition) -> None:
         """Another worker fenced this worker out of a partition that it held."""
         ...

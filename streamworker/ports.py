@@ -47,14 +47,25 @@ class Assignments(Protocol):
     """Is notified of the consumer's assignment. The consumer's task calls it, so methods must return at once."""
 
     def rebalancing(self) -> None:
-        """A rebalance began. `assigned` is called when it ends."""
+        """A rebalance began. No record may be accepted until `assigned` is called, which ends it."""
         ...
 
-    def assigned(self, partitions: frozenset[TopicPartition], *, is_continuous: bool) -> None:
+    def busy_partitions(self) -> frozenset[TopicPartition]:
+        """Return the partitions that another owner could not take over without repeating work."""
+        ...
+
+    def assigned(
+        self,
+        partitions: frozenset[TopicPartition],
+        *,
+        kept: frozenset[TopicPartition],
+        promised: frozenset[TopicPartition],
+    ) -> None:
         """The rebalance ended; the worker owns exactly these partitions.
 
-        `is_continuous` is false if the worker was not a member of the group in between. Another worker may
-        have owned, and returned, partitions that the worker still holds.
+        The jobs of the `kept` ones continue. Each other one must be opened anew, even if the worker still holds it:
+        another worker may have owned it in between. The `promised` ones move to another worker when their open jobs
+        have ended: no more records of them may be accepted.
         """
         ...
 
@@ -76,6 +87,10 @@ class Source(Protocol):
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """Read this partition from `offset` on."""
+        ...
+
+    def announce_departure(self) -> None:
+        """Ask the group to move this member's partitions as soon as they have no open jobs, because it will leave."""
         ...
 
     async def confirm_membership(self) -> bool:

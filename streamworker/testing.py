@@ -76,6 +76,8 @@ class MemorySource:
         self.delivering = _open_gate()
         """Gate: while cleared, `receive` delays records that it has already taken."""
         self.is_member = True
+        self.is_leaving = False
+        """Whether the worker announced its departure."""
         self._assigned: frozenset[TopicPartition] = frozenset()
         self._assignments: Assignments | None = None
         self._came = asyncio.Event()
@@ -98,14 +100,25 @@ class MemorySource:
         self._came.set()
         return record
 
-    def assign(self, *partitions: TopicPartition, is_continuous: bool = True) -> None:
-        """Rebalance. Kept partitions continue at their position; new ones start where they are sought."""
+    def assign(
+        self,
+        *partitions: TopicPartition,
+        kept: Collection[TopicPartition] | None = None,
+        promised: Collection[TopicPartition] = (),
+    ) -> frozenset[TopicPartition]:
+        """Rebalance; return the partitions that the worker reported as busy.
+
+        Kept partitions continue at their position; new ones start where they are sought. All that were assigned before
+        are kept, unless `kept` is given.
+        """
         assert self._assignments is not None, "the source is not started"
-        self._assigned = frozenset(partitions)
-        kept = self._assigned if is_continuous else frozenset[TopicPartition]()
-        self.positions = {at: offset for at, offset in self.positions.items() if at in kept}
+        before, self._assigned = self._assigned, frozenset(partitions)
+        continued = self._assigned & (before if kept is None else frozenset(kept))
+        self.positions = {at: offset for at, offset in self.positions.items() if at in continued}
         self._assignments.rebalancing()
-        self._assignments.assigned(self._assigned, is_continuous=is_continuous)
+        busy = self._assignments.busy_partitions()
+        self._assignments.assigned(self._assigned, kept=continued, promised=frozenset(promised))
+        return busy
 
     async def start(self, assignments: Assignments) -> None:
         """Join the group."""
@@ -132,6 +145,10 @@ class MemorySource:
         if partition in self._assigned:
             self.positions[partition] = offset
             self._came.set()
+
+    def announce_departure(self) -> None:
+        """Set `is_leaving`."""
+        self.is_leaving = True
 
     async def confirm_membership(self) -> bool:
         """Return `is_member`."""
@@ -437,6 +454,15 @@ class MemoryObserver:
 
     def partitions_changed(self, owned: int, gained: int, lost: int) -> None:
         self.calls.append(("partitions_changed", (owned, gained, lost)))
+
+    def move_deferred(self, partition: TopicPartition, streams: int) -> None:
+        self.calls.append(("move_deferred", (partition, streams)))
+
+    def move_completed(self, partition: TopicPartition, waited_s: float, *, is_forced: bool) -> None:
+        self.calls.append(("move_completed", (partition, waited_s, is_forced)))
+
+    def streams_cut(self, partition: TopicPartition, streams: int) -> None:
+        self.calls.append(("streams_cut", (partition, streams)))
 
     def partition_fenced(self, partition: TopicPartition) -> None:
         self.calls.append(("partition_fenced", (partition,)))

@@ -244,6 +244,10 @@ class WorkerSettings(_Section):
         le=1800,
         description="how long the group waits for a worker that has stopped before its jobs move to another one",
     )
+    move_timeout_s: Seconds = Field(
+        900,
+        description="how long a partition that is to move to another worker waits for its open streams",
+    )
     max_deliveries: int = Field(
         5, ge=1, le=1000, description="deliveries of a job before it becomes a dead letter"
     )

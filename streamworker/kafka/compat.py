@@ -405,6 +405,10 @@ class Membership:
         coordination, heartbeats = self._coordinator._coordination_task, self._coordinator._heartbeat_task
         return bool(coordination.done()) or _has_failed(heartbeats)
 
+    def request_rejoin(self) -> None:
+        """Ask the group for a rebalance. The consumer keeps its member id, its session and its generation until then."""
+        self._coordinator.request_rejoin()
+
     async def heartbeat(self) -> bool:
         """Send a heartbeat now; return whether the coordinator accepted it. Raises aiokafka's KafkaError.
 

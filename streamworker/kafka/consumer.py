@@ -17,7 +17,7 @@ import asyncio
 from contextlib import suppress
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 from aiokafka import ConsumerRebalanceListener
@@ -28,11 +28,13 @@ from aiokafka.structs import OffsetAndMetadata
 
 from streamworker.errors import KafkaError, KafkaUnavailable
 from streamworker.kafka.acls import RequiredAcls
+from streamworker.kafka.assignor import DeferredAssignor
 from streamworker.kafka.clients import Consumer, FetchedRecord, new_consumer
-from streamworker.kafka.compat import Membership, client_of, new_sticky_assignor
+from streamworker.kafka.compat import Membership, client_of
 from streamworker.kafka.errors import describe_error, translate_errors
 from streamworker.log_throttle import LogThrottle
 from streamworker.model import ConsumerRecord, Coordinates, TopicPartition
+from streamworker.progress.moves import MoveSchedule
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -69,9 +71,12 @@ class GroupConsumer:
         self._next: dict[TopicPartition, int] = {}  # owned partition -> offset that is read next
         self._epochs: dict[TopicPartition, object] = {}
         self._assigned_as: tuple[str, int] | None = None  # member id and generation of the last assignment
+        self._moves = MoveSchedule(move_timeout_s=settings.worker.move_timeout_s)
         self._heartbeat_at = monotonic()
         self.before_rebalance: Callable[[], Awaitable[None]] | None = None
         """Awaited while the generation that is about to end can still commit. Must be bounded in time."""
+        self.uncommitted: Callable[[], Collection[TopicPartition]] = tuple
+        """Returns the partitions with ended jobs whose offsets are not committed: another owner would repeat them."""
 
     async def start(self, assignments: Assignments) -> None:
         """Join the group and wait for the first assignment. Raises KafkaError."""
@@ -86,6 +91,7 @@ class GroupConsumer:
         if self._is_dead:
             await self._leave()
             await self._join()
+        self._rejoin_if_due()
         wanted = [KafkaTopicPartition(*partition) for partition in partitions] or [_NOTHING]
         wait_ms = round(POLL_S * 1000) if partitions else 0
         try:
@@ -129,6 +135,14 @@ class GroupConsumer:
         with translate_errors(f"reading the first offset of {partition}", self._acls):
             offsets = await self._joined.beginning_offsets([topic_partition])
         return offsets[topic_partition]
+
+    def announce_departure(self) -> None:
+        """Ask the group to move this member's partitions as soon as they have no open jobs, because it will leave.
+
+        A static member keeps them: the process that replaces it is given the same partitions.
+        """
+        if self._settings.worker.group_instance_id is None:
+            self._moves.leave()
 
     @property
     def heartbeat_age_s(self) -> float:
@@ -227,7 +241,12 @@ class GroupConsumer:
         return self._membership is None or self._membership.has_died
 
     async def _join(self) -> None:
-        assignor = new_sticky_assignor()
+        assignor = DeferredAssignor(
+            self._moves,
+            identity=lambda: ("", -1) if self._membership is None else self._membership.identity,
+            busy=self._busy,
+            is_fenced=self.owners_are_fenced,
+        )
         consumer = self._consumer = self._new_consumer(assignor)
         self._assigned_as = None
         try:
@@ -245,7 +264,22 @@ class GroupConsumer:
             await self._leave()  # a consumer that failed to start leaves tasks behind
             raise
 
-    def _new_consumer(self, assignor: Any) -> Consumer:
+    def _busy(self) -> frozenset[TopicPartition]:
+        """Return the partitions that another owner could not take over without repeating work."""
+        if self._assignments is None:
+            return frozenset()
+        return self._assignments.busy_partitions() | frozenset(self.uncommitted())
+
+    def _rejoin_if_due(self) -> None:
+        """Ask for a rebalance if a promised partition may move, or if this member is about to leave."""
+        if not self._moves.is_pending or self._membership is None:
+            return
+        now = monotonic()
+        if self._moves.rejoin_at(self._busy(), now) <= now:
+            self._membership.request_rejoin()
+            self._moves.requested(now)
+
+    def _new_consumer(self, assignor: DeferredAssignor) -> Consumer:
         session_ms = round(self._settings.worker.session_timeout_s * 1000)
         request_ms = round(self._settings.kafka.request_timeout_s * 1000)
         return new_consumer(
@@ -257,7 +291,8 @@ class GroupConsumer:
             auto_offset_reset="earliest",
             isolation_level="read_committed",
             session_timeout_ms=session_ms,
-            heartbeat_interval_ms=min(3000, session_ms // 10),
+            # A member learns of a rebalance by its heartbeat, and the others wait for it.
+            heartbeat_interval_ms=min(1000, session_ms // 10),
             rebalance_timeout_ms=session_ms,
             max_poll_interval_ms=_NEVER_MS,  # jobs take longer than any interval; the probes watch the poll loop
             partition_assignment_strategy=[assignor],
@@ -301,6 +336,7 @@ class GroupConsumer:
 
     async def _revoked(self, revoked: Collection[KafkaTopicPartition]) -> None:
         """Commit before a rebalance. Streams go on: which partitions are lost is known at the next assignment."""
+        self._moves.rebalancing()
         if self._assignments is not None:
             self._assignments.rebalancing()
         if revoked and self.before_rebalance is not None:
@@ -310,7 +346,7 @@ class GroupConsumer:
         self,
         consumer: Consumer,
         membership: Membership,
-        assignor: Any,
+        assignor: DeferredAssignor,
         assigned: Collection[KafkaTopicPartition],
     ) -> None:
         """Return kept partitions to the offset that is read next, before anything else; then report the assignment."""
@@ -318,18 +354,16 @@ class GroupConsumer:
             topic_partition = KafkaTopicPartition(*partition)
             if topic_partition in assigned:
                 consumer.seek(topic_partition, offset)
-        member_id, generation = membership.identity
-        assignor.on_generation_assignment(generation)
-        before, self._assigned_as = self._assigned_as, (member_id, generation)
-        # Another worker may have owned our partitions in a generation that we missed, unless owners are fenced.
-        is_next = before is not None and (generation == before[1] + 1 or self.owners_are_fenced)
-        is_continuous = before is not None and member_id == before[0] and is_next
+        self._assigned_as = membership.identity
         owned = frozenset(TopicPartition(*topic_partition) for topic_partition in assigned)
+        kept = assignor.outcome.kept & owned
         self._next = {partition: offset for partition, offset in self._next.items() if partition in owned}
-        kept = self._epochs if is_continuous else {}
-        self._epochs = {partition: kept.get(partition) or object() for partition in owned}
+        self._epochs = {
+            partition: (self._epochs.get(partition) if partition in kept else None) or object()
+            for partition in owned
+        }
         if self._assignments is not None:
-            self._assignments.assigned(owned, is_continuous=is_continuous)
+            self._assignments.assigned(owned, kept=kept, promised=assignor.outcome.promised)
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped

@@ -51,6 +51,7 @@ class GroupCommitStores:
         """Commit every `commit_interval_s`, and before each rebalance."""
         self._task = asyncio.create_task(self._commit_regularly())
         self._consumer.before_rebalance = self._commit_soon
+        self._consumer.uncommitted = lambda: self._points
 
     async def stop(self) -> None:
         """Commit the remaining offsets. Bounded in time."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from streamworker.model import CommitPoint
 from streamworker.progress.offset_map import FULL, LIMIT, OffsetMap, encode_map
 from streamworker.progress.tracker import OffsetTracker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["MAX_AHEAD", "PartitionProgress"]
 
@@ -44,6 +49,10 @@ class PartitionProgress:
         self._deliveries.pop(
             offset, None
         )  # present if the job was returned while its terminal event was being committed
+
+    def give_back(self, offsets: Iterable[int]) -> None:
+        """Return accepted records whose jobs did not begin; they must be read again from `position` on."""
+        self._tracker.give_back(offsets)
 
     def undo_count(self, offset: int) -> None:
         """Undo this delivery's count: a clean shutdown returned the job. Nothing happens if the job is finished."""

@@ -8,6 +8,7 @@ code. The offset that may be committed is the lowest incomplete one; with none i
 
 from __future__ import annotations
 
+from collections import deque
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
@@ -29,12 +30,20 @@ class OffsetTracker:
         self._position = committed
         self._incomplete: set[int] = set()
         self._order: list[int] = []  # heap of incomplete offsets; finished ones are removed lazily
+        self._returned: deque[int] = (
+            deque()
+        )  # incomplete offsets, in order, that are to be accepted once more
         self._finished: set[int] = {offset for offset in finished if offset >= committed}
         self._finished_order = sorted(self._finished)  # heap of the same offsets, to remove them in order
         self._highest_succeeded = committed - 1
 
     def begin(self, offset: int) -> bool:
         """Accept an offset; return False if it is finished or open already."""
+        while self._returned and self._returned[0] < offset:  # the log has deleted the record
+            self._incomplete.remove(self._returned.popleft())
+        if self._returned and self._returned[0] == offset:
+            self._returned.popleft()
+            return True
         if offset in self._incomplete:
             return False
         if self.is_finished(offset):
@@ -50,6 +59,14 @@ class OffsetTracker:
         self._finished.add(offset)
         heappush(self._finished_order, offset)
         self._succeed(offset)
+
+    def give_back(self, offsets: Iterable[int]) -> None:
+        """Return open offsets whose jobs did not begin, so that `begin` accepts them once more.
+
+        They stay incomplete: `position` cannot pass them. No offset may be accepted before the records are read again
+        from `position` on.
+        """
+        self._returned = deque(sorted({*self._returned, *offsets}))
 
     def is_finished(self, offset: int) -> bool:
         """Whether this offset is finished: below the position, or known as finished beyond it."""
@@ -67,8 +84,8 @@ class OffsetTracker:
 
     @property
     def incomplete(self) -> int:
-        """Number of open offsets."""
-        return len(self._incomplete)
+        """Number of open offsets, without those that were returned."""
+        return len(self._incomplete) - len(self._returned)
 
     def _succeed(self, offset: int) -> None:
         # Count the offset only when its record is seen. An offset that an earlier run finished says nothing

@@ -186,6 +186,24 @@ REBALANCE_DURATION = _histogram(
     "Rebalance duration, from revocation to assignment. No records are fetched meanwhile.",
     buckets=JOB_BUCKETS,
 )
+MOVES_DEFERRED = _counter(
+    "moves_deferred_total", "Partitions that could not move at once, because they had open jobs."
+)
+MOVES_WAITING = _gauge(
+    "moves_waiting", "Partitions that move to another worker when their open jobs have ended."
+)
+MOVE_WAIT = _histogram(
+    "move_wait_seconds",
+    "Time from the promise of a partition to its move. Its new jobs wait meanwhile.",
+    buckets=JOB_BUCKETS,
+)
+MOVES_FORCED = _counter(
+    "moves_forced_total",
+    "Promised partitions that moved although they had open jobs, after worker.move_timeout_s.",
+)
+STREAMS_CUT = _counter(
+    "streams_cut_total", "Begun jobs whose partition was lost; another worker repeats their calls."
+)
 HEARTBEAT_AGE = _gauge(
     "group_heartbeat_age_seconds", "Time since the group coordinator last answered a heartbeat."
 )
@@ -246,6 +264,11 @@ TABLE = (
     PARTITIONS_FENCED,
     REBALANCES,
     REBALANCE_DURATION,
+    MOVES_DEFERRED,
+    MOVES_WAITING,
+    MOVE_WAIT,
+    MOVES_FORCED,
+    STREAMS_CUT,
     HEARTBEAT_AGE,
     RECORDS_BEHIND,
     OFFSET_MAP_FILL,

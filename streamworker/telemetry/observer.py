@@ -39,7 +39,7 @@ NO_UPSTREAM = "none"
 DEAD_LETTER_CODES = (ErrorCode.INVALID_JOB, ErrorCode.UNKNOWN_UPSTREAM, ErrorCode.MAX_DELIVERIES)
 """The error codes of dead letters."""
 
-REASONS = ("revoked", "fenced", "drain", "drain_timeout", "stopped")
+REASONS = ("moved", "revoked", "fenced", "drain", "drain_timeout", "stopped")
 """Why the worker returns jobs without a terminal event."""
 
 KAFKA_PARTS = get_args(KafkaPart)
@@ -182,6 +182,24 @@ class Telemetry:
         self._metrics.add(table.REBALANCES)
         self._metrics.set(table.PARTITIONS_OWNED, owned)
         self._log.info("partitions.changed", owned=owned, gained=gained, lost=lost)
+
+    def move_deferred(self, partition: TopicPartition, streams: int) -> None:
+        """Count and log a partition that moves to another worker when its `streams` begun jobs have ended."""
+        self._metrics.add(table.MOVES_DEFERRED)
+        self._log.info("partition.promised", partition=str(partition), streams=streams)
+
+    def move_completed(self, partition: TopicPartition, waited_s: float, *, is_forced: bool) -> None:
+        """Record and log a promised partition that moved `waited_s` seconds after the promise."""
+        self._metrics.observe(table.MOVE_WAIT, waited_s)
+        self._metrics.add(table.MOVES_FORCED, is_forced)
+        self._log.info(
+            "partition.moved", partition=str(partition), waited_s=round(waited_s, 1), is_forced=is_forced
+        )
+
+    def streams_cut(self, partition: TopicPartition, streams: int) -> None:
+        """Count and log begun jobs whose partition was lost; another worker repeats their calls."""
+        self._metrics.add(table.STREAMS_CUT, streams)
+        self._log.warning("partition.streams_cut", partition=str(partition), streams=streams)
 
     def partition_fenced(self, partition: TopicPartition) -> None:  # noqa: ARG002 - without a label
         """Count a partition on which another worker fenced this one."""

@@ -87,6 +87,11 @@ class PartitionCommitter:
         return len(self._waiting)
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits to be committed, and no commit is under way."""
+        return not self._waiting and not self._under_way
+
+    @property
     def busy_s(self) -> float:
         """How long the commit under way has been under way; 0 if none is."""
         return 0.0 if self._busy_since is None else asyncio.get_running_loop().time() - self._busy_since

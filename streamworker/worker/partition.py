@@ -33,6 +33,7 @@ class Ownership(Enum):
 
     OPENING = "assigned; the former owner is being fenced"
     OPEN = "assigned; its records are fetched"
+    PROMISED = "assigned, until its open jobs end; then it moves to another worker, and no new job begins"
     DRAINING = "assigned; its open jobs end, no new job begins"
     GONE = "not assigned any more; nothing of it may be written"
 
@@ -68,6 +69,7 @@ class AssignedPartition:
         self.leaving = "stopped"
         """Why the jobs are abandoned, once they are."""
         self._open: dict[int, _OpenJob] = {}
+        self._promised_at: float | None = None
         self._is_stopping = False
         self._order: KeyOrder[asyncio.Future[None]] = KeyOrder()
 
@@ -92,6 +94,23 @@ class AssignedPartition:
         return [job.delivery.job for job in self._open.values()]
 
     @property
+    def is_busy(self) -> bool:
+        """Whether another owner would repeat work: a job is open, or an end is not committed."""
+        return bool(self._open) or not self.committer.is_idle
+
+    @property
+    def begun_jobs(self) -> int:
+        """Open jobs of which something has begun: an upstream was called, or `started` was written."""
+        return sum(not job.delivery.is_waiting for job in self._open.values())
+
+    @property
+    def promised_s(self) -> float | None:
+        """Seconds for which the partition has been promised to another worker; None if it is not."""
+        if self._promised_at is None:
+            return None
+        return asyncio.get_running_loop().time() - self._promised_at
+
+    @property
     def waiting(self) -> int:
         """Jobs that wait for an earlier job of their key."""
         return self._order.waiting
@@ -105,16 +124,40 @@ class AssignedPartition:
                 log.warning("partition.open_failed", partition=str(self.id), reason=str(error))
             await asyncio.sleep(_OPEN_BACKOFF_S)
 
+    def opened(self) -> None:
+        """Accept records from now on, unless the partition was promised meanwhile."""
+        self.ownership = Ownership.OPEN if self._promised_at is None else Ownership.PROMISED
+
+    def seal(self) -> list[Job]:
+        """Begin no new job, because the partition is promised; cancel and return the jobs that have not begun."""
+        if self._promised_at is None:
+            self._promised_at = asyncio.get_running_loop().time()
+        if self.ownership is not Ownership.OPEN:
+            return []
+        self.ownership = Ownership.PROMISED
+        jobs = self._cancel_waiting("moved")
+        self.committer.progress.give_back(job.source.offset for job in jobs)
+        return jobs
+
+    def resume(self) -> bool:
+        """Accept records again, because the partition stays; return whether they must be read again."""
+        self._promised_at = None
+        if self.ownership is not Ownership.PROMISED:
+            return False
+        self.ownership, self.leaving = Ownership.OPEN, "stopped"
+        return True
+
     def run(
         self, delivery: OpenDelivery, work: Coroutine[Any, Any, None], *, ended: Callable[[], None]
     ) -> None:
         """Run a job as a task of this partition. `ended` is called however it ends."""
         offset = delivery.job.source.offset
         task = asyncio.create_task(work, name=f"job {delivery.job.job_id}")
-        self._open[offset] = _OpenJob(delivery=delivery, task=task)
+        job = self._open[offset] = _OpenJob(delivery=delivery, task=task)
 
         def forget(_: asyncio.Task[None]) -> None:
-            del self._open[offset]
+            if self._open.get(offset) is job:  # the record may have been accepted once more
+                del self._open[offset]
             ended()
 
         task.add_done_callback(forget)
@@ -147,13 +190,10 @@ class AssignedPartition:
 
     def drain(self) -> list[Job]:
         """Begin no new job; cancel and return the jobs that have not begun: they go to the partition's next owner."""
-        if self.ownership is not Ownership.OPEN:
+        if self.ownership not in {Ownership.OPEN, Ownership.PROMISED}:
             return []
-        self.ownership, self.leaving = Ownership.DRAINING, "drain"
-        waiting = [job for job in self._open.values() if job.delivery.is_waiting]
-        for job in waiting:
-            job.task.cancel()
-        return [job.delivery.job for job in waiting]
+        self.ownership = Ownership.DRAINING
+        return self._cancel_waiting("drain")
 
     async def idle(self) -> None:
         """Wait until no job is open."""
@@ -190,6 +230,14 @@ class AssignedPartition:
             await asyncio.wait([self.committer.touch()], timeout=_LAST_COMMIT_S)
         await self.release()
         return [*waited, *(job for job in jobs if job not in waited)]
+
+    def _cancel_waiting(self, reason: str) -> list[Job]:
+        """Cancel the jobs that have not begun; return them."""
+        self.leaving = reason
+        waiting = [job for job in self._open.values() if job.delivery.is_waiting]
+        for job in waiting:
+            job.task.cancel()
+        return [job.delivery.job for job in waiting]
 
     async def _stop_jobs(self) -> list[Job]:
         """Cancel the open jobs once: a second cancellation would interrupt what the first one closes."""

@@ -10,7 +10,7 @@ import structlog
 
 from streamworker.errors import KafkaError
 from streamworker.worker.committer import PartitionCommitter
-from streamworker.worker.partition import AssignedPartition, Ownership
+from streamworker.worker.partition import AssignedPartition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,22 +64,39 @@ class Partitions:
         """Return whether this assignment is the partition's present one."""
         return self._assigned.get(partition.id) is partition
 
-    def assign(self, partitions: frozenset[TopicPartition], *, is_continuous: bool) -> bool:
+    @property
+    def busy(self) -> frozenset[TopicPartition]:
+        """The partitions with open jobs, or with an end that is not committed."""
+        return frozenset(at for at, partition in self._assigned.items() if partition.is_busy)
+
+    def assign(
+        self,
+        partitions: frozenset[TopicPartition],
+        *,
+        kept: frozenset[TopicPartition],
+        promised: frozenset[TopicPartition],
+    ) -> bool:
         """Keep, release and take over partitions so that exactly these are assigned; return False while stopping.
 
-        Without `is_continuous` every partition is taken over anew: another worker may have owned it in between.
+        A partition that is not `kept` is taken over anew: another worker may have owned it in between. One that is
+        `promised` accepts no more records.
         """
         if (
             self._is_stopping
         ):  # a partition that is taken over anew would fence this worker's own last commits
             return False
-        held = frozenset(self._assigned)
-        lost = held - partitions if is_continuous else held
-        for partition in lost:
-            self._spawn_release(self._assigned.pop(partition), "revoked")
+        lost = frozenset(self._assigned) - kept
+        for topic_partition in lost:
+            self._lose(self._assigned.pop(topic_partition))
         gained = partitions - frozenset(self._assigned)
-        for partition in gained:
-            self._take_over(partition)
+        for topic_partition in gained:
+            self._take_over(topic_partition)
+        for partition in self._assigned.values():
+            if partition.id in promised:
+                self._seal(partition)
+            elif partition.resume():
+                self._source.seek(partition.id, partition.committer.progress.position)
+                self._on_opened()
         self._observer.partitions_changed(len(self._assigned), len(gained), len(lost))
         return True
 
@@ -109,6 +126,23 @@ class Partitions:
         self._assigned.clear()
         return partitions
 
+    def _seal(self, partition: AssignedPartition) -> None:
+        """Accept no more records of a partition that moves when its open jobs have ended."""
+        is_new = partition.promised_s is None
+        for job in partition.seal():
+            self._observer.job_abandoned(job, "moved")
+        if is_new and partition.is_busy:
+            self._observer.move_deferred(partition.id, partition.begun_jobs)
+
+    def _lose(self, partition: AssignedPartition) -> None:
+        """Release a partition that another worker owns now."""
+        cut = partition.begun_jobs
+        if cut:
+            self._observer.streams_cut(partition.id, cut)
+        if (waited_s := partition.promised_s) is not None:
+            self._observer.move_completed(partition.id, waited_s, is_forced=cut > 0)
+        self._spawn_release(partition, "revoked")
+
     def _take_over(self, topic_partition: TopicPartition) -> None:
         partition: AssignedPartition
 
@@ -131,7 +165,7 @@ class Partitions:
             partition.committer.run(), name=f"commit {partition.id}"
         )
         self._source.seek(partition.id, offset)
-        partition.ownership = Ownership.OPEN
+        partition.opened()
         self._on_opened()
         log.info("partition.opened", partition=str(partition.id), offset=offset)
 

@@ -59,23 +59,32 @@ class Poller:
         self._room = room
         self._is_draining = False
         self._is_doubtful = False
+        self._is_rebalancing = False
+        self._rebalances = 0
 
     def drain(self) -> None:
         """Accept no more records; go on polling."""
         self._is_draining = True
         self._room.set()
 
-    def trust_assignment(self) -> None:
-        """Accept records without asking the group: it has just assigned partitions."""
-        self._is_doubtful = False
+    def rebalancing(self) -> None:
+        """Accept no records: this worker reports its open jobs to the group, which may move every other partition."""
+        self._is_rebalancing = True
+        self._rebalances += 1
+
+    def assigned(self) -> None:
+        """Accept records again, without asking the group: it has just assigned partitions."""
+        self._is_rebalancing = self._is_doubtful = False
+        self._room.set()
 
     async def run(self) -> None:
         """Poll until cancelled."""
         while True:
-            free = 0 if self._is_draining else self._free()
+            free = 0 if self._is_draining or self._is_rebalancing else self._free()
             ready = {partition.id: partition for partition in self._partitions if free and partition.has_room}
             if not ready:
                 await self._wait_for_room()
+            rebalances = self._rebalances
             try:
                 records = await self._source.receive(ready, free)
             except KafkaError as error:
@@ -92,6 +101,9 @@ class Poller:
                 self._read_again({record.topic_partition for record in records})
                 continue
             self._is_doubtful = False
+            if self._is_rebalancing or rebalances != self._rebalances:
+                self._read_again({record.topic_partition for record in records})
+                continue
             missed = set()
             for record in records:
                 # The partition may have been lost, or lost and assigned again, while this loop waited.
@@ -117,7 +129,7 @@ class Poller:
         return max(0, min(self._limits.max_in_flight - active, self._limits.max_waiting - waiting))
 
     def _read_again(self, missed: Iterable[TopicPartition]) -> None:
-        """Seek back in partitions whose present assignment was skipped together with the former one."""
+        """Seek back in partitions whose records were fetched and not accepted."""
         for topic_partition in missed:
             partition = self._partitions.get(topic_partition)
             if partition is not None and partition.ownership is Ownership.OPEN:

@@ -24,6 +24,7 @@ class WorkerStats:
     poll_age_s: float = 0.0
     draining_s: float = 0.0
     partitions_opening: int = 0
+    moves_waiting: int = 0
     offset_map_fill: float = 0.0
     commit_in_progress_s: float = 0.0
     commit_pending_entries: int = 0
@@ -40,6 +41,7 @@ def worker_stats(
         poll_age_s=poll_age_s,
         draining_s=draining_s,
         partitions_opening=sum(partition.ownership is Ownership.OPENING for partition in partitions),
+        moves_waiting=sum(partition.promised_s is not None for partition in partitions),
         offset_map_fill=max(
             (committer.progress.map_size / LIMIT for committer in committers if committer.is_open),
             default=0.0,

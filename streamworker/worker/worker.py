@@ -52,6 +52,7 @@ class Worker:
         failure: asyncio.Future[None],
     ) -> None:
         """Assemble a worker. An exception of `failure` ends it: another part of the process has failed."""
+        self._source = source
         self._clock = tools.clock
         self._queues = tools.queues
         self._observer = tools.observer
@@ -86,9 +87,13 @@ class Worker:
             await self.stop()
 
     def drain(self) -> None:
-        """Accept no more jobs, wait for the open ones, then stop."""
+        """Accept no more jobs, wait for the open ones, then stop.
+
+        The group moves idle partitions to other workers at once, and the others as soon as their jobs have ended.
+        """
         if self._draining_since is None:
             self._draining_since = self._clock.monotonic()
+        self._source.announce_departure()
         self._draining.set()
         self._poller.drain()
 
@@ -102,14 +107,25 @@ class Worker:
         self._jobs.cancel(job_id, timestamp, reason)
 
     def rebalancing(self) -> None:
-        """Report that a rebalance has begun; the partitions are kept until `assigned` is called."""
+        """Begin a rebalance: no records are accepted until `assigned` is called; the partitions are kept."""
         self._observer.rebalancing()
+        self._poller.rebalancing()
 
-    def assigned(self, partitions: frozenset[TopicPartition], *, is_continuous: bool) -> None:
-        """Own exactly these partitions from now on."""
-        if self._partitions.assign(partitions, is_continuous=is_continuous):
+    def busy_partitions(self) -> frozenset[TopicPartition]:
+        """Return the partitions that another owner could not take over without repeating work."""
+        return self._partitions.busy
+
+    def assigned(
+        self,
+        partitions: frozenset[TopicPartition],
+        *,
+        kept: frozenset[TopicPartition],
+        promised: frozenset[TopicPartition],
+    ) -> None:
+        """Own exactly these partitions from now on; the jobs of those `kept` continue."""
+        if self._partitions.assign(partitions, kept=kept, promised=promised):
             self._is_joined = True
-            self._poller.trust_assignment()
+            self._poller.assigned()
 
     @property
     def last_poll(self) -> float:
@@ -127,6 +143,9 @@ class Worker:
             "draining": self._draining.is_set(),
             "partitions": len(self._partitions),
             "partitions_opening": opening,
+            "partitions_promised": [
+                str(partition.id) for partition in self._partitions if partition.promised_s is not None
+            ],
             "jobs_open": self._jobs.open,
             "upstreams": self._queues.states(),
         }

@@ -49,7 +49,10 @@ class Assigned:
     def rebalancing(self) -> None:
         """Do nothing."""
 
-    def assigned(self, partitions: frozenset[TopicPartition], *, is_continuous: bool) -> None:
+    def busy_partitions(self) -> frozenset[TopicPartition]:
+        return frozenset()
+
+    def assigned(self, partitions: frozenset[TopicPartition], **_: object) -> None:
         self.partitions = partitions
 
 

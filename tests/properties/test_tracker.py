@@ -51,6 +51,16 @@ class TopicPartition(RuleBasedStateMachine):
         )
         self.next = max(self.next - back, min(first, self.next))
 
+    @rule(data=st.data())
+    def give_back(self, data: st.DataObject) -> None:
+        """Return some open records and read again from the position, as a partition does that stays after all."""
+        returned = set(data.draw(st.lists(st.sampled_from(sorted(self.open))))) if self.open else set()
+        self.tracker.give_back(returned)
+        self.open -= returned
+        self.next = next(
+            (n for n, offset in enumerate(self.log) if offset >= self.tracker.position), len(self.log)
+        )
+
     @precondition(lambda self: self.open)
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:

@@ -77,6 +77,7 @@ def test_config_without_a_source_has_the_documented_defaults() -> None:
             "ordering": "none",
             "drain_timeout_s": 120,
             "session_timeout_s": 45,
+            "move_timeout_s": 900,
             "max_deliveries": 5,
             "max_job_bytes": 1_000_000,
             "max_event_bytes": 1_048_576,

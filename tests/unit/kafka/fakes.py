@@ -144,6 +144,7 @@ class FakeConsumer:
 
     def __init__(self) -> None:
         self.listener: Any = None
+        self.assignor: Any = None
         self.calls: list[tuple[Any, ...]] = []
         self.is_stopped = False
 
@@ -151,6 +152,9 @@ class FakeConsumer:
 
     async def stop(self) -> None:
         self.is_stopped = True
+
+    async def getmany(self, *_: object, **__: object) -> dict[Any, list[Any]]:
+        return {}
 
     def subscribe(self, topics: list[str], *, listener: Any) -> None:
         self.listener = listener
@@ -167,7 +171,13 @@ class FakeMembership:
         self.is_rejoining = self.has_died = False
         self.knows_coordinator = True
 
+        self.rejoins = 0
+        """How often a rebalance was asked for."""
+
     def check_errors(self) -> None: ...
+
+    def request_rejoin(self) -> None:
+        self.rejoins += 1
 
     async def heartbeat(self) -> bool:
         return True

@@ -10,11 +10,13 @@ from aiokafka import TopicPartition as KafkaTopicPartition
 from structlog.testing import capture_logs
 
 from streamworker.kafka.consumer import GroupConsumer
+from streamworker.kafka.member_metadata import decode_claim, encode_assignment
 from streamworker.model import TopicPartition
+from streamworker.progress.moves import Assignment, MoveSchedule
 from tests.unit.kafka.fakes import FakeConsumer, FakeMembership, settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 ZERO, ONE = TopicPartition("jobs", 0), TopicPartition("jobs", 1)
 
@@ -24,12 +26,22 @@ class Assignments:
 
     def __init__(self, calls: list[tuple[Any, ...]]) -> None:
         self._calls = calls
+        self.busy: frozenset[TopicPartition] = frozenset()
 
     def rebalancing(self) -> None:
         self._calls.append(("rebalancing",))
 
-    def assigned(self, partitions: frozenset[TopicPartition], *, is_continuous: bool) -> None:
-        self._calls.append(("assigned", set(partitions), is_continuous))
+    def busy_partitions(self) -> frozenset[TopicPartition]:
+        return self.busy
+
+    def assigned(
+        self,
+        partitions: frozenset[TopicPartition],
+        *,
+        kept: frozenset[TopicPartition],
+        promised: frozenset[TopicPartition],
+    ) -> None:
+        self._calls.append(("assigned", set(partitions), set(kept), set(promised)))
 
 
 class Group(NamedTuple):
@@ -38,32 +50,52 @@ class Group(NamedTuple):
     consumer: GroupConsumer
     fake: FakeConsumer
     membership: Callable[[], FakeMembership]
+    assignments: Assignments
+
+    def configure(self, **over: str) -> None:
+        """Change settings of a consumer that has not joined."""
+        self.consumer._settings = settings(topics__jobs="jobs", **over)
 
     async def join(self) -> None:
         """Start the consumer, assigned partition 0."""
-        starting = asyncio.ensure_future(self.consumer.start(Assignments(self.fake.calls)))
+        starting = asyncio.ensure_future(self.consumer.start(self.assignments))
         while self.fake.listener is None:  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.01)
         self.assign(ZERO)
         await starting
         self.fake.calls.clear()
 
-    def assign(self, *partitions: TopicPartition) -> None:
-        """Report an assignment as aiokafka does."""
+    def assign(
+        self, *partitions: TopicPartition, promised: Collection[TopicPartition] = (), last: int | None = None
+    ) -> None:
+        """Report a rebalance as aiokafka does: the member joins, and is assigned these partitions.
+
+        `last` is the highest generation that a member claimed; by default, the one before this one.
+        """
+        self.fake.assignor.metadata(["jobs"])
+        assignment = Assignment(owned=frozenset(partitions), promised=frozenset(promised))
+        generation = self.membership().identity[1] - 1 if last is None else last
+        self.fake.assignor.on_assignment(encode_assignment(assignment, generation))
         self.fake.listener.on_partitions_assigned({KafkaTopicPartition(*one) for one in partitions})
 
 
 @pytest.fixture
 async def group(monkeypatch: pytest.MonkeyPatch) -> Group:
-    fake, memberships = FakeConsumer(), []
+    fake = FakeConsumer()
+    memberships: list[FakeMembership] = []
+
+    def new_consumer(*_: object, partition_assignment_strategy: list[Any], **__: object) -> FakeConsumer:
+        [fake.assignor] = partition_assignment_strategy
+        return fake
 
     def membership(*arguments: Any, **named: Any) -> FakeMembership:
         memberships.append(FakeMembership(*arguments, **named))
         return memberships[-1]
 
-    monkeypatch.setattr("streamworker.kafka.consumer.new_consumer", lambda *_, **__: fake)
+    monkeypatch.setattr("streamworker.kafka.consumer.new_consumer", new_consumer)
     monkeypatch.setattr("streamworker.kafka.consumer.Membership", membership)
-    return Group(GroupConsumer(settings(topics__jobs="jobs")), fake, lambda: memberships[-1])
+    consumer = GroupConsumer(settings(topics__jobs="jobs"))
+    return Group(consumer, fake, lambda: memberships[-1], Assignments(fake.calls))
 
 
 async def test_kept_partition_is_sought_before_the_assignment_is_reported(group: Group) -> None:
@@ -75,7 +107,7 @@ async def test_kept_partition_is_sought_before_the_assignment_is_reported(group:
 
     group.assign(ZERO, ONE)
 
-    assert group.fake.calls == [("seek", ("jobs", 0), 42), ("assigned", {ZERO, ONE}, True)]
+    assert group.fake.calls == [("seek", ("jobs", 0), 42), ("assigned", {ZERO, ONE}, {ZERO}, set())]
 
 
 async def test_partition_that_was_lost_is_not_sought_when_it_comes_back(group: Group) -> None:
@@ -87,37 +119,96 @@ async def test_partition_that_was_lost_is_not_sought_when_it_comes_back(group: G
 
     group.assign(ZERO, ONE)
 
-    assert group.fake.calls == [("assigned", {ZERO, ONE}, True)]
+    assert group.fake.calls == [("assigned", {ZERO, ONE}, {ONE}, set())]
 
 
 @pytest.mark.parametrize(
-    ("delivery", "identity", "is_continuous"),
+    ("delivery", "identity", "is_kept"),
     [
         ("exactly_once", ("member-1", 2), True),
         ("exactly_once", ("member-1", 3), True),  # the broker refuses the writes of an owner in between
         ("exactly_once", ("member-2", 2), False),
         ("at_least_once", ("member-1", 2), True),
-        (
-            "at_least_once",
-            ("member-1", 3),
-            False,
-        ),  # another worker may have owned the partition in generation 2
+        # Another worker may have owned the partition in generation 2.
+        ("at_least_once", ("member-1", 3), False),
         ("at_least_once", ("member-2", 2), False),
     ],
 )
-async def test_assignment_after_another_owner_may_have_been_is_not_continuous(
-    group: Group, delivery: str, identity: tuple[str, int], *, is_continuous: bool
+async def test_partition_that_another_member_may_have_owned_in_between_is_not_kept(
+    group: Group, delivery: str, identity: tuple[str, int], *, is_kept: bool
 ) -> None:
     """A new ownership epoch: commits of the former one are dropped."""
-    group.consumer._settings = settings(topics__jobs="jobs", worker__delivery=delivery)
+    group.configure(worker__delivery=delivery)
     await group.join()
     epoch = group.consumer.epoch(ZERO)
     group.membership().identity = identity
 
     group.assign(ZERO)
 
-    assert group.fake.calls == [("assigned", {ZERO}, is_continuous)]
-    assert (group.consumer.epoch(ZERO) is epoch) == is_continuous
+    assert group.fake.calls == [("assigned", {ZERO}, {ZERO} if is_kept else set(), set())]
+    assert (group.consumer.epoch(ZERO) is epoch) == is_kept
+
+
+async def test_busy_partitions_are_kept_through_a_generation_that_assigned_nothing(group: Group) -> None:
+    """The leader died before it assigned: no member claims a later generation than this one."""
+    group.configure(worker__delivery="at_least_once")
+    await group.join()
+    group.assign(ZERO, ONE)
+    group.assignments.busy = frozenset({ZERO})
+    group.fake.calls.clear()
+    group.membership().identity = ("member-1", 3)
+
+    group.assign(ZERO, ONE, last=1)
+
+    assert group.fake.calls == [("assigned", {ZERO, ONE}, {ZERO}, set())]
+
+
+async def test_partition_whose_last_offset_is_not_committed_is_reported_as_busy(group: Group) -> None:
+    """Another owner would repeat the jobs that have ended."""
+    await group.join()
+    group.consumer.uncommitted = lambda: {ZERO: ...}
+
+    claim = decode_claim(group.fake.assignor.metadata(["jobs"]))
+
+    assert claim.busy == {ZERO}
+
+
+async def test_member_that_leaves_asks_for_a_rebalance_once(group: Group) -> None:
+    """With it the group learns which partitions are idle, and moves them."""
+    await group.join()
+    await group.consumer.receive([], 1)
+    assert group.membership().rejoins == 0
+    group.consumer.announce_departure()
+    await group.consumer.receive([], 1)
+    await group.consumer.receive([], 1)
+
+    assert group.membership().rejoins == 1
+    assert decode_claim(group.fake.assignor.metadata(["jobs"])).is_leaving
+
+
+async def test_static_member_that_leaves_keeps_its_partitions(group: Group) -> None:
+    """The process that replaces it is given the same ones."""
+    group.configure(worker__group_instance_id="w-0")
+    await group.join()
+    group.consumer.announce_departure()
+    await group.consumer.receive([], 1)
+
+    assert group.membership().rejoins == 0
+
+
+async def test_member_asks_for_a_rebalance_when_a_promised_partition_is_idle(group: Group) -> None:
+    """Then the partition moves; while its jobs are open, there is nothing to ask for."""
+    group.consumer._moves = MoveSchedule(move_timeout_s=60, linger_s=0, interval_s=0)
+    await group.join()
+    group.assignments.busy = frozenset({ZERO})
+    group.assign(ZERO, promised=[ZERO])
+    assert group.fake.calls[-1] == ("assigned", {ZERO}, {ZERO}, {ZERO})
+    await group.consumer.receive([], 1)
+    assert group.membership().rejoins == 0
+    group.assignments.busy = frozenset()
+    await group.consumer.receive([], 1)
+
+    assert group.membership().rejoins == 1
 
 
 async def test_epoch_of_a_partition_that_is_not_owned_is_none(group: Group) -> None:
@@ -131,7 +222,7 @@ async def test_epoch_of_a_partition_that_is_not_owned_is_none(group: Group) -> N
 async def test_joining_that_takes_long_says_what_it_waits_for(group: Group) -> None:
     """After three seconds, then every ten; a member that died holds up the group until its session ends."""
     with capture_logs() as logs:
-        starting = asyncio.ensure_future(group.consumer.start(Assignments([])))
+        starting = asyncio.ensure_future(group.consumer.start(group.assignments))
         await asyncio.sleep(20)
         group.assign(ZERO)
         await starting

@@ -81,3 +81,34 @@ def test_finish_offset_that_is_not_open_is_a_bug() -> None:
         with pytest.raises(KeyError):
             tracker.finish(offset)
     assert tracker.position == 1
+
+
+def test_returned_offset_stays_incomplete_and_is_accepted_once_more() -> None:
+    """The position may not pass a job that did not begin, and a rewind must not skip it."""
+    tracker = OffsetTracker(0)
+    for offset in range(4):
+        tracker.begin(offset)
+    tracker.finish(0)
+    tracker.give_back([3, 1])
+    tracker.finish(2)
+    assert (tracker.position, tracker.incomplete) == (1, 0)
+    assert [tracker.begin(offset) for offset in (1, 2, 3)] == [True, False, True]
+    assert [tracker.begin(offset) for offset in (1, 3)] == [False, False]
+    assert tracker.incomplete == 2
+    tracker.finish(3)
+    tracker.finish(1)
+
+    assert tracker.position == 4
+
+
+def test_returned_offset_whose_record_was_deleted_is_passed() -> None:
+    """Records are read again in order, so a later one shows that the log has deleted it."""
+    tracker = OffsetTracker(0)
+    for offset in range(3):
+        tracker.begin(offset)
+    tracker.give_back([0, 1])
+    assert tracker.begin(1)
+    tracker.finish(1)
+    tracker.finish(2)
+
+    assert tracker.position == 3

@@ -390,7 +390,7 @@ async def test_worker_out_of_the_group_in_between_reopens_everything(make: Any) 
     bench.source.put(JOBS, job("j"))
     await bench.start(JOBS, OTHER)
     await until(lambda: bench.sink.records)
-    bench.source.assign(JOBS, OTHER, is_continuous=False)
+    bench.source.assign(JOBS, OTHER, kept=())
     await bench.ended(1)
 
     assert Counter(bench.broker.opened) == {JOBS: 2, OTHER: 2}
@@ -468,13 +468,126 @@ async def put_to_sleep(bench: Bench) -> None:
     bench.clock.turn(600)
 
 
+async def test_worker_promised_partition_ends_its_streams_and_begins_no_job(make: Any) -> None:
+    """Jobs that wait go to the partition's next owner; it accepts nothing new, and moves when it is idle."""
+    bench: Bench = make([word("a"), 5.0, *said("b")])
+    bench.policy["max_streams"] = 1
+    bench.worker = bench.new_worker()
+    for name in ("streams", "waits"):
+        bench.source.put(JOBS, job(name))
+    await bench.start(JOBS, OTHER)
+    await until(lambda: bench.sink.records and bench.queues.waiting)
+    assert bench.source.assign(JOBS, OTHER, promised=[JOBS]) == {JOBS}
+    bench.source.put(JOBS, job("new"))
+    assert bench.worker.readiness()[1]["partitions_promised"] == ["jobs-0"]
+    assert bench.worker.stats().moves_waiting == 1
+    await bench.ended(1)
+    await quiet()
+    assert bench.source.assign(OTHER) == frozenset()
+    await asyncio.sleep(10)
+
+    assert bench.ends() == {"streams": "completed"}
+    assert len(bench.upstream.calls) == 1
+    assert [why for _, why in bench.observer.all("job_abandoned")] == ["moved"]
+    assert bench.observer.all("move_deferred") == [(JOBS, 1)]
+    assert [(at, forced) for at, _, forced in bench.observer.all("move_completed")] == [(JOBS, False)]
+    assert bench.observer.all("streams_cut") == []
+    assert bench.broker.points[JOBS].offset == 1
+
+
+async def test_worker_promised_partition_that_stays_after_all_runs_every_job_once(make: Any) -> None:
+    """Records are read again from the lowest offset that has not ended."""
+    bench: Bench = make([word("a"), 5.0, *said("b")])
+    bench.policy["max_streams"] = 1
+    bench.worker = bench.new_worker()
+    for name in ("streams", "waits"):
+        bench.source.put(JOBS, job(name))
+    await bench.start(JOBS)
+    await until(lambda: bench.sink.records and bench.queues.waiting)
+    bench.source.assign(JOBS, promised=[JOBS])
+    await quiet()
+    bench.source.assign(JOBS)
+    bench.source.put(JOBS, job("new"))
+    await bench.ended(3)
+
+    assert bench.ends() == dict.fromkeys(["streams", "waits", "new"], "completed")
+    assert len(bench.upstream.calls) == 3
+    assert bench.broker.points[JOBS].offset == 3
+
+
+async def test_worker_assigned_a_promised_partition_opens_it_and_accepts_nothing(make: Any) -> None:
+    """A static member that comes back is given its stored assignment."""
+    bench: Bench = make()
+    bench.source.put(JOBS, job("j"))
+    await bench.start()
+    bench.source.assign(JOBS, promised=[JOBS])
+    await until(lambda: bench.worker.readiness()[0])
+    await asyncio.sleep(10)
+    assert bench.upstream.calls == []
+    bench.source.assign(JOBS)
+    await bench.ended(1)
+
+    assert bench.broker.opened == [JOBS]
+
+
+async def test_worker_that_loses_open_streams_reports_them(make: Any) -> None:
+    """The partition was busy for longer than it may be, so its job is paid for twice."""
+    bench: Bench = make([word("a"), FOREVER()])
+    bench.source.put(JOBS, job("j"))
+    await bench.start(JOBS)
+    await until(lambda: bench.sink.records)
+    bench.source.assign(JOBS, promised=[JOBS])
+    bench.source.assign()
+    await until(lambda: not bench.upstream.open_calls)
+
+    assert bench.observer.all("streams_cut") == [(JOBS, 1)]
+    assert [(at, forced) for at, _, forced in bench.observer.all("move_completed")] == [(JOBS, True)]
+
+
+async def test_worker_records_that_arrive_during_a_rebalance_are_read_again_after_it(make: Any) -> None:
+    """The worker has reported which of its partitions have open jobs: a new job may be cut."""
+    bench: Bench = make()
+    await bench.start(JOBS)
+    bench.source.delivering.clear()
+    bench.source.put(JOBS, job("j"))
+    await until(lambda: bench.source.positions.get(JOBS) == 1)
+    bench.worker.rebalancing()
+    bench.source.delivering.set()
+    await asyncio.sleep(1)
+    assert bench.upstream.calls == []
+    bench.source.assign(JOBS)
+    await bench.ended(1)
+
+    assert len(bench.upstream.calls) == 1
+
+
+async def test_worker_draining_gives_up_partitions_as_their_jobs_end(make: Any) -> None:
+    """The group moves an idle partition at once and a busy one after its streams."""
+    bench: Bench = make([word("a"), 5.0, *said("b")])
+    bench.source.put(JOBS, job("j"))
+    await bench.start(JOBS, OTHER)
+    await until(lambda: bench.sink.records)
+    assert not bench.source.is_leaving
+    bench.worker.drain()
+    assert bench.source.is_leaving
+    await quiet()
+    assert bench.source.assign(JOBS, promised=[JOBS]) == {JOBS}
+    await until(lambda: bench.broker.closed == [OTHER])
+    assert bench.upstream.open_calls == 1
+    assert bench.task is not None
+    await bench.task
+
+    assert bench.ends() == {"j": "completed"}
+    assert bench.observer.all("streams_cut") == []
+
+
 async def test_worker_suspended_past_its_session_confirms_its_membership_first(make: Any) -> None:
     """Another worker may own the records that it holds; they arrive again if the partition does."""
     bench: Bench = make()
     await put_to_sleep(bench)
 
     async def confirm_membership() -> bool:
-        bench.source.assign(is_continuous=False)
+        bench.source.assign(kept=())
         return False
 
     bench.source.confirm_membership = confirm_membership  # type: ignore[method-assign]
@@ -903,7 +1016,8 @@ class Chance:
 
     async def assign(self, number: int) -> None:
         owned = [partition for bit, partition in ((1, JOBS), (2, OTHER)) if number & bit]
-        self.bench.source.assign(*owned, is_continuous=number % 3 > 0)
+        promised = owned[: number % 4]
+        self.bench.source.assign(*owned, kept=None if number % 3 else (), promised=promised)
 
     async def seize(self, number: int) -> None:
         self.bench.broker.seize((JOBS, OTHER)[number % 2])
@@ -923,7 +1037,7 @@ class Chance:
         self.bench.failure = asyncio.get_running_loop().create_future()
         self.bench.worker = self.bench.new_worker(max_in_flight=4, max_deliveries=1000)
         await self.bench.start()
-        self.bench.source.assign(JOBS, OTHER, is_continuous=False)
+        self.bench.source.assign(JOBS, OTHER, kept=())
 
     def check(self) -> None:
         """Rules 2, 3, 4 of the contract, and that everything is committed."""
