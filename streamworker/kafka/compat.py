@@ -256,12 +256,12 @@ class _OAuthAuthenticator(OAuthAuthenticator):  # type: ignore[misc]  # aiokafka
 conn.OAuthAuthenticator = _OAuthAuthenticator  # aiokafka has no parameter for it
 
 
-async def fetch_all_metadata(consumer: AIOKafkaConsumer) -> Any:
+async def fetch_all_metadata(owner: Any) -> Any:
     """Return the metadata of all topics. Raises aiokafka's KafkaError.
 
     The public methods ask for a topic by name, which creates it on a broker with automatic topic creation.
     """
-    return await consumer._client.fetch_all_metadata()
+    return await client_of(owner).fetch_all_metadata()
 
 
 def positions_of(consumer: AIOKafkaConsumer) -> dict[TopicPartition, int]:

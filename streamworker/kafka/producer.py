@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from streamworker.errors import KafkaRefused
 from streamworker.kafka.clients import close_producer, known_partitions, new_producer
+from streamworker.kafka.compat import fetch_all_metadata
 from streamworker.kafka.errors import translate_errors
 from streamworker.log_throttle import LogThrottle
 
@@ -57,6 +59,20 @@ class ReplaceableProducer:
     async def start(self) -> None:
         """Connect, and read how many partitions each topic has. Raises KafkaError."""
         self._current = await self._new()
+
+    async def require(self, topic: str) -> None:
+        """Read how many partitions a topic has. Raises KafkaRefused for a topic that does not exist.
+
+        `start` waits for its topics: aiokafka asks for a missing topic again for as long as a request may take.
+        """
+        with translate_errors(f"reading the partitions of topic {topic}", self._acls):
+            cluster = await fetch_all_metadata(self.current)
+        if not (partitions := cluster.partitions_for_topic(topic)):
+            raise KafkaRefused(
+                f"topic {topic} does not exist: create it with `streamworker topics create`; or the ACL to describe it "
+                "is missing"
+            )
+        self._partitions[topic] = len(partitions)
 
     async def stop(self) -> None:
         """Close every producer. Bounded in time; never raises."""

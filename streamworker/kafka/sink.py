@@ -64,6 +64,10 @@ class KafkaSink:
         """Connect, and read how many partitions each topic has. Raises KafkaError."""
         await self._producer.start()
 
+    async def require(self, topic: str) -> None:
+        """Read how many partitions a topic has, without waiting for a missing one. Raises KafkaError."""
+        await self._producer.require(topic)
+
     async def stop(self) -> None:
         """Wait for records in flight, at most STOP_TIMEOUT_S, then close. Never raises."""
         senders = [sender.idle() for sender in self._senders.values()]
@@ -147,9 +151,10 @@ class KafkaSink:
 
 async def publish(settings: KafkaSettings, topic: str, entries: Iterable[tuple[bytes, bytes]]) -> None:
     """Write keys and values to a topic and wait until they are acknowledged. For commands. Raises KafkaError."""
-    sink = KafkaSink(settings, [topic])
+    sink = KafkaSink(settings, [])
     await sink.start()
     try:
+        await sink.require(topic)
         receipt = sink.receipt()
         for key, value in entries:
             if not sink.has_room:

@@ -90,7 +90,7 @@ async def refusal_of_run(stage: Stage) -> str:
     """Run a worker until it ends or logs that a partition cannot be opened; return the reason."""
     with capture_logs() as logs:
         running = asyncio.ensure_future(stage.worker().app.run())
-        refused = {"partition.cannot_open_yet"}
+        refused = {"partition.open_failed"}
         await eventually(lambda: running.done() or refused & {line["event"] for line in logs})
         running.cancel()
         await asyncio.wait([running])
