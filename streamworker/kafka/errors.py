@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
 from contextlib import contextmanager
@@ -34,6 +35,9 @@ _REFUSED = (
     errors.UnsupportedVersionError,
     errors.IncompatibleBrokerVersion,
 )
+
+_REPR = re.compile(r"<[\w.]+|\w+\(\w+=")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 _MISSING_ACL = "`streamworker check` names the missing ACL"
 _ADVICE: dict[type[BaseException], str] = {
@@ -79,11 +83,22 @@ def describe_error(error: BaseException, acls: RequiredAcls | None = None) -> st
     """Return the exception's text, followed by advice where there is any."""
     if acls is not None and (missing := acls.describe(error)) is not None:
         return missing
-    text = str(error) or type(error).__name__
+    text = _text(error)
     if isinstance(error, ssl.SSLError):
         text = f"no TLS connection: {getattr(error, 'verify_message', '') or error.reason or text}"
     advice = next((advice for kind, advice in _ADVICE.items() if isinstance(error, kind)), None)
     return f"{text} ({advice})" if advice else text
+
+
+def _text(error: BaseException) -> str:
+    """Return the exception's text, of aiokafka's errors without class names and without the `repr` of a response."""
+    if not isinstance(error, errors.KafkaError):
+        return str(error) or type(error).__name__
+    details = [text for text in map(str, error.args) if text and not _REPR.search(text)]
+    if isinstance(error, errors.BrokerResponseError) and error.message:
+        name = f"{error.message} ({' '.join(error.description.split()).rstrip('.')})"
+        return ": ".join([name, *details])
+    return ": ".join(details) or _CAMEL.sub(" ", type(error).__name__.removesuffix("Error")).lower()
 
 
 def _translated_class(error: errors.KafkaError) -> type[KafkaError]:
