@@ -1,0 +1,295 @@
+"""One job's events for one subscriber, merged from two readers of the events topic.
+
+The uncommitted reader (the tail) returns every record at once. The committed reader returns a record when the
+transaction that wrote it, and every older one of the partition, has ended. A subscriber gets `started` and deltas from
+the tail, so that no open transaction delays them, and the terminal event from the committed reader, because a terminal
+event that is read uncommitted may be rolled back. It gets them in the order of their offsets.
+
+A subscriber that joins late first gets a replay: the committed records up to the position of the committed reader, then
+the uncommitted ones up to the position of the tail. What the two readers return meanwhile is queued.
+
+There is no I/O here. The caller passes records and positions in, and takes `Delivery`s out.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum, auto
+from typing import NamedTuple
+
+import msgspec
+
+__all__ = ["Delivery", "EventHead", "Handover", "Kind", "read_head"]
+
+RECORD_OVERHEAD = 200
+"""Bytes that are counted for a queued record besides its value."""
+
+
+class EventHead(msgspec.Struct, frozen=True, gc=False):
+    """The members of an event that decide what becomes of it."""
+
+    attempt: str
+    seq: int
+    type: str
+    cause: str | None = None
+    status: str | None = None
+
+
+_DECODER = msgspec.json.Decoder(EventHead)
+
+
+def read_head(value: bytes | None) -> EventHead | None:
+    """Read the members; None for a value that is not an event."""
+    if value is None:
+        return None
+    try:
+        return _DECODER.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+class Kind(Enum):
+    """What a delivered event is for its subscriber."""
+
+    STARTED = auto()
+    RESTARTED = auto()
+    DELTA = auto()
+    ENDED = auto()
+
+
+class Delivery(NamedTuple):
+    """One event of the valid attempt.
+
+    `is_whole` is false for a terminal event whose attempt began before the first record that the subscriber got.
+    """
+
+    kind: Kind
+    offset: int
+    value: bytes
+    is_whole: bool = True
+
+
+class _Record(NamedTuple):
+    offset: int
+    head: EventHead
+    value: bytes
+
+
+class Handover:
+    """The state of one subscription.
+
+    Without a replay, `tail` and `committed` are the positions of the two readers at the subscription. With a replay,
+    they are both the offset at which it begins, and `caught_up` is called at its end.
+    """
+
+    __slots__ = (
+        "_attempt",
+        "_committed_position",
+        "_endings",
+        "_held_ending",
+        "_is_late",
+        "_is_over",
+        "_is_replaying",
+        "_last_offset",
+        "_live",
+        "_next_seq",
+        "_ready",
+        "_tail",
+        "_tail_position",
+        "_unresolved",
+        "queued_bytes",
+    )
+
+    def __init__(self, *, tail: int, committed: int, is_replaying: bool = False) -> None:
+        self.queued_bytes = 0
+        """Size of everything that is queued, whether it can be taken yet or not."""
+        self._tail_position = tail
+        self._committed_position = committed
+        self._is_replaying = self._is_late = is_replaying
+        self._is_over = False
+        self._attempt: str | None = None
+        self._next_seq = 0
+        self._last_offset = -1
+        self._unresolved: int | None = (
+            None  # offset of a terminal event that is neither committed nor aborted yet
+        )
+        self._live: deque[_Record] = deque()  # of the tail, during a replay
+        self._tail: deque[_Record] = deque()
+        self._endings: deque[_Record] = deque()  # committed terminal events
+        self._held_ending: Delivery | None = None
+        self._ready: deque[Delivery] = deque()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the job's terminal event can be taken or was taken: no event follows it."""
+        return self._is_over
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether records are queued that a new position of a reader may release."""
+        return bool(self._tail or self._endings)
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether `take` returns an event."""
+        return bool(self._ready)
+
+    def take(self) -> Delivery | None:
+        """Return the next event; None if there is none yet."""
+        if not self._ready:
+            return None
+        delivery = self._ready.popleft()
+        self.queued_bytes -= len(delivery.value) + RECORD_OVERHEAD
+        return delivery
+
+    # Input
+
+    def replayed_committed(self, offset: int, head: EventHead, value: bytes) -> None:
+        """Take a record of the replay's committed part: a terminal event is final."""
+        self._tail_position = offset + 1
+        self._apply(_Record(offset, head, value))
+
+    def replayed(self, offset: int, head: EventHead, value: bytes) -> None:
+        """Take a record of the replay's uncommitted part."""
+        self._queue(self._tail, _Record(offset, head, value))
+        self._tail_position = offset + 1
+        self._merge()
+
+    def caught_up(self, *, tail: int, committed: int) -> None:
+        """End the replay. The positions are those of the readers now."""
+        self._is_replaying = False
+        self._tail += self._live
+        self._live.clear()
+        self.passed(tail=tail, committed=committed)
+        if self._held_ending is not None and not self._is_over:
+            self._finish(self._held_ending)
+
+    def tail(self, offset: int, head: EventHead, value: bytes) -> None:
+        """Take a record that the tail has returned."""
+        self._queue(self._live if self._is_replaying else self._tail, _Record(offset, head, value))
+        if not self._is_replaying:
+            self._tail_position = max(self._tail_position, offset + 1)
+            self._merge()
+
+    def committed(self, offset: int, head: EventHead, value: bytes) -> None:
+        """Take a record that the committed reader has returned. Only terminal events count."""
+        if head.type == "usage":
+            self._queue(self._endings, _Record(offset, head, value))
+            self._merge()
+
+    def passed(self, *, tail: int | None = None, committed: int | None = None) -> None:
+        """Note the readers' new positions. Positions of the tail during a replay are ignored."""
+        if tail is not None and not self._is_replaying:
+            self._tail_position = max(self._tail_position, tail)
+        if committed is not None:
+            self._committed_position = max(self._committed_position, committed)
+        self._merge()
+
+    # Order
+
+    def _queue(self, queue: deque[_Record], record: _Record) -> None:
+        if not self._is_over:
+            queue.append(record)
+            self.queued_bytes += len(record.value) + RECORD_OVERHEAD
+
+    def _unqueue(self, queue: deque[_Record]) -> _Record:
+        record = queue.popleft()
+        self.queued_bytes -= len(record.value) + RECORD_OVERHEAD
+        return record
+
+    def _merge(self) -> None:
+        """Apply the queued records whose turn has come."""
+        while not self._is_over:
+            tail, endings = self._tail, self._endings
+            if endings and self._is_next(endings[0].offset):
+                self._apply(self._unqueue(endings))
+            elif tail and not self._is_held(tail[0]):
+                record = self._unqueue(tail)
+                if record.head.type == "usage":
+                    self._note_provisional_ending(record.offset)
+                else:
+                    self._apply(record)
+            else:
+                return
+
+    def _is_next(self, ending: int) -> bool:
+        """Whether no record before the committed terminal event at this offset can still come."""
+        return ending < self._tail_position and not (self._tail and self._tail[0].offset < ending)
+
+    def _note_provisional_ending(self, offset: int) -> None:
+        if offset >= self._committed_position:
+            self._unresolved = offset
+
+    def _is_held(self, record: _Record) -> bool:
+        """Whether a record must wait until a terminal event before it is committed or aborted.
+
+        A job whose terminal event was committed is not delivered again. So an attempt that was opened by a further
+        delivery shows that the terminal event was rolled back; nothing waits then.
+        """
+        if self._unresolved is None or self._unresolved < self._committed_position:
+            self._unresolved = None
+            return False
+        head = record.head
+        if head.type == "started" and head.cause not in {None, "new"}:
+            self._unresolved = None
+            return False
+        return True
+
+    # The valid attempt
+
+    def _apply(self, record: _Record) -> None:
+        """Deliver a record in its turn, or drop it by the rules for readers."""
+        offset, head, value = record
+        if offset <= self._last_offset or self._is_over:
+            return
+        self._last_offset = offset
+        if self._unresolved is not None and self._unresolved <= offset:
+            self._unresolved = None
+        if head.type == "started":
+            self._open(record)
+        elif head.attempt != self._attempt:
+            self._unopened(record)
+        elif head.seq >= self._next_seq and self._held_ending is None:
+            self._next_seq = head.seq + 1
+            if head.type == "usage":
+                self._end(Delivery(Kind.ENDED, offset, value), head.status)
+            elif head.type == "delta":
+                self._deliver(Delivery(Kind.DELTA, offset, value))
+
+    def _open(self, record: _Record) -> None:
+        if record.head.attempt == self._attempt:
+            return
+        kind = Kind.STARTED if self._attempt is None else Kind.RESTARTED
+        self._attempt, self._next_seq = record.head.attempt, record.head.seq + 1
+        self._held_ending = None
+        self._deliver(Delivery(kind, record.offset, record.value))
+
+    def _unopened(self, record: _Record) -> None:
+        """Take a record of an attempt that is not the valid one.
+
+        Only a terminal event counts, and only while no attempt is known: that of a rejected job, which has no
+        `started`, or of a job whose `started` is before the beginning of the replay.
+        """
+        head = record.head
+        if head.type == "usage" and self._attempt is None and (self._is_late or head.seq == 0):
+            self._attempt, self._next_seq = head.attempt, head.seq + 1
+            self._end(Delivery(Kind.ENDED, record.offset, record.value, is_whole=head.seq == 0), head.status)
+
+    def _end(self, ending: Delivery, status: str | None) -> None:
+        """Deliver a terminal event. In a replay, the end of a job that did not complete waits for a further run."""
+        if self._is_replaying and status != "completed":
+            self._held_ending = ending
+        else:
+            self._finish(ending)
+
+    def _finish(self, ending: Delivery) -> None:
+        self._deliver(ending)
+        self._is_over = True
+        self._held_ending = None
+        for queue in (self._live, self._tail, self._endings):
+            while queue:
+                self._unqueue(queue)
+
+    def _deliver(self, delivery: Delivery) -> None:
+        self._ready.append(delivery)
+        self.queued_bytes += len(delivery.value) + RECORD_OVERHEAD
