@@ -43,7 +43,7 @@ from streamworker.worker.worker import Worker, WorkerLimits
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from streamworker.config import Settings
+    from streamworker.config import Settings, UpstreamSettings
     from streamworker.observe import Tracer
     from streamworker.ports import CommitStores
     from streamworker.telemetry.metrics import Definition
@@ -216,6 +216,7 @@ class App:
                 circuit_failure_threshold=settings.circuit_failure_threshold,
                 circuit_open_s=settings.circuit_open_s,
                 max_wait_s=settings.max_wait_s,
+                key_version=partial(_key_version, settings),
             )
         return policies
 
@@ -267,13 +268,17 @@ class App:
 
     def _open_queues(self, policies: dict[str, UpstreamPolicy]) -> UpstreamQueues:
         max_in_flight = self._settings.worker.max_in_flight
-        queues = UpstreamQueues(policies, max_in_flight=max_in_flight, observer=self._telemetry)
+        queues = UpstreamQueues(
+            policies, max_in_flight=max_in_flight, observer=self._telemetry, clock=self._clock
+        )
         for name, queue in queues.queues.items():
             for definition, attribute in (
                 (table.CIRCUIT_STATE, "circuit_state"),
                 (table.STREAMS_OPEN, "streams_open"),
                 (table.STREAMS_LIMIT, "streams_limit"),
                 (table.UPSTREAM_WAITING, "jobs_waiting"),
+                (table.UPSTREAM_HELD, "jobs_held"),
+                (table.UPSTREAM_HELD_DURATION, "held_s"),
             ):
                 self.metrics.track(definition, partial(getattr, queue, attribute), name)
         return queues
@@ -314,6 +319,14 @@ class App:
 
     def _readiness(self) -> tuple[bool, dict[str, object]]:
         return (False, {"connecting": True}) if self._worker is None else self._worker.readiness()
+
+
+def _key_version(settings: UpstreamSettings) -> int | None:
+    """Return a value that changes when the upstream's API key is replaced; None while it cannot be read."""
+    try:
+        return hash(settings.api_key())
+    except ConfigurationError:
+        return None
 
 
 def open_tracing(settings: Settings) -> Tracing | None:

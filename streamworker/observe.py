@@ -53,8 +53,19 @@ class Observer(Protocol):
         """An upstream failed a job permanently; the job continues at the next upstream of its list."""
         ...
 
-    def circuit_changed(self, upstream: str, state: str) -> None:
-        """An upstream's circuit changed to `closed`, `half_open` or `open`."""
+    def circuit_changed(self, upstream: str, state: str, reason: str) -> None:
+        """An upstream's circuit changed to `closed`, `half_open` or `open`; `reason` is why it opened last."""
+        ...
+
+    def upstream_held(self, upstream: str, reason: str) -> None:
+        """The jobs of an upstream begin to wait.
+
+        `reason` is `unavailable`, `key_refused`, `account_empty` or `rate_limited`. It may change during the hold.
+        """
+        ...
+
+    def upstream_released(self, upstream: str, reason: str, seconds: float) -> None:
+        """The jobs of an upstream do not wait any more, after `seconds`; `reason` is the last one of the hold."""
         ...
 
     def job_ended(self, event: UsageEvent, job: Job, upstream: str) -> None:

@@ -428,8 +428,14 @@ class MemoryObserver:
     def fell_back(self, job: Job, upstream: str, error: JobError) -> None:
         self.calls.append(("fell_back", (job, upstream, error)))
 
-    def circuit_changed(self, upstream: str, state: str) -> None:
-        self.calls.append(("circuit_changed", (upstream, state)))
+    def circuit_changed(self, upstream: str, state: str, reason: str) -> None:
+        self.calls.append(("circuit_changed", (upstream, state, reason)))
+
+    def upstream_held(self, upstream: str, reason: str) -> None:
+        self.calls.append(("upstream_held", (upstream, reason)))
+
+    def upstream_released(self, upstream: str, reason: str, seconds: float) -> None:
+        self.calls.append(("upstream_released", (upstream, reason, seconds)))
 
     def job_ended(self, event: UsageEvent, job: Job, upstream: str) -> None:
         self.calls.append(("job_ended", (event, job, upstream)))

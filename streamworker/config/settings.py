@@ -283,7 +283,10 @@ class UpstreamSettings(_Section):
         30, description="time limit between deltas; comments and pings do not count"
     )
     max_tries: int = Field(
-        4, ge=1, le=100, description="calls per attempt; a call is repeated only before the first delta"
+        4,
+        ge=1,
+        le=100,
+        description="calls per attempt that fail; repeated only before the first delta; a 429 does not count",
     )
     max_restarts: int = Field(
         2, ge=0, le=100, description="further attempts after a stream broke, for jobs with on_break = restart"
@@ -305,11 +308,11 @@ class UpstreamSettings(_Section):
         10, ge=1, description="consecutive failed calls that open the circuit"
     )
     circuit_open_s: Seconds = Field(
-        5, description="how long an open circuit waits before one call probes the upstream; doubles up to 60"
+        5, description="how long an open circuit waits before one call probes the upstream; doubles up to 30"
     )
     max_wait_s: Seconds = Field(
-        60,
-        description="how long a job waits for an upstream whose circuit is open before it fails as upstream_unavailable",
+        3600,
+        description="how long a job waits for an upstream that is unavailable, limits its calls, or refuses the key or the account, before it fails",
     )
     include_usage: bool = Field(True, description="request a usage report (stream_options.include_usage)")
     continuous_usage: bool = Field(

@@ -18,8 +18,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A valid job.
 
     `request` holds the members of the chat-completions body as raw JSON, so that members which the worker
-    does not change reach the upstream byte for byte. `deadline` is in seconds since the epoch. `trace` holds
-    the record's W3C trace-context headers.
+    does not change reach the upstream byte for byte. `deadline` is in seconds since the epoch. `max_wait_s`
+    bounds the wait for an upstream that is held or limited. `trace` holds the record's W3C trace-context headers.
     """
 
     job_id: str
@@ -31,6 +31,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     deadline: float | None = None
     reply_to: str | None = None
     on_break: OnBreak = "fail"
+    max_wait_s: float | None = None
     metadata: dict[str, str] = {}
     trace: Headers = ()
 

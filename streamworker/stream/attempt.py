@@ -341,9 +341,10 @@ class Attempt:
         self._move(Input.WIND_UP)
         self._cancelled = _cancelled(reason)
 
-    def expire(self) -> None:
-        """End the attempt because the job's deadline passed."""
-        self._move(Input.EXPIRE, JobError(ErrorCode.DEADLINE, "the job's deadline passed"))
+    def expire(self, waited_for: str | None = None) -> None:
+        """End the attempt because the job's deadline passed; `waited_for` names what the job waited for."""
+        message = "the job's deadline passed" + (f" while it waited for {waited_for}" if waited_for else "")
+        self._move(Input.EXPIRE, JobError(ErrorCode.DEADLINE, message))
 
     def refuse(self, error: JobError) -> None:
         """Record that the broker refused a published delta: readers miss it, so the job ends `interrupted`."""

@@ -149,6 +149,16 @@ CIRCUITS_OPENED = _counter(
 STREAMS_OPEN = _gauge("upstream_streams_open", "Open calls to the upstream.", "upstream")
 STREAMS_LIMIT = _gauge("upstream_streams_limit", "Current limit of open calls to the upstream.", "upstream")
 UPSTREAM_WAITING = _gauge("upstream_jobs_waiting", "Jobs in the queue of the upstream.", "upstream")
+UPSTREAM_HELD = _gauge(
+    "upstream_jobs_held",
+    "Jobs in the queue of an upstream that is held or limits its calls; 0 if it is not.",
+    "upstream",
+)
+UPSTREAM_HELD_DURATION = _gauge(
+    "upstream_held_seconds",
+    "Time for which the jobs of an upstream have been held back; 0 if they are not.",
+    "upstream",
+)
 
 # Records written
 EVENTS = _counter("events_total", "Events passed to the Kafka producer, by type.", "type")
@@ -249,6 +259,8 @@ TABLE = (
     STREAMS_OPEN,
     STREAMS_LIMIT,
     UPSTREAM_WAITING,
+    UPSTREAM_HELD,
+    UPSTREAM_HELD_DURATION,
     EVENTS,
     EVENT_BYTES,
     BATCH_DURATION,

@@ -118,12 +118,20 @@ class Telemetry:
         self._metrics.add(table.FALLBACKS, 1, self._label(upstream))
         self._log.warning("job.fell_back", job_id=job.job_id, upstream=upstream, error_code=error.code.value)
 
-    def circuit_changed(self, upstream: str, state: str) -> None:
+    def circuit_changed(self, upstream: str, state: str, reason: str) -> None:
         """Log the new state of an upstream's circuit: `closed`, `half_open` or `open`."""
         if state == "open":
             self._metrics.add(table.CIRCUITS_OPENED, 1, self._label(upstream))
         write = self._log.warning if state == "open" else self._log.info
-        write(f"circuit.{state}", upstream=upstream)
+        write(f"circuit.{state}", upstream=upstream, reason=reason)
+
+    def upstream_held(self, upstream: str, reason: str) -> None:
+        """Log that the jobs of an upstream begin to wait, and why."""
+        self._log.warning("upstream.held", upstream=upstream, reason=reason)
+
+    def upstream_released(self, upstream: str, reason: str, seconds: float) -> None:
+        """Log that the jobs of an upstream do not wait any more, after `seconds`."""
+        self._log.info("upstream.released", upstream=upstream, reason=reason, held_s=round(seconds, 1))
 
     def job_ended(self, event: UsageEvent, job: Job, upstream: str) -> None:
         """Count and log a job whose terminal event is durable."""
@@ -234,6 +242,8 @@ class Telemetry:
                 table.STREAMS_OPEN,
                 table.STREAMS_LIMIT,
                 table.UPSTREAM_WAITING,
+                table.UPSTREAM_HELD,
+                table.UPSTREAM_HELD_DURATION,
             ):
                 self._metrics.set(gauge, nan, upstream)  # not zero: the value is not known yet
             for status in Status:

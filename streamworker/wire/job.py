@@ -45,6 +45,7 @@ _MEMBERS = {
     "reply_to": _decoder(Annotated[str, msgspec.Meta(min_length=1)]),
     "on_break": _decoder(Literal["fail", "restart"]),
     "metadata": _decoder(dict[str, str]),
+    "max_wait_s": _decoder(Annotated[float, msgspec.Meta(ge=0)]),
 }
 _REQUEST_MEMBERS = {
     "model": _decoder(Annotated[str, msgspec.Meta(min_length=1)]),

@@ -6,6 +6,7 @@ broke and the job asks for a restart, or the upstream failed the job and has a f
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from streamworker.model import Cause, Status
@@ -48,6 +49,7 @@ class Delivery:
         self._cause: Cause = cause
         self._turn = turn
         self._tries = self._restarts = 0
+        self._waits_since = asyncio.get_running_loop().time()
         self._timeouts = StreamTimeouts(tools.clock, accepted.job.deadline)
 
     async def run(self, held: AsyncExitStack) -> None:
@@ -73,11 +75,14 @@ class Delivery:
             upstreams=upstreams,
             cause=self._cause,
             tries=self._tries,
+            waits_since=self._waits_since,
             on_opened=self._begin,
         )
         try:
             attempt = await runner.stream()
             self._cause, self._tries = "restart", attempt.tries
+            if attempt.first_delta_ms is not None:
+                self._waits_since = asyncio.get_running_loop().time()
             following = self._following(attempt, runner)
             if not following:
                 # The job stays in flight until its end is durable: a crash before that repeats a paid call.

@@ -39,3 +39,5 @@ class UpstreamPolicy:
     circuit_failure_threshold: int
     circuit_open_s: float
     max_wait_s: float = inf
+    key_version: Callable[[], object] = lambda: None
+    """Returns a value that changes when the API key is replaced; never raises."""

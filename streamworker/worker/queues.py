@@ -1,7 +1,7 @@
-"""Who may call which upstream, and when: the waiting lines before the gates.
+"""Jobs wait here for a slot: one queue per upstream, and one bound on the jobs in flight in the whole process.
 
-A job passes its upstream's gate before each call and gives the permit back when the call is over. Who has to wait,
-waits in that upstream's line: a limited or dead upstream holds back its own jobs and nobody else's.
+An upstream that is held or limited delays its own jobs and no others. Its jobs wait until it works again, and are
+failed only by their own bounds: `max_wait_s` of the job or of the upstream, and the job's deadline.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import asyncio
 from collections import deque
 from contextlib import suppress
 from math import inf
+from random import random
 from typing import TYPE_CHECKING
 
 from streamworker.errors import UpstreamError
-from streamworker.limits.circuit import Circuit, CircuitState
+from streamworker.limits.circuit import Circuit, CircuitState, HoldReason
 from streamworker.limits.estimate import estimate_tokens
 from streamworker.limits.limiter import UpstreamLimiter
 from streamworker.model import ErrorCode, JobError
@@ -22,24 +23,34 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from streamworker.limits.estimate import TokenEstimate
-    from streamworker.limits.limiter import Slot
+    from streamworker.limits.limiter import Slot, Verdict
     from streamworker.model import Job
     from streamworker.observe import Observer
+    from streamworker.ports import Clock
     from streamworker.worker.policy import UpstreamPolicy
 
 __all__ = ["UpstreamQueue", "UpstreamQueues"]
 
-_MOMENT_S = 0.001
+_MIN_TIMER_S = 0.001
 _SWEEP_S = 1.0
+
+_RATE_LIMITED = "rate_limited"
+_HELD: Mapping[str, tuple[ErrorCode, str]] = {
+    HoldReason.UNAVAILABLE: (ErrorCode.UPSTREAM_UNAVAILABLE, "is unavailable"),
+    HoldReason.KEY_REFUSED: (ErrorCode.AUTH, "refuses the API key"),
+    HoldReason.ACCOUNT_EMPTY: (ErrorCode.QUOTA, "reports an empty account"),
+    _RATE_LIMITED: (ErrorCode.RATE_LIMITED, "refuses further calls with 429"),
+}
 
 
 class UpstreamQueues:
     """The queues of all upstreams, and the bound on the jobs in flight. Create it inside the running loop."""
 
     def __init__(
-        self, policies: Mapping[str, UpstreamPolicy], *, max_in_flight: int, observer: Observer
+        self, policies: Mapping[str, UpstreamPolicy], *, max_in_flight: int, observer: Observer, clock: Clock
     ) -> None:
         self.policies = policies
+        self.now_ms = clock.now_ms
         self.queues = {name: UpstreamQueue(self, policy, observer) for name, policy in policies.items()}
         self.in_flight = 0
         """Slots that are held."""
@@ -69,19 +80,26 @@ class UpstreamQueues:
             self._resting -= 1
 
     async def enter(
-        self, upstreams: Sequence[str], job: Job, *, is_retry: bool = False, is_patient: bool = True
+        self,
+        upstreams: Sequence[str],
+        job: Job,
+        *,
+        is_retry: bool = False,
+        is_patient: bool = True,
+        since: float | None = None,
     ) -> Slot:
-        """Wait for a slot at one of these upstreams: the first whose circuit is not open.
+        """Wait for a slot at one of these upstreams: the first that is neither held nor paused.
 
-        A retry goes before the jobs that wait for their first call. A cancellation leaves the queue.
+        A retry goes before the jobs that wait for their first call. `since` is when the job began to wait, on the
+        loop's clock; now by default. A cancellation leaves the queue.
 
         Raises:
-            UpstreamError: every circuit stayed open for the maximum wait (immediately if `is_patient` is false).
+            UpstreamError: the upstream was held or limited for the maximum wait (at once if `is_patient` is false).
         """
-        waiter = Waiter(upstreams, job, is_retry=is_retry, is_patient=is_patient)
+        waiter = Waiter(upstreams, job, is_retry=is_retry, is_patient=is_patient, since=since)
         queue = self.choose(upstreams)
         if queue.is_shut and not is_patient:
-            raise UpstreamError(queue.refusal())
+            raise UpstreamError(queue.refusal(0))
         queue.join(waiter)
         queue.pump()
         if not waiter.slot.done():
@@ -95,15 +113,22 @@ class UpstreamQueues:
                 self.release(waiter.slot.result())
             raise
 
+    def answered(self, slot: Slot) -> None:
+        """Record that the upstream answered the call with a stream."""
+        if slot.is_open:
+            self.queues[slot.upstream].answered(slot)
+
     def succeeded(self, slot: Slot) -> None:
         """Record that the call had its first delta, or completed without one."""
         if slot.is_open:
             self.queues[slot.upstream].succeeded(slot)
 
-    def failed(self, slot: Slot, error: JobError) -> None:
-        """Record that the call failed before its first delta."""
-        if slot.is_open:
-            self.queues[slot.upstream].failed(slot, error)
+    def failed(self, slot: Slot, error: JobError, job_id: str, *, is_repeated: bool = False) -> Verdict:
+        """Record that the call failed before its first delta; return what that means for the job.
+
+        `is_repeated` says that this job was refused alike before. The slot's call must not have ended.
+        """
+        return self.queues[slot.upstream].failed(slot, error, job_id, is_repeated=is_repeated)
 
     def end_call(self, slot: Slot, tokens: int | None = None, completion: int | None = None) -> None:
         """End the call: its upstream may serve another one, while its job stays in flight.
@@ -121,18 +146,23 @@ class UpstreamQueues:
             return
         slot.is_held = False
         self.in_flight -= 1
+        self.queues[slot.upstream].in_flight -= 1
         self._turns.rotate(-1)
         for queue in self._turns:
             queue.pump()
         self.on_room()
 
     def choose(self, upstreams: Sequence[str]) -> UpstreamQueue:
-        """Return the first queue that is not shut; if all are shut, the one that is probed next."""
+        """Return the first queue that is not shut; if all are shut, the one that is called next."""
         queues = [self.queues[name] for name in upstreams]
         for queue in queues:
             if not queue.is_shut:
                 return queue
-        return min(queues, key=lambda queue: queue.probed_in_s)
+        return min(queues, key=lambda queue: queue.opens_in_s)
+
+    def has_open(self, upstreams: Sequence[str]) -> bool:
+        """Return whether one of these upstreams may be called without a wait for a hold or a pause."""
+        return any(not self.queues[name].is_shut for name in upstreams)
 
     def states(self) -> dict[str, dict[str, object]]:
         """Return each upstream's state, for `/readyz`."""
@@ -140,34 +170,36 @@ class UpstreamQueues:
 
 
 class Waiter:
-    """Somebody in a line."""
+    """A job in a queue."""
 
-    def __init__(self, upstreams: Sequence[str], job: Job, *, is_retry: bool, is_patient: bool) -> None:
+    def __init__(
+        self, upstreams: Sequence[str], job: Job, *, is_retry: bool, is_patient: bool, since: float | None
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.upstreams = upstreams
         self.job = job
         self.is_retry = is_retry
         self.is_patient = is_patient
-        self.since = loop.time()
+        self.since = loop.time() if since is None else since
         self.estimate: TokenEstimate | None = None
         self.slot: asyncio.Future[Slot] = loop.create_future()
         self.queue: UpstreamQueue | None = None
 
     def leave(self) -> None:
-        """Go away without a permit."""
-        assert self.queue is not None, "whoever waits stands in a line"
-        with suppress(ValueError):
-            self.queue.waiters.remove(self)
-        self.queue.pump()
+        """Leave the queue without a slot."""
+        if self.queue is not None:
+            with suppress(ValueError):
+                self.queue.waiters.remove(self)
+            self.queue.pump()
 
     def refuse(self, error: JobError) -> None:
-        """Let nobody wait here any more."""
+        """End the wait with an error."""
         if not self.slot.done():
             self.slot.set_exception(UpstreamError(error))
 
 
 class UpstreamQueue:
-    """One upstream's gate and those who wait before it. In a line all are served in order."""
+    """The jobs that wait for one upstream. Slots are granted in order."""
 
     def __init__(self, queues: UpstreamQueues, policy: UpstreamPolicy, observer: Observer) -> None:
         self.name = policy.name
@@ -180,78 +212,44 @@ class UpstreamQueue:
         )
         self.waiters: deque[Waiter] = deque()
         self.queues = queues
+        self.in_flight = 0
+        """Slots of this upstream that are held."""
+        self._policy = policy
         self._observer = observer
-        self._max_wait_s = policy.max_wait_s
         self._loop = asyncio.get_running_loop()
         self._state = CircuitState.CLOSED
-        self._down_since = inf
-        self._last_error: JobError | None = None
+        self._held: str | None = None
+        self._held_since = inf
+        self._key: object = None
+        self._last_error: ErrorCode | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._sweeper: asyncio.TimerHandle | None = None
 
     @property
-    def probed_in_s(self) -> float:
-        """How long until the circuit lets a call through."""
-        return self.limiter.circuit.wait_s(self._loop.time())
+    def opens_in_s(self) -> float:
+        """Seconds until the circuit or the pause lets a call through."""
+        now = self._loop.time()
+        return max(self.limiter.circuit.wait_s(now), self.limiter.pause_s(now))
 
     @property
     def is_shut(self) -> bool:
-        """Whether who has a choice goes elsewhere: thought dead, and not to be probed now, or by somebody else."""
-        is_above_high = self.limiter.circuit.state is CircuitState.CLOSED
-        return not is_above_high and (bool(self.waiters) or self.probed_in_s > 0)
+        """Whether a job with a fallback is called elsewhere: the upstream is paused, or held and not due for a probe."""
+        if self.limiter.circuit.state is CircuitState.CLOSED:
+            return self.limiter.pause_s(self._loop.time()) > 0
+        return bool(self.waiters) or self.opens_in_s > 0
 
-    def join(self, waiter: Waiter) -> None:
-        """Let somebody wait here, a retry behind the other retries. `pump` has to follow."""
-        waiter.queue = self
-        if self.limiter.counts_tokens and waiter.estimate is None:
-            waiter.estimate = estimate_tokens(waiter.job.request)
-        if waiter.is_retry:
-            self.waiters.insert(sum(other.is_retry for other in self.waiters), waiter)
-        else:
-            self.waiters.append(waiter)
-        self._watch_patience()
+    @property
+    def held(self) -> str | None:
+        """Why jobs are held back: a `HoldReason`, or `rate_limited`; None if they are not."""
+        if self.limiter.circuit.state is not CircuitState.CLOSED:
+            return self.limiter.circuit.reason
+        is_limited = self.limiter.is_limited or self.limiter.pause_s(self._loop.time()) > 0
+        return _RATE_LIMITED if is_limited else None
 
-    def pump(self) -> None:
-        """Let through who may go now, and look again when the next one may."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        while self.waiters and self.queues.has_room:
-            now = self._loop.time()
-            wait_s = self.limiter.wait_s(self.waiters[0].estimate, now)
-            if wait_s > 0:
-                if wait_s < inf:
-                    self._timer = self._loop.call_later(max(wait_s, _MOMENT_S), self.pump)
-                return
-            waiter = self.waiters.popleft()
-            if waiter.slot.done():  # it was cancelled in this very moment
-                continue
-            self.queues.in_flight += 1
-            waiter.slot.set_result(self.limiter.enter(waiter.estimate, now))
-            self._look()
-
-    def succeeded(self, slot: Slot) -> None:
-        """The call had its first delta, or ended well without one."""
-        self.limiter.succeeded(slot, self._loop.time())
-        self._look()
-
-    def failed(self, slot: Slot, error: JobError) -> None:
-        """The call failed before its first delta."""
-        self.limiter.failed(slot, error, self._loop.time())
-        self._look(error)
-
-    def leave(self, slot: Slot, tokens: int | None, completion: int | None) -> None:
-        """The call is over."""
-        self.limiter.leave(slot, tokens, completion)
-        self.pump()
-
-    def refusal(self) -> JobError:
-        """Say why nobody is let through."""
-        # Not in the upstream's words: they were about another job, and may repeat its prompt.
-        last, status = self._last_error, None if self._last_error is None else self._last_error.http_status
-        told = "" if last is None else f", the last one with {last.code.value}"
-        message = f"no call was made: the latest calls to the upstream {self.name} all failed{told}"
-        return JobError(ErrorCode.UPSTREAM_UNAVAILABLE, message, status, retriable=True)
+    @property
+    def held_s(self) -> float:
+        """Seconds for which jobs have been held back; 0 if they are not."""
+        return 0.0 if self._held is None else self._loop.time() - self._held_since
 
     @property
     def circuit_state(self) -> int:
@@ -270,58 +268,179 @@ class UpstreamQueue:
 
     @property
     def jobs_waiting(self) -> int:
-        """Jobs in this line."""
+        """Jobs in this queue."""
         return len(self.waiters)
 
+    @property
+    def jobs_held(self) -> int:
+        """Jobs in this queue while the upstream is held or limited, otherwise 0."""
+        return len(self.waiters) if self._held is not None else 0
+
+    def join(self, waiter: Waiter) -> None:
+        """Add a job. `pump` must follow.
+
+        A retry goes behind the other retries and before the first calls; while the upstream is held it goes to the
+        end, so that the next probe uses another job.
+        """
+        waiter.queue = self
+        if self.limiter.counts_tokens and waiter.estimate is None:
+            waiter.estimate = estimate_tokens(waiter.job.request)
+        if waiter.is_retry and self.limiter.circuit.state is CircuitState.CLOSED:
+            self.waiters.insert(sum(other.is_retry for other in self.waiters), waiter)
+        else:
+            self.waiters.append(waiter)
+        self._schedule_sweep()
+
+    def pump(self) -> None:
+        """Grant the slots that are free, and set a timer for the next one."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self.waiters and self.queues.has_room:
+            now = self._loop.time()
+            wait_s = self.limiter.wait_s(self.waiters[0].estimate, now)
+            if wait_s > 0:
+                if wait_s < inf:
+                    self._timer = self._loop.call_later(max(wait_s, _MIN_TIMER_S), self.pump)
+                return
+            waiter = self.waiters.popleft()
+            if waiter.slot.done():  # it was cancelled in this turn of the loop
+                continue
+            self.queues.in_flight += 1
+            self.in_flight += 1
+            waiter.slot.set_result(self.limiter.enter(waiter.estimate, now))
+            self._react()
+
+    def answered(self, slot: Slot) -> None:
+        """Record that the upstream answered the call with a stream."""
+        self.limiter.answered(slot, self._loop.time())
+        self.pump()
+
+    def succeeded(self, slot: Slot) -> None:
+        """Record that the call had its first delta, or completed without one."""
+        self.limiter.succeeded(slot, self._loop.time())
+        self._react()
+
+    def failed(self, slot: Slot, error: JobError, job_id: str, *, is_repeated: bool) -> Verdict:
+        """Record that the call failed before its first delta; return what that means for the job."""
+        self._last_error = error.code
+        verdict = self.limiter.failed(
+            slot,
+            error,
+            self._loop.time(),
+            job_id=job_id,
+            is_repeated=is_repeated,
+            has_others=self.limiter.streams > 1 or len(self.waiters) > 0,
+            random=random(),  # noqa: S311 - jitter
+        )
+        self._react()
+        return verdict
+
+    def leave(self, slot: Slot, tokens: int | None, completion: int | None) -> None:
+        """End the call."""
+        self.limiter.leave(slot, tokens, completion)
+        self.pump()
+
+    def refusal(self, waited_s: float) -> JobError:
+        """Return the error of a job that waited for as long as it may."""
+        code, what = _HELD[self.held or HoldReason.UNAVAILABLE]
+        # Not in the upstream's words: they were about another job, and may repeat its prompt.
+        message = f"the job waited {waited_s:.0f} s for the upstream {self.name}, which {what}"
+        if code is ErrorCode.UPSTREAM_UNAVAILABLE and self._last_error is not None:
+            message += f"; its last call failed with {self._last_error.value}"
+        return JobError(code, message, retriable=True)
+
+    def describe_hold(self) -> str | None:
+        """Return what the queue's jobs wait for, as part of a sentence; None if they are not held back."""
+        return None if (held := self.held) is None else f"the upstream {self.name}, which {_HELD[held][1]}"
+
     def state(self) -> dict[str, object]:
-        """Return what there is to say."""
+        """Return the upstream's state, for `/readyz`."""
         return {
             "circuit": self._state.name.lower(),
+            "held": self.held,
+            "held_s": round(self.held_s, 1),
             "streams_open": self.streams_open,
             "streams_limit": self.streams_limit,
             "jobs_waiting": self.jobs_waiting,
         }
 
-    def _look(self, error: JobError | None = None) -> None:
-        """See whether the circuit has changed, and what follows from it."""
-        state = self.limiter.circuit.state
-        if state is self._state:
-            return
-        self._state = state
-        self._observer.circuit_changed(self.name, state.name.lower())
-        if state is CircuitState.CLOSED:
-            self._down_since = inf
+    def _react(self) -> None:
+        """Report a circuit or a hold that has changed, and move the jobs that it concerns."""
+        state, circuit = self.limiter.circuit.state, self.limiter.circuit
+        is_changed, self._state = state is not self._state, state
+        if is_changed:
+            self._observer.circuit_changed(self.name, state.name.lower(), circuit.reason)
+        was_held = self._held
+        self._update_hold()
+        if is_changed and state is CircuitState.CLOSED:
             self.pump()
-        elif state is CircuitState.OPEN:
-            self._down_since = min(self._down_since, self._loop.time())
-            self._last_error = error
-            self._send_on()
+        elif (is_changed and state is CircuitState.OPEN) or (was_held is None and self._held is not None):
+            self._reroute()
 
-    def _send_on(self) -> None:
-        """Let those go elsewhere who have a choice, and away who do not want to wait."""
+    def _update_hold(self) -> None:
+        held = self.held
+        if held == self._held:
+            return
+        now = self._loop.time()
+        if self._held is None:
+            self._held_since = now
+        if held is None:
+            self._observer.upstream_released(self.name, self._held or "", now - self._held_since)
+            self._held_since = inf
+        else:
+            self._key = self._policy.key_version()
+            self._observer.upstream_held(self.name, held)
+        self._held = held
+
+    def _reroute(self) -> None:
+        """Move jobs that have a fallback to it; fail those that must not wait."""
         waiting, self.waiters = self.waiters, deque()
         queues = {self}
         for waiter in waiting:
             queue = self.queues.choose(waiter.upstreams)
             if queue.is_shut and not waiter.is_patient:
-                waiter.refuse(self.refusal())
+                waiter.refuse(self.refusal(self._loop.time() - waiter.since))
             else:
                 queue.join(waiter)
                 queues.add(queue)
         for queue in queues:
             queue.pump()
+        self._schedule_sweep()
 
-    def _watch_patience(self) -> None:
-        is_wanted = self._state is not CircuitState.CLOSED and self.waiters and self._max_wait_s < inf
-        if is_wanted and self._sweeper is None:
+    def _schedule_sweep(self) -> None:
+        if self._sweeper is None and (self._held is not None or self.held is not None):
             self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
 
     def _sweep(self) -> None:
-        """Refuse those who have waited long enough for an upstream that is thought dead."""
+        """Fail jobs that waited too long; probe early where a key was replaced or a job's wait is about to end."""
         self._sweeper = None
-        ends = self._loop.time() - self._max_wait_s
-        overdue = [waiter for waiter in self.waiters if max(waiter.since, self._down_since) <= ends]
-        for waiter in overdue:
-            self.waiters.remove(waiter)
-            waiter.refuse(self.refusal())
-        self._watch_patience()
+        self._update_hold()
+        now = self._loop.time()
+        if self._held is not None:
+            circuit = self.limiter.circuit
+            if circuit.reason is not HoldReason.UNAVAILABLE and self._policy.key_version() != self._key:
+                self._key = self._policy.key_version()
+                circuit.probe_soon(now)
+            if not circuit.is_probing(now):
+                for waiter in [waiter for waiter in self.waiters if self._due(waiter) <= now]:
+                    self.waiters.remove(waiter)
+                    waiter.refuse(self.refusal(now - waiter.since))
+            if any(self._ends(waiter, now) <= now + 2 * _SWEEP_S for waiter in self.waiters):
+                circuit.probe_soon(now)
+        self.pump()
+        if self._held is not None or self.waiters:
+            self._schedule_sweep()
+
+    def _due(self, waiter: Waiter) -> float:
+        """Return when the job has waited for as long as it may, on the loop's clock."""
+        longest_s = self._policy.max_wait_s
+        if waiter.job.max_wait_s is not None:
+            longest_s = min(longest_s, waiter.job.max_wait_s)
+        return max(waiter.since, self._held_since) + longest_s
+
+    def _ends(self, waiter: Waiter, now: float) -> float:
+        """Return when the job's wait ends, by `max_wait_s` or by its deadline."""
+        deadline = waiter.job.deadline
+        left_s = inf if deadline is None else deadline - self.queues.now_ms() / 1000
+        return min(self._due(waiter), now + left_s)

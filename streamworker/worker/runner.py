@@ -6,6 +6,7 @@ waits until every delta is acknowledged; the offset is committed with the termin
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from functools import partial
 from random import random
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from streamworker.errors import UpstreamError
+from streamworker.limits.limiter import Verdict
 from streamworker.model import Advice, ErrorCode, JobError, Status, UsageSource
 from streamworker.observe import UNTRACED, trace_headers
 from streamworker.stream.attempt import Attempt, State
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from streamworker.worker.timeouts import StreamTimeouts
 
 __all__ = ["AttemptRunner", "Tools"]
+
+_REPEAT_S = 1.0
+"""Seconds until a refused job is called again, while the calls of other jobs show whether the refusal is its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,11 +79,12 @@ class AttemptRunner:
         upstreams: Sequence[str],
         cause: Cause,
         tries: int = 0,
+        waits_since: float | None = None,
         on_opened: Callable[[], None] = lambda: None,
     ) -> None:
         """`upstreams` may serve the job, in order; `tries` is the number of calls that earlier attempts made.
 
-        `on_opened` is called when the attempt is opened, before its `started` event is written.
+        `waits_since` is when the job began to wait for an upstream, on the loop's clock; now by default. `on_opened` is called when the attempt is opened, before its `started` event is written.
         """
         self._tools = tools
         self._queues = tools.queues
@@ -98,6 +104,9 @@ class AttemptRunner:
         self._span: TrySpan = UNTRACED
         self._advice = Advice()
         self._next_try_s = 0.0
+        self._free_tries = 0  # tries that failed for a reason that concerns every job of the upstream
+        self._was_refused = False
+        self._waits_since = asyncio.get_running_loop().time() if waits_since is None else waits_since
 
     async def stream(self) -> Attempt:
         """Run the attempt until it has ended and all its deltas are acknowledged; the terminal event is not written.
@@ -166,11 +175,15 @@ class AttemptRunner:
         if (pending := self._timeouts.pending) is not None:
             return pending
         async with self._timeouts.watch():
-            if is_retry:
+            if self._next_try_s:
                 await self._queues.rest(self._next_try_s)
             try:
                 self._slot = await self._queues.enter(
-                    upstreams, self._job, is_retry=is_retry, is_patient=not (is_retry and self.fallbacks)
+                    upstreams,
+                    self._job,
+                    is_retry=is_retry,
+                    is_patient=not (is_retry and self._queues.has_open(self.fallbacks)),
+                    since=self._waits_since,
                 )
             except UpstreamError as refusal:
                 return refusal.error
@@ -188,7 +201,9 @@ class AttemptRunner:
             else:
                 no_slot = await self._wait_for_slot([self.policy.name], is_retry=True)
                 if isinstance(no_slot, JobError):
-                    attempt.fail(attempt.error or no_slot)
+                    # The job's own error has the upstream's words; it counts if the job waited for the same reason.
+                    own = attempt.error
+                    attempt.fail(own if own is not None and own.code is no_slot.code else no_slot)
                 elif no_slot is not None:
                     await self._interrupt(attempt, publisher, no_slot)
 
@@ -209,8 +224,7 @@ class AttemptRunner:
                 await self._interrupt(attempt, publisher, interrupt)
             if attempt.state is State.TRY_FAILED and attempt.error is not None:
                 failure = attempt.error
-                self._queues.failed(slot, failure)
-                self._retry_or_end(attempt, failure)
+                self._retry_or_end(attempt, slot, failure)
             elif attempt.status is Status.COMPLETED:
                 self._queues.succeeded(slot)
         finally:
@@ -225,6 +239,8 @@ class AttemptRunner:
         try:
             async with self.policy.upstream.call(body, trace_headers(self._span.trace)) as answer:
                 attempt.answer()
+                if self._slot is not None:
+                    self._queues.answered(self._slot)
                 await self._read(answer, attempt, publisher)
                 if attempt.status is Status.COMPLETED:
                     await answer.drain()
@@ -245,16 +261,25 @@ class AttemptRunner:
         publisher.stop_timer()
         await publisher.publish(attempt.close(now_ms()))
 
-    def _retry_or_end(self, attempt: Attempt, error: JobError) -> None:
-        """Decide whether another try follows a failed one, and after how many seconds."""
-        delay_s = next_try_s(
-            error,
-            self._advice,
-            tries=attempt.tries - self._tries_before,
-            max_tries=self.policy.max_tries,
-            random=random(),  # noqa: S311 - jitter
-            left_s=self._timeouts.left_s,
-        )
+    def _retry_or_end(self, attempt: Attempt, slot: Slot, error: JobError) -> None:
+        """Decide whether another try follows a failed one, and when."""
+        verdict = self._queues.failed(slot, error, self._job.job_id, is_repeated=self._was_refused)
+        if verdict is not Verdict.OWN and self._advice.should_retry is not False:
+            self._was_refused |= verdict is Verdict.REPEAT
+            self._free_tries += 1
+            if self.fallbacks and self._queues.has_open(self.fallbacks):
+                attempt.end()
+                return
+            delay_s: float | None = _REPEAT_S if verdict is Verdict.REPEAT else 0.0
+        else:
+            delay_s = next_try_s(
+                error,
+                self._advice,
+                tries=attempt.tries - self._tries_before - self._free_tries,
+                max_tries=self.policy.max_tries,
+                random=random(),  # noqa: S311 - jitter
+                left_s=self._timeouts.left_s,
+            )
         if delay_s is None:
             attempt.end()
             return
@@ -293,7 +318,7 @@ class AttemptRunner:
         publisher.flush()
         match interrupt:
             case Interrupt.DEADLINE:
-                attempt.expire()
+                attempt.expire(self._waited_for if attempt.state is State.WAITING else None)
             case Interrupt.CANCEL:
                 attempt.cancel(self._timeouts.cancel_reason or "")
             case Interrupt.FIRST_DELTA:
@@ -304,6 +329,10 @@ class AttemptRunner:
                 message = f"the event stream was silent for {self.policy.idle_timeout_s:g} s after a delta"
                 error = JobError(ErrorCode.TIMEOUT_IDLE, message, retriable=True)
                 await self._break(attempt, publisher, error)
+
+    @property
+    def _waited_for(self) -> str | None:
+        return self._queues.queues[self.policy.name].describe_hold()
 
     async def _break(self, attempt: Attempt, publisher: DeltaPublisher, error: JobError) -> None:
         """Fail the try; a stream that is open first gives what is left in its parser."""

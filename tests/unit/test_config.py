@@ -100,7 +100,7 @@ def test_config_without_a_source_has_the_documented_defaults() -> None:
                 "tokens_per_minute": None,
                 "circuit_failure_threshold": 10,
                 "circuit_open_s": 5,
-                "max_wait_s": 60,
+                "max_wait_s": 3600,
                 "include_usage": True,
                 "continuous_usage": False,
                 "cancel_grace_s": 0,

@@ -78,6 +78,11 @@ class Delay(NamedTuple):
 
 NONE = None
 BACKOFF = Delay(0, 1, doubles=True)
+HELD = Delay(0, 0)
+"""The job's own backoff where the upstream is held or limited: the queue decides when the next call is made."""
+
+HELD_CALLS = 6
+"""Calls of a job that waits for 60 s: one per probe, or one per pause."""
 
 
 def after(seconds: float, within: float = 0.0) -> Delay:
@@ -145,7 +150,7 @@ STATUSES = {
     "301": Row(refused(301), 1, NONE, PROTOCOL, http_status=301),
     "307": Row(refused(307), 1, NONE, PROTOCOL, http_status=307),
     "400": Row(refused(400), 1, NONE, REJECTED, http_status=400),
-    "401": Row(refused(401), 1, NONE, AUTH, http_status=401),
+    "401": Row(refused(401), HELD_CALLS, HELD, AUTH, http_status=401),
     "402": Row(refused(402), 1, NONE, QUOTA, http_status=402),
     "403": Row(refused(403), 1, NONE, AUTH, http_status=403),
     "404": Row(refused(404), 1, NONE, REJECTED, http_status=404),
@@ -153,7 +158,7 @@ STATUSES = {
     "409": Row(refused(409), 3, BACKOFF, REJECTED, True, http_status=409),
     "413": Row(refused(413), 1, NONE, REJECTED, http_status=413),
     "422": Row(refused(422), 1, NONE, REJECTED, http_status=422),
-    "429": Row(refused(429), 3, BACKOFF, LIMITED, True, http_status=429),
+    "429": Row(refused(429), HELD_CALLS, HELD, LIMITED, True, http_status=429),
     "500": Row(refused(500), 3, BACKOFF, UNAVAILABLE, True, http_status=500),
     "502": Row(refused(502), 3, BACKOFF, UNAVAILABLE, True, http_status=502),
     "503": Row(refused(503), 3, BACKOFF, UNAVAILABLE, True, http_status=503),
@@ -178,7 +183,7 @@ HEADERS = {
     "retry-after in seconds": Row(busy(b"retry-after: 7"), 3, after(7), UNAVAILABLE, True),
     "retry-after with a fraction": Row(busy(b"retry-after: 1.5"), 3, after(1.5), UNAVAILABLE, True),
     "retry-after with blanks": Row(busy(b"retry-after:   2  "), 3, after(2), UNAVAILABLE, True),
-    "retry-after on a 429": Row(advised(429, b"retry-after: 3"), 3, after(3), LIMITED, True),
+    "retry-after on a 429": Row(advised(429, b"retry-after: 3"), HELD_CALLS, HELD, LIMITED, True),
     "retry-after-ms": Row(busy(b"retry-after-ms: 250.5"), 3, after(0.2505), UNAVAILABLE, True),
     "retry-after-ms goes first": Row(
         busy(b"retry-after: 9", b"retry-after-ms: 40"), 3, after(0.04), UNAVAILABLE, True
@@ -206,7 +211,9 @@ HEADERS = {
     "x-should-retry false": Row(busy(b"x-should-retry: false"), 1, NONE, UNAVAILABLE, True),
     "x-should-retry true": Row(advised(404, b"x-should-retry: TRUE"), 3, BACKOFF, REJECTED),
     "x-should-retry true of a bad request": Row(advised(400, b"x-should-retry: true"), 1, NONE, REJECTED),
-    "x-should-retry true of a refused key": Row(advised(401, b"x-should-retry: true"), 1, NONE, AUTH),
+    "x-should-retry true of a refused key": Row(
+        advised(401, b"x-should-retry: true"), HELD_CALLS, HELD, AUTH
+    ),
     "x-should-retry true with a delay": Row(
         advised(404, b"x-should-retry: true", b"retry-after: 4"), 3, after(4), REJECTED
     ),
@@ -216,8 +223,8 @@ HEADERS = {
     "x-should-retry of something else": Row(busy(b"x-should-retry: maybe"), 3, BACKOFF, UNAVAILABLE, True),
     "another provider's resets": Row(
         advised(429, b"x-ratelimit-reset-requests: 6m0s", b"x-ratelimit-reset-tokens: -1"),
-        3,
-        BACKOFF,
+        HELD_CALLS,
+        HELD,
         LIMITED,
         True,
     ),
@@ -268,12 +275,16 @@ MEANINGS = {
         refused(429, b"data: " + NO_CREDIT + b"\n\n", EVENT_STREAM), 1, NONE, QUOTA, words="m"
     ),
     "429: as an event stream": Row(
-        refused(429, b'data: {"error":{"message":"m"}}\n\n', EVENT_STREAM), 3, BACKOFF, LIMITED, True
+        refused(429, b'data: {"error":{"message":"m"}}\n\n', EVENT_STREAM),
+        HELD_CALLS,
+        HELD,
+        LIMITED,
+        True,
     ),
     "429: a limit of tokens": Row(
         refused(429, b'{"error":{"message":"m","type":"tokens","code":"rate_limit_exceeded"}}'),
-        3,
-        BACKOFF,
+        HELD_CALLS,
+        HELD,
         LIMITED,
         True,
     ),
@@ -290,7 +301,9 @@ MEANINGS = {
     "400: content filter": Row(
         refused(400, b'{"error":{"message":"m","code":"content_filter","status":400}}'), 1, NONE, REJECTED
     ),
-    "401: a string": Row(refused(401, b'{"error":"Unauthorized"}'), 1, NONE, AUTH, words="Unauthorized"),
+    "401: a string": Row(
+        refused(401, b'{"error":"Unauthorized"}'), HELD_CALLS, HELD, AUTH, words="Unauthorized"
+    ),
     "503: body that hangs": Row(
         Act(b"HTTP/1.1 503 X\r\ncontent-length: 9\r\n\r\nbusy"), 3, BACKOFF, UNAVAILABLE, True, words="busy"
     ),
@@ -503,7 +516,9 @@ def check(row: Row, got: Outcome) -> None:
     """Compare the result with the row."""
     end = got.end
     assert (end.status, got.code, end.tries) == (row.status, row.code, row.tries)
-    assert len(got.delays) == row.tries - 1
+    assert len(got.delays) == row.tries - (
+        row.delay is not HELD
+    )  # the last call of a held job is a probe, too
     for number, delay in enumerate(got.delays, 1):
         assert row.delay is not None
         assert row.delay.least <= delay <= row.delay.most * (2 ** (number - 1) if row.delay.doubles else 1)

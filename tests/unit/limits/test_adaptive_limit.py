@@ -1,50 +1,220 @@
-"""So many streams at once."""
+"""What is learned from calls that an upstream refuses with 429."""
 
 from __future__ import annotations
 
 from math import inf
+from typing import TYPE_CHECKING
 
 import pytest
 
-from streamworker.limits.adaptive_limit import RECOVERY_S, AdaptiveLimit
+from streamworker.limits.adaptive_limit import (
+    INITIAL_UNANSWERED,
+    MAX_ADVISED_PAUSE_S,
+    MAX_PAUSE_S,
+    PAUSE_S,
+    PROBE_S,
+    AdaptiveLimit,
+    CallRate,
+    RateLimitPause,
+)
+from tests.unit.limits.servers import Both, Bucket, PerMinute, Slots, run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.unit.limits.servers import Server
 
 
-def test_concurrency_is_its_ceiling_until_the_upstream_refuses() -> None:
-    """What fits, fits; above the ceiling only the end of a stream helps."""
-    concurrency = AdaptiveLimit(10)
-
-    assert concurrency.limit(0) == 10
-    assert concurrency.wait_s(9, 0) == 0
-    assert concurrency.wait_s(10, 0) == inf
+def answer(limit: AdaptiveLimit, count: int) -> None:
+    """Let calls begin and be answered."""
+    for _ in range(count):
+        limit.enter()
+        limit.answered()
 
 
-def test_concurrency_refused_falls_below_what_was_open_and_recovers_in_time() -> None:
-    """Multiplicative decrease, additive increase."""
-    concurrency = AdaptiveLimit(300)
-    concurrency.refused(1, 100, 1)
-    assert concurrency.limit(1) == 70
-    assert concurrency.limit(2) == 100
-    assert concurrency.wait_s(101, 2) == pytest.approx(2 / 30)
+@pytest.mark.parametrize("round_trip_s", [0.002, 0.05, 0.3])
+@pytest.mark.parametrize("stream_s", [0.3, 1, 5])
+@pytest.mark.parametrize(
+    ("server", "least_s"),
+    [
+        (PerMinute, 180),
+        (lambda: PerMinute(1), 180),
+        (lambda: PerMinute(is_exact=True), 180),
+        (lambda: Bucket(60), 140),
+        (lambda: Bucket(5), 195),
+        (lambda: Slots(4), 50),
+        (lambda: Slots(16), 12.5),
+        (lambda: Both(PerMinute(), Slots(4)), 180),
+    ],
+    ids=["per minute", "per minute, 1 s", "per minute, exact", "bucket", "small bucket", "4", "16", "both"],
+)
+def test_limits_of_an_unknown_upstream_are_learned_with_few_calls(
+    server: Callable[[], Server], least_s: float, stream_s: float, round_trip_s: float
+) -> None:
+    """200 jobs take at most 1.2 times as many calls, and not much longer than the limit requires."""
+    outcome = run(server(), round_trip_s=round_trip_s, stream_s=stream_s)
+    shortest_s = max(least_s, least_s * stream_s if least_s <= 50 else 0)
 
-    assert concurrency.limit(1 + RECOVERY_S) == 300
+    assert outcome.calls <= 240
+    assert outcome.seconds <= 1.9 * shortest_s + 20
 
 
-def test_concurrency_refusals_of_one_moment_count_once() -> None:
-    """Calls that were on their way when we cut say nothing new."""
-    concurrency = AdaptiveLimit(300)
-    for _ in range(50):
-        concurrency.refused(0.5, 100, 1)
-    assert concurrency.limit(1) == 70
-    concurrency.refused(1.2, 70, 1.5)
-    assert concurrency.limit(1.5) == 85
-    concurrency.refused(1.6, 80, 2)
+def test_streams_are_bounded_by_the_ceiling_only_until_the_first_refusal() -> None:
+    """At the ceiling, only the end of a stream makes room."""
+    limit = AdaptiveLimit(4)
+    answer(limit, 4)
 
-    assert concurrency.limit(2) == 56
+    assert [limit.wait_s(streams, 0) for streams in range(5)] == [0, 0, 0, 0, inf]
+    assert not limit.is_limited
 
 
-def test_concurrency_never_falls_below_one() -> None:
-    """Somebody has to find out whether the upstream takes calls again."""
-    concurrency = AdaptiveLimit(4)
-    for now in range(1, 100):
-        concurrency.refused(now, 1, now)
-        assert concurrency.limit(now) >= 1
+def test_streams_after_a_refusal_are_bounded_by_those_that_were_open() -> None:
+    """One more is tried after a while, and the next one sooner; none while no call is answered."""
+    limit = AdaptiveLimit(100)
+    answer(limit, 4)
+    limit.enter()
+    limit.refused(0)
+    limit.left(was_answered=False)
+    assert limit.limit(100 * PROBE_S) == 4
+    limit.left(was_answered=True)
+    answer(limit, 1)
+
+    assert (limit.limit(0), limit.is_limited) == (4, True)
+    assert limit.wait_s(3, 0) == 0
+    assert limit.wait_s(4, 0) == PROBE_S
+    assert limit.limit(PROBE_S) == 5
+    assert limit.limit(1.5 * PROBE_S) == 6
+    assert limit.limit(100 * PROBE_S) == 100
+
+
+def test_streams_that_are_answered_after_a_refusal_prove_their_number() -> None:
+    """Answers to calls of the same burst may arrive after its first refusal."""
+    limit = AdaptiveLimit(100)
+    for _ in range(8):
+        limit.enter()
+    limit.refused(0)
+    for _ in range(3):
+        limit.answered()
+
+    assert limit.limit(0) == 3
+
+
+def test_streams_tried_in_vain_are_tried_less_often() -> None:
+    """Each refusal costs a call."""
+    limit = AdaptiveLimit(100)
+    answer(limit, 4)
+    limit.refused(0)
+    limit.left(was_answered=True)
+    answer(limit, 1)
+    assert limit.limit(PROBE_S) == 5
+    limit.refused(PROBE_S)
+    limit.left(was_answered=True)
+    answer(limit, 1)
+
+    assert limit.limit(2 * PROBE_S) == 4
+    assert limit.limit(3 * PROBE_S) == 5
+
+
+def test_unanswered_calls_are_few_in_a_burst_and_one_after_a_refusal() -> None:
+    """The window grows with every answer."""
+    limit = AdaptiveLimit(100)
+    for _ in range(int(INITIAL_UNANSWERED)):
+        assert limit.wait_s(limit.unanswered, 0) == 0
+        limit.enter()
+    assert limit.wait_s(limit.unanswered, 0) == inf
+    for _ in range(4):
+        limit.answered()
+    assert limit.wait_s(16, 0) == 0
+    limit.refused(0)
+    for _ in range(12):
+        limit.left(was_answered=False)
+    limit.enter()
+
+    assert limit.wait_s(1, 0) == inf
+
+
+def test_pause_lasts_as_long_as_the_upstream_asks_and_a_little_more() -> None:
+    """Workers and waiters do not return in the same moment."""
+    pauses = [RateLimitPause() for _ in range(2)]
+    for pause, random in zip(pauses, (0.0, 0.5), strict=True):
+        assert pause.refused(1, began=0.5, advised_s=20, random=random)
+
+    assert [pause.wait_s(1) for pause in pauses] == [20, 21]
+
+
+def test_pause_without_advice_grows_while_every_call_is_refused() -> None:
+    """An answer ends the series."""
+    pause, now, waits = RateLimitPause(), 0.0, []
+    for _ in range(6):
+        pause.refused(now, began=now, advised_s=None, random=0)
+        waits.append(pause.wait_s(now))
+        now += waits[-1] + 0.001
+    pause.answered()
+    pause.refused(now, began=now, advised_s=None, random=0)
+
+    assert waits == [pytest.approx(wait) for wait in (0.5, 1.5, 4.5, 13.5, 30, MAX_PAUSE_S)]
+    assert pause.wait_s(now) == PAUSE_S
+
+
+def test_pause_is_not_extended_by_calls_that_began_before_it() -> None:
+    """Refusals of one burst are one refusal; only the upstream's own advice extends the pause."""
+    pause = RateLimitPause()
+    assert pause.refused(1, began=0, advised_s=None, random=0)
+    assert not pause.refused(1.1, began=0.9, advised_s=None, random=0)
+    assert pause.until == 1.5
+    assert not pause.refused(1.2, began=0.9, advised_s=7, random=0)
+
+    assert pause.until == pytest.approx(8.2)
+
+
+def test_pause_is_bounded() -> None:
+    """An upstream cannot stop its calls for days."""
+    pause = RateLimitPause()
+    pause.refused(0, began=0, advised_s=1e9, random=0)
+
+    assert pause.wait_s(0) == MAX_ADVISED_PAUSE_S
+
+
+def test_rate_is_that_of_the_calls_that_were_accepted() -> None:
+    """The second refusal within half a minute shows that the limit is one per time."""
+    rate = CallRate()
+    for second in range(30):
+        rate.answered(second)
+    rate.refused(30)
+    assert rate.interval_s == 0
+    rate.refused(32)
+    rate.enter(32)
+
+    assert rate.interval_s == 2
+    assert rate.wait_s(32) == 2
+
+
+def test_rate_grows_with_answers_and_is_free_again_in_the_end() -> None:
+    """Slowly at first; fast after a minute without a refusal."""
+    rate = CallRate()
+    rate.answered(0)
+    rate.refused(0)
+    rate.refused(1)
+    first = rate.interval_s
+    rate.answered(2)
+    assert 0.99 * first < rate.interval_s < first
+    for _ in range(100):
+        rate.answered(100)
+
+    assert rate.interval_s == 0
+
+
+def test_rate_falls_once_per_series_of_refusals() -> None:
+    """Calls that are refused without an answer between them show nothing new about the rate."""
+    rate = CallRate()
+    for second in range(60):
+        rate.answered(second)
+    rate.refused(60)
+    rate.refused(61)
+    interval_s = rate.interval_s
+    rate.refused(65)
+    assert rate.interval_s == interval_s
+    rate.answered(66)
+    rate.refused(67)
+
+    assert rate.interval_s > interval_s

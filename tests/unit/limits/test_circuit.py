@@ -1,4 +1,4 @@
-"""The circuit of an upstream: when it opens, who probes, when it closes."""
+"""The circuit of an upstream: when it opens and why, which calls probe, when it closes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import inf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamworker.limits.circuit import MAX_OPEN_S, Circuit, CircuitState
+from streamworker.limits.circuit import MAX_OPEN_S, MIN_OPEN_S, Circuit, CircuitState, HoldReason
 
 CLOSED, HALF_OPEN, OPEN = CircuitState.CLOSED, CircuitState.HALF_OPEN, CircuitState.OPEN
 
@@ -20,8 +20,8 @@ def opened(now: float = 0) -> Circuit:
     return circuit
 
 
-def test_circuit_opens_after_so_many_failures_in_a_row() -> None:
-    """A success between them starts the count anew."""
+def test_circuit_opens_after_consecutive_failures() -> None:
+    """A success between them restarts the count."""
     circuit = Circuit(failures=3, open_s=5)
     for fails in (True, True, False, True, True):
         circuit.failed(0, began=0) if fails else circuit.succeeded(5)
@@ -32,8 +32,8 @@ def test_circuit_opens_after_so_many_failures_in_a_row() -> None:
     assert circuit.state is OPEN
 
 
-def test_circuit_open_lets_one_call_through_when_its_time_has_come() -> None:
-    """The others wait for its verdict."""
+def test_circuit_open_lets_one_probe_through() -> None:
+    """Other calls wait for its result."""
     circuit = opened()
     assert circuit.wait_s(1) == 4
     assert circuit.wait_s(5) == 0
@@ -44,7 +44,7 @@ def test_circuit_open_lets_one_call_through_when_its_time_has_come() -> None:
 
 
 def test_circuit_closes_when_the_probe_succeeds() -> None:
-    """And it takes as many failures as ever to open again, for as short a time."""
+    """Afterwards it opens after as many failures, and for as short a time, as at first."""
     circuit = opened()
     circuit.enter(5)
     circuit.succeeded(5)
@@ -57,7 +57,7 @@ def test_circuit_closes_when_the_probe_succeeds() -> None:
 
 
 def test_circuit_probe_that_fails_doubles_the_time_to_the_next_up_to_a_bound() -> None:
-    """A dead upstream is asked less and less, but for ever."""
+    """An unavailable upstream is probed less and less often, but forever."""
     circuit, now, waits = opened(), 0.0, []
     for _ in range(6):
         waits.append(circuit.wait_s(now))
@@ -65,11 +65,11 @@ def test_circuit_probe_that_fails_doubles_the_time_to_the_next_up_to_a_bound() -
         circuit.enter(now)
         circuit.failed(now, began=now)
 
-    assert waits == [5, 10, 20, 40, MAX_OPEN_S, MAX_OPEN_S]
+    assert waits == [5, 10, 20, MAX_OPEN_S, MAX_OPEN_S, MAX_OPEN_S]
 
 
-def test_circuit_probe_without_a_verdict_is_followed_by_another() -> None:
-    """Its job was cancelled: nothing was learnt."""
+def test_circuit_probe_without_a_result_is_followed_by_another() -> None:
+    """The job of the probe may be cancelled."""
     circuit = opened()
     circuit.enter(5)
     circuit.probe_abandoned()
@@ -77,8 +77,8 @@ def test_circuit_probe_without_a_verdict_is_followed_by_another() -> None:
     assert circuit.wait_s(5) == 0
 
 
-def test_circuit_verdicts_on_calls_from_before_do_not_move_an_open_one() -> None:
-    """They began before the upstream was found dead."""
+def test_circuit_open_ignores_results_of_earlier_calls() -> None:
+    """They began before the circuit opened."""
     circuit = opened()
     circuit.succeeded(5)
     circuit.failed(4, began=4)
@@ -88,7 +88,7 @@ def test_circuit_verdicts_on_calls_from_before_do_not_move_an_open_one() -> None
 
 
 def test_circuit_late_failures_of_old_calls_do_not_count_against_a_probe() -> None:
-    """A hundred calls hung when the upstream died; it is back, and they run into their timeouts one by one."""
+    """Calls that hung when the upstream died reach their timeouts after it is back."""
     circuit = opened()
     circuit.enter(5)
     for _ in range(100):
@@ -101,9 +101,70 @@ def test_circuit_late_failures_of_old_calls_do_not_count_against_a_probe() -> No
     assert circuit.state is CLOSED
 
 
+def refuse(circuit: Circuit, *jobs: str, now: float = 0, is_certain: bool = False) -> None:
+    for job in jobs:
+        circuit.refused(now, HoldReason.ACCOUNT_EMPTY, job, began=now, is_certain=is_certain)
+
+
+def test_circuit_opens_at_once_for_a_certain_refusal() -> None:
+    """A 401 concerns every job."""
+    circuit = Circuit(failures=3, open_s=5)
+    circuit.refused(0, HoldReason.KEY_REFUSED, "a", began=0, is_certain=True)
+
+    assert (circuit.state, circuit.reason) == (OPEN, HoldReason.KEY_REFUSED)
+
+
+def test_circuit_opens_after_refusals_of_different_jobs() -> None:
+    """One job that is refused again and again may be the only one that is refused."""
+    circuit = Circuit(failures=3, open_s=5)
+    refuse(circuit, "a", "a", "b", "a", "b")
+    assert circuit.state is CLOSED
+    refuse(circuit, "c")
+
+    assert (circuit.state, circuit.reason) == (OPEN, HoldReason.ACCOUNT_EMPTY)
+
+
+def test_circuit_success_between_refusals_restarts_their_count() -> None:
+    """The key and the account work."""
+    circuit = Circuit(failures=3, open_s=5)
+    refuse(circuit, "a", "b")
+    circuit.succeeded(0)
+    refuse(circuit, "c", "d")
+
+    assert circuit.state is CLOSED
+
+
+def test_circuit_refusals_of_different_kinds_are_counted_apart() -> None:
+    """A refused key says nothing about the account."""
+    circuit = Circuit(failures=3, open_s=5)
+    refuse(circuit, "a", "b")
+    circuit.refused(0, HoldReason.KEY_REFUSED, "c", began=0, is_certain=False)
+
+    assert circuit.state is CLOSED
+
+
+def test_circuit_probe_that_is_refused_opens_it_again() -> None:
+    """One refusal of a probe is enough."""
+    circuit = opened()
+    circuit.enter(5)
+    refuse(circuit, "a", now=5)
+
+    assert (circuit.state, circuit.reason, circuit.wait_s(5)) == (OPEN, HoldReason.ACCOUNT_EMPTY, 10)
+
+
+def test_circuit_probe_soon_is_made_now_but_not_again_within_a_second() -> None:
+    """A key that was replaced is tried at once; a wait that is about to end does not cause a burst of probes."""
+    circuit = opened()
+    circuit.probe_soon(0.5)
+    assert circuit.wait_s(0.5) == MIN_OPEN_S - 0.5
+    circuit.probe_soon(3)
+
+    assert circuit.wait_s(3) == 0
+
+
 @given(st.lists(st.sampled_from(["enter", "succeeded", "failed", "abandoned", "time"]), max_size=100))
 def test_circuit_of_any_history_never_locks_up(steps: list[str]) -> None:
-    """Whatever happens, a call goes through within the bound, unless one is under way to find out."""
+    """A call goes through within the bound, unless a probe is in progress."""
     circuit, now, probing = Circuit(failures=2, open_s=1), 0.0, False
     for step in steps:
         match step:

@@ -341,7 +341,7 @@ def test_circuit_that_opens_is_a_warning_and_its_other_states_are_info(watch: Wa
     """Circuits and fallbacks are counted too, and no log line has an upstream's message."""
     with capture_logs() as lines:
         for state in ("open", "half_open", "open", "half_open", "closed"):
-            watch.telemetry.circuit_changed("default", state)
+            watch.telemetry.circuit_changed("default", state, "unavailable")
         watch.telemetry.fell_back(JOB, "default", JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "down: my prompt"))
 
     assert watch["circuits_opened_total{upstream=default}"] == 2

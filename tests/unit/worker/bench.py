@@ -90,11 +90,18 @@ def make_policies(*names: str, **members: Any) -> dict[str, UpstreamPolicy]:
 
 
 def make_queues(
-    observer: MemoryObserver, policies: Mapping[str, UpstreamPolicy] | None = None, *, max_in_flight: int = 10
+    observer: MemoryObserver,
+    policies: Mapping[str, UpstreamPolicy] | None = None,
+    *,
+    max_in_flight: int = 10,
+    clock: MemoryClock | None = None,
 ) -> UpstreamQueues:
     """Return the queues of these upstreams; of one named `default` if none is given."""
     return UpstreamQueues(
-        policies or make_policies("default"), max_in_flight=max_in_flight, observer=observer
+        policies or make_policies("default"),
+        max_in_flight=max_in_flight,
+        observer=observer,
+        clock=clock or MemoryClock(),
     )
 
 

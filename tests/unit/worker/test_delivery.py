@@ -10,7 +10,7 @@ import pytest
 
 from streamworker.errors import UpstreamError
 from streamworker.limits.estimate import TokenEstimate
-from streamworker.model import Coordinates, ErrorCode, JobError, TopicPartition
+from streamworker.model import Advice, Coordinates, ErrorCode, JobError, TopicPartition
 from streamworker.testing import (
     MemoryClock,
     MemoryCommitStores,
@@ -199,12 +199,12 @@ async def test_delivery_failed_by_an_upstream_continues_at_its_fallback(make: An
 
 async def test_delivery_makes_all_tries_at_each_upstream(make: Any) -> None:
     """The error of the last upstream is the job's."""
-    bench: Bench = await make(a=[refused(BUSY)], b=[refused(NO_KEY)])
+    bench: Bench = await make(a=[refused(BUSY)], b=[refused(BAD)])
     bench.new_queues(max_tries=2)
     end = await bench.play()
 
     assert bench.calls == {"a": 2, "b": 1}
-    assert (end["status"], end["tries"], end["error"]["code"]) == ("failed", 3, "auth")
+    assert (end["status"], end["tries"], end["error"]["code"]) == ("failed", 3, "upstream_rejected")
 
 
 async def test_delivery_with_a_bad_request_does_not_fall_back(make: Any) -> None:
@@ -252,21 +252,21 @@ async def test_delivery_that_waited_too_long_for_a_circuit_fails_with_its_last_e
         await task
 
     end = bench.written[-1]
-    assert (end["status"], end["tries"], end["error"]["message"]) == ("failed", 3, "busy")
+    assert (end["status"], end["tries"], end["error"]["message"]) == ("failed", 4, "busy")
     assert 55 <= bench.loop.time() - began <= 62
 
 
 async def test_delivery_that_waited_too_long_before_its_first_call_fails_without_a_call(make: Any) -> None:
-    """The error states that no call was made."""
+    """The error names what the job waited for."""
     bench: Bench = await make(a=[refused(BUSY)])
     while not bench.queues.queues["a"].limiter.is_open:
         with bench.held(await bench.queues.enter(["a"], make_job())) as slot:
-            bench.queues.failed(slot, BUSY)
+            bench.queues.failed(slot, BUSY, "other")
     with bench.held(await bench.queues.enter(["a"], make_job())):  # the probe
         end = await bench.play()
 
     assert (end["status"], end["error"]["code"], end["tries"]) == ("failed", "upstream_unavailable", 0)
-    assert "no call was made" in end["error"]["message"]
+    assert end["error"]["message"].startswith("the job waited 60 s for the upstream a, which is unavailable")
 
 
 async def test_delivery_whose_upstreams_are_all_down_waits_once(make: Any) -> None:
@@ -275,7 +275,7 @@ async def test_delivery_whose_upstreams_are_all_down_waits_once(make: Any) -> No
     for name in ("a", "b"):
         while not bench.queues.queues[name].limiter.is_open:
             with bench.held(await bench.queues.enter([name], make_job())) as slot:
-                bench.queues.failed(slot, BUSY)
+                bench.queues.failed(slot, BUSY, "other")
     began = bench.loop.time()
     with (
         bench.held(await bench.queues.enter(["a"], make_job())),
@@ -469,3 +469,74 @@ async def test_delivery_cancelled_with_grace_is_cut_when_it_is_over(make: Any) -
         {"completion_tokens": 1},
     )
     assert bench.upstreams["a"].open_calls == 0
+
+
+NO_CREDIT = JobError(ErrorCode.QUOTA, "no credit", 402)
+SLOW_DOWN = JobError(ErrorCode.RATE_LIMITED, "slow down", 429, retriable=True)
+
+
+@pytest.mark.parametrize("error", [NO_KEY, BUSY, SLOW_DOWN])
+async def test_delivery_waits_until_its_upstream_works_again(make: Any, error: JobError) -> None:
+    """However many calls fail: they are counted in `tries`, and cost the job none of its `max_tries`."""
+    bench: Bench = await make(a=[*[refused(error)] * 9, said("well")])
+    bench.new_queues(max_tries=4, circuit_failure_threshold=1, max_wait_s=3600)
+    end = await bench.play()
+
+    assert (end["status"], end["tries"], bench.calls) == ("completed", 10, {"a": 10})
+    assert len(bench.starts) == 1
+
+
+async def test_delivery_refused_alone_for_its_prompt_fails_at_once(make: Any) -> None:
+    """Nothing shows that the refusal concerns other jobs."""
+    bench: Bench = await make(a=[refused(NO_CREDIT)])
+    end = await bench.play()
+
+    assert (end["status"], end["error"]["code"], end["tries"]) == ("failed", "quota", 1)
+
+
+async def test_delivery_refused_among_others_is_called_once_more(make: Any) -> None:
+    """The other job completes, so the refusal was the first one's own."""
+    moderated = JobError(ErrorCode.AUTH, "not this prompt", 403)
+    bench: Bench = await make(a=[refused(moderated)])
+    bench.new_queues(max_streams=2)
+    with bench.held(await bench.queues.enter(["a"], make_job())) as slot:
+        task = bench.begin(bench.delivery())
+        await until(lambda: bench.calls["a"] == 1)
+        bench.queues.answered(slot)
+        bench.queues.succeeded(slot)
+        await task
+
+    end = bench.written[-1]
+    assert (end["status"], end["error"]["code"], end["tries"]) == ("failed", "auth", 2)
+
+
+async def test_delivery_whose_429_is_permanent_fails_at_once(make: Any) -> None:
+    """`x-should-retry: false` is the upstream's word."""
+    bench: Bench = await make(a=[Script([], before=[UpstreamError(SLOW_DOWN, Advice(should_retry=False))])])
+    bench.new_queues(max_tries=4)
+    end = await bench.play()
+
+    assert (end["status"], end["error"]["code"], end["tries"]) == ("failed", "rate_limited", 1)
+
+
+async def test_delivery_limited_by_its_upstream_continues_at_a_fallback(make: Any) -> None:
+    """A job with a fallback does not wait for a rate limit."""
+    bench: Bench = await make(a=[refused(SLOW_DOWN)], b=[said("well")])
+    began = bench.loop.time()
+    end = await bench.play()
+
+    assert (end["status"], bench.calls, bench.loop.time() - began) == ("completed", {"a": 1, "b": 1}, 0)
+
+
+async def test_delivery_whose_deadline_passes_in_a_hold_names_the_upstream(make: Any) -> None:
+    """The error says what the job waited for."""
+    bench: Bench = await make(a=[refused(NO_KEY)])
+    bench.new_queues(max_wait_s=3600)
+    began = bench.loop.time()
+    bench.clock.now_ms = lambda: NOW + round(1000 * (bench.loop.time() - began))  # type: ignore[method-assign]
+    end = await bench.play(deadline=NOW / 1000 + 60)
+
+    assert (end["status"], end["error"]["code"]) == ("expired", "deadline")
+    assert end["error"]["message"] == (
+        "the job's deadline passed while it waited for the upstream a, which refuses the API key"
+    )

@@ -429,7 +429,7 @@ async def test_runner_cancelled_after_the_stream_ended_completes(bench: Bench) -
 
 async def test_runner_refused_by_the_upstream_fails_with_its_error(bench: Bench) -> None:
     """Secrets are removed from the error's text."""
-    error = JobError(ErrorCode.AUTH, "wrong key sk-secret", 401, '{"key":"sk-secret"}')
+    error = JobError(ErrorCode.AUTH, "wrong key sk-secret", 403, '{"key":"sk-secret"}')
     terminal = await bench.play(Script([], before=[UpstreamError(error)]))
 
     assert outcome(terminal) == ("failed", "auth")
