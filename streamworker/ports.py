@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from streamworker.model import (
@@ -167,14 +167,33 @@ class CommitStores(Protocol):
 
 
 class Answer(Protocol):
-    """An upstream's response: the body of its event stream, in the pieces in which it arrives."""
+    """An upstream's response: the body of its event stream, in the pieces in which it arrives.
+
+    The body is either iterated over or pushed to one subscriber.
+    """
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """Iterate over the body. Raises UpstreamError if the connection breaks."""
         ...
 
+    def subscribe(self, on_data: Callable[[bytes], None], on_end: Callable[[Exception | None], None]) -> None:
+        """Call `on_data` with each piece, where possible from the loop's read callback, and `on_end` once.
+
+        `on_end` gets None at the end of the body, or what iterating would raise: UpstreamError if the connection
+        breaks. Pieces that have already arrived are delivered by this call. Neither callback may raise.
+        """
+        ...
+
+    def pause_reading(self) -> None:
+        """Stop reading, so that the upstream is slowed down. `on_data` is not called until `resume_reading`."""
+        ...
+
+    def resume_reading(self) -> None:
+        """Resume reading."""
+        ...
+
     async def drain(self) -> None:
-        """Read the rest of the body for a moment after the stream's end, so that the connection can be reused."""
+        """Let the rest of the body arrive for a moment after the stream's end, so that the connection can be reused."""
         ...
 
 

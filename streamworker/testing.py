@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from streamworker.errors import Fenced, KafkaError, KafkaRefused, RecordTooLarge
 from streamworker.model import CommitPoint, ConsumerRecord, Coordinates, TopicPartition
+from streamworker.pump import Pump
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 
     from streamworker.model import ErrorCode, Headers, Job, JobError, ProducerRecord, Rejection, UsageEvent
     from streamworker.observe import KafkaPart
@@ -362,6 +363,7 @@ class MemoryCall:
         self.is_open = True
         self.is_drained = False
         self._script = script
+        self._pump = Pump(aiter(self))
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Iterate over the body. `reads` counts the pieces that were returned."""
@@ -372,9 +374,26 @@ class MemoryCall:
             else:
                 await _wait(step)
 
+    def subscribe(self, on_data: Callable[[bytes], None], on_end: Callable[[Exception | None], None]) -> None:
+        """Push the body to a subscriber."""
+        self._pump.start(on_data, on_end)
+
+    def pause_reading(self) -> None:
+        """Push nothing more until `resume_reading`."""
+        self._pump.pause()
+
+    def resume_reading(self) -> None:
+        """Push on."""
+        self._pump.resume()
+
     async def drain(self) -> None:
         """Record that the rest of the body was read."""
         self.is_drained = True
+
+    async def close(self) -> None:
+        """Stop pushing."""
+        self.is_open = False
+        await self._pump.stop()
 
 
 class MemoryUpstream:
@@ -400,7 +419,7 @@ class MemoryUpstream:
                 await _wait(step)
             yield call
         finally:
-            call.is_open = False
+            await call.close()
 
 
 class MemoryObserver:

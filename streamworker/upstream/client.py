@@ -18,15 +18,16 @@ import httpx
 from streamworker import __version__
 from streamworker.errors import ConfigurationError, UpstreamError
 from streamworker.model import ErrorCode, JobError
+from streamworker.pump import Pump
 from streamworker.redaction import Redactor
 from streamworker.stream.provider_errors import error_of_body, http_error, is_retriable, usage_of_body
 from streamworker.stream.retry import read_advice
-from streamworker.upstream.errors import Phase, translate_errors
+from streamworker.upstream.errors import Phase, read_error, translate_errors
 from streamworker.upstream.pacer import CallPacer
 from streamworker.upstream.transport import HttpTransport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from streamworker.config import UpstreamSettings
     from streamworker.upstream.body import Body
@@ -84,12 +85,12 @@ class HttpUpstream:
                 "POST", self._url, content=body, headers=self._headers(headers)
             )
             response = await self._client.send(request, stream=True)
+        answer = HttpAnswer(response, self._settings.base_url)
         try:
             await self._refuse_unless_event_stream(response)
-            yield HttpAnswer(response, self._settings.base_url)
+            yield answer
         finally:
-            with suppress(httpx.HTTPError, OSError):
-                await response.aclose()
+            await answer.close()
 
     async def models(self) -> list[str]:
         """List the models that the upstream offers, for `streamworker check`. Raises UpstreamError."""
@@ -141,14 +142,21 @@ class HttpUpstream:
 
 
 class HttpAnswer:
-    """The body of an event stream, in the pieces in which it arrives."""
+    """The body of an event stream, in the pieces in which it arrives.
+
+    Where the transport pushes bodies and this one is not compressed, a subscriber is called from the loop's read
+    callback; else a task reads the body for it.
+    """
 
     def __init__(self, response: httpx.Response, base_url: str) -> None:
         encoding = _encoding(response)
+        self._response = response
         self._base_url = base_url
         self._feed: Body | None = response.extensions.get("body_feed")
+        self._is_raw = encoding in _RAW
         # The upstream may compress the body although `identity` was requested.
-        self._pieces = response.aiter_raw() if encoding in _RAW else _unpacked(response, encoding)
+        self._pieces = response.aiter_raw() if self._is_raw else _unpacked(response, encoding)
+        self._pump: Pump | None = None
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """Iterate over the body."""
@@ -159,8 +167,36 @@ class HttpAnswer:
         with translate_errors(Phase.READING, self._base_url):
             return await anext(self._pieces)
 
+    def subscribe(self, on_data: Callable[[bytes], None], on_end: Callable[[Exception | None], None]) -> None:
+        """Push the body to a subscriber."""
+        if self._feed is None or not self._is_raw:
+            self._pump = Pump(self)
+            self._pump.start(on_data, on_end)
+            return
+
+        def end(error: httpx.TransportError | None) -> None:
+            on_end(None if error is None else UpstreamError(read_error(error)))
+
+        self._feed.subscribe(on_data, end)
+
+    def pause_reading(self) -> None:
+        """Stop reading from the socket."""
+        if self._pump is not None:
+            self._pump.pause()
+        elif self._feed is not None:
+            self._feed.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Resume reading from the socket."""
+        if self._pump is not None:
+            self._pump.resume()
+        elif self._feed is not None:
+            self._feed.resume_reading()
+
     async def drain(self) -> None:
         """Let the rest of the body arrive for a moment after the stream's end, so that the connection can be reused."""
+        if self._pump is not None:
+            await self._pump.stop()
         if self._feed is not None:
             self._feed.drain(DRAIN_TIMEOUT_S)
             return
@@ -168,6 +204,13 @@ class HttpAnswer:
             async with asyncio.timeout(DRAIN_TIMEOUT_S):
                 while True:
                     await anext(self)
+
+    async def close(self) -> None:
+        """Close the connection, unless the body is complete or drained."""
+        if self._pump is not None:
+            await self._pump.stop()
+        with suppress(httpx.HTTPError, OSError):
+            await self._response.aclose()
 
 
 def _encoding(response: httpx.Response) -> str:

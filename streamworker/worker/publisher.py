@@ -1,4 +1,4 @@
-"""Publishes the delta events of one attempt, and waits where they must not go on yet.
+"""Publishes the delta events of one attempt, and stops where they must not go on yet.
 
 Deltas wait until the attempt's `started` event is written and while the broker does not keep up; the upstream's socket
 is not read meanwhile.
@@ -15,7 +15,7 @@ from streamworker.model import ErrorCode, JobError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from streamworker.model import DeltaEvent, TopicPartition
+    from streamworker.model import DeltaEvent, ProducerRecord, TopicPartition
     from streamworker.stream.attempt import Attempt
     from streamworker.worker.runner import Tools
     from streamworker.worker.timeouts import StreamTimeouts
@@ -52,36 +52,85 @@ class DeltaPublisher:
         self._receipt = tools.sink.receipt()
         self._flush_timer: asyncio.TimerHandle | None = None
         """Publishes the held text in time; None while other deltas are being published."""
-        self.publish_read = self._publish_merging if tools.coalesce_s else self.publish
-        """Publish the events of one socket read."""
+        self._events: Iterator[DeltaEvent] = iter(())
+        self._waiting: ProducerRecord | None = None
+        """The record that must not go on yet; `_events` are those after it."""
+        self._before_read: tuple[int, int, float] | None = None
+        """Deltas published and held before a read, and when text that it holds is due; None if nothing may be held."""
+        self._left_s = 0.0
+        self.on_crash: Callable[[Exception], None] = _raise
+        """Is called with an exception of the timer that publishes held text."""
+
+    def publish_read(self, events: Iterator[DeltaEvent]) -> bool:
+        """Publish the events of one socket read, as far as they may go on now; return whether these are all.
+
+        If not, the caller stops reading and awaits `publish_rest`. The timer of held text is stopped meanwhile: a flush
+        between two events would give both the same number.
+        """
+        self._before_read = None
+        if self._tools.coalesce_s:
+            attempt, loop = self._attempt, asyncio.get_running_loop()
+            timer = self._flush_timer
+            due = loop.time() + self._tools.coalesce_s if timer is None else timer.when()
+            self._before_read = (attempt.ledger.deltas, attempt.held_deltas, due)
+            self.stop_timer()
+        self._events = events
+        return self._publish()
+
+    async def publish_rest(self) -> None:
+        """Publish the events that could not go on: as soon as they may, and a bounded number per turn of the loop."""
+        sink = self._tools.sink
+        while True:
+            # The task has just been woken, so other tasks have run since the last event.
+            if not (sink.has_room and self._started.done()):
+                await asyncio.shield(self._started)
+                await sink.room()
+            self._timeouts.resume(self._left_s)
+            if self._publish():
+                return
+            await asyncio.sleep(0)
 
     async def publish(self, events: Iterator[DeltaEvent]) -> None:
-        """Publish events as they are parsed. One that is too large for a record fails the attempt instead."""
-        tools, attempt = self._tools, self._attempt
+        """Publish events, waiting where they must not go on yet."""
+        self._before_read = None
+        self._events = events
+        if not self._publish():
+            await self.publish_rest()
+
+    def _publish(self) -> bool:
+        """Publish the waiting record, then events as they are parsed. One that is too large fails the attempt instead."""
+        tools, attempt, ledger = self._tools, self._attempt, self._attempt.ledger
         sink, limit, trace = tools.sink, tools.max_record_bytes, attempt.job.trace
-        deltas_before = attempt.ledger.deltas
+        deltas_before = ledger.deltas
         count = total = 0
-        for event in events:
+        if self._waiting is not None:
+            record, self._waiting = self._waiting, None
+            sink.publish(record, self._receipt)
+            count, total = 1, record.size
+        for event in self._events:
             record = tools.writer.write(event, self._to, self._key, trace)
             if (size := record.size) > limit:
                 attempt.fail(too_large("a delta", size, limit))
-                continue  # the try has failed, so `events` has ended
-            if not (sink.has_room and self._started.done()):
-                await self._wait_for_room()
-            elif (
-                count and count % DELTAS_PER_TURN == 0
-            ):  # before the event counts as published: an interrupt may come
-                await self._let_other_tasks_run()
+                continue  # the try has failed, so the events have ended
+            if count == DELTAS_PER_TURN or not (sink.has_room and self._started.done()):
+                self._waiting = record  # it counts as published when the next event is asked for
+                break
             sink.publish(record, self._receipt)
             count += 1
             total += size
         gap_s = None
-        if attempt.ledger.deltas != deltas_before:
+        if ledger.deltas != deltas_before:
             gap_s = self._timeouts.delta_came()
             if deltas_before == 0:
                 self._report_first_delta()
         if count:
             tools.observer.deltas_published(self._upstream, count, total, gap_s)
+        if self._waiting is not None:
+            self._left_s = self._timeouts.pause()
+            return False
+        if self._before_read is not None:
+            self._set_timer(*self._before_read)
+        return True
 
     def flush(self) -> None:
         """Publish the held text, also where the sink has no room: it is small, and was read when there was room."""
@@ -110,21 +159,20 @@ class DeltaPublisher:
         except RecordTooLarge as refusal:
             self._attempt.refuse(JobError(ErrorCode.TOO_LARGE, str(refusal)))
 
-    async def _publish_merging(self, events: Iterator[DeltaEvent]) -> None:
-        """Publish events, and set the timer of what is held afterwards.
-
-        The timer is stopped meanwhile: a flush between two events would give both the same number.
-        """
-        attempt, loop = self._attempt, asyncio.get_running_loop()
-        published, held = attempt.ledger.deltas, attempt.held_deltas
-        due = loop.time() + self._tools.coalesce_s if self._flush_timer is None else self._flush_timer.when()
-        self.stop_timer()
-        await self.publish(events)
+    def _set_timer(self, published: int, held: int, due: float) -> None:
+        """Set the timer of the text that is held after a read."""
+        attempt = self._attempt
         if attempt.ledger.deltas == published and attempt.held_deltas > held:
             # Held text shows that the upstream generates, as published text does.
             self._tools.observer.deltas_published(self._upstream, 0, 0, self._timeouts.delta_came())
         if attempt.held_deltas:
-            self._flush_timer = loop.call_at(due, self.flush)
+            self._flush_timer = asyncio.get_running_loop().call_at(due, self._flush_in_time)
+
+    def _flush_in_time(self) -> None:
+        try:
+            self.flush()
+        except Exception as error:  # noqa: BLE001 - the loop would only log it
+            self.on_crash(error)
 
     def _report_first_delta(self) -> None:
         self._on_first_delta()
@@ -133,18 +181,9 @@ class DeltaPublisher:
             seconds = (attempt.first_delta_ms - attempt.opened_ms) / 1000
             self._tools.observer.first_delta(self._upstream, seconds)
 
-    async def _let_other_tasks_run(self) -> None:
-        """Give up one turn of the loop; the time that other tasks take does not count as the upstream's silence."""
-        left = self._timeouts.pause()
-        await asyncio.sleep(0)
-        self._timeouts.resume(left)
 
-    async def _wait_for_room(self) -> None:
-        """Wait until `started` is written and the sink has room."""
-        left = self._timeouts.pause()
-        await asyncio.shield(self._started)
-        await self._tools.sink.room()
-        self._timeouts.resume(left)
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def too_large(what: str, size: int, limit: int) -> JobError:

@@ -21,6 +21,7 @@ from streamworker.stream.attempt import Attempt, State
 from streamworker.stream.retry import next_try_s
 from streamworker.wire.job import request_body
 from streamworker.worker.publisher import DeltaPublisher, too_large
+from streamworker.worker.reading import AnswerReader
 from streamworker.worker.timeouts import Interrupt
 
 if TYPE_CHECKING:
@@ -253,13 +254,10 @@ class AttemptRunner:
             publisher.stop_timer()
 
     async def _read(self, answer: Answer, attempt: Attempt, publisher: DeltaPublisher) -> None:
-        now_ms, publish, receive = self._tools.clock.now_ms, publisher.publish_read, attempt.receive
-        async for data in answer:
-            await publish(receive(data, now_ms()))
-            if not attempt.is_listening:
-                return
-        publisher.stop_timer()
-        await publisher.publish(attempt.close(now_ms()))
+        await AnswerReader(answer, attempt, publisher, self._tools.clock).read()
+        if attempt.is_listening:
+            publisher.stop_timer()
+            await publisher.publish(attempt.close(self._tools.clock.now_ms()))
 
     def _retry_or_end(self, attempt: Attempt, slot: Slot, error: JobError) -> None:
         """Decide whether another try follows a failed one, and when."""

@@ -233,6 +233,32 @@ async def test_runner_without_room_in_the_sink_does_not_read_the_socket(bench: B
     assert outcome(terminal) == ("completed", None)
 
 
+async def test_runner_exception_in_the_read_callback_ends_the_attempt(bench: Bench) -> None:
+    """The event loop would only log it, and the job would wait for its idle timeout."""
+
+    def fail(*_: object) -> None:
+        raise ArithmeticError("a bug")
+
+    bench.observer.deltas_published = fail  # type: ignore[method-assign,assignment]
+    bench.begin(said("a", "b"))
+    with pytest.raises(ArithmeticError, match="a bug"):
+        await bench.end()
+
+    assert bench.upstream.open_calls == 0
+
+
+async def test_runner_exception_after_the_stream_ended_is_not_lost(bench: Bench) -> None:
+    """The read that ends the stream may be the one that fails."""
+
+    def fail(*_: object) -> None:
+        raise ArithmeticError("a bug")
+
+    bench.observer.deltas_published = fail  # type: ignore[method-assign,assignment]
+    bench.begin([word("a") + FINISH + DONE])
+    with pytest.raises(ArithmeticError, match="a bug"):
+        await bench.end()
+
+
 async def test_runner_checks_for_room_before_each_delta(bench: Bench) -> None:
     """One read may hold more deltas than the sink has room for."""
     bench.begin([word("a") + word("b") + word("c"), FINISH + DONE])
