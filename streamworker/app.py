@@ -104,7 +104,7 @@ class App:
         """Work until drained.
 
         Raises:
-            KafkaRefused: a topic or a permission is missing: somebody has to change the cluster.
+            KafkaRefused: a topic or a permission is missing: an operator must change the cluster.
             ConfigurationError: the settings cannot be used.
         """
         silence_abandoned_futures(asyncio.get_running_loop())

@@ -23,7 +23,7 @@ class Notice(Enum):
     """What a reader reports about an event."""
 
     VALID = "an event of the valid attempt"
-    SUPERSEDED = "a new attempt begins; what came of the former one is void"
+    SUPERSEDED = "a new attempt begins; the events of the previous one are void"
     STALE = "an event of an attempt that is not the valid one: ignored"
     DUPLICATE = "an event that was there already: ignored"
     GAP = "events are missing before this one"

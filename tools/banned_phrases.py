@@ -13,71 +13,22 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 
-CHECKED = (
-    "CONTRIBUTING.md",
-    "Dockerfile",
-    "README.md",
-    "SECURITY.md",
-    "benchmarks/",
-    "docker-compose.yml",
-    "docs/",
-    "fuzz/",
-    "helm/",
-    "monitoring/",
-    "schemas/",
-    "streamworker/cli/",
-    "streamworker/config/",
-    "streamworker/demo/",
-    "streamworker/descriptors.py",
-    "streamworker/kafka/",
-    "streamworker/log_throttle.py",
-    "streamworker/practice/",
-    "streamworker/telemetry/",
-    "tests/brokers/",
-    "tests/chaos/",
-    "tests/collector.py",
-    "tests/conftest.py",
-    "tests/deploy/",
-    "tests/integration/checker.py",
-    "tests/integration/secured.py",
-    "tests/integration/stage.py",
-    "tests/integration/test_brokers.py",
-    "tests/integration/test_canary.py",
-    "tests/integration/test_cancel.py",
-    "tests/integration/test_cli.py",
-    "tests/integration/test_committers.py",
-    "tests/integration/test_delivery.py",
-    "tests/integration/test_dlq.py",
-    "tests/integration/test_docs_examples.py",
-    "tests/integration/test_hostile_records.py",
-    "tests/integration/test_limits.py",
-    "tests/integration/test_monitoring.py",
-    "tests/integration/test_ordering.py",
-    "tests/integration/test_outage.py",
-    "tests/integration/test_retries.py",
-    "tests/integration/test_security.py",
-    "tests/integration/test_static_membership.py",
-    "tests/integration/test_traces.py",
-    "tests/integration/test_worker.py",
-    "tests/queries.py",
-    "tests/reference.py",
-    "tests/turnable.py",
-    "tests/unit/cli/",
-    "tests/unit/demo/",
-    "tests/unit/kafka/",
-    "tests/unit/practice/",
-    "tests/unit/telemetry/",
-    "tests/unit/test_benchmarks.py",
-    "tests/unit/test_config.py",
-    "tests/unit/test_descriptors.py",
-    "tests/unit/test_docs.py",
-    "tests/unit/test_log_throttle.py",
-    "tests/unit/test_schemas.py",
-    "tools/",
+SKIPPED = (
+    "CHANGELOG.md",  # lists old names
+    "LICENSE",
+    "benchmarks/figures.json",
+    "docs/glossary.md",  # lists old words
+    "requirements/",
+    "tests/unit/test_banned_phrases.py",
+    "tools/banned_phrases.py",
+    # Not rewritten yet:
+    "streamworker/worker/committer.py",
+    "streamworker/worker/queues.py",
+    "tests/unit/worker/test_committer.py",
+    "tests/unit/worker/test_partition.py",
+    "tests/unit/worker/test_queues.py",
 )
-"""Prefixes of the paths that are checked."""
-
-SKIPPED = ("docs/glossary.md", "tools/banned_phrases.py", "tests/unit/test_banned_phrases.py")
+"""Prefixes of the paths that are not checked."""
 
 BANNED = {
     r"(?<!there )\b(?:is|are|was|were) no (?!longer|more|less|fewer|later|earlier|greater)\w+": "is not a valid X",
@@ -116,18 +67,18 @@ def find(text: str) -> Iterator[tuple[int, str, str]]:
                 yield number, found[0], advice
 
 
-def checked_files(prefixes: Iterable[str] = CHECKED) -> list[Path]:
-    """Return the files of the repository below the prefixes, as paths relative to its root."""
+def checked_files(prefixes: Iterable[str] = ("",)) -> list[Path]:
+    """Return the text files of the repository below the prefixes, as paths relative to its root."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True)  # noqa: S607
     names = [name for name in listed.stdout.splitlines() if name.startswith(tuple(prefixes))]
-    return [Path(name) for name in names if name not in SKIPPED and (ROOT / name).is_file()]
+    return [Path(name) for name in names if not name.startswith(SKIPPED) and (ROOT / name).is_file()]
 
 
 def main() -> int:
-    """Print every banned phrase as path:line; return 1 if there is one. Arguments replace `CHECKED`."""
+    """Print every banned phrase as path:line; return 1 if there is one. Arguments are prefixes of the paths to check."""
     faults = [
         f"{path}:{number}: {phrase!r}: {advice}"
-        for path in checked_files(sys.argv[1:] or CHECKED)
+        for path in checked_files(sys.argv[1:] or [""])
         for number, phrase, advice in find((ROOT / path).read_text("utf-8", "replace"))
     ]
     print(*faults, sep="\n", end="\n" if faults else "")

@@ -79,7 +79,7 @@ class ValueLimit:
     """The bound on the streams of one value, over the queues of all upstreams. A job without a value has none."""
 
     def __init__(self, limit: int = 0) -> None:
-        """Allow `limit` streams of each value at once; 0 is no limit."""
+        """Allow `limit` streams of each value at once; 0 means unlimited."""
         self._limit = limit
         self._open: dict[Hashable, int] = {}
         self._parked: dict[Hashable, set[_Rotation[object]]] = {}
@@ -179,7 +179,7 @@ class _Rotation(Generic[Item]):
 
 
 class FairQueue(Generic[Item]):
-    """The jobs that wait for one upstream. Items are told apart by hash and equality; each may be in it once.
+    """The jobs that wait for one upstream. Items are distinguished by hash and equality; each may be in it once.
 
     `head` is the job that is next, `pop` takes it, and `leave` notes that its stream has ended.
     """

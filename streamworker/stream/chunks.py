@@ -207,7 +207,7 @@ class ChunkReader:
 
     def _attach(self, payload: dict[str, Any], items: list[StreamItem]) -> None:
         """Attach the chunk's own and unknown members to its first delta, or to an event of their own if there
-        is no delta."""
+        is not a delta."""
         first = items[0] if items else None
         if not _KNOWN_IN_CHUNK.issuperset(payload):
             extra = {name: payload[name] for name in payload if name not in _KNOWN_IN_CHUNK}

@@ -43,7 +43,7 @@ _PERMANENT_CLASSES = frozenset(
         "not_found_error",
     }
 )
-# Codes of an empty or blocked account. Retrying does not help until somebody pays, whatever the status is.
+# Codes of an empty or blocked account. Retrying does not help until the account is paid, whatever the status is.
 _QUOTA_KINDS = frozenset(
     {
         "insufficient_quota",

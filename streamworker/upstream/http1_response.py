@@ -205,7 +205,7 @@ class ResponseParser:
         self.changed = True
         if self._method == "HEAD" or (self._method == "CONNECT" and status < 300):
             self._complete()
-            raise _Stop  # llhttp cannot be told that a body announced by the head will not come
+            raise _Stop  # llhttp has no way to skip a body that the head announced
 
     def on_message_complete(self) -> None:
         """Note the end of the body."""

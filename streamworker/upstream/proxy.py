@@ -41,7 +41,7 @@ def parse_proxy(url: str) -> Proxy:
     except ValueError:
         raise ValueError("the proxy is not a valid URL such as http://proxy.example.com:3128") from None
     if parts.scheme not in _PORTS:
-        raise ValueError("the proxy has to be an http:// or https:// URL; others are not supported")
+        raise ValueError("the proxy must be an http:// or https:// URL; others are not supported")
     if not host:
         raise ValueError("the proxy is not a valid URL such as http://proxy.example.com:3128")
     authorization = None

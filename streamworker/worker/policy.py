@@ -18,7 +18,7 @@ __all__ = ["UpstreamPolicy"]
 class UpstreamPolicy:
     """One configured upstream: how to call it, which jobs it serves, and what it allows. Times in seconds.
 
-    Limits count this process's calls; None is no limit. `scrub` removes secrets from the upstream's texts.
+    Limits count this process's calls; None means unlimited. `scrub` removes secrets from the upstream's texts.
     """
 
     name: str

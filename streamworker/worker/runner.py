@@ -333,7 +333,7 @@ class AttemptRunner:
         return self._queues.queues[self.policy.name].describe_hold()
 
     async def _break(self, attempt: Attempt, publisher: DeltaPublisher, error: JobError) -> None:
-        """Fail the try; a stream that is open first gives what is left in its parser."""
+        """Fail the try; an open stream first publishes the rest of its parser."""
         if attempt.is_listening:
             publisher.stop_timer()
             await publisher.publish(attempt.close(self._tools.clock.now_ms(), broken=error))

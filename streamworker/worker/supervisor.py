@@ -14,7 +14,7 @@ __all__ = ["Supervisor"]
 class Supervisor:
     """Owns tasks. `failure` has the first exception of a task, or of a watched future. Create it inside the loop.
 
-    It is no TaskGroup because partitions are assigned, and their tasks spawned, before and after `Worker.run`.
+    It is not a TaskGroup because partitions are assigned, and their tasks spawned, before and after `Worker.run`.
     """
 
     def __init__(self) -> None:

@@ -39,7 +39,7 @@ async def apache(
 
 @pytest.fixture
 async def acls(apache: Stage) -> AsyncIterator[Acls]:
-    """The stage's topics, and nobody but the tests themselves allowed anything."""
+    """Yield the ACLs of the stage's topics; at first only the tests themselves have permissions."""
     await apache.open()
     admin = AIOKafkaAdminClient(bootstrap_servers=apache.broker.bootstrap)
     await admin.start()

@@ -45,7 +45,7 @@ _NOTHING, _FLUSH, _ABANDON = range(3)
 
 
 def text_of(event: DeltaEvent) -> tuple[int, str] | None:
-    """Choice and member of an event that may be merged, by the rules as they are told to users."""
+    """Choice and member of an event that may be merged, by the documented rules."""
     value: dict[str, Any] = msgspec.to_builtins(event)
     is_bare = value.keys() == {
         "type",
@@ -66,7 +66,7 @@ def text_of(event: DeltaEvent) -> tuple[int, str] | None:
 
 
 def run(attempt: Attempt, pieces: list[bytes], moves: list[int]) -> list[DeltaEvent]:
-    """Feed a stream, a millisecond a piece, and let go of what is held between the pieces, or fail to."""
+    """Feed a stream, one millisecond per piece, and publish the held text between the pieces, or fail to."""
     events: list[DeltaEvent] = []
     for at, piece in enumerate(pieces):
         events += attempt.receive(piece, NOW + at)
@@ -81,7 +81,7 @@ def run(attempt: Attempt, pieces: list[bytes], moves: list[int]) -> list[DeltaEv
 
 
 def joined(events: list[DeltaEvent]) -> list[DeltaEvent]:
-    """Join all neighbours that may be: what is left is what merging must not touch. Without `seq`."""
+    """Join all neighbours that may be merged: the rest must not change. Without `seq`."""
     told: list[DeltaEvent] = []
     for event in events:
         kind = text_of(event)

@@ -123,7 +123,7 @@ def _noise(draw: st.DrawFn, log: Log, zombie: str = "") -> None:
 Steps = list[tuple[str, int]]
 
 STEPS = st.lists(st.tuples(st.sampled_from(["grow", "tail", "committed"]), st.integers(1, 8)), max_size=40)
-"""What happens: the log grows by so many records, or a reader reads so many at most."""
+"""What happens: the log grows by a number of records, or a reader reads at most a number of them."""
 
 
 class Readers:

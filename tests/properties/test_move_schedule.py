@@ -34,7 +34,7 @@ class Member:
 
 
 class Group:
-    """Workers that look at their schedules every `POLL_S`, and hear of a rebalance with their next heartbeat."""
+    """Workers that look at their schedules every `POLL_S`, and notice a rebalance with their next heartbeat."""
 
     def __init__(self, partitions: int, random: Random) -> None:
         self.partitions = [TopicPartition("jobs", n) for n in range(partitions)]

@@ -113,7 +113,7 @@ GROWING: dict[str, Callable[[int], Sequence[bytes]]] = {
     "a long line in two-byte pieces that end in CR": lambda n: [b"x\r"] * (n // 2),
     "many lines of one event": lambda n: [b"data: abc\n" * (n // 10)],
     "many lines of one object": lambda n: [b"data: {\n" + b'data: "a": 1,\n' * (n // 14)],
-    "many balanced lines that are no object": lambda n: [b"data: {x}\n" * (n // 10)],
+    "many balanced lines that are not an object": lambda n: [b"data: {x}\n" * (n // 10)],
     "many lines behind a long first one": lambda n: [
         b"data: {" + b"x" * (n // 2) + b"\n",
         b"data:\n" * (n // 12),

@@ -84,7 +84,7 @@ def test_handover_new_run_follows_when_the_committed_reader_passes_an_aborted_en
 
 
 def test_handover_events_of_another_attempt_are_dropped() -> None:
-    """A worker that was thought dead still writes deltas."""
+    """A worker whose session has expired still writes deltas."""
     handover = Handover(tail=0, committed=0)
     fed(handover.tail, 0, "started")
     fed(handover.tail, 1, "started", "b", cause="redelivered")
@@ -117,7 +117,7 @@ def test_handover_live_subscriber_ignores_the_end_of_an_earlier_run() -> None:
 
 
 def test_handover_replay_that_begins_within_an_attempt_ends_with_a_part() -> None:
-    """The job has ended, and what came before the beginning of the replay is unknown."""
+    """The job has ended, and the events before the beginning of the replay are unknown."""
     handover = Handover(tail=5, committed=9, is_replaying=True)
     fed(handover.replayed_committed, 6, "delta", seq=4)
     fed(handover.replayed_committed, 7, "usage", seq=5, status="completed")

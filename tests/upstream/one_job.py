@@ -50,7 +50,7 @@ class LoopClock(MemoryClock):
 
 
 class Outcome(NamedTuple):
-    """How a job ended, and what was told on the way. `delays` are the seconds before each further try."""
+    """How a job ended, and what the observer was notified of. `delays` are the seconds before each further try."""
 
     end: UsageEvent
     delays: list[float]
@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
 
     @property
     def error(self) -> JobError:
-        """The terminal event's error; there has to be one."""
+        """The terminal event's error; raises AssertionError if there is none."""
         assert self.end.error is not None, f"the job ended {self.end.status} without an error"
         return self.end.error
 
@@ -110,7 +110,7 @@ async def run_job(
     loop = asyncio.get_running_loop()
     began = loop.time()
     if cancel_at_s is not None:
-        loop.call_later(cancel_at_s, runner.cancel, "nobody reads it any more")
+        loop.call_later(cancel_at_s, runner.cancel, "the reader has gone")
     try:
         end = await runner.play()
         seconds = loop.time() - began

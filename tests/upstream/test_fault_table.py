@@ -554,8 +554,8 @@ def not_accepting() -> Iterator[int]:
 @pytest.mark.parametrize(
     ("port", "code", "seconds"),
     [
-        pytest.param(refusing, UNAVAILABLE, 0, id="nobody listens"),
-        pytest.param(not_accepting, ErrorCode.TIMEOUT_CONNECT, CONNECT_S, id="nobody accepts"),
+        pytest.param(refusing, UNAVAILABLE, 0, id="no listener"),
+        pytest.param(not_accepting, ErrorCode.TIMEOUT_CONNECT, CONNECT_S, id="no accept"),
     ],
 )
 def test_upstream_that_cannot_be_connected(

@@ -35,7 +35,7 @@ class Unread(Enum):
 
     NOTHING = "both are the same"
     TAIL = "bytes after the event that ended the job"
-    ANYTHING = "whatever the kernel had not handed out when the connection was reset"
+    ANYTHING = "whatever the kernel had not delivered when the connection was reset"
 
 
 class Way(NamedTuple):

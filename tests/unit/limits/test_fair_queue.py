@@ -36,7 +36,7 @@ def test_queue_gives_a_topic_that_comes_late_the_next_streams_until_it_has_its_s
     assert len(queue) == 200 - 8 - 6
 
 
-def test_queue_passes_over_a_value_at_its_limit_until_a_stream_of_it_ends() -> None:
+def test_queue_skips_a_value_at_its_limit_until_a_stream_of_it_ends() -> None:
     """In the queues of all upstreams: the limit is the process's."""
     limit = ValueLimit(1)
     one: FairQueue[int] = FairQueue(limit=limit)

@@ -345,7 +345,7 @@ BROKEN = JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "connection reset", 200, retri
 def test_close_of_a_broken_connection_is_an_error_only_if_something_is_missing(
     stream: bytes, status: Status, error: JobError | None
 ) -> None:
-    """A connection that breaks after the last finish reason is no error; otherwise its error is kept."""
+    """A connection that breaks after the last finish reason is not an error; otherwise its error is kept."""
     attempt = listening()
     list(attempt.receive(stream, NOW))
     list(attempt.close(NOW, broken=BROKEN))
@@ -398,7 +398,7 @@ def test_fail_while_an_event_is_yielded_drops_the_event(published: int) -> None:
     assert (end.timing.first_delta is None) is (published == 0)
 
 
-def test_chunk_without_choices_has_a_number_but_is_no_delta() -> None:
+def test_chunk_without_choices_has_a_number_but_is_not_a_delta() -> None:
     """It is published, and a try that gave nothing else may still be retried."""
     attempt = listening()
     first = list(attempt.receive(data({"choices": [], "filter": 1}), NOW))

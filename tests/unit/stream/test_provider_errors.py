@@ -77,11 +77,13 @@ from streamworker.text import RAW_TEXT_LIMIT, truncate
         ),
         pytest.param({"error": {"detail": "m"}}, "m", None, None, id="detail"),
         pytest.param(
-            {"error": {"msg": "m", "code": "700"}}, "m", None, None, id="a number that is no status"
+            {"error": {"msg": "m", "code": "700"}}, "m", None, None, id="a number that is not a status"
         ),
-        pytest.param({"error": {"error": "m", "code": True}}, "m", None, None, id="a boolean is no number"),
+        pytest.param(
+            {"error": {"error": "m", "code": True}}, "m", None, None, id="a boolean is not a number"
+        ),
         pytest.param({"error": {"a": 1}}, '{"a":1}', None, None, id="an object without a message"),
-        pytest.param({"error": {"message": ["m"]}}, '["m"]', None, None, id="a message that is no string"),
+        pytest.param({"error": {"message": ["m"]}}, '["m"]', None, None, id="a message that is not a string"),
         pytest.param({"error": ["m"]}, '["m"]', None, None, id="a list"),
         pytest.param({"error": True}, "true", None, None, id="a boolean"),
     ],

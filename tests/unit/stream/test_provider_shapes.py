@@ -513,7 +513,7 @@ SHAPES = {
         status=FAILED,
         code=ErrorCode.TRUNCATED,
     ),
-    "any: an event that is no json": Shape(
+    "any: an event that is not json": Shape(
         data(of(text("a")), b"Internal Server Error"),
         [(0, text("a"))],
         finish={},

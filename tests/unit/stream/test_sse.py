@@ -57,7 +57,7 @@ def parsed(stream: bytes, *, max_event_bytes: int = 1 << 20, extra: tuple[bytes,
             b"data: a\n\ndata: b\n", ["a"], id="an event without blank line is discarded at the end"
         ),
         pytest.param(b"data: a\n\ndata: b", ["a"], id="so is an unfinished line"),
-        pytest.param(b"data: \xff\xf0\x9f\n\n", ["\ufffd\ufffd"], id="bytes that are no UTF-8 are replaced"),
+        pytest.param(b"data: \xff\xf0\x9f\n\n", ["\ufffd\ufffd"], id="bytes that are not UTF-8 are replaced"),
         pytest.param(b"data: \0\n\n", ["\0"], id="NUL is data"),
         pytest.param(b"", [], id="nothing gives nothing"),
         pytest.param(b"<html>\n\n<body>\n\n", [], id="no event stream gives nothing"),
@@ -235,7 +235,7 @@ def test_parser_unblanked_objects_are_one_event_each() -> None:
             b"data: {}\ndata: {}\ndata:\n\n", ["{}", "{}", ""], id="an empty line is an event of its own"
         ),
         pytest.param(
-            b"data: {}\ndata: \xff{}\n\n", ["{}", "\ufffd{}"], id="bytes that are no UTF-8 are text"
+            b"data: {}\ndata: \xff{}\n\n", ["{}", "\ufffd{}"], id="bytes that are not UTF-8 are text"
         ),
     ],
 )

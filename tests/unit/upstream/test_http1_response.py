@@ -92,7 +92,7 @@ def test_parser_connection_ends_inside_body_is_an_error(data: bytes) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"H", head(b"A: b")[:-1], head(status=b"HTTP/1.1 100 Continue")])
 def test_parser_connection_ends_before_the_head_is_an_error(data: bytes) -> None:
-    """A connection that ends before a byte is told from one that ends later."""
+    """A connection that ends before a byte is distinguished from one that ends later."""
     parser = ResponseParser("POST")
     if data:
         parser.feed(data)

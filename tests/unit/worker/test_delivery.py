@@ -441,7 +441,7 @@ async def test_delivery_cancelled_with_grace_reads_the_usage_report(make: Any) -
     task = bench.begin(delivery)
     await asyncio.sleep(0.5)
     delivery.cancel("enough")
-    delivery.cancel("enough")  # control records are heard at least once
+    delivery.cancel("enough")  # control records are read at least once
     await task
 
     end = bench.written[-1]

@@ -61,7 +61,7 @@ def test_intake_job_with_allowed_reply_to_goes_to_that_topic() -> None:
     [
         (b"not json", ErrorCode.INVALID_JOB, "JSON"),
         (job("a", reply_to="elsewhere"), ErrorCode.INVALID_JOB, "reply_to: "),
-        (job("a", upstream="nobody"), ErrorCode.UNKNOWN_UPSTREAM, "no upstream of that name"),
+        (job("a", upstream="unknown"), ErrorCode.UNKNOWN_UPSTREAM, "no upstream of that name"),
         (job("a", metadata={"k": "x" * 200_000}), ErrorCode.INVALID_JOB, "metadata: is too large"),
     ],
 )

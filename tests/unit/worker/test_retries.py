@@ -51,7 +51,7 @@ class Run:
         self._options = options
 
     async def play(self) -> UsageEvent:
-        """Run the job on a lane of its own."""
+        """Run the job with a committer of its own."""
         committer = PartitionCommitter(JOBS, self.broker.store(JOBS), commit_id="me", lost=lambda _: None)
         await committer.open()
         committer.progress.begin(7)

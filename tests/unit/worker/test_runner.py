@@ -47,7 +47,7 @@ PING = b": ping\n\n"
 
 
 class Bench:
-    """One job on its lane; `written` is what the lane wrote, `sink.records` what was published."""
+    """One job with its committer; `written` is what the committer wrote, `sink.records` what was published."""
 
     def __init__(self) -> None:
         self.broker = MemoryCommitStores()
@@ -355,7 +355,7 @@ async def test_runner_without_first_delta_fails_at_the_first_delta_timeout(bench
 
 
 async def test_runner_without_answer_fails_at_the_first_delta_timeout(bench: Bench) -> None:
-    """An upstream that accepts the call and never answers is no exception."""
+    """An upstream that accepts the call and never answers is not an exception."""
     terminal = await bench.play(Script([], before=[asyncio.Event()]))
 
     assert outcome(terminal) == ("failed", "timeout_first_delta")

@@ -17,7 +17,7 @@ def now() -> float:
 
 
 def make_timeouts(*, deadline_in_s: float | None = None) -> StreamTimeouts:
-    """Return the interrupts of a delivery whose job has a deadline in so many seconds."""
+    """Return the interrupts of a delivery whose job has a deadline in this number of seconds."""
     deadline = None if deadline_in_s is None else NOW / 1000 + deadline_in_s
     return StreamTimeouts(MemoryClock(NOW), deadline)
 

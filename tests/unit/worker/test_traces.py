@@ -134,7 +134,7 @@ class Bench:
         return [span for span in self.exporter.get_finished_spans() if span.kind is kind]
 
     def tries(self, *names: str) -> list[tuple[Any, ...]]:
-        """These attributes of the client spans, by their last words."""
+        """These attributes of the client spans, by the last part of their names."""
         return [tuple(attributes(span).get(name) for name in names) for span in self.spans(SpanKind.CLIENT)]
 
     def records(self) -> list[ProducerRecord]:
@@ -158,7 +158,7 @@ async def make(caplog: pytest.LogCaptureFixture) -> AsyncIterator[Any]:
     yield make
     for bench in benches:
         await bench.stop()
-    # Where a span is ended twice, or is told what it cannot hold.
+    # A span that is ended twice, or gets a value that it cannot hold.
     assert [record for record in caplog.get_records("call") if record.name.startswith("opentelemetry")] == []
 
 

@@ -103,7 +103,7 @@ class Bench:
         await self.task
 
     async def ended(self, count: int) -> None:
-        """Wait for so many terminal events."""
+        """Wait for `count` terminal events."""
         await until(lambda: self.types()["usage"] >= count)
 
     def types(self) -> Counter[str]:

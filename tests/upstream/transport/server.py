@@ -61,7 +61,7 @@ class Peer:
 
 
 class Server:
-    """Where it listens, and who is connected."""
+    """The address of the server, and its connections."""
 
     def __init__(self, scheme: str) -> None:
         self.scheme = scheme

@@ -21,7 +21,7 @@ Address = tuple[int, int, int, str, Any]
 
 
 class Names:
-    """A resolver that says what it is told to, and counts."""
+    """A resolver with fixed answers, which counts its calls."""
 
     def __init__(self) -> None:
         self.addresses: list[Address] = []
@@ -81,7 +81,7 @@ def attempts() -> list[str]:
     return [text for text in texts if "_connect_socket" in text]
 
 
-async def test_address_that_refuses_is_passed_over(names: Names) -> None:
+async def test_address_that_refuses_is_skipped(names: Names) -> None:
     """IPv6 first, which nothing listens on: the next one is tried at once."""
     async with serving(chunked(b"hello")) as server, connect() as (client, _):
         names.addresses = [ipv6(1), ipv4(server.port), ipv4(1)]

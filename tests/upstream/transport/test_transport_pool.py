@@ -93,7 +93,7 @@ async def test_idle_connection_that_is_found_dead_takes_the_others_with_it() -> 
 
 
 async def test_idle_connection_that_has_received_bytes_is_not_used() -> None:
-    """A "408" that nobody asked for is not the answer to the next request."""
+    """An unrequested "408" is not the answer to the next request."""
 
     async def serve(peer: Peer) -> None:
         while True:

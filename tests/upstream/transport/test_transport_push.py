@@ -11,7 +11,7 @@ from tests.http1 import CHUNKED, chunk, chunked
 from tests.upstream.transport.server import Peer, Push, connect, serving, until
 
 
-async def test_subscriber_gets_what_came_with_the_head_at_once() -> None:
+async def test_subscriber_gets_the_bytes_behind_the_head_at_once() -> None:
     """Registration delivers it, the end included, before it returns."""
     async with (
         serving(chunked(b"hel", b"lo")) as server,

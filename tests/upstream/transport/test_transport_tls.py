@@ -1,4 +1,4 @@
-"""TLS: who is trusted, what is presented, and names."""
+"""TLS: trusted authorities, client certificates, and host names."""
 
 from __future__ import annotations
 
@@ -172,6 +172,6 @@ def test_tls_context_has_the_system_authorities_and_those_of_the_file(ca_file: s
 
 @pytest.mark.parametrize("files", [("missing.pem",), ("", "missing.pem")])
 def test_tls_context_with_a_file_that_cannot_be_read_is_an_error(files: tuple[str, ...]) -> None:
-    """OSError, for whoever checks the configuration."""
+    """A missing file raises OSError, for the check of the configuration."""
     with pytest.raises(OSError, match="No such file"):
         tls_context(*files)
