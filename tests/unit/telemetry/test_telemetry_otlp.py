@@ -84,7 +84,7 @@ async def test_traces_at_close_are_flushed_with_the_service_as_resource(trace_to
         tracing = trace_to(collector.endpoint, OTEL_BSP_SCHEDULE_DELAY="60000", **headers)
         make_span(tracing)
         assert collector.spans == []
-        await tracing.close()
+        await tracing.close(within_s=30)
 
     assert [span.name for span in collector.spans] == ["process jobs"]
     assert collector.headers[0]["authorization"] == "Bearer x"
@@ -98,7 +98,7 @@ async def test_traces_with_a_configured_service_name_carry_it(trace_to: Any) -> 
     with Collector() as collector:
         tracing = trace_to(collector.endpoint, OTEL_SERVICE_NAME="mine", OTEL_RESOURCE_ATTRIBUTES="a=b")
         make_span(tracing)
-        await tracing.close()
+        await tracing.close(within_s=30)
 
     [resource] = collector.resources
     assert (value_of(resource, "service.name"), value_of(resource, "a")) == ("mine", "b")
@@ -116,7 +116,7 @@ async def test_collector_that_is_down_is_logged_once_and_its_recovery_once(trace
         with Collector(port) as collector:
             make_span(tracing)
             await until(lambda: collector.spans)
-            await tracing.close()
+            await tracing.close(within_s=30)
 
     assert [line["event"] for line in logs] == ["traces.export_failing", "traces.export_recovered"]
     assert logs[0]["reason"].startswith("Failed to export spans batch")
@@ -128,7 +128,7 @@ async def test_collector_that_refuses_is_logged_with_its_reason(trace_to: Any) -
     with Collector() as collector, capture_logs() as logs:
         tracing = trace_to("", OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"{collector.endpoint}/wrong")
         make_span(tracing)
-        await tracing.close()
+        await tracing.close(within_s=30)
 
     [line] = logs
     assert (line["event"], line["log_level"]) == ("traces.export_failing", "warning")
@@ -166,7 +166,7 @@ async def test_export_error_with_a_secret_is_logged_without_it(trace_to: Any) ->
             OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20canary-2%0Ax",
         )
         make_span(tracing)
-        await tracing.close()
+        await tracing.close(within_s=30)
 
     [line] = logs
     assert "header" in line["reason"]
@@ -227,7 +227,7 @@ async def test_protocol_for_traces_has_precedence_over_the_general_one(settings:
     tracing = open_tracing(settings, {for_traces: "http/protobuf", general: "grpc"})
 
     assert tracing is not None
-    await tracing.close()
+    await tracing.close(within_s=30)
 
 
 def test_traces_with_another_exporter_are_refused_with_advice(settings: Settings) -> None:
