@@ -55,13 +55,14 @@ BANNED = {
 }
 """Regular expressions for phrases, and what to write in their place."""
 
+_DEFINITION = re.compile(r"\s*(?:async )?def ")
 _PATTERNS = [(re.compile(phrase, re.IGNORECASE), advice) for phrase, advice in BANNED.items()]
 
 
 def find(text: str) -> Iterator[tuple[int, str, str]]:
-    """Yield the line number, the phrase and the advice for each banned phrase. Names are read as words."""
+    """Yield the line number, the phrase and the advice for each banned phrase, also in the name of a function."""
     for number, line in enumerate(text.splitlines(), 1):
-        words = re.sub(r"(?<=\w)_(?=\w)", " ", line)
+        words = line.replace("_", " ") if _DEFINITION.match(line) else line
         for pattern, advice in _PATTERNS:
             for found in pattern.finditer(words):
                 yield number, found[0], advice

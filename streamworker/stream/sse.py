@@ -97,10 +97,10 @@ class EventStreamParser:
             for line in lines:
                 self._line(line)
                 if self.overflowed:
-                    return self._hand_out()
+                    return self._pop_events()
         self._keep_tail(tail)
         self._is_between_events = bool(lines) and not lines[-1] and not tail
-        return self._hand_out()
+        return self._pop_events()
 
     def close(self) -> list[ServerSentEvent]:
         """End the input. An unfinished event is discarded, as the standard requires, unless it is `[DONE]`."""
@@ -115,9 +115,9 @@ class EventStreamParser:
             return []
         if self._pending.is_done_sentinel:
             self._dispatch()
-        return self._hand_out()
+        return self._pop_events()
 
-    def _hand_out(self) -> list[ServerSentEvent]:
+    def _pop_events(self) -> list[ServerSentEvent]:
         events, self._events = self._events, []
         return events
 

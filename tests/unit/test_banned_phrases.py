@@ -28,7 +28,7 @@ def test_phrase_that_is_banned_is_found_with_its_line(line: str, phrase: str) ->
         "there is no job in the input",
         "a job is no longer open",
         "waits take up to 10 s",
-        "x = is_no_more_than(3)",
+        "x = own.code is no_slot.code",
     ],
 )
 def test_phrase_that_is_allowed_is_not_found(line: str) -> None:

@@ -73,7 +73,7 @@ async def test_pump_that_is_paused_gives_nothing() -> None:
     await pump.stop()
 
 
-async def test_pump_that_is_stopped_calls_nobody() -> None:
+async def test_pump_that_is_stopped_calls_no_handler() -> None:
     """Neither with a piece nor with an end."""
     pump = Pump(letters())
     seen = Subscriber(pump)
