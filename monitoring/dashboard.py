@@ -92,6 +92,8 @@ ROWS: dict[str, list[Panel]] = {
             "{{upstream}} limit": total("upstream_streams_limit", "upstream"),
             "{{upstream}} waiting": total("upstream_jobs_waiting", "upstream"),
         }),
+        Panel("Held jobs", "Jobs that wait because their upstream is unavailable, refuses the key or the account, or limits its calls.", "none",
+              {"{{upstream}}": total("upstream_jobs_held", "upstream")}, is_stacked=True),
         Panel("Failed tries", "Tries that failed and were followed by another, by code.", "reqps", {"{{upstream}} {{code}}": rate("retries_total", "upstream", "code")}),
         Panel("Jobs started", "Jobs and attempts; there are more attempts than jobs where streams broke.", "reqps", {
             "{{upstream}} jobs": rate("jobs_started_total", "upstream"),
@@ -126,6 +128,14 @@ ROWS: dict[str, list[Panel]] = {
             "fenced": f"sum (increase(streamworker_partitions_fenced_total{{{WHERE}}}[$__rate_interval]))",
         }),
         Panel("Rebalance duration", "No records are fetched during a rebalance.", "s", quantiles("rebalance_duration_seconds")),
+        Panel("Moves", "Partitions that wait for their open streams before they move, and moves that did not wait to the end.", "none", {
+            "waiting": total("moves_waiting"),
+            "deferred": f"sum (increase(streamworker_moves_deferred_total{{{WHERE}}}[$__rate_interval]))",
+            "forced": f"sum (increase(streamworker_moves_forced_total{{{WHERE}}}[$__rate_interval]))",
+        }),
+        Panel("Move wait", "From the promise of a partition to its move; its new jobs wait meanwhile.", "s", quantiles("move_wait_seconds")),
+        Panel("Closed streams", "Open streams that were closed because their partition was lost; they are paid for again.", "none",
+              {"{{instance}}": f"sum by (instance) (increase(streamworker_streams_cut_total{{{WHERE}}}[$__rate_interval]))"}),
         Panel("Abandoned jobs", "Jobs left to the next owner of their partition, by reason.", "reqps", {"{{reason}}": rate("jobs_abandoned_total", "reason")}),
         Panel("Skipped records", "Records that were delivered again although their job had ended or was running, and tombstones.", "reqps", {
             "skipped": rate("records_skipped_total"), "tombstones": rate("tombstones_total"),
