@@ -131,7 +131,7 @@ def test_run_help_names_every_setting() -> None:
 
 # Log events
 
-_EVENT = r"(?:circuit|commit|consumer|control|descriptors|group|job|jobs|library|log|offsets|partition|partitions|rebalance|sink|traces|try)"
+_EVENT = r"(?:circuit|commit|consumer|control|descriptors|group|job|jobs|library|log|offsets|partition|partitions|rebalance|sink|traces|try|upstream)"
 
 
 def _log_events() -> tuple[set[str], set[str]]:
