@@ -98,11 +98,14 @@ class Handover:
         "_tail_position",
         "_unresolved",
         "queued_bytes",
+        "ready_bytes",
     )
 
     def __init__(self, *, tail: int, committed: int, is_replaying: bool = False) -> None:
         self.queued_bytes = 0
         """Size of everything that is queued, whether it can be taken yet or not."""
+        self.ready_bytes = 0
+        """Size of what can be taken."""
         self._tail_position = tail
         self._committed_position = committed
         self._is_replaying = self._is_late = is_replaying
@@ -139,7 +142,9 @@ class Handover:
         if not self._ready:
             return None
         delivery = self._ready.popleft()
-        self.queued_bytes -= len(delivery.value) + RECORD_OVERHEAD
+        size = len(delivery.value) + RECORD_OVERHEAD
+        self.queued_bytes -= size
+        self.ready_bytes -= size
         return delivery
 
     # Input
@@ -292,4 +297,6 @@ class Handover:
 
     def _deliver(self, delivery: Delivery) -> None:
         self._ready.append(delivery)
-        self.queued_bytes += len(delivery.value) + RECORD_OVERHEAD
+        size = len(delivery.value) + RECORD_OVERHEAD
+        self.queued_bytes += size
+        self.ready_bytes += size

@@ -16,7 +16,7 @@ from streamworker.kafka.compat import fetch_all_metadata, positions_of
 from streamworker.kafka.errors import translate_errors
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from streamworker.config import KafkaSettings
     from streamworker.kafka.acls import RequiredAcls
@@ -82,7 +82,7 @@ class LogScanner:
 
     async def scan(
         self, partition: TopicPartition, start: int, stop: int, *, committed_only: bool
-    ) -> AsyncIterator[Sequence[FetchedRecord]]:
+    ) -> AsyncGenerator[Sequence[FetchedRecord], None]:
         """Yield the records at offsets from `start` to before `stop`, in batches. Raises KafkaError.
 
         With `committed_only`, `stop` must not be greater than the partition's committed end. Close the iterator
@@ -106,17 +106,23 @@ class LogScanner:
 
     @asynccontextmanager
     async def _reader(self, *, committed_only: bool) -> AsyncIterator[Consumer]:
-        """Lend a consumer for one scan. It is kept afterwards, unless the scan failed or was abandoned."""
+        """Lend a consumer for one scan. It is kept for the next one, unless the scan failed or was cancelled."""
         async with self._slots:
             idle = self._idle[committed_only]
             reader = idle.pop() if idle else await self._connect(committed_only=committed_only)
             try:
                 yield reader
-                reader.unsubscribe()
+            except GeneratorExit:
+                self._keep(reader, idle)
+                raise
             except BaseException:
                 await _stop(reader)
                 raise
-            self._idle[committed_only].append(reader)
+            self._keep(reader, idle)
+
+    def _keep(self, reader: Consumer, idle: list[Consumer]) -> None:
+        reader.unsubscribe()
+        idle.append(reader)
 
     async def _scout(self, *, committed_only: bool) -> Consumer:
         async with self._connecting:

@@ -1,0 +1,148 @@
+"""The client library against Apache Kafka, the worker and the practice upstream."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiokafka.partitioner import murmur2
+
+from streamworker.client import Client, Delta, Ended, InvalidJob, JobFailed, Started
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.integration.stage import Stage
+
+
+def said(*words: str) -> list[dict[str, str]]:
+    """Return the messages of a request."""
+    return [{"role": "user", "content": " ".join(words)}]
+
+
+async def test_client_gets_every_event_of_its_job_in_order(apache: Stage) -> None:
+    """From `started` to the terminal event, and the result that they make."""
+    await apache.open()
+    async with apache.worker(), Client(apache.settings()) as client:
+        job = await client.submit(model="practice?deltas=5", messages=said("Hi"), metadata={"page": "home"})
+        events = [event async for event in job.events()]
+        result = await job.result(timeout=10)
+
+    assert [type(event) for event in events] == [Started, *[Delta] * (len(events) - 2), Ended]
+    assert [event.seq for event in events] == list(range(len(events)))
+    text = "".join(event.text for event in events if isinstance(event, Delta))
+    assert (result.status, result.text, result.metadata) == ("completed", text, {"page": "home"})
+    assert text
+
+
+async def test_client_job_that_fails_has_a_result_too(apache: Stage) -> None:
+    """`result` raises nothing; `raise_for_status` does."""
+    await apache.open()
+    async with apache.worker(), Client(apache.settings()) as client:
+        result = await client.complete(model="practice?status=400", messages=said("Hi"), timeout=20)
+
+    assert (result.status, result.completion, result.text, result.tool_calls) == ("failed", None, "", [])
+    with pytest.raises(JobFailed, match="upstream_rejected"):
+        result.raise_for_status()
+
+
+async def test_client_refuses_a_job_that_every_worker_would_reject(apache: Stage) -> None:
+    """Before anything is written."""
+    await apache.open()
+    async with Client(apache.settings()) as client:
+        with pytest.raises(InvalidJob, match="messages: is required"):
+            await client.submit(model="practice")
+        with pytest.raises(TimeoutError):
+            await client.job("unknown").result(timeout=0.2)
+
+
+async def test_client_cancel_ends_the_job(apache: Stage) -> None:
+    """The terminal event has the reason."""
+    await apache.open()
+    async with apache.worker(), Client(apache.settings()) as client:
+        job = await client.submit(model="practice?deltas=9999&pace_ms=20", messages=said("go on"))
+        async for event in job.events():
+            if isinstance(event, Delta) and event.seq == 3:
+                await job.cancel("enough")
+            last = event
+
+    assert isinstance(last, Ended)
+    assert (last.status, (last.error or {})["message"]) == ("cancelled", "enough")
+
+
+async def test_client_map_yields_results_as_jobs_end_and_takes_requests_lazily(apache: Stage) -> None:
+    """At most `window` requests are taken before one has ended."""
+    await apache.open()
+    taken: list[int] = []
+    seen: list[tuple[int, str]] = []
+
+    def requests() -> Any:
+        for number in range(30):
+            taken.append(number)
+            yield {"model": f"practice?deltas={1 + number % 3}", "messages": said(str(number))}
+
+    async with apache.worker(), Client(apache.settings()) as client:
+        async for result in client.map(requests(), window=7, metadata={"run": "r"}):
+            seen.append((len(taken) - len(seen), result.status))
+
+    assert [status for _, status in seen] == ["completed"] * 30
+    assert max(ahead for ahead, _ in seen) <= 8
+
+
+async def test_client_job_of_another_client_is_found_by_its_id(apache: Stage) -> None:
+    """While it runs, and after it has ended; each event once."""
+    await apache.open()
+    async with (
+        apache.worker(),
+        Client(apache.settings()) as submitter,
+        Client(apache.settings()) as other,
+    ):
+        job = await submitter.submit(model="practice?deltas=20&pace_ms=20", messages=said("Hi"))
+        stream = job.events()
+        for _ in range(5):
+            await anext(stream)
+        live = [event.seq async for event in other.job(job.id).events()]
+        afterwards = [event.seq async for event in other.job(job.id).events()]
+        own = [event.seq async for event in job.events()]
+        result = await other.job(job.id).result(timeout=10)
+
+    assert live == afterwards == own == list(range(len(live)))
+    assert result.status == "completed"
+
+
+async def test_client_follows_a_job_whose_events_go_to_another_topic(
+    apache: Stage, topics: Callable[[str], str]
+) -> None:
+    """The readers of `reply_to` are started when they are needed."""
+    reply_to = topics("reply")
+    await apache.open(reply_topics=[reply_to])
+    async with apache.worker(), Client(apache.settings()) as client:
+        job = await client.submit(model="practice?deltas=2", messages=said("Hi"), reply_to=reply_to)
+        assert (await job.result(timeout=20)).status == "completed"
+        assert (await client.job(job.id, reply_to=reply_to).result(timeout=20)).status == "completed"
+        assert set(client._events) == {apache.events_topic, reply_to}
+
+
+async def test_client_with_a_results_topic_reads_results_and_no_events(
+    apache: Stage, topics: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until `events` is called; then they are read from the job's beginning."""
+    results = topics("results")
+    await apache.open(reply_topics=[results])  # a further topic of the stage
+    monkeypatch.setattr("streamworker.client.client._results_topic", lambda _: results)
+    async with apache.worker(), Client(apache.settings()) as client:
+        job = await client.submit(model="practice?deltas=2", messages=said("Hi"))
+        (terminal,) = await apache.ended(job.id)
+        completion = {"choices": [{"message": {"content": "whole"}}]}
+        value = json.dumps({**terminal, "type": "result", "completion": completion, "omitted": []}).encode()
+        partition = int(murmur2(job.id.encode()) & 0x7FFFFFFF) % 2
+        await apache._producer.send_and_wait(results, value, key=job.id.encode(), partition=partition)
+        assert (await job.result(timeout=10)).text == "whole"
+        assert (await client.job(job.id).result(timeout=10)).text == "whole"
+        assert client._events == {}
+        events = [event async for event in job.events()]
+
+    assert [event.raw for event in events] == [
+        event for event in apache.events(job.id) if event["type"] != "result"
+    ]
