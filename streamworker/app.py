@@ -164,7 +164,7 @@ class App:
         await self._retry_connecting(sink.start)
         stack.push_async_callback(sink.stop)
         self.metrics.track(table.UNACKNOWLEDGED, lambda: sink.unacknowledged_bytes)
-        consumer = GroupConsumer(settings)
+        consumer = GroupConsumer(settings, self._telemetry)
         self.metrics.track(table.RECORDS_BEHIND, lambda: consumer.records_behind)
         self.metrics.track(table.HEARTBEAT_AGE, lambda: consumer.heartbeat_age_s)
         stack.push_async_callback(consumer.stop)
@@ -183,6 +183,7 @@ class App:
         committed = CommittedOffsets(self._settings, consumer)
         await self._retry_connecting(committed.start)
         stack.push_async_callback(committed.stop)
+        await self._retry_connecting(committed.check_start)
         if self._settings.worker.delivery == "exactly_once":
             return TransactionalCommitStores(self._settings, committed, consumer, self._telemetry)
         commit_stores = GroupCommitStores(self._settings, committed, consumer, sink, self._telemetry)

@@ -19,11 +19,25 @@ if TYPE_CHECKING:
     )
     from streamworker.stream.attempt import Attempt
 
-__all__ = ["UNTRACED", "JobSpan", "KafkaPart", "Observer", "Tracer", "TrySpan", "Untraced", "trace_headers"]
+__all__ = [
+    "UNTRACED",
+    "JobSpan",
+    "KafkaPart",
+    "LossReason",
+    "Observer",
+    "Tracer",
+    "TrySpan",
+    "Untraced",
+    "trace_headers",
+]
 
 KafkaPart = Literal["start", "poll", "sink", "commit"]
 """The part of the worker that talks to Kafka: connections at start, poll loop, sink for deltas, partition
 committers."""
+
+
+LossReason = Literal["retention", "reset"]
+"""Why job records cannot be read: the topic's retention deleted them, or the log lost its end or was replaced."""
 
 
 class Observer(Protocol):
@@ -117,6 +131,10 @@ class Observer(Protocol):
 
     def partition_fenced(self, partition: TopicPartition) -> None:
         """Another worker fenced this worker out of a partition that it held."""
+        ...
+
+    def records_lost(self, reason: LossReason, records: int) -> None:
+        """Job records were deleted or replaced before their jobs had ended; `records` counts offsets."""
         ...
 
     def committed(self, records: Sequence[ProducerRecord], seconds: float) -> None:

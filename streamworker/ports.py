@@ -69,6 +69,14 @@ class Assignments(Protocol):
         """
         ...
 
+    def log_reset(self, partition: TopicPartition, reason: str) -> None:
+        """The log of a partition is not the one that was read before: its offsets mean other records now.
+
+        The open jobs are released and the partition is taken over anew; its commit store then returns the offset at
+        which reading goes on.
+        """
+        ...
+
 
 class Source(Protocol):
     """The consumer group's side of the job topics."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 
     from streamworker.model import ErrorCode, Headers, Job, JobError, ProducerRecord, Rejection, UsageEvent
-    from streamworker.observe import KafkaPart
+    from streamworker.observe import KafkaPart, LossReason
     from streamworker.ports import Assignments, Receipt
 
 __all__ = [
@@ -491,6 +491,9 @@ class MemoryObserver:
 
     def partition_fenced(self, partition: TopicPartition) -> None:
         self.calls.append(("partition_fenced", (partition,)))
+
+    def records_lost(self, reason: LossReason, records: int) -> None:
+        self.calls.append(("records_lost", (reason, records)))
 
     def committed(self, records: Sequence[ProducerRecord], seconds: float) -> None:
         self.calls.append(("committed", (tuple(records), seconds)))

@@ -257,6 +257,11 @@ class WorkerSettings(_Section):
         le=1 << 30,
         description="largest job record, in bytes; its dead letter must fit into the dead-letter topic, too",
     )
+    on_no_offset: Literal["refuse", "earliest", "latest"] = Field(
+        "refuse",
+        description="where a group without any committed offset on a job topic begins: refuse begins at the first record "
+        "if nothing was ever written to the events topic and ends with an error otherwise; earliest; latest",
+    )
     max_event_bytes: int = Field(
         1 << 20, ge=1024, le=1 << 30, description="largest server-sent event of an upstream, in bytes"
     )

@@ -19,6 +19,7 @@ from streamworker.kafka.compat import (
     retry_first_requests_quickly,
 )
 from streamworker.kafka.connection import RotatedSecrets, client_arguments
+from streamworker.model import ConsumerRecord, Coordinates
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,6 +44,7 @@ __all__ = [
     "new_consumer",
     "new_producer",
     "new_transactional_producer",
+    "record_of",
 ]
 
 BATCH_BYTES = 256 << 10
@@ -77,6 +79,7 @@ class Consumer(Protocol):
     def resume(self, *partitions: KafkaTopicPartition) -> None: ...
     def unsubscribe(self) -> None: ...
     def highwater(self, partition: KafkaTopicPartition) -> int | None: ...
+    def last_stable_offset(self, partition: KafkaTopicPartition) -> int | None: ...
     async def getmany(
         self, *partitions: KafkaTopicPartition, timeout_ms: int, max_records: int
     ) -> dict[KafkaTopicPartition, list[FetchedRecord]]: ...
@@ -90,7 +93,7 @@ class Consumer(Protocol):
         self, partitions: Sequence[KafkaTopicPartition]
     ) -> dict[KafkaTopicPartition, int]: ...
     async def offsets_for_times(
-        self, timestamps: dict[KafkaTopicPartition, int]
+        self, timestamps: Mapping[KafkaTopicPartition, int]
     ) -> dict[KafkaTopicPartition, OffsetAndTimestamp | None]: ...
     async def commit(self, offsets: Mapping[KafkaTopicPartition, OffsetAndMetadata]) -> None: ...
 
@@ -146,7 +149,7 @@ class Admin(Protocol):
     async def describe_configs(self, config_resources: list[Any]) -> list[Any]: ...
     async def describe_cluster(self) -> dict[str, Any]: ...
     async def list_consumer_group_offsets(
-        self, group_id: str, *, partitions: list[KafkaTopicPartition]
+        self, group_id: str, *, partitions: list[KafkaTopicPartition] | None = None
     ) -> dict[KafkaTopicPartition, OffsetAndMetadata]: ...
 
 
@@ -212,3 +215,14 @@ async def close_producer(producer: Producer | None, timeout_s: float) -> None:
                 Exception
             ):  # `stop` raises the error of a sender that failed before it closes anything
                 await client_of(producer).close()
+
+
+def record_of(record: FetchedRecord) -> ConsumerRecord:
+    """Convert a record of aiokafka."""
+    return ConsumerRecord(
+        at=Coordinates(record.topic, record.partition, record.offset),
+        timestamp=record.timestamp,
+        key=record.key,
+        value=record.value,
+        headers=tuple(record.headers),
+    )

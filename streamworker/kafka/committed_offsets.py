@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from aiokafka import TopicPartition as KafkaTopicPartition
 from aiokafka.errors import KafkaError as ForeignKafkaError
 
-from streamworker.errors import KafkaUnavailable
+from streamworker.errors import KafkaRefused, KafkaUnavailable
+from streamworker.kafka.acls import RequiredAcls
 from streamworker.kafka.clients import Admin, new_admin
 from streamworker.kafka.errors import translate_errors
+from streamworker.kafka.log import open_log
 from streamworker.model import CommitPoint
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ class CommittedOffsets:
     def __init__(self, settings: Settings, consumer: GroupConsumer) -> None:
         self._settings = settings
         self._consumer = consumer
+        self._acls = RequiredAcls.of_worker(settings)
+        self._from_end: frozenset[str] = frozenset()  # topics that begin at their end
         self._admin: Admin | None = None
 
     async def start(self) -> None:
@@ -45,13 +49,37 @@ class CommittedOffsets:
                 async with asyncio.timeout(_CLOSE_TIMEOUT_S):
                     await self._admin.close()
 
-    async def read(self, partition: TopicPartition) -> CommitPoint:
-        """Return what is committed for a partition; the partition's first offset if nothing is. Raises KafkaError."""
-        if self._admin is None:
-            raise KafkaUnavailable("the reader of committed offsets is not connected")
+    async def check_start(self) -> None:
+        """Decide where a group without committed offsets begins, by `worker.on_no_offset`.
+
+        Raises:
+            KafkaRefused: the group has no offset on a job topic with records, and events were written before. A new or
+                misspelt `worker.group_id`, or a group whose offsets expired, would run all these jobs again.
+        """
+        policy, group = self._settings.worker.on_no_offset, self._settings.worker.group_id
+        with translate_errors(f"reading the committed offsets of group {group}", self._acls):
+            offsets = await self._connected.list_consumer_group_offsets(group)
+        known = {partition.topic for partition, point in offsets.items() if point.offset >= 0}
+        unknown = [topic for topic in self._settings.topics.jobs if topic not in known]
+        if policy == "latest":
+            self._from_end = frozenset(unknown)
+        if policy != "refuse" or not unknown:
+            return
+        counts = [(topic, await self._records(topic)) for topic in unknown]
+        _, written = await self._bounds(self._settings.topics.events)
+        if written and any(count for _, count in counts):
+            jobs = ", ".join(f"topic {topic}, which holds {count} records" for topic, count in counts)
+            raise KafkaRefused(
+                f"group {group} has no committed offset on {jobs}, although {written} events were written to "
+                f"{self._settings.topics.events}: is worker.group_id right, or did the group's offsets expire? Set "
+                "worker.on_no_offset to earliest to run these jobs again, or to latest to skip them"
+            )
+
+    async def read(self, partition: TopicPartition) -> CommitPoint | None:
+        """Return what is committed for a partition; None if nothing is. Raises KafkaError."""
         topic_partition = KafkaTopicPartition(*partition)
-        with translate_errors(f"reading the committed offset of {partition}"):
-            offsets = await self._admin.list_consumer_group_offsets(
+        with translate_errors(f"reading the committed offset of {partition}", self._acls):
+            offsets = await self._connected.list_consumer_group_offsets(
                 self._settings.worker.group_id, partitions=[topic_partition]
             )
         found = offsets.get(topic_partition)
@@ -61,6 +89,37 @@ class CommittedOffsets:
             raise KafkaUnavailable(
                 f"the group's coordinator did not return the committed offset of {partition}"
             )
-        if found.offset < 0:
-            return CommitPoint(await self._consumer.beginning(partition))
-        return CommitPoint(found.offset, found.metadata or "")
+        return None if found.offset < 0 else CommitPoint(found.offset, found.metadata or "")
+
+    async def start_point(self, partition: TopicPartition, committed: CommitPoint | None) -> CommitPoint:
+        """Return where to begin a partition with this committed offset. Raises KafkaError.
+
+        A partition without a committed offset begins at its first record: it was added, or had no job yet.
+        """
+        if (restart := self._consumer.take_restart_offset(partition)) is not None:
+            return CommitPoint(restart)
+        if committed is not None:
+            return committed
+        if partition.topic in self._from_end:
+            return CommitPoint(await self._consumer.end(partition))
+        return CommitPoint(await self._consumer.beginning(partition))
+
+    @property
+    def _connected(self) -> Admin:
+        if self._admin is None:
+            raise KafkaUnavailable("the reader of committed offsets is not connected")
+        return self._admin
+
+    async def _records(self, topic: str) -> int:
+        """Return how many records a topic holds, transaction markers included."""
+        begin, end = await self._bounds(topic)
+        return end - begin
+
+    async def _bounds(self, topic: str) -> tuple[int, int]:
+        """Return the sums of the first offsets and of the end offsets of a topic's partitions."""
+        async with open_log(self._settings.kafka, topic, acls=self._acls) as log:
+            partitions = [KafkaTopicPartition(topic, number) for number in log.partitions]
+            with translate_errors(f"reading the offsets of {topic}", self._acls):
+                begins = await log.consumer.beginning_offsets(partitions)
+                ends = await log.consumer.end_offsets(partitions)
+        return sum(begins.values()), sum(ends.values())

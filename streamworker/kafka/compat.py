@@ -46,7 +46,9 @@ __all__ = [
     "fetch_all_metadata",
     "has_stopped_fetching",
     "install_client",
+    "known_position",
     "new_sticky_assignor",
+    "offset_of_unreadable_record",
     "positions_of",
     "renew_credentials_in",
     "retry_first_requests_quickly",
@@ -371,6 +373,30 @@ def new_sticky_assignor() -> Any:
     member tie with current ones (aiokafka #1176). The caller calls it after each assignment.
     """
     return type("Sticky", (StickyPartitionAssignor,), {"member_assignment": None, "generation": -1})
+
+
+def known_position(consumer: AIOKafkaConsumer, partition: TopicPartition) -> int | None:
+    """Return the offset that the consumer reads next; None if the partition is not assigned or has no position yet.
+
+    It is behind transaction markers and aborted records that were fetched. `AIOKafkaConsumer.position` waits for a
+    position, and a caller that only measures must not wait.
+    """
+    subscription = consumer._subscription.subscription
+    assignment = None if subscription is None else subscription.assignment
+    if assignment is None or partition not in assignment.tps:
+        return None
+    state = assignment.state_value(partition)
+    return int(state.position) if state.has_valid_position else None
+
+
+def offset_of_unreadable_record(consumer: AIOKafkaConsumer, partition: TopicPartition) -> int | None:
+    """Return the offset of the record whose decoding failed in the last `getmany`; None if none failed.
+
+    aiokafka returns neither the record nor its offset, and would decode the same batch again for ever.
+    """
+    fetched = consumer._fetcher._records.get(partition)
+    records = getattr(fetched, "_partition_records", None)
+    return None if records is None else int(records.next_fetch_offset)
 
 
 class Membership:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["RotatedSecrets", "client_arguments", "silence_abandoned_futures"]
 
 
+_METADATA_MAX_AGE_MS = 20_000
+"""How soon a created topic or an added partition is noticed. aiokafka's default is 5 minutes."""
+
+
 def client_arguments(settings: KafkaSettings) -> dict[str, Any]:
     """Return keyword arguments for a consumer, a producer or an admin client. Raises ConfigurationError."""
     arguments: dict[str, Any] = {
@@ -28,6 +32,7 @@ def client_arguments(settings: KafkaSettings) -> dict[str, Any]:
         "client_id": settings.client_id,
         "security_protocol": settings.security_protocol,
         "request_timeout_ms": round(settings.request_timeout_s * 1000),
+        "metadata_max_age_ms": _METADATA_MAX_AGE_MS,
     }
     if settings.security_protocol.endswith("SSL"):
         arguments["ssl_context"] = _ssl_context(settings)

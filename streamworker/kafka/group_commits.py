@@ -66,9 +66,13 @@ class GroupCommitStores:
         """Return a new store, not opened."""
         return _GroupCommitStore(self, partition, self._consumer)
 
-    async def read(self, partition: TopicPartition) -> CommitPoint:
-        """Return what is committed for a partition. Raises KafkaError."""
-        return await self._committed.read(partition)
+    async def open(self, partition: TopicPartition, epoch: object) -> CommitPoint:
+        """Return where to begin a partition; commit it with the next timer if it is not committed. Raises KafkaError."""
+        committed = await self._committed.read(partition)
+        start = await self._committed.start_point(partition, committed)
+        if start != committed:
+            self._points[partition] = _Uncommitted(epoch, start)
+        return start
 
     async def write(
         self,
@@ -157,7 +161,7 @@ class _GroupCommitStore:
 
     async def open(self) -> CommitPoint:
         """Read the committed offset. Without transactions a former owner cannot be fenced. Raises KafkaError."""
-        return await self._stores.read(self._partition)
+        return await self._stores.open(self._partition, self._epoch)
 
     async def commit(self, records: Sequence[ProducerRecord], point: CommitPoint) -> None:
         """Publish the records; the offset is committed by the timer. Raises RecordTooLarge."""

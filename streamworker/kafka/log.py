@@ -11,9 +11,8 @@ from aiokafka import TopicPartition as KafkaTopicPartition
 from aiokafka.errors import CorruptRecordException
 
 from streamworker.errors import KafkaRefused
-from streamworker.kafka.clients import Consumer, new_consumer
+from streamworker.kafka.clients import Consumer, new_consumer, record_of
 from streamworker.kafka.compat import fetch_all_metadata
-from streamworker.kafka.consumer import record_of
 from streamworker.kafka.errors import translate_errors
 from streamworker.kafka.partitioner import partition_of
 from streamworker.model import TopicPartition
@@ -39,7 +38,7 @@ class LogReader:
     def __init__(
         self, consumer: Consumer, topic: str, partitions: Sequence[int], acls: RequiredAcls | None = None
     ) -> None:
-        self._consumer = consumer
+        self.consumer = consumer
         self._topic = topic
         self._acls = acls
         self.partitions = tuple(partitions)
@@ -62,8 +61,8 @@ class LogReader:
         await self._assign(partitions, from_end=False)
         assigned = [KafkaTopicPartition(*partition) for partition in partitions]
         with translate_errors(f"reading the end offsets of {self._topic}", self._acls):
-            ends = await self._consumer.end_offsets(assigned)
-        while any([await self._consumer.position(at) < end for at, end in ends.items()]):
+            ends = await self.consumer.end_offsets(assigned)
+        while any([await self.consumer.position(at) < end for at, end in ends.items()]):
             for record in await self._fetch():
                 if record.at.offset < ends[KafkaTopicPartition(*record.topic_partition)]:
                     yield record
@@ -71,34 +70,34 @@ class LogReader:
     async def at(self, partition: TopicPartition, offsets: Iterable[int]) -> AsyncIterator[ConsumerRecord]:
         """Yield those of the records at `offsets` that the partition still holds, in order. Raises KafkaError."""
         at = KafkaTopicPartition(*partition)
-        self._consumer.assign([at])
+        self.consumer.assign([at])
         with translate_errors(f"reading the offsets of {self._topic}", self._acls):
-            begin = (await self._consumer.beginning_offsets([at]))[at]
-            end = (await self._consumer.end_offsets([at]))[at]
+            begin = (await self.consumer.beginning_offsets([at]))[at]
+            end = (await self.consumer.end_offsets([at]))[at]
         buffer: deque[ConsumerRecord] = deque()
         position = -1 - _SEEK_DISTANCE  # of the first record behind the buffer; the first read needs a seek
         for offset in sorted(offset for offset in set(offsets) if begin <= offset < end):
             while buffer and buffer[0].at.offset < offset:
                 buffer.popleft()
             if not buffer and offset > position + _SEEK_DISTANCE:
-                self._consumer.seek(at, offset)
+                self.consumer.seek(at, offset)
                 position = offset
             while position <= offset and not buffer:
                 buffer.extend(record for record in await self._fetch() if record.at.offset >= offset)
-                position = await self._consumer.position(at)
+                position = await self.consumer.position(at)
             if buffer and buffer[0].at.offset == offset:
                 yield buffer.popleft()
 
     async def _assign(self, partitions: Sequence[TopicPartition], *, from_end: bool) -> None:
         assigned = [KafkaTopicPartition(*partition) for partition in partitions]
-        self._consumer.assign(assigned)
+        self.consumer.assign(assigned)
         with translate_errors(f"reading {self._topic}", self._acls):
-            await (self._consumer.seek_to_end if from_end else self._consumer.seek_to_beginning)(*assigned)
+            await (self.consumer.seek_to_end if from_end else self.consumer.seek_to_beginning)(*assigned)
 
     async def _fetch(self) -> list[ConsumerRecord]:
         with translate_errors(f"reading {self._topic}", self._acls):
             try:
-                fetched = await self._consumer.getmany(timeout_ms=_POLL_MS, max_records=_POLL_RECORDS)
+                fetched = await self.consumer.getmany(timeout_ms=_POLL_MS, max_records=_POLL_RECORDS)
             except (
                 UnicodeDecodeError
             ) as error:  # raised by aiokafka's C code for a header name that is not UTF-8

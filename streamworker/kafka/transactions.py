@@ -85,7 +85,7 @@ class _TransactionalCommitStore:
         self._last: CommitPoint | None = None
 
     async def open(self) -> CommitPoint:
-        """Fence the former owner, then read the committed offset. Raises KafkaError.
+        """Fence the former owner, read the committed offset, and commit the first offset if none was. Raises KafkaError.
 
         An offset that was read before the fence may be older than the former owner's last commit. The membership is
         confirmed before and after: a worker that was suspended past its session must not fence the new owner when it
@@ -95,8 +95,13 @@ class _TransactionalCommitStore:
         await self.close()  # a producer that an earlier call may have left
         await self._fence()
         self._last = await self._committed.read(self._partition)
+        start = await self._committed.start_point(self._partition, self._last)
         await self._confirm_membership()
-        return self._last
+        if (
+            start != self._last
+        ):  # so that a partition without jobs differs from one whose offset expired
+            await self.commit([], start)
+        return start
 
     async def commit(self, records: Sequence[ProducerRecord], point: CommitPoint) -> None:
         """Write the records and the offset in one transaction; retry until it is committed.

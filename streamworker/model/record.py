@@ -46,13 +46,17 @@ class CommitPoint(NamedTuple):
 
 
 class ConsumerRecord(msgspec.Struct, frozen=True):
-    """A record as fetched, not decoded. `timestamp` is in ms since the epoch."""
+    """A record as fetched, not decoded. `timestamp` is in ms since the epoch; 0 or less if it is unknown.
+
+    `unreadable` is the reason why the record could not be parsed; key, value and headers are then unknown.
+    """
 
     at: Coordinates
     timestamp: int
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
+    unreadable: str | None = None
 
     @property
     def topic_partition(self) -> TopicPartition:

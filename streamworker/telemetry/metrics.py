@@ -123,6 +123,11 @@ RECORDS_SKIPPED = _counter(
     "records_skipped_total",
     "Records fetched again whose job had ended or was running; they were skipped.",
 )
+RECORDS_LOST = _counter(
+    "records_lost_total",
+    "Job offsets that were deleted by retention (retention), or lost by an unclean election or a replaced topic (reset), before their jobs had ended.",
+    "reason",
+)
 
 # Upstreams
 TIME_TO_FIRST_DELTA = _histogram(
@@ -250,6 +255,7 @@ TABLE = (
     DEAD_LETTERS,
     TOMBSTONES,
     RECORDS_SKIPPED,
+    RECORDS_LOST,
     TIME_TO_FIRST_DELTA,
     DELTA_GAP,
     RETRIES,

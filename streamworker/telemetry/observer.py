@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import structlog
 
 from streamworker.model import ErrorCode, Status
-from streamworker.observe import KafkaPart
+from streamworker.observe import KafkaPart, LossReason
 from streamworker.telemetry import metrics as table
 from streamworker.telemetry.metrics import OTHER, Metrics
 from streamworker.text import truncate
@@ -213,6 +213,10 @@ class Telemetry:
         """Count a partition on which another worker fenced this one."""
         self._metrics.add(table.PARTITIONS_FENCED)
 
+    def records_lost(self, reason: LossReason, records: int) -> None:
+        """Count job records that were deleted or replaced before their jobs had ended."""
+        self._metrics.add(table.RECORDS_LOST, records, reason)
+
     def committed(self, records: Sequence[ProducerRecord], seconds: float) -> None:
         """Record a durable commit: its records, and the seconds since it started."""
         self._metrics.observe(table.COMMIT_DURATION, seconds)
@@ -231,9 +235,14 @@ class Telemetry:
         """Count a failed request to Kafka that is repeated."""
         self._metrics.add(table.KAFKA_FAILURES, 1, part)
 
+    def _begin_reasons_at_zero(self) -> None:
+        for reason in get_args(LossReason):
+            self._metrics.add(table.RECORDS_LOST, 0, reason)
+
     def _begin_at_zero(self) -> None:
         """Create the known series, so that Prometheus sees their first count as an increase from 0."""
         add = self._metrics.add
+        self._begin_reasons_at_zero()
         for upstream in self._upstreams:
             for counter in (table.JOBS_STARTED, table.ATTEMPTS, table.FALLBACKS, table.CIRCUITS_OPENED):
                 add(counter, 0, upstream)

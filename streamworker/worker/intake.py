@@ -24,7 +24,7 @@ from streamworker.model import (
 )
 from streamworker.observe import UNTRACED, JobSpan, Tracer
 from streamworker.stream.attempt import Attempt
-from streamworker.wire.deadletter import dead_letter
+from streamworker.wire.deadletter import PREFIX, dead_letter
 from streamworker.wire.job import read_job
 from streamworker.worker.routing import choose_upstreams
 
@@ -95,7 +95,7 @@ class Intake:
 
     def take(self, record: ConsumerRecord, deliveries: int) -> Accepted | Refused:
         """Decide about a record that has a value; `deliveries` counts this delivery too. Raises KafkaRefused."""
-        job = read_job(record, max_bytes=self._rules.max_job_bytes)
+        job = _unreadable(record) or read_job(record, max_bytes=self._rules.max_job_bytes)
         span = self._tracer.open_job(job, deliveries)
         if span.trace is not job.trace:
             job = msgspec.structs.replace(job, trace=span.trace)
@@ -132,7 +132,7 @@ class Intake:
         event = self._terminal(rejection, code, message)
         to = self._partition(rejection.job_id, self._allowed(rejection.reply_to))
         terminal = self._writer.write(event, to, rejection.job_id.encode(), rejection.trace)
-        return Refused(rejection, code, (letter, terminal), (_emptied(letter), terminal))
+        return Refused(rejection, code, (letter, terminal), (_coordinates_only(record, letter), terminal))
 
     def _give_up(self, record: ConsumerRecord, job: Job, upstream: str, to: TopicPartition) -> Refused:
         """End a job that was delivered too often. Readers follow its latest `started`, so it gets one more."""
@@ -146,11 +146,13 @@ class Intake:
         events = [self._writer.write(event, to, key, job.trace) for event in (started, attempt.terminal(now))]
         letter = self._letter(record, ErrorCode.MAX_DELIVERIES, message)
         code, rejection = ErrorCode.MAX_DELIVERIES, _rejection(job, message)
-        return Refused(rejection, code, (letter, *events), (_emptied(letter), *events))
+        return Refused(rejection, code, (letter, *events), (_coordinates_only(record, letter), *events))
 
     def _letter(self, record: ConsumerRecord, code: ErrorCode, message: str) -> ProducerRecord:
         key = record.key if record.key is not None else str(record.at).encode()
         to = self._sink.partition_for(self._rules.dlq_topic, key)
+        if record.unreadable is not None:  # Kafka wants a key or a value
+            record = msgspec.structs.replace(record, key=key)
         return dead_letter(record, to, code=code, message=message, group=self._rules.group)
 
     def _terminal(self, rejection: Rejection, code: ErrorCode, message: str) -> UsageEvent:
@@ -192,6 +194,21 @@ def _rejection(job: Job, fault: str) -> Rejection:
     )
 
 
-def _emptied(letter: ProducerRecord) -> ProducerRecord:
-    note = ("__streamworker.errors.value_left_out", str(len(letter.value or b"")).encode())
-    return ProducerRecord(letter.topic_partition, letter.key, None, (*letter.headers, note))
+def _unreadable(record: ConsumerRecord) -> Rejection | None:
+    """Return the rejection of a record that could not be decoded; its id is made of its coordinates."""
+    if record.unreadable is None:
+        return None
+    return Rejection(
+        job_id=str(record.at), source=record.at, timestamp=record.timestamp, faults=(record.unreadable,)
+    )
+
+
+def _coordinates_only(record: ConsumerRecord, letter: ProducerRecord) -> ProducerRecord:
+    """Return a dead letter without the record's key, value and headers, for a topic in which they do not fit."""
+    left_out = len(record.value or b""), sum(len(name) + len(value or b"") for name, value in record.headers)
+    notes = tuple(
+        (f"{PREFIX}{name}_left_out", str(size).encode())
+        for name, size in zip(("value", "headers"), left_out, strict=True)
+    )
+    errors = letter.headers[len(record.headers) :]
+    return ProducerRecord(letter.topic_partition, str(record.at).encode(), None, errors + notes)

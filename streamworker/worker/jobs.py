@@ -52,7 +52,7 @@ class Jobs:
         deliveries = partition.committer.progress.begin(offset)
         if not deliveries:
             self._observer.record_skipped(record.topic_partition)
-        elif record.value is None:
+        elif record.value is None and record.unreadable is None:
             partition.committer.finish(offset, ())
             self._observer.tombstone_skipped(record.topic_partition)
         else:

@@ -100,6 +100,13 @@ class Partitions:
         self._observer.partitions_changed(len(self._assigned), len(gained), len(lost))
         return True
 
+    def reopen(self, topic_partition: TopicPartition, reason: str) -> None:
+        """Release a partition whose log was reset, and take it over with a fresh record of its progress."""
+        if self._is_stopping or (partition := self._assigned.get(topic_partition)) is None:
+            return
+        log.info("partition.reopening", partition=str(topic_partition), reason=reason)
+        self._supervisor.spawn(self._reopen(partition, "log_reset"), name=f"reopen {topic_partition}")
+
     async def is_member(self) -> bool:
         """Ask the group whether this worker still is a member; False if there is no answer.
 
@@ -147,7 +154,9 @@ class Partitions:
         partition: AssignedPartition
 
         def lost(reason: str) -> None:
-            self._supervisor.spawn(self._reopen(partition, reason), name=f"reopen {topic_partition}")
+            log.warning("partition.fenced", partition=str(topic_partition), reason=reason)
+            self._observer.partition_fenced(topic_partition)
+            self._supervisor.spawn(self._reopen(partition, "fenced"), name=f"reopen {topic_partition}")
 
         committer = PartitionCommitter(
             topic_partition,
@@ -170,10 +179,8 @@ class Partitions:
         log.info("partition.opened", partition=str(partition.id), offset=offset)
 
     async def _reopen(self, partition: AssignedPartition, reason: str) -> None:
-        """Release a partition that another worker fenced; take it over anew if the group still assigns it to us."""
-        log.warning("partition.fenced", partition=str(partition.id), reason=reason)
-        self._observer.partition_fenced(partition.id)
-        await asyncio.wait([self._spawn_release(partition, "fenced")])
+        """Release a partition; take it over anew if the group still assigns it to us."""
+        await asyncio.wait([self._spawn_release(partition, reason)])
         while self.is_current(partition):
             await asyncio.sleep(_REOPEN_BACKOFF_S)
             if await self.is_member() and self.is_current(partition):

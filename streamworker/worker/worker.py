@@ -127,6 +127,10 @@ class Worker:
             self._is_joined = True
             self._poller.assigned()
 
+    def log_reset(self, partition: TopicPartition, reason: str) -> None:
+        """Take a partition over anew whose offsets mean other records now."""
+        self._partitions.reopen(partition, reason)
+
     @property
     def last_poll(self) -> float:
         """When the poll loop last polled, in seconds of the monotonic clock."""

@@ -30,11 +30,11 @@ asyncio.run(main())
 """
 
 
-async def test_record_that_cannot_be_read_holds_back_its_own_partition_only(stage: Stage) -> None:
-    """A header name that is not UTF-8: the jobs of the other partition end, and the worker continues."""
+async def test_record_that_cannot_be_decoded_becomes_a_dead_letter(stage: Stage) -> None:
+    """A header name that is not UTF-8: the record is skipped with its coordinates, and the jobs around it end."""
     await stage.open(partitions=2)
     async with stage.worker():
-        await stage.submit("before", "practice?deltas=1")
+        await stage.submit("before", "practice?deltas=1", partition=1)
         await stage.ended("before")
         writer = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", _BAD_NAME, stage.broker.bootstrap, stage.jobs_topic),
@@ -42,12 +42,39 @@ async def test_record_that_cannot_be_read_holds_back_its_own_partition_only(stag
         )
         assert await writer.wait() == 0
         jobs = [f"after-{number}" for number in range(20)]
-        for job_id in jobs:
-            await stage.submit(job_id, "practice?deltas=1")
+        for number, job_id in enumerate(jobs):
+            await stage.submit(job_id, "practice?deltas=1", partition=number % 2)
         ends = await stage.ended(*jobs)
+        unreadable = f"{stage.jobs_topic}-1-1"
+        await stage.until(lambda: unreadable in stage.terminals())
+        [letter] = await stage.dead_letters(1)
 
     assert {end["status"] for end in ends} == {"completed"}
     assert stage.breaches() == []
+    assert stage.terminals()[unreadable]["status"] == "rejected"
+    assert (letter.key, letter.value) == (unreadable.encode(), None)
+    headers = dict(letter.headers)
+    assert headers["__streamworker.errors.offset"] == b"1"
+    assert b"cannot be decoded: a header name is not UTF-8" in headers["__streamworker.errors.message"]
+
+
+async def test_record_whose_headers_do_not_fit_into_a_dead_letter_gets_one_with_coordinates_only(
+    apache: Stage,
+) -> None:
+    """Two MiB of headers on a large job topic: without it the commit is refused for ever."""
+    await apache.open(topic_settings={"max.message.bytes": "8000000"})
+    await apache.set_topic(apache.dlq_topic, max_message_bytes="1048588")
+    async with apache.worker():
+        big = [("large", os.urandom(2 << 20))]
+        await apache.submit_bytes(b"not a job", key=b"k" * 1000, headers=big)
+        await apache.submit("after", "practice?deltas=1")
+        await apache.ended("after")
+        [letter] = await apache.dead_letters(1)
+
+    names = {name.removeprefix("__streamworker.errors.") for name, _ in letter.headers}
+    assert (letter.key, letter.value) == (f"{apache.jobs_topic}-0-0".encode(), None)
+    assert "large" not in names
+    assert {"topic", "partition", "offset", "code", "message"} <= names
 
 
 async def test_header_without_a_value_is_accepted_and_kept_in_a_dead_letter(stage: Stage) -> None:

@@ -44,7 +44,7 @@ async def test_reader_of_a_partition_without_leader_and_broker_connects_a_few_ti
             await admin.create(partitions=1)
         async with open_log(settings.kafka, topic) as log:
             await asyncio.to_thread(broker.stop)
-            leaders = client_of(log._consumer).cluster._partitions
+            leaders = client_of(log.consumer).cluster._partitions
             # The metadata of a partition that was just created, or whose leader has gone.
             leaders[topic] = {0: leaders[topic][0]._replace(leader=-1)}
             reading = asyncio.ensure_future(anext(log.follow([TopicPartition(topic, 0)])))

@@ -80,6 +80,7 @@ def test_config_without_a_source_has_the_documented_defaults() -> None:
             "move_timeout_s": 900,
             "max_deliveries": 5,
             "max_job_bytes": 1_000_000,
+            "on_no_offset": "refuse",
             "max_event_bytes": 1_048_576,
             "commit_interval_s": 1,
         },

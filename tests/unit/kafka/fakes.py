@@ -147,6 +147,8 @@ class FakeConsumer:
         self.assignor: Any = None
         self.calls: list[tuple[Any, ...]] = []
         self.is_stopped = False
+        self.topic_id = b"first"
+        self._client = None
 
     async def start(self) -> None: ...
 
@@ -161,6 +163,12 @@ class FakeConsumer:
 
     def seek(self, partition: Any, offset: int) -> None:
         self.calls.append(("seek", tuple(partition), offset))
+
+    def pause(self, partition: Any) -> None:
+        self.calls.append(("pause", tuple(partition)))
+
+    def resume(self, partition: Any) -> None:
+        self.calls.append(("resume", tuple(partition)))
 
 
 class FakeMembership:
@@ -191,6 +199,9 @@ class FakeCommittedOffsets:
 
     async def read(self, _: TopicPartition) -> CommitPoint | None:
         return self._broker.committed
+
+    async def start_point(self, _: TopicPartition, committed: CommitPoint) -> CommitPoint:
+        return committed
 
 
 class Member:

@@ -115,15 +115,31 @@ def test_intake_rejected_record_keeps_trace_and_headers() -> None:
     assert TRACE in terminal.headers
 
 
-def test_intake_fallback_is_the_letter_without_value_and_the_same_terminal() -> None:
-    """A record that is too large for the dead-letter topic leaves its headers there."""
-    decision = refused(b"x" * 5000)
+def test_intake_fallback_has_coordinates_and_reason_only_and_the_same_terminal() -> None:
+    """For a record whose key, value or headers do not fit into the dead-letter topic."""
+    decision = make().take(record(b"x" * 5000, headers=(TRACE, ("x", b"\xff" * 100))), 1)
+    assert isinstance(decision, Refused)
     letter, terminal = decision.fallback
 
-    assert (letter.key, letter.value) == (b"k", None)
+    assert (letter.key, letter.value) == (b"jobs-0-7", None)
+    assert all(name.startswith("__streamworker.errors.") for name, _ in letter.headers)
+    assert int(headers(letter)["headers_left_out"] or 0) > 100
     assert headers(letter)["value_left_out"] == b"5000"
     assert headers(letter)["code"] == b"invalid_job"
     assert terminal == decision.records[1]
+
+
+def test_intake_unreadable_record_is_rejected_by_its_coordinates() -> None:
+    """Its key, value and headers are unknown; Kafka wants a key or a value."""
+    unreadable = ConsumerRecord(Coordinates("jobs", 3, 7), -1, None, None, unreadable="not UTF-8")
+    decision = make().take(unreadable, 1)
+    assert isinstance(decision, Refused)
+    letter, terminal = decision.records
+
+    assert (letter.key, letter.value) == (b"jobs-3-7", None)
+    assert headers(letter)["message"] == b"not UTF-8"
+    assert decision.rejection.job_id == "jobs-3-7"
+    assert terminal.key == b"jobs-3-7"
 
 
 def test_intake_model_without_an_upstream_is_rejected() -> None:
