@@ -7,6 +7,7 @@
     ├── KafkaError              the broker, a topic or the network failed
     │   ├── KafkaUnavailable    the broker cannot be reached now; retrying may help
     │   ├── KafkaRefused        the broker rejected the request; a person has to change something
+    │   │   └── InstanceFenced  another process joined the group under this worker's instance id
     │   ├── RecordTooLarge      one record exceeds the limit; the next ones may not
     │   └── Fenced              another worker owns this partition now
     ├── UpstreamError           a try failed outside of the event stream; carries a `JobError`
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ConfigurationError",
     "Fenced",
+    "InstanceFenced",
     "KafkaError",
     "KafkaRefused",
     "KafkaUnavailable",
@@ -61,6 +63,13 @@ class KafkaUnavailable(KafkaError):
 
 class KafkaRefused(KafkaError):
     """The broker answered and rejected the request. Retrying does not help."""
+
+
+class InstanceFenced(KafkaRefused):
+    """Another process joined the group later under the same `worker.group_instance_id` (KIP-345).
+
+    The worker must end its streams and stop. If it joined again, it would fence the other process in turn.
+    """
 
 
 class RecordTooLarge(KafkaError):

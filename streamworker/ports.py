@@ -169,6 +169,11 @@ class CommitStore(Protocol):
 class CommitStores(Protocol):
     """Creates a commit store per assigned partition."""
 
+    @property
+    def metadata_limit(self) -> int:
+        """Bytes of metadata that a commit may have: the broker's `offset.metadata.max.bytes`."""
+        ...
+
     def store(self, partition: TopicPartition) -> CommitStore:
         """Return a new commit store, not yet opened."""
         ...

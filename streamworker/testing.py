@@ -257,6 +257,8 @@ class Commit(NamedTuple):
 class MemoryCommitStores:
     """The broker's side of commits: `commits` lists them in order, `points` holds each partition's last one."""
 
+    metadata_limit = 4096
+
     def __init__(self, *, max_record_bytes: float = inf) -> None:
         self.commits: list[Commit] = []
         self.points: dict[TopicPartition, CommitPoint] = {}

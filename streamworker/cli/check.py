@@ -87,9 +87,12 @@ async def _check_kafka(settings: Settings, timeout_s: float) -> bool:
                 # A topic that may not be described looks like a missing one, so ACLs are checked first.
                 acls = await admin.missing_acls()
                 topics = [] if acls else faults_of(settings, await admin.describe())
+                limited = None if acls else await admin.small_metadata_limit()
     except KafkaError as error:
         click.echo(f"wrong   broker {where}: {error}")
         return False
+    if limited:
+        click.echo(f"note    {limited}")
     for what, faults in (("rights", acls), ("topics", topics)):
         for fault in faults:
             click.echo(f"wrong   {fault}")

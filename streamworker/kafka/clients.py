@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaConnectionError
 
 from streamworker.kafka.compat import (
     abandon_batches,
     client_of,
     install_client,
     retry_first_requests_quickly,
+    unreachable_brokers,
 )
 from streamworker.kafka.connection import RotatedSecrets, client_arguments
 from streamworker.model import ConsumerRecord, Coordinates
@@ -45,6 +47,7 @@ __all__ = [
     "new_producer",
     "new_transactional_producer",
     "record_of",
+    "start_producer",
 ]
 
 BATCH_BYTES = 256 << 10
@@ -196,6 +199,19 @@ def new_admin(settings: KafkaSettings) -> Admin:
 def known_partitions(producer: Producer, topic: str) -> int:
     """Return how many partitions a topic has in the producer's current metadata; 0 if it is not there."""
     return len(client_of(producer).cluster.partitions_for_topic(topic) or ())
+
+
+async def start_producer(producer: Producer, timeout_s: float) -> None:
+    """Start a producer. Raises aiokafka's KafkaError, also when `timeout_s` is over.
+
+    `AIOKafkaProducer.start` has no time limit: it asks for a producer id until a broker answers.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            await producer.start()
+    except TimeoutError:
+        brokers = unreachable_brokers(producer) or "the brokers accept connections and do not answer"
+        raise KafkaConnectionError(f"no broker answered within {timeout_s:g} s ({brokers})") from None
 
 
 async def close_producer(producer: Producer | None, timeout_s: float) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import structlog
 from aiokafka import TopicPartition as KafkaTopicPartition
 from aiokafka.errors import KafkaError as ForeignKafkaError
 
@@ -14,6 +15,7 @@ from streamworker.kafka.acls import RequiredAcls
 from streamworker.kafka.clients import Admin, new_admin
 from streamworker.kafka.errors import translate_errors
 from streamworker.kafka.log import open_log
+from streamworker.kafka.topics import METADATA_LIMIT, read_metadata_limit
 from streamworker.model import CommitPoint
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ __all__ = ["CommittedOffsets"]
 
 _CLOSE_TIMEOUT_S = 2.0
 
+log = structlog.get_logger()
+
 
 class CommittedOffsets:
     """Reads committed offsets with their metadata, which `AIOKafkaConsumer.committed` leaves out."""
@@ -35,12 +39,22 @@ class CommittedOffsets:
         self._acls = RequiredAcls.of_worker(settings)
         self._from_end: frozenset[str] = frozenset()  # topics that begin at their end
         self._admin: Admin | None = None
+        self.metadata_limit = METADATA_LIMIT
+        """Bytes of metadata that a commit may have: the brokers' `offset.metadata.max.bytes`."""
 
     async def start(self) -> None:
         """Connect. Raises KafkaError."""
         self._admin = new_admin(self._settings.kafka)
         with translate_errors(f"connecting to {self._settings.kafka.bootstrap_servers}"):
             await self._admin.start()
+            self.metadata_limit = await read_metadata_limit(self._admin)
+        if self.metadata_limit < METADATA_LIMIT:
+            log.warning(
+                "commit.metadata_limited",
+                limit=self.metadata_limit,
+                reason="the brokers' offset.metadata.max.bytes is below Kafka's default of "
+                f"{METADATA_LIMIT}: fewer jobs of a partition can end before an older one",
+            )
 
     async def stop(self) -> None:
         """Disconnect. Bounded in time; never raises."""

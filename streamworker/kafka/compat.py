@@ -8,11 +8,14 @@ module was compared with aiokafka's source.
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import contextmanager
+from time import monotonic
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import aiokafka
+import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition, conn
 from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
 from aiokafka.conn import OAuthAuthenticator
@@ -32,12 +35,15 @@ from aiokafka.producer.sender import Sender, SendProduceReqHandler, TxnOffsetCom
 from aiokafka.protocol.metadata import MetadataRequest
 
 from streamworker.errors import ConfigurationError
+from streamworker.log_throttle import LogThrottle
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterator
 
 __all__ = [
+    "FENCED_INSTANCE_ID",
+    "GROUP_MAX_SIZE_REACHED",
     "KNOWN_VERSIONS",
     "Credentials",
     "Membership",
@@ -52,6 +58,7 @@ __all__ = [
     "positions_of",
     "renew_credentials_in",
     "retry_first_requests_quickly",
+    "unreachable_brokers",
 ]
 
 KNOWN_VERSIONS = frozenset({"0.14.0"})
@@ -63,7 +70,13 @@ if not aiokafka.__version__.startswith(_KNOWN_SERIES):
         f"pip install 'aiokafka=={_KNOWN_SERIES}*'"
     )
 
+log = structlog.get_logger()
+
 _METADATA_BACKOFF_S = 0.25
+_SILENCE_S = 3.0
+FENCED_INSTANCE_ID = 82
+GROUP_MAX_SIZE_REACHED = 81
+_UNKNOWN_CODES = {FENCED_INSTANCE_ID, GROUP_MAX_SIZE_REACHED}
 _QUICK_RETRIES = 4
 _QUICK_BACKOFF_S = 0.005
 _NEXT_SERVER_S = 1.0
@@ -96,6 +109,7 @@ def install_client(owner: Any, credentials: Credentials) -> None:
     client.__class__ = _Client
     client.credentials = credentials
     client.locks = {}
+    client.failures = {}
 
 
 class _Client(AIOKafkaClient):  # type: ignore[misc]  # aiokafka is untyped
@@ -103,6 +117,7 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]  # aiokafka is untyped
 
     credentials: Credentials
     locks: dict[tuple[int, int], asyncio.Lock]
+    failures: dict[str, Exception]
 
     async def _metadata_update(self, cluster: Any, topics: Any) -> bool:
         """Wait after a failed update.
@@ -151,6 +166,7 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]  # aiokafka is untyped
         servers = list(self.hosts)
         asking: set[asyncio.Task[tuple[Any, Any]]] = set()
         failures: list[BaseException] = []
+        began = monotonic()
         try:
             while True:
                 if servers:
@@ -158,7 +174,7 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]  # aiokafka is untyped
                     asking.add(asyncio.create_task(self._ask_server(host, port)))
                 elif not asking:
                     raise failures[0]
-                timeout = _NEXT_SERVER_S if servers else None
+                timeout = _NEXT_SERVER_S if servers else _SILENCE_S
                 done, asking = await asyncio.wait(
                     asking, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
                 )
@@ -167,6 +183,11 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]  # aiokafka is untyped
                         asking |= done - {task}
                         return task.result()
                     failures.append(error)
+                if not done and not servers:
+                    waited_s = round(monotonic() - began)
+                    log.warning(
+                        "kafka.connecting", waited_s=waited_s, reason="no bootstrap server has answered yet"
+                    )
         finally:
             for task in asking:
                 task.cancel()
@@ -197,16 +218,22 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]  # aiokafka is untyped
             if connection is not None and connection.connected():
                 return connection
             self._conns.pop(key, None)
+            address = ""
             try:
                 broker = self.cluster.broker_metadata(node_id)
                 if broker is None:
                     raise StaleMetadata(f"broker {node_id} is not in the current metadata")
+                address = f"{broker.host}:{broker.port}"
                 connection = await self._connect(
                     broker.host, broker.port, on_close=self._on_connection_closed
                 )
-            except (OSError, TimeoutError, ForeignKafkaError):
+            except (OSError, TimeoutError, ForeignKafkaError) as error:
+                if address:
+                    self.failures[address] = error
+                    _log_unreachable(address, error)
                 self.force_metadata_update()
                 return None
+            self.failures.pop(address, None)
             self._conns[key] = connection
             return connection
 
@@ -225,6 +252,29 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]  # aiokafka is untyped
             sasl_plain_password=self._sasl_plain_password,
             sasl_oauth_token_provider=self._sasl_oauth_token_provider,
         )
+
+
+_unreachable: dict[str, LogThrottle] = {}
+"""Throttles by broker, for all clients of the process: each job partition has a producer with a client of its own."""
+
+
+def _log_unreachable(address: str, error: Exception) -> None:
+    if (fields := _unreachable.setdefault(address, LogThrottle()).failed(monotonic())) is not None:
+        log.warning("kafka.broker_unreachable", broker=address, reason=_reason(error), **fields)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, socket.gaierror):
+        return (
+            f"{error.strerror}: this name is in the broker's advertised.listeners and does not resolve here; correct "
+            "the listener, or add the name to DNS"
+        )
+    return str(error) or f"no answer ({type(error).__name__})"
+
+
+def unreachable_brokers(owner: Any) -> str:
+    """Return the brokers to which the client's last connection failed, with the reasons; empty if there are none."""
+    return "; ".join(f"{address}: {_reason(error)}" for address, error in client_of(owner).failures.items())
 
 
 def _close_unused(task: asyncio.Task[tuple[Any, Any]]) -> None:
@@ -410,6 +460,8 @@ class Membership:
         self._coordinator = consumer._coordinator
         self._coordinator.__class__ = _Coordinator
         self._coordinator.on_heartbeat = on_heartbeat
+        self._coordinator.refusal = 0
+        self._coordinator.doubted_id = None
 
     @property
     def identity(self) -> tuple[str, int]:
@@ -447,15 +499,48 @@ class Membership:
         """Whether the group's coordinator is known and was reachable."""
         return self._coordinator.coordinator_id is not None
 
+    @property
+    def refusal(self) -> int:
+        """The error code of the last JoinGroup or SyncGroup response that aiokafka does not know; 0 if there is none."""
+        return int(self._coordinator.refusal)
+
     def check_errors(self) -> None:
         """Raise the error for which the group refused the consumer, once, if there is one. `getmany` does so too."""
         self._coordinator.check_errors()
 
 
 class _Coordinator(GroupCoordinator):  # type: ignore[misc]  # aiokafka is untyped
-    """A group coordinator that reports answered heartbeats."""
+    """A group coordinator that reports answered heartbeats and lets itself be fenced."""
 
     on_heartbeat: Callable[[], None]
+    refusal: int
+    doubted_id: str | None
+
+    async def _send_req(self, request: Any) -> Any:
+        """Note error codes that aiokafka does not know: it raises "UnknownError" for them."""
+        response = await super()._send_req(request)
+        if (code := getattr(response, "error_code", 0)) in _UNKNOWN_CODES:
+            self.refusal = code
+        return response
+
+    def reset_generation(self) -> None:
+        """Join once more under the old member id, if this is a static member that the group does not know.
+
+        aiokafka joins without a member id. For a static member the broker then replaces the process that holds the
+        instance id now, and two processes with one id would fence each other in turn. With the old member id the
+        broker answers FENCED_INSTANCE_ID if there is such a process (KIP-345), and UNKNOWN_MEMBER_ID if the session
+        has only expired.
+        """
+        member_id: str = self.member_id  # type: ignore[has-type]
+        super().reset_generation()
+        if (
+            self._group_instance_id
+            and member_id
+            and self.doubted_id != member_id
+            and not self._closing.done()
+        ):
+            self.doubted_id = member_id
+            self.member_id = member_id
 
     async def _do_heartbeat(self) -> bool:
         """Send a heartbeat. Nothing else distinguishes a broker that is away from one without records."""

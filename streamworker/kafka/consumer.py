@@ -36,11 +36,13 @@ from aiokafka.errors import (
 from aiokafka.errors import KafkaError as ForeignKafkaError
 from aiokafka.structs import OffsetAndMetadata
 
-from streamworker.errors import KafkaError, KafkaUnavailable
+from streamworker.errors import InstanceFenced, KafkaError, KafkaRefused, KafkaUnavailable
 from streamworker.kafka.acls import RequiredAcls
 from streamworker.kafka.assignor import DeferredAssignor
 from streamworker.kafka.clients import Consumer, FetchedRecord, new_consumer, record_of
 from streamworker.kafka.compat import (
+    FENCED_INSTANCE_ID,
+    GROUP_MAX_SIZE_REACHED,
     Membership,
     client_of,
     known_position,
@@ -116,7 +118,9 @@ class GroupConsumer:
         self._watching = asyncio.create_task(self._watch(), name="watch logs")
 
     async def receive(self, partitions: Collection[TopicPartition], limit: int) -> list[ConsumerRecord]:
-        """Return at most `limit` records of these partitions, waiting up to POLL_S for them. Raises KafkaError.
+        """Return at most `limit` records of these partitions, waiting up to POLL_S for them.
+
+        Raises KafkaError, and InstanceFenced if another process joined under the same instance id.
 
         A consumer whose coordination task has died is replaced by a new one, which joins as a new member.
         """
@@ -129,6 +133,7 @@ class GroupConsumer:
         try:
             fetched = await self._fetch(wanted, wait_ms, max(1, limit))
         except KafkaError:
+            self._check_refusal()
             # aiokafka has advanced the positions of the partitions that it drained before the one that failed.
             self._rewind(partitions)
             return await self._receive_one_by_one(partitions, max(1, limit))
@@ -504,6 +509,7 @@ class GroupConsumer:
         now = asyncio.get_running_loop().time
         began, lines = now(), LogThrottle()
         while self._assigned_as is None:
+            self._check_refusal()
             membership.check_errors()
             await asyncio.sleep(_JOIN_POLL_S)
             waited_s = now() - began
@@ -511,6 +517,26 @@ class GroupConsumer:
                 log.warning(
                     "group.joining", waited_s=round(waited_s), reason=self._reason_to_wait(membership)
                 )
+
+    def _check_refusal(self) -> None:
+        """Raise if the group refused this member with an error code that aiokafka does not know.
+
+        Raises:
+            InstanceFenced: another process joined under the same instance id.
+            KafkaRefused: the group is full.
+        """
+        refusal = 0 if self._membership is None else self._membership.refusal
+        if refusal == FENCED_INSTANCE_ID:
+            raise InstanceFenced(
+                f"another process joined group {self._settings.worker.group_id} later with worker.group_instance_id "
+                f"{self._settings.worker.group_instance_id} (FENCED_INSTANCE_ID): this worker stops, the other one "
+                "continues. Give each worker an id of its own"
+            )
+        if refusal == GROUP_MAX_SIZE_REACHED:
+            raise KafkaRefused(
+                f"group {self._settings.worker.group_id} has as many members as the broker's group.max.size allows: "
+                "raise it, or run fewer workers"
+            )
 
     def _reason_to_wait(self, membership: Membership) -> str:
         if not membership.knows_coordinator:

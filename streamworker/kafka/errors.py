@@ -7,7 +7,7 @@ import re
 import socket
 import ssl
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiokafka import errors
 
@@ -34,6 +34,8 @@ _REFUSED = (
     errors.InvalidTopicError,
     errors.UnsupportedVersionError,
     errors.IncompatibleBrokerVersion,
+    errors.InvalidSessionTimeoutError,
+    errors.InconsistentGroupProtocolError,
 )
 
 _REPR = re.compile(r"<[\w.]+|\w+\(\w+=")
@@ -48,6 +50,12 @@ _ADVICE: dict[type[BaseException], str] = {
     "cluster",
     errors.SaslAuthenticationFailed: "are kafka.sasl_mechanism, the user, and the password or token right?",
     errors.UnsupportedSaslMechanismError: "choose another kafka.sasl_mechanism",
+    errors.InvalidSessionTimeoutError: "set worker.session_timeout_s between the broker's group.min.session.timeout.ms "
+    "and group.max.session.timeout.ms",
+    errors.InconsistentGroupProtocolError: "another program is a member of this group, with another assignor: choose "
+    "another worker.group_id, or stop it",
+    errors.OffsetMetadataTooLargeError: "the broker's offset.metadata.max.bytes is below Kafka's default of 4096",
+    errors.InvalidTimestampError: "is this machine's clock right? the broker's message.timestamp.after.max.ms is exceeded",
     ssl.SSLCertVerificationError: "did the authority in kafka.ssl_cafile sign the broker's certificate, and does the "
     "certificate contain the host name in kafka.bootstrap_servers?",
     ssl.SSLError: "does the broker speak TLS at this port? see kafka.security_protocol",
@@ -72,6 +80,7 @@ def translate_errors(action: str, acls: RequiredAcls | None = None) -> Iterator[
     except KafkaError:
         raise
     except errors.KafkaError as error:
+        error = _original(error)
         raise _translated_class(error)(f"{action}: {describe_error(error, acls)}") from error
     except ssl.SSLError as error:
         raise KafkaRefused(f"{action}: {describe_error(error)}") from error
@@ -83,6 +92,7 @@ def describe_error(error: BaseException, acls: RequiredAcls | None = None) -> st
     """Return the exception's text, followed by advice where there is any."""
     if acls is not None and (missing := acls.describe(error)) is not None:
         return missing
+    error = _original(error)
     text = _text(error)
     if isinstance(error, ssl.SSLError):
         text = f"no TLS connection: {getattr(error, 'verify_message', '') or error.reason or text}"
@@ -99,6 +109,13 @@ def _text(error: BaseException) -> str:
         name = f"{error.message} ({' '.join(error.description.split()).rstrip('.')})"
         return ": ".join([name, *details])
     return ": ".join(details) or _CAMEL.sub(" ", type(error).__name__.removesuffix("Error")).lower()
+
+
+def _original(error: BaseException) -> Any:
+    """Return the broker's error behind aiokafka's "Unexpected error during batch delivery" and the like."""
+    while isinstance(error.__cause__, errors.KafkaError) and str(error).startswith("Unexpected error"):
+        error = error.__cause__
+    return error
 
 
 def _translated_class(error: errors.KafkaError) -> type[KafkaError]:

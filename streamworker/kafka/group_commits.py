@@ -62,6 +62,11 @@ class GroupCommitStores:
                 await self._task
         await self._commit_soon()
 
+    @property
+    def metadata_limit(self) -> int:
+        """Bytes of metadata that a commit may have."""
+        return self._committed.metadata_limit
+
     def store(self, partition: TopicPartition) -> CommitStore:
         """Return a new store, not opened."""
         return _GroupCommitStore(self, partition, self._consumer)

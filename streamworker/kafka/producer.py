@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from streamworker.errors import KafkaRefused
-from streamworker.kafka.clients import close_producer, known_partitions, new_producer
+from streamworker.kafka.clients import close_producer, known_partitions, new_producer, start_producer
 from streamworker.kafka.compat import fetch_all_metadata
 from streamworker.kafka.errors import translate_errors
 from streamworker.log_throttle import LogThrottle
@@ -108,7 +108,7 @@ class ReplaceableProducer:
         producer = new_producer(self._settings)
         try:
             with translate_errors(f"connecting a producer to {self._settings.bootstrap_servers}", self._acls):
-                await producer.start()
+                await start_producer(producer, self._settings.request_timeout_s)
             for topic in self._topics:
                 with translate_errors(f"reading the partitions of topic {topic}", self._acls):
                     self._partitions[topic] = len(await producer.partitions_for(topic))

@@ -22,20 +22,32 @@ if TYPE_CHECKING:
     from streamworker.config import Settings
     from streamworker.kafka.acls import Acl
 
-__all__ = ["FRAMING_BYTES", "TopicAdmin", "TopicFacts", "faults_of", "open_admin"]
+__all__ = [
+    "FRAMING_BYTES",
+    "METADATA_LIMIT",
+    "TopicAdmin",
+    "TopicFacts",
+    "faults_of",
+    "open_admin",
+    "read_metadata_limit",
+]
 
 FRAMING_BYTES = 1024
 """Upper bound for what surrounds a record: batch header, record framing and the worker's headers."""
 
 _DEFAULT_MESSAGE_BYTES = 1_048_588
 
+METADATA_LIMIT = 4096
+"""Kafka's default for `offset.metadata.max.bytes`."""
+
 
 class TopicFacts(NamedTuple):
-    """Properties of a topic. `max_message_bytes` is None if the broker does not report it."""
+    """Properties of a topic. The last two are None if the broker does not report them."""
 
     partitions: int
     replicas: int
     max_message_bytes: int | None
+    cleanup_policy: str | None = None
 
 
 class TopicAdmin:
@@ -120,18 +132,24 @@ class TopicAdmin:
 
     async def _facts(self, name: str, partitions: list[dict[str, Any]]) -> TopicFacts:
         replicas = min((len(partition["replicas"]) for partition in partitions), default=0)
-        return TopicFacts(len(partitions), replicas, await self._max_message_bytes(name))
-
-    async def _max_message_bytes(self, name: str) -> int | None:
-        resource = ConfigResource(ConfigResourceType.TOPIC, name, {"max.message.bytes": None})
+        names = ["max.message.bytes", "cleanup.policy"]
         with translate_errors(f"reading the configuration of topic {name}"):
-            responses = await self._admin.describe_configs([resource])
-        for response in responses:
-            for error_code, _, _, _, entries in response.resources:
-                values = {entry[0]: entry[1] for entry in entries}
-                if not error_code and (value := values.get("max.message.bytes")):
-                    return int(value)
-        return None
+            values = await read_configuration(self._admin, ConfigResourceType.TOPIC, name, names)
+        limit = values.get("max.message.bytes")
+        return TopicFacts(
+            len(partitions), replicas, int(limit) if limit else None, values.get("cleanup.policy")
+        )
+
+    async def small_metadata_limit(self) -> str | None:
+        """Return a line if the brokers' `offset.metadata.max.bytes` is below Kafka's default; None otherwise."""
+        with translate_errors("reading the configuration of the brokers"):
+            limit = await read_metadata_limit(self._admin)
+        if limit >= METADATA_LIMIT:
+            return None
+        return (
+            f"the brokers accept {limit} bytes of offset metadata, {METADATA_LIMIT} are Kafka's default: fewer jobs of a "
+            "partition can end before an older one. Raise offset.metadata.max.bytes, or add partitions"
+        )
 
 
 @asynccontextmanager
@@ -150,6 +168,28 @@ async def open_admin(settings: Settings) -> AsyncIterator[TopicAdmin]:
         await admin.close()
 
 
+async def read_configuration(
+    admin: Admin, kind: ConfigResourceType, name: str, names: list[str]
+) -> dict[str, str]:
+    """Return the values of a topic's or broker's settings; empty without the permission. Raises aiokafka's KafkaError."""
+    resource = ConfigResource(kind, name, dict.fromkeys(names))
+    for response in await admin.describe_configs([resource]):
+        for error_code, _, _, _, entries in response.resources:
+            if not error_code:
+                return {entry[0]: entry[1] for entry in entries if entry[1] is not None}
+    return {}
+
+
+async def read_metadata_limit(admin: Admin) -> int:
+    """Return the smallest `offset.metadata.max.bytes` of the brokers; Kafka's default where it is not readable."""
+    setting = "offset.metadata.max.bytes"
+    limits = [METADATA_LIMIT]
+    for broker in (await admin.describe_cluster())["brokers"]:
+        values = await read_configuration(admin, ConfigResourceType.BROKER, str(broker["node_id"]), [setting])
+        limits += [int(value) for name, value in values.items() if name == setting]
+    return min(limits) if len(limits) == 1 else min(limits[1:])
+
+
 def faults_of(settings: Settings, topics: dict[str, TopicFacts | None]) -> list[str]:
     """Return one line for each topic that does not suit the settings, with what to do."""
     faults = []
@@ -162,6 +202,11 @@ def faults_of(settings: Settings, topics: dict[str, TopicFacts | None]) -> list[
             faults.append(
                 f"topic {name} accepts records of {facts.max_message_bytes} bytes, {needed} are needed: raise its "
                 "max.message.bytes, or lower kafka.max_record_bytes (events) or worker.max_job_bytes (dead letters)"
+            )
+        if "compact" in (facts.cleanup_policy or "") and name != settings.topics.control:
+            faults.append(
+                f"topic {name} has cleanup.policy={facts.cleanup_policy}, which removes records of a key that has newer "
+                "ones: set cleanup.policy=delete"
             )
     return faults
 

@@ -16,7 +16,7 @@ from aiokafka.structs import OffsetAndMetadata
 
 from streamworker.errors import Fenced, KafkaError, KafkaUnavailable, RecordTooLarge
 from streamworker.kafka.acls import RequiredAcls, transactional_id
-from streamworker.kafka.clients import close_producer, new_transactional_producer
+from streamworker.kafka.clients import close_producer, new_transactional_producer, start_producer
 from streamworker.kafka.errors import translate_errors
 from streamworker.log_throttle import OutageLog
 
@@ -55,6 +55,11 @@ class TransactionalCommitStores:
         self._consumer = consumer
         self._observer = observer
         self._acls = RequiredAcls.of_worker(settings)
+
+    @property
+    def metadata_limit(self) -> int:
+        """Bytes of metadata that a commit may have."""
+        return self._committed.metadata_limit
 
     def store(self, partition: TopicPartition) -> CommitStore:
         """Return a new store, not opened."""
@@ -97,9 +102,7 @@ class _TransactionalCommitStore:
         self._last = await self._committed.read(self._partition)
         start = await self._committed.start_point(self._partition, self._last)
         await self._confirm_membership()
-        if (
-            start != self._last
-        ):  # so that a partition without jobs differs from one whose offset expired
+        if start != self._last:  # so that a partition without jobs differs from one whose offset expired
             await self.commit([], start)
         return start
 
@@ -184,7 +187,7 @@ class _TransactionalCommitStore:
         producer = new_transactional_producer(self._settings.kafka, self._id, TRANSACTION_TIMEOUT_S)
         try:
             with translate_errors(f"fencing {self._partition} (transactional id {self._id})", self._acls):
-                await producer.start()
+                await start_producer(producer, self._settings.kafka.request_timeout_s)
         except BaseException:
             await close_producer(producer, _CLOSE_TIMEOUT_S)
             raise

@@ -19,9 +19,14 @@ MAX_AHEAD = 16_384
 
 
 class PartitionProgress:
-    """Progress of one assignment of one partition. `commit_id` marks its commits as its own."""
+    """Progress of one assignment of one partition.
 
-    def __init__(self, committed: int, offset_map: OffsetMap, *, commit_id: str) -> None:
+    `commit_id` marks its commits as its own. `limit` is the number of characters of commit metadata that the broker
+    accepts.
+    """
+
+    def __init__(self, committed: int, offset_map: OffsetMap, *, commit_id: str, limit: int = LIMIT) -> None:
+        self._limit = limit
         self._tracker = OffsetTracker(committed, finished=offset_map.finished)
         self._deliveries = dict(offset_map.deliveries)
         self._commit_id = commit_id
@@ -77,8 +82,8 @@ class PartitionProgress:
         offset_map = OffsetMap(finished, self._deliveries, f"{self._commit_id}.{self._commits}")
         metadata = encode_map(committed, offset_map)
         self._map_size, self._beyond = len(metadata), len(finished)
-        self.is_cut = self._map_size > LIMIT
-        return CommitPoint(committed, _cut(committed, offset_map) if self.is_cut else metadata)
+        self.is_cut = self._map_size > self._limit
+        return CommitPoint(committed, _cut(committed, offset_map, self._limit) if self.is_cut else metadata)
 
     @property
     def map_size(self) -> int:
@@ -86,12 +91,17 @@ class PartitionProgress:
         return self._map_size
 
     @property
+    def fill(self) -> float:
+        """Size of the last point's map as a share of the limit."""
+        return self._map_size / self._limit
+
+    @property
     def is_full(self) -> bool:
         """Whether the map is too large to accept new records.
 
         It is never full without open records: only records before the finished ones can make the map smaller.
         """
-        is_large = self._map_size >= FULL or self._beyond >= MAX_AHEAD
+        is_large = self._map_size >= self._limit * FULL // LIMIT or self._beyond >= MAX_AHEAD
         return is_large and self._tracker.incomplete > 0
 
     @property
@@ -105,12 +115,12 @@ class PartitionProgress:
         return self._tracker.position
 
 
-def _cut(committed: int, offset_map: OffsetMap) -> str:
+def _cut(committed: int, offset_map: OffsetMap, limit: int) -> str:
     """Omit the least costly part. The broker would reject a larger commit every time, and the partition would
     stand still."""
     counted_anew = encode_map(committed, offset_map._replace(deliveries={}))
     return (
         counted_anew
-        if len(counted_anew) <= LIMIT
+        if len(counted_anew) <= limit
         else encode_map(committed, OffsetMap(commit_id=offset_map.commit_id))
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import structlog
 
 from streamworker.errors import KafkaError, RecordTooLarge
-from streamworker.progress.offset_map import Damaged, OffsetMap, decode_map
+from streamworker.progress.offset_map import LIMIT, Damaged, OffsetMap, decode_map
 from streamworker.progress.partition import PartitionProgress
 
 if TYPE_CHECKING:
@@ -56,12 +56,14 @@ class PartitionCommitter:
         committer: CommitStore,
         *,
         commit_id: str,
+        metadata_limit: int = LIMIT,
         lost: Callable[[str], None],
         observer: Observer | None = None,
     ) -> None:
         self.partition = partition
         self._committer = committer
         self._commit_id = commit_id
+        self._metadata_limit = metadata_limit
         self._lost = lost
         self._observer = observer
         self._busy_since: float | None = None
@@ -78,7 +80,9 @@ class PartitionCommitter:
         except Damaged as fault:
             log.warning("commit.offset_map_ignored", partition=str(self.partition), reason=str(fault))
             offset_map = OffsetMap()
-        self._progress = PartitionProgress(committed, offset_map, commit_id=self._commit_id)
+        self._progress = PartitionProgress(
+            committed, offset_map, commit_id=self._commit_id, limit=self._metadata_limit
+        )
         return committed
 
     @property

@@ -162,6 +162,7 @@ class Partitions:
             topic_partition,
             self._commit_stores.store(topic_partition),
             commit_id=self._commit_id,
+            metadata_limit=self._commit_stores.metadata_limit,
             lost=lost,
             observer=self._observer,
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from streamworker.errors import KafkaError
+from streamworker.errors import InstanceFenced, KafkaError
 from streamworker.worker.partition import Ownership
 
 if TYPE_CHECKING:
@@ -87,6 +87,8 @@ class Poller:
             rebalances = self._rebalances
             try:
                 records = await self._source.receive(ready, free)
+            except InstanceFenced:  # to poll on would fence the other process in turn
+                raise
             except KafkaError as error:
                 log.warning("kafka.unavailable", reason=str(error))
                 self._observer.kafka_failed("poll")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from streamworker.progress.offset_map import LIMIT
 from streamworker.worker.partition import Ownership
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def worker_stats(
         partitions_opening=sum(partition.ownership is Ownership.OPENING for partition in partitions),
         moves_waiting=sum(partition.promised_s is not None for partition in partitions),
         offset_map_fill=max(
-            (committer.progress.map_size / LIMIT for committer in committers if committer.is_open),
+            (committer.progress.fill for committer in committers if committer.is_open),
             default=0.0,
         ),
         commit_in_progress_s=max((committer.busy_s for committer in committers), default=0.0),

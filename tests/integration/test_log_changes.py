@@ -192,7 +192,7 @@ async def test_group_without_offsets_begins_where_the_policy_says(
 
 @pytest.mark.parametrize("delivery", DELIVERIES)
 async def test_position_of_a_partition_without_jobs_is_committed(apache: Stage, delivery: str) -> None:
-    """Offset 0 too: only then an empty partition can be told from one whose offset has expired."""
+    """Offset 0 too: without it an empty partition looks like one whose offset has expired."""
     await apache.open(partitions=2)
     async with apache.worker(worker__delivery=delivery, worker__commit_interval_s=0.2):
         async with asyncio.timeout(20):

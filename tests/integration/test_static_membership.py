@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from typing import TYPE_CHECKING
 
 from streamworker.telemetry.metrics import PREFIX
@@ -36,3 +38,38 @@ async def test_static_member_that_comes_back_in_time_causes_no_rebalance(apache:
             await apache.ended()
             assert shown(first, "rebalances_total") == before
     assert apache.breaches() == []
+
+
+async def test_worker_that_is_fenced_by_its_instance_id_ends_and_the_other_one_continues(
+    apache: Stage,
+) -> None:
+    """Two workers with one id: the first one closes its streams and names the id; it does not join again (KIP-345)."""
+    await apache.open(partitions=2)
+    first = await apache.process(worker__group_instance_id="twin", worker__session_timeout_s=20)
+    jobs = [(f"job-{number}", "practice?deltas=110&pace_ms=100", number % 2) for number in range(8)]
+    await apache.submit_many(jobs)
+    await apache.until(lambda: all(apache.deltas(job_id) > 2 for job_id, *_ in jobs))
+    second = await apache.process(worker__group_instance_id="twin", worker__session_timeout_s=20)
+
+    assert await first.exit_code() == 1
+    assert "worker.group_instance_id twin (FENCED_INSTANCE_ID)" in first.tail()
+    await apache.submit_many([(f"more-{number}", "practice?deltas=2", number % 2) for number in range(4)])
+    await apache.ended()
+    assert second.is_running
+    assert len(apache.practice.calls) == 8 + 8 + 4  # the jobs in flight at that moment once more
+    assert apache.breaches() == []
+
+
+async def test_static_member_whose_session_expired_joins_again(apache: Stage) -> None:
+    """It was suspended, and no other process took its id, so it must not end."""
+    await apache.open()
+    worker = await apache.process(worker__group_instance_id="alone")
+    await apache.submit("before", "practice?deltas=2")
+    await apache.ended("before")
+    worker.signal(signal.SIGSTOP)
+    await asyncio.sleep(8)  # longer than the session
+    worker.signal(signal.SIGCONT)
+    await apache.submit("after", "practice?deltas=2")
+    await apache.ended("after")
+
+    assert worker.is_running

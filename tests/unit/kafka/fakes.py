@@ -177,6 +177,7 @@ class FakeMembership:
     def __init__(self, consumer: FakeConsumer, *, on_heartbeat: Any) -> None:
         self.identity = ("member-1", 1)
         self.is_rejoining = self.has_died = False
+        self.refusal = 0
         self.knows_coordinator = True
 
         self.rejoins = 0

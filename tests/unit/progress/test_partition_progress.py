@@ -223,3 +223,22 @@ def test_progress_within_the_limit_omits_nothing() -> None:
 
     assert deliveries(progress.point()) == {0: 1}
     assert not progress.is_cut
+
+
+def test_progress_with_a_small_limit_is_full_before_its_map_exceeds_it() -> None:
+    """The broker's `offset.metadata.max.bytes` may be small: no finished job may be omitted from a commit."""
+    progress = PartitionProgress(0, OffsetMap(), commit_id="0123456789ab", limit=64)
+    accepted = 0
+    while not progress.is_full:
+        assert progress.begin(2 * accepted)
+        if accepted:
+            progress.finish(2 * accepted)
+        progress.point()
+        assert not progress.is_cut
+        accepted += 1
+
+    assert 10 < accepted < 5000
+    assert progress.fill >= 0.75
+    progress.finish(0)
+    progress.point()
+    assert not progress.is_full

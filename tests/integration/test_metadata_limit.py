@@ -1,0 +1,61 @@
+"""A broker with a small `offset.metadata.max.bytes`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.brokers import apache as brokers
+from tests.integration.stage import Stage, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
+
+    from streamworker.practice import PracticeUpstream
+
+
+@pytest.fixture(scope="module")
+def small_kafka() -> Iterator[brokers.ApacheKafka]:
+    """Start a broker that accepts 80 bytes of offset metadata."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(brokers, "PROPERTIES", brokers.PROPERTIES + "offset.metadata.max.bytes=80\n")
+        kafka = brokers.ApacheKafka()
+        try:
+            kafka.start()
+            yield kafka
+        finally:
+            kafka.stop()
+
+
+@pytest.fixture
+async def small(
+    small_kafka: brokers.ApacheKafka,
+    practice: PracticeUpstream,
+    topics: Callable[[str], str],
+    tmp_path: Path,
+) -> AsyncIterator[Stage]:
+    async with Stage(small_kafka, practice, topics, tmp_path) as stage:
+        yield stage
+
+
+@pytest.mark.kafka
+async def test_jobs_are_accepted_as_far_as_the_offset_map_fits(small: Stage) -> None:
+    """Jobs that end before an older one fill the map; with a full map no new one begins, and no commit fails."""
+    await small.open()
+    worker = await small.process(worker__max_in_flight=500)
+    await small.submit("older", "practice?deltas=100&pace_ms=60")
+    # Every second job is slow, so that the finished offsets do not form one run.
+    jobs = [(f"job-{n}", f"practice?deltas={2 if n % 2 else 60}&pace_ms=50", 0) for n in range(600)]
+    await small.submit_many(jobs)
+    await eventually(lambda: len(small.terminals()) > 10)
+    await worker.kill()
+    await small.process(worker__max_in_flight=500)
+    await small.ended(limit_s=60)
+
+    [line] = await worker.logged("commit.metadata_limited")
+    assert line["limit"] == 80
+    assert worker.lines("commit.offset_map_cut") == []
+    assert worker.lines("commit.transaction_failed") == []
+    assert small.breaches() == []

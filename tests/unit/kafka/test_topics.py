@@ -1,0 +1,51 @@
+"""Faults of topics, and limits of the brokers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from streamworker.kafka.topics import TopicFacts, faults_of, read_metadata_limit
+from tests.unit.kafka.fakes import settings
+
+
+@pytest.mark.parametrize("policy", ["compact", "compact,delete"])
+def test_compacted_topic_is_reported_except_for_the_control_topic(policy: str) -> None:
+    """Compaction removes jobs and events of a key that has newer ones."""
+    topics = settings().topics
+    facts: dict[str, TopicFacts | None] = {
+        name: TopicFacts(1, 1, None, policy)
+        for name in (topics.jobs[0], topics.events, topics.dlq, topics.control)
+    }
+
+    faults = faults_of(settings(), facts)
+
+    assert [fault.split()[1] for fault in faults] == [topics.jobs[0], topics.events, topics.dlq]
+    assert all("set cleanup.policy=delete" in fault for fault in faults)
+
+
+class Admin:
+    """Two brokers; their configuration is readable if `limits` are given."""
+
+    def __init__(self, *limits: str) -> None:
+        self._limits = limits
+
+    async def describe_cluster(self) -> dict[str, Any]:
+        return {"brokers": [{"node_id": 1}, {"node_id": 2}]}
+
+    async def describe_configs(self, resources: list[Any]) -> list[Any]:
+        [resource] = resources
+        if not self._limits:
+            return [SimpleNamespace(resources=[(29, "no permission", 4, resource.name, [])])]
+        entry = ("offset.metadata.max.bytes", self._limits[int(resource.name) - 1])
+        return [SimpleNamespace(resources=[(0, None, 4, resource.name, [entry])])]
+
+
+@pytest.mark.parametrize(("limits", "limit"), [((), 4096), (("4096", "512"), 512), (("8192", "8192"), 8192)])
+async def test_metadata_limit_is_the_smallest_of_the_brokers(limits: tuple[str, ...], limit: int) -> None:
+    """Kafka's default counts where the configuration is not readable."""
+    admin: Any = Admin(*limits)
+
+    assert await read_metadata_limit(admin) == limit
