@@ -31,7 +31,7 @@ from streamworker.telemetry.metrics import Metrics
 from streamworker.telemetry.observer import Telemetry
 from streamworker.telemetry.probes import Probes
 from streamworker.upstream.client import HttpUpstream
-from streamworker.upstream.tokenizer import load_tokenizer
+from streamworker.upstream.tokenizer import find_tokenizer
 from streamworker.wire.event import EventWriter
 from streamworker.worker.intake import Intake, IntakeRules
 from streamworker.worker.policy import UpstreamPolicy
@@ -46,12 +46,14 @@ if TYPE_CHECKING:
     from streamworker.config import Settings, UpstreamSettings
     from streamworker.observe import Tracer
     from streamworker.ports import CommitStores
+    from streamworker.stream.usage import Tokenizer
     from streamworker.telemetry.metrics import Definition
     from streamworker.telemetry.otlp import Tracing
 
 __all__ = ["App", "SystemClock", "run_until_signalled"]
 
 _CONNECT_BACKOFF_S = (0.5, 1, 2, 5)
+_TOKENIZER_DELAY_S = 10.0
 _TOPICS_BACKOFF_S = (0.2, 0.3, 0.5, 1, 0)
 
 _STATS: Mapping[Definition, Callable[[WorkerStats], float]] = {
@@ -88,6 +90,7 @@ class App:
         self._clock = SystemClock()
         self.metrics = Metrics()
         self._telemetry = Telemetry(self.metrics, settings.upstreams, self._clock)
+        self._tokenizer = find_tokenizer()
         self._tracer: Tracer = UNTRACED
         self._worker: Worker | None = None
         self._is_joined = False
@@ -113,6 +116,8 @@ class App:
             await self._start_telemetry(stack)
             worker = await self._start_worker(stack)
             self._is_joined = True
+            if self._tokenizer is not None:
+                stack.callback(asyncio.create_task(_load_later(self._tokenizer)).cancel)
             log.info(
                 "worker.started", delivery=self._settings.worker.delivery, topics=self._settings.topics.jobs
             )
@@ -248,7 +253,7 @@ class App:
             queues=self._open_queues(policies),
             max_record_bytes=settings.kafka.max_record_bytes,
             max_event_bytes=settings.worker.max_event_bytes,
-            tokenizer=load_tokenizer(),
+            tokenizer=self._tokenizer,
             coalesce_s=settings.events.coalesce_ms / 1000,
         )
         limits = WorkerLimits(
@@ -328,6 +333,12 @@ def _key_version(settings: UpstreamSettings) -> int | None:
         return hash(settings.api_key())
     except ConfigurationError:
         return None
+
+
+async def _load_later(tokenizer: Tokenizer) -> None:
+    """Load the tokenizer in a thread: at the start it would delay joining the group, and later the first estimate."""
+    await asyncio.sleep(_TOKENIZER_DELAY_S)
+    await asyncio.to_thread(tokenizer.count, "")
 
 
 def open_tracing(settings: Settings) -> Tracing | None:

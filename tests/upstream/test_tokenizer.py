@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import builtins
-from typing import TYPE_CHECKING, Any
+import subprocess
+import sys
+from typing import TYPE_CHECKING
 
-from streamworker.upstream.tokenizer import load_tokenizer
+from streamworker.upstream.tokenizer import find_tokenizer
 
 if TYPE_CHECKING:
     import pytest
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 def test_tokenizer_counts_as_openai_does() -> None:
     """Known counts of o200k_base; special tokens and lone surrogates are ordinary text."""
-    tokenizer = load_tokenizer()
+    tokenizer = find_tokenizer()
     assert tokenizer is not None
     assert tokenizer.name == "o200k_base"
 
@@ -28,12 +29,18 @@ def test_tokenizer_counts_as_openai_does() -> None:
 
 def test_tokenizer_that_is_not_installed_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """The estimate counts bytes instead."""
-    real = builtins.__import__
+    monkeypatch.setattr("streamworker.upstream.tokenizer.find_spec", lambda _: None)
 
-    def without(name: str, *rest: Any, **more: Any) -> Any:
-        if name == "bpe_openai":
-            raise ImportError(name)
-        return real(name, *rest, **more)
+    assert find_tokenizer() is None
 
-    monkeypatch.setattr(builtins, "__import__", without)
-    assert load_tokenizer() is None
+
+def test_tokenizer_is_not_loaded_before_it_counts() -> None:
+    """A worker that starts does not wait for it."""
+    code = (
+        "import sys; from streamworker.upstream.tokenizer import find_tokenizer; tokenizer = find_tokenizer()"
+    )
+    code += (
+        "; assert 'bpe_openai' not in sys.modules; tokenizer.count(''); assert 'bpe_openai' in sys.modules"
+    )
+
+    subprocess.run([sys.executable, "-c", code], check=True)
