@@ -64,6 +64,8 @@ class Stage:
         self.processes: list[Process] = []
         self.bug = ""
         """Python code that each worker process runs before the worker."""
+        self.source: Path | None = None
+        """The directory with the package of another version, for the worker processes that are started."""
         self._workers: list[InProcess] = []
         self.variables = {
             "KAFKA__BOOTSTRAP_SERVERS": broker.bootstrap,
@@ -255,6 +257,8 @@ class Stage:
         """Start a worker process. It is killed at the end of the test if it still runs."""
         log = self._directory / f"worker-{len(self.processes)}.log"
         environment = {**os.environ, **self._environment(over)}
+        if self.source is not None:
+            environment["PYTHONPATH"] = str(self.source)
         with log.open("wb") as output:
             child = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-c", f"{self.bug}\nfrom streamworker.cli import main; main()", "run"),
