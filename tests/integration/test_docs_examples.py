@@ -11,14 +11,22 @@ from typing import TYPE_CHECKING, Any
 from streamworker.practice import expected_text
 
 if TYPE_CHECKING:
+    import pytest
+
     from tests.integration.stage import Stage
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
 
 
-def example(page: str) -> dict[str, Any]:
-    """Execute the Python example of a page; return the names that it defines."""
-    (code,) = re.findall(r"^```python\n(.*?)^```$", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
+def code_of(page: str) -> str:
+    """Return the Python example of a page."""
+    (code,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    assert isinstance(code, str)
+    return code
+
+
+def execute(page: str, code: str) -> dict[str, Any]:
+    """Execute code of a page; return the names that it defines."""
     names: dict[str, Any] = {}
     exec(compile(code, page, "exec"), names)
     return names
@@ -28,7 +36,7 @@ async def test_reader_example_yields_the_texts_of_jobs_that_ended(stage: Stage) 
     """The reader in docs/delivery.md returns each job's terminal event and text, also of a restarted job."""
     await stage.open()
     model, broken = "practice?deltas=6", "practice?deltas=6&break_after=3&times=1"
-    answers = example("delivery.md")["answers"]
+    answers = execute("docs/delivery.md", code_of("docs/delivery.md"))["answers"]
     async with stage.worker():
         jobs = {
             "plain": await stage.submit("plain", model),
@@ -48,3 +56,19 @@ async def test_reader_example_yields_the_texts_of_jobs_that_ended(stage: Stage) 
         "plain": ("completed", *expected_text(model, jobs["plain"].messages)),
         "restarted": ("completed", *expected_text(broken, jobs["restarted"].messages)),
     }
+
+
+async def test_client_example_prints_the_text_of_its_job(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The Python example of the README submits a job, waits for its end, and prints its text."""
+    await stage.open()
+    for name, value in stage.variables.items():
+        monkeypatch.setenv(f"STREAMWORKER_{name}", value)
+    model, code = "practice?deltas=6", code_of("README.md")
+    assert "apertus-70b-instruct" in code
+    async with stage.worker():
+        await asyncio.to_thread(execute, "README.md", code.replace("apertus-70b-instruct", model))
+
+    (text,) = expected_text(model, [{"role": "user", "content": "Conta da 1 a 10."}])
+    assert text + "\n" in capsys.readouterr().out  # between the log lines of the worker
