@@ -18,7 +18,7 @@ The package that imports a library (aiokafka, httpx) maps the library's exceptio
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,16 +84,12 @@ class Fenced(KafkaError):
 class UpstreamError(StreamworkerError):
     """A try failed, before or inside its event stream. `error` is the terminal event's error.
 
-    `advice` is what the response says about another try, if there was a response. `usage` is the usage report
-    of a whole completion that the upstream returned instead of an event stream; the upstream bills it.
+    `advice` is what the response's headers say about another try, if there was a response.
     """
 
-    def __init__(
-        self, error: JobError, advice: Advice | None = None, usage: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, error: JobError, advice: Advice | None = None) -> None:
         self.error = error
         self.advice = advice
-        self.usage = usage
         super().__init__(f"{error.code}: {error.message}")
 
 

@@ -180,10 +180,14 @@ class CommitStores(Protocol):
 
 
 class Answer(Protocol):
-    """An upstream's response: the body of its event stream, in the pieces in which it arrives.
+    """An upstream's response with a success status: its body, in the pieces in which it arrives.
 
-    The body is either iterated over or pushed to one subscriber.
+    The body is an event stream or a JSON document; `content_type` is what the upstream says that it is. The body is
+    either iterated over or pushed to one subscriber.
     """
+
+    status: int
+    content_type: str
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """Iterate over the body. Raises UpstreamError if the connection breaks."""
@@ -214,7 +218,9 @@ class Upstream(Protocol):
     """One configured upstream."""
 
     def call(self, body: bytes, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Answer]:
-        """Open a streaming completion; entering waits for the response. Raises UpstreamError.
+        """Open a streaming completion; entering waits for the response's head. Raises UpstreamError.
+
+        A response without a success status raises, too.
 
         Leaving before the end of the body closes the connection, so that the upstream stops generating.
         """

@@ -349,10 +349,12 @@ Step = bytes | float | asyncio.Event | Exception
 
 
 class Script(NamedTuple):
-    """One call: the steps of its body, and the steps before its response."""
+    """One call: the steps of its body, the steps before its response, and the response's head."""
 
     body: Iterable[Step]
     before: Iterable[Step] = ()
+    status: int = 200
+    content_type: str = "text/event-stream"
 
 
 class MemoryCall:
@@ -364,6 +366,8 @@ class MemoryCall:
         self.reads = 0
         self.is_open = True
         self.is_drained = False
+        self.status = script.status
+        self.content_type = script.content_type
         self._script = script
         self._pump = Pump(aiter(self))
 

@@ -41,6 +41,7 @@ class StreamError(msgspec.Struct, frozen=True):
     status: int | None = None
     kind: str | None = None
     protocol: bool = False
+    retry_after_s: float | None = None
 
 
 StreamItem = ChunkDelta | Done | StreamError

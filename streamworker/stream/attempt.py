@@ -29,9 +29,10 @@ from streamworker.model import (
     UsageEvent,
 )
 from streamworker.redaction import Redactor
+from streamworker.stream.body import BodyForm, is_json, looks_like_event_stream
 from streamworker.stream.chunks import ChunkReader
 from streamworker.stream.coalesce import Coalescer
-from streamworker.stream.provider_errors import to_job_error
+from streamworker.stream.provider_errors import body_error, to_job_error
 from streamworker.stream.sse import EventStreamParser
 from streamworker.stream.usage import Ledger
 from streamworker.text import RAW_TEXT_LIMIT, UPSTREAM_TEXT_LIMIT, truncate
@@ -179,7 +180,10 @@ class Attempt:
         self._cancelled: JobError | None = None
         self._is_whole = False  # the stream ended as the protocol says
         self._coalescer = Coalescer() if coalesces else None
+        self._http_status = 200
+        self._content_type = ""
         self._opening = b""  # the stream's first bytes, kept until the first delta
+        self._body = BodyForm(max_event_bytes)
         self._reader = ChunkReader(self.ledger)
         self._parser = self._new_parser()
 
@@ -266,10 +270,12 @@ class Attempt:
         self.tries += 1
         self.ledger.begin_try()
 
-    def answer(self) -> None:
-        """Begin to read an event stream: the upstream answered with one."""
+    def answer(self, status: int = 200, content_type: str = "text/event-stream") -> None:
+        """Begin to read a body: the upstream answered with a success status. The body's first bytes decide its form."""
         self._move(Input.ANSWER)
+        self._http_status, self._content_type = status, content_type
         self._opening = b""
+        self._body = BodyForm(self._max_event_bytes)
         self._reader = ChunkReader(self.ledger)
         self._parser = self._new_parser()
 
@@ -282,9 +288,11 @@ class Attempt:
         self.ledger.bytes += len(data)
         if self.state is _S.LISTENING:
             self._opening += data[: RAW_TEXT_LIMIT - len(self._opening)]
+            if not self._body.is_stream:
+                data = self._body.feed(data)
         chunks = map(self._reader.read, self._parser.feed(data))
         read = self._read if self._coalescer is None else self._read_merging
-        return read(chunks, now_ms, is_cut=self._parser.overflowed)
+        return read(chunks, now_ms, is_cut=self._parser.overflowed or self._body.overflowed)
 
     def flush(self) -> Iterator[DeltaEvent]:
         """Yield the held text as one event. Call it before `cancel`, `wind_up` and `expire`, and never inside `receive`."""
@@ -306,16 +314,21 @@ class Attempt:
         hold a `[DONE]` without its line end. If every choice has a finish reason the stream is complete, however the
         body ended: some gateways send no `[DONE]`.
         """
-        chunks = map(self._reader.read, self._parser.close())
+        chunks: Iterable[Sequence[StreamItem]] = map(self._reader.read, self._parser.close())
+        document = self._body.document
+        if document is not None:
+            chunks = [self._reader.read_document(document) or ()]
         read = self._read if self._coalescer is None else self._read_merging
         yield from read(chunks, now_ms, is_cut=False)
         yield from self.flush()
         if not self.is_listening:
             return
         if self._reader.is_finished:
-            self._move(Input.DONE)
+            self._finish()
+        elif document is not None and (broken is None or is_json(document)):
+            self._break(body_error(self._http_status, self._content_type, document))
         else:
-            self._break(broken or self._truncated())
+            self._break(self._unexplained() or broken or self._truncated())
 
     def fail(self, error: JobError) -> None:
         """Fail the try for a reason outside of the stream: a status, a broken connection, a timeout.
@@ -382,13 +395,16 @@ class Attempt:
                         return
                     self._published(news, now_ms)
                 elif type(news) is Done:
-                    self._move(Input.DONE)
+                    self._finish()
                     return
                 elif type(news) is StreamError:
-                    self._break(to_job_error(news))
+                    self._break(to_job_error(news, self._http_status))
                     return
-        if is_cut:
-            self._break(_protocol(f"the upstream sent an event of more than {self._max_event_bytes} bytes"))
+        if is_cut and self._reader.is_complete:
+            self._move(Input.DONE)
+        elif is_cut:
+            message = f"the upstream sent an event of more than {self._max_event_bytes} bytes"
+            self._break(JobError(ErrorCode.UPSTREAM_PROTOCOL, message, self._http_status))
 
     def _read_merging(
         self, chunks: Iterable[Sequence[StreamItem]], now_ms: int, *, is_cut: bool
@@ -445,15 +461,30 @@ class Attempt:
     def _break(self, error: JobError) -> None:
         self._move(Input.BREAK, error)
 
+    def _finish(self) -> None:
+        """End a stream that ended as the protocol says, unless one of its finish reasons says that it failed."""
+        failure = self._reader.failure
+        if failure is None:
+            self._move(Input.DONE)
+        else:
+            self._break(to_job_error(failure, self._http_status))
+
+    def _unexplained(self) -> JobError | None:
+        failure = self._reader.failure
+        return None if failure is None else to_job_error(failure, self._http_status)
+
     def _truncated(self) -> JobError:
         unfinished = sum(reason is None for reason in self._reader.finish_reasons.values())
         if unfinished:
             message = f"the event stream ended without [DONE] and with {unfinished} unfinished choice(s)"
-            return JobError(ErrorCode.TRUNCATED, message, 200, retriable=True)
+            return JobError(ErrorCode.TRUNCATED, message, self._http_status, retriable=True)
+        is_declared = self._http_status == 200 and "text/event-stream" in self._content_type.lower()
+        if not is_declared and not looks_like_event_stream(self._opening):
+            return body_error(self._http_status, self._content_type, self._opening)
         # The body may be HTML, or JSON without `data:`, rather than an event stream: its first bytes show which.
         opening = truncate(self._opening.decode("utf-8", "replace"))
         message = "the event stream ended without [DONE] and without any choice"
-        return JobError(ErrorCode.TRUNCATED, message, 200, opening or None, retriable=True)
+        return JobError(ErrorCode.TRUNCATED, message, self._http_status, opening or None, retriable=True)
 
     def _timing(self, now_ms: int) -> Timing:
         first = None if self.first_delta_ms is None else max(0, self.first_delta_ms - self.opened_ms)
@@ -468,12 +499,10 @@ class Attempt:
         return msgspec.structs.replace(error, message=message, upstream=upstream)
 
     def _new_parser(self) -> EventStreamParser:
-        return EventStreamParser(max_event_bytes=self._max_event_bytes, extra_fields=frozenset({b"error"}))
+        return EventStreamParser(
+            max_event_bytes=self._max_event_bytes, extra_fields=frozenset({b"error"}), bare_json=True
+        )
 
 
 def _cancelled(reason: str) -> JobError:
     return JobError(ErrorCode.CANCELLED, truncate(reason, UPSTREAM_TEXT_LIMIT) or "cancelled")
-
-
-def _protocol(message: str) -> JobError:
-    return JobError(ErrorCode.UPSTREAM_PROTOCOL, message, 200, retriable=False)

@@ -6,17 +6,21 @@ can be relied on. Known members go to their places, unknown members to `extra`; 
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from streamworker.model import ChunkDelta, Done, StreamError, StreamItem
-from streamworker.stream.provider_errors import error_in
+from streamworker.stream.provider_errors import error_in, error_of_object
+from streamworker.stream.sse import BARE_JSON
+from streamworker.stream.surrogates import SurrogateJoiner
 from streamworker.stream.usage import generated_text
 from streamworker.text import truncate
 from streamworker.wire.json import (
     InvalidJSON,
-    decode,
+    decode_lenient,
     decode_strict,
     encode,
     is_shallow,
@@ -37,9 +41,8 @@ MAX_CHOICES = 128
 MAX_REASON_BYTES = 256
 """Limit for a finish reason, which is kept per choice until the end. The longest known reason has 30 bytes."""
 
-MAX_JOINED_NAME = 64
-"""Characters that a member's name may have if its text is joined over deltas. Known names such as `content`
-are shorter."""
+MAX_NULLS = 16
+"""Names of unknown members that may be null on the fast path, per stream. vLLM sends three."""
 
 _DONE = Done()
 _BLANKS = b" \t\r\n\x0c"
@@ -47,9 +50,13 @@ _BLANKS = b" \t\r\n\x0c"
 _CHUNK_MEMBERS = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
 # `obfuscation` is padding against traffic analysis and carries no information: it is dropped.
 _KNOWN_IN_CHUNK = frozenset({*_CHUNK_MEMBERS, "choices", "usage", "error", "obfuscation"})
-_KNOWN_IN_CHOICE = frozenset({"index", "delta", "finish_reason", "logprobs", "usage"})
-# An object with one of these members is a chunk. An object without any is a keep-alive.
+_KNOWN_IN_CHOICE = frozenset({"index", "delta", "finish_reason", "logprobs", "usage", "error"})
+# An object with one of these members is a chunk.
 _CHUNK_MARKS = frozenset({*_CHUNK_MEMBERS, "choices", "usage"})
+_KEEP_ALIVES = frozenset({"ping", "pong", "heartbeat", "keepalive", "keep-alive", "keep_alive"})
+_KEEP_ALIVE_MEMBERS = frozenset({*_KEEP_ALIVES, "time", "timestamp", "ts"})
+# Finish reasons that say that generation failed: `error`, `network_error`, `failed`, `upstream_error`.
+_FAILED = re.compile(r"(?i)(.*[\s_-])?(error|failed|failure)")
 
 
 class _UsualChoice(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -83,7 +90,30 @@ class _UsualChunk(msgspec.Struct, forbid_unknown_fields=True, gc=False):
         return (self.id, self.object, self.created, self.model, self.system_fingerprint, self.service_tier)
 
 
-_USUAL = msgspec.json.Decoder(_UsualChunk)
+@lru_cache(maxsize=64)
+def _usual_decoder(nulls: frozenset[str], choice_nulls: frozenset[str]) -> msgspec.json.Decoder[_UsualChunk]:
+    """Return the decoder of usual chunks that also accepts these unknown members if they are null."""
+    choice: Any = _UsualChoice
+    chunk: Any = _UsualChunk
+    if choice_nulls:
+        choice = msgspec.defstruct("_UsualChoice", **_null_members(choice_nulls, _UsualChoice))
+    if nulls or choice_nulls:
+        fields = _null_members(nulls, _UsualChunk)
+        fields["fields"].append(("choices", list[choice]))
+        chunk = msgspec.defstruct("_UsualChunk", **fields)
+    return msgspec.json.Decoder(chunk)
+
+
+def _null_members(names: frozenset[str], base: type) -> dict[str, Any]:
+    renamed = {f"null_{number}": name for number, name in enumerate(sorted(names))}
+    return {
+        "fields": [(field, None, None) for field in renamed],
+        "bases": (base,),
+        "rename": renamed,
+        "kw_only": True,
+        "forbid_unknown_fields": True,
+        "gc": False,
+    }
 
 
 class ChunkReader:
@@ -96,12 +126,36 @@ class ChunkReader:
         self._usual_members: tuple[Any, ...] | None = None  # of `_chunk`, if the fast path read it
         self.finish_reasons: dict[int, str | None] = {}
         """Choice index to reason; None while the choice is unfinished."""
-        self._high_surrogates: dict[tuple[int, str], str] = {}
+        self._surrogates = SurrogateJoiner()
+        self._held = self._surrogates.held
+        self._nulls: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
+        self._decode_usual = _usual_decoder(*self._nulls).decode
+        self._unexplained: StreamError | None = (
+            None  # the first object that is neither a chunk nor a keep-alive
+        )
 
     @property
     def is_finished(self) -> bool:
         """Whether at least one choice was opened and every one has its finish reason."""
         return bool(self.finish_reasons) and None not in self.finish_reasons.values()
+
+    @property
+    def failure(self) -> StreamError | None:
+        """The error of a stream that ended without an error frame: a finish reason that says that it failed, or, if no
+        choice was opened, the first object that was not understood."""
+        return self._finish_failure if self.finish_reasons else self._unexplained
+
+    @property
+    def _finish_failure(self) -> StreamError | None:
+        for index, reason in self.finish_reasons.items():
+            if reason is not None and _FAILED.fullmatch(reason):
+                return _finish_error(index, reason)
+        return None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the whole answer was received: what follows cannot make it fail."""
+        return self.is_finished and self.failure is None
 
     @property
     def chunk(self) -> dict[str, Any]:
@@ -110,20 +164,48 @@ class ChunkReader:
 
     def read(self, event: ServerSentEvent) -> Sequence[StreamItem]:
         """Read one event; return its deltas in the upstream's order, then the item that ends the stream, if any."""
-        if event.type == "message" and not self._high_surrogates and is_shallow(event.data):
+        if event.type == "message" and not self._held and is_shallow(event.data):
             try:
-                return self._usual_items(_USUAL.decode(event.data))
+                return self._usual_items(self._decode_usual(event.data))
             except (ValueError, RecursionError):  # ValueError covers msgspec's errors and UnicodeDecodeError
                 pass
         return self._read_carefully(event)
 
+    def read_document(self, document: bytes) -> list[StreamItem] | None:
+        """Read a whole completion that the upstream sent instead of a stream: one delta per choice, then the end.
+
+        Return None if the document is not a completion.
+        """
+        try:
+            payload = decode_lenient(document)
+        except InvalidJSON:
+            return None
+        if type(payload) is list and len(payload) == 1:
+            payload = payload[0]
+        choices = payload.get("choices") if type(payload) is dict else None
+        if type(choices) is not list or not any(
+            type(choice) is dict and type(choice.get("message")) is dict for choice in choices
+        ):
+            return None
+        payload["choices"] = [_as_delta(choice) if type(choice) is dict else choice for choice in choices]
+        items = self._object(replace_surrogates(payload), "message")
+        return items if any(type(item) is StreamError for item in items) else [*items, _DONE]
+
+    # The fast path
+
     def _usual_items(self, chunk: _UsualChunk) -> list[ChunkDelta]:
-        if len(self.finish_reasons) + len(chunk.choices) > MAX_CHOICES:
+        reasons = self.finish_reasons
+        if len(reasons) + len(chunk.choices) > MAX_CHOICES:
             raise ValueError("too many choices; the careful path reports which")
+        if not reasons and any(choice.finish_reason is not None for choice in chunk.choices):
+            raise ValueError("the careful path decides whether the first chunk is an error")
         self._ledger.chunks += 1
         items: list[ChunkDelta] = []
         for choice in chunk.choices:
-            delta = ChunkDelta(choice.index, choice.delta, self._finish(choice.index, choice.finish_reason))
+            index, reason = choice.index, choice.finish_reason
+            if reason is not None or reasons.get(index, "") is not None:
+                reason = self._finish(index, reason, choice.delta)
+            delta = ChunkDelta(index, choice.delta, reason)
             if choice.logprobs is not None:
                 delta.logprobs = choice.logprobs
             items.append(delta)
@@ -135,18 +217,29 @@ class ChunkReader:
             self._ledger.report(chunk.usage, final=self.is_finished)
         return items
 
-    def _read_carefully(self, event: ServerSentEvent) -> list[StreamItem]:
+    # The careful path
+
+    def _read_carefully(self, event: ServerSentEvent) -> Sequence[StreamItem]:
+        was_complete = self.is_complete
+        items = self._items(event)
+        if was_complete and any(type(item) is StreamError for item in items):
+            return [item for item in items if type(item) is not StreamError]
+        return items
+
+    def _items(self, event: ServerSentEvent) -> list[StreamItem]:
+        if event.type in _KEEP_ALIVES and event.data.strip(_BLANKS) != b"[DONE]":
+            return []
         try:
             payload = decode_strict(event.data)
         except InvalidJSON:
             return self._read_leniently(event)
-        if self._high_surrogates:
+        if self._held:
             payload = self._repaired(payload)
         return self._payload_items(payload, event)
 
     def _read_leniently(self, event: ServerSentEvent) -> list[StreamItem]:
         try:
-            payload = decode(event.data)
+            payload = decode_lenient(_without_prefix(event.data))
         except InvalidJSON as error:
             return self._not_json(event, error)
         return self._payload_items(self._repaired(payload), event)
@@ -156,15 +249,16 @@ class ChunkReader:
             payload = payload[0]
         if type(payload) is dict:
             return self._object(payload, event.type)
-        if payload is None:
+        if payload is None or event.type == BARE_JSON:
             return []
         return [_protocol_error("an event whose data is not a JSON object", event.data)]
 
     def _not_json(self, event: ServerSentEvent, error: InvalidJSON) -> list[StreamItem]:
-        text = event.data.strip(_BLANKS)
+        text = _without_prefix(event.data).strip(_BLANKS)
         if text == b"[DONE]":
             return [_DONE]
-        if not text:  # an empty `data:` line is a keep-alive
+        # An empty `data:` line is a keep-alive, and so is a comment inside of `data`.
+        if not text or text.startswith(b":") or text.lower().decode("latin-1") in _KEEP_ALIVES:
             return []
         if event.type == "error":
             return [StreamError(message=truncate(event.text), frame=truncate(event.text))]
@@ -176,10 +270,11 @@ class ChunkReader:
             self._report_usage(payload, None)
             return [error]
         if _CHUNK_MARKS.isdisjoint(payload):
-            return []
+            return self._unknown_items(payload)
         is_first = not self.finish_reasons
         items = self._chunk_items(payload)
-        if error is None:
+        failure = error or (self._finish_failure if is_first else None)
+        if failure is None:
             return items
         deltas = [item for item in items if isinstance(item, ChunkDelta)]
         if is_first and not any(any(generated_text(item.delta)) for item in deltas):
@@ -187,8 +282,16 @@ class ChunkReader:
             # give the whole answer.
             self.finish_reasons.clear()
             self._chunk = None
-            return [error]
-        return [*deltas, error]
+            return [failure]
+        return items if error is None else [*deltas, error]
+
+    def _unknown_items(self, payload: dict[str, Any]) -> list[StreamItem]:
+        """Pass on an object that is neither a chunk nor an error, unless it is a keep-alive."""
+        extra = _unknown_members(payload, _KNOWN_IN_CHUNK)
+        if not extra or _is_keep_alive(payload):
+            return []
+        self._unexplained = self._unexplained or error_of_object(payload)
+        return [ChunkDelta(None, {}, extra=extra)]
 
     def _chunk_items(self, payload: dict[str, Any]) -> list[StreamItem]:
         """Read a chunk. Choices before a malformed choice are kept."""
@@ -203,14 +306,27 @@ class ChunkReader:
             malformed = _protocol_error(str(error), encode(payload))
         self._attach(payload, items)
         self._report_usage(payload, choices)
-        return items if malformed is None else [*items, malformed]
+        if malformed is not None:
+            return [*items, malformed]
+        self._expect_nulls(payload)
+        return items
+
+    def _expect_nulls(self, payload: dict[str, Any]) -> None:
+        """Let the fast path accept the unknown members that are null in this chunk."""
+        nulls = frozenset(_null_names(payload, _KNOWN_IN_CHUNK))
+        choice_nulls = frozenset(
+            name for choice in payload.get("choices") or () for name in _null_names(choice, _KNOWN_IN_CHOICE)
+        )
+        expected = (nulls | self._nulls[0], choice_nulls | self._nulls[1])
+        if expected != self._nulls and len(expected[0]) + len(expected[1]) <= MAX_NULLS:
+            self._nulls = expected
+            self._decode_usual = _usual_decoder(*expected).decode
 
     def _attach(self, payload: dict[str, Any], items: list[StreamItem]) -> None:
         """Attach the chunk's own and unknown members to its first delta, or to an event of their own if there
         is not a delta."""
         first = items[0] if items else None
-        if not _KNOWN_IN_CHUNK.issuperset(payload):
-            extra = {name: payload[name] for name in payload if name not in _KNOWN_IN_CHUNK}
+        if extra := _unknown_members(payload, _KNOWN_IN_CHUNK):
             if not isinstance(first, ChunkDelta) or (
                 first.extra and not extra.keys().isdisjoint(first.extra)
             ):
@@ -237,24 +353,27 @@ class ChunkReader:
         elif type(delta) is not dict:
             raise _Malformed("a delta that is not an object")
         index = _index(choice.get("index"))
-        item = ChunkDelta(index, delta, self._finish(index, choice.get("finish_reason")))
+        item = ChunkDelta(index, delta, self._finish(index, choice.get("finish_reason"), delta))
         if choice.get("logprobs") is not None:
             item.logprobs = choice["logprobs"]
-        if not _KNOWN_IN_CHOICE.issuperset(choice):
-            item.extra = {name: choice[name] for name in choice if name not in _KNOWN_IN_CHOICE}
+        if extra := _unknown_members(choice, _KNOWN_IN_CHOICE):
+            item.extra = extra
         return item
 
-    def _finish(self, index: int, reason: Any) -> str | None:
-        """Record a choice's finish reason and return it if it is new. The last non-null reason counts."""
+    def _finish(self, index: int, reason: Any, delta: dict[str, Any]) -> str | None:
+        """Record a choice's finish reason and return it if it is new. The last non-null reason counts.
+
+        Text after a finish reason opens the choice again.
+        """
         reasons = self.finish_reasons
         if index not in reasons:
             if len(reasons) >= MAX_CHOICES:
                 raise _Malformed(f"more than {MAX_CHOICES} choices")
             reasons[index] = None
-        if reason is None or reason == "":  # some gateways send "" instead of null
-            return None
-        text = truncate(reason if isinstance(reason, str) else str(reason), MAX_REASON_BYTES)
-        if text == reasons[index]:
+        elif reasons[index] is not None and any(generated_text(delta)):
+            reasons[index] = None
+        text = _reason(reason)
+        if text is None or text == reasons[index]:
             return None
         reasons[index] = text
         return text
@@ -269,37 +388,17 @@ class ChunkReader:
     def _repaired(self, payload: Any) -> Any:
         """Make every string valid Unicode; join characters that are split over two deltas.
 
-        A character beyond U+FFFF is a surrogate pair in JSON's escapes, and some upstreams end a delta
-        between the two. The first half is kept for the next delta of its choice and member. A half that stays
-        alone becomes U+FFFD.
+        A half that stays alone becomes U+FFFD.
         """
         choices = payload.get("choices") if isinstance(payload, dict) else None
         for choice in choices if isinstance(choices, list) else ():
-            if isinstance(choice, dict) and isinstance(delta := choice.get("delta"), dict):
-                for name, text in delta.items():
-                    if isinstance(text, str):
-                        delta[name] = self._join(text, choice, name)
-            if isinstance(choice, dict) and choice.get("finish_reason") is not None:
-                self._flush_surrogates(choice)
+            if isinstance(choice, dict):
+                index, is_last = _index(choice.get("index")), _reason(choice.get("finish_reason")) is not None
+                if is_last and choice.get("delta") is None and any(key[0] == index for key in self._held):
+                    choice["delta"] = {}
+                if isinstance(delta := choice.get("delta"), dict):
+                    self._surrogates.join(index, delta, is_last=is_last)
         return replace_surrogates(payload)
-
-    def _flush_surrogates(self, choice: dict[str, Any]) -> None:
-        """Return the halves that are kept for a choice which ends without naming the member again."""
-        index = _index(choice.get("index"))
-        for key in [key for key in self._high_surrogates if key[0] == index]:
-            if not isinstance(choice.get("delta"), dict):
-                choice["delta"] = {}
-            choice["delta"][key[1]] = self._high_surrogates.pop(key) + (choice["delta"].get(key[1]) or "")
-
-    def _join(self, text: str, choice: dict[str, Any], name: str) -> str:
-        key = (_index(choice.get("index")), name)
-        text = self._high_surrogates.pop(key, "") + text
-        is_last = choice.get("finish_reason") is not None
-        is_split = not is_last and "\ud800" <= text[-1:] <= "\udbff"
-        if is_split and len(self._high_surrogates) < MAX_CHOICES and len(name) <= MAX_JOINED_NAME:
-            self._high_surrogates[key] = text[-1]
-            return text[:-1]
-        return text
 
 
 class _Malformed(Exception):
@@ -309,6 +408,57 @@ class _Malformed(Exception):
 def _protocol_error(message: str, data: bytes) -> StreamError:
     return StreamError(
         message=f"the upstream sent {message}", frame=truncate(data.decode("utf-8", "replace")), protocol=True
+    )
+
+
+def _finish_error(index: int, reason: str) -> StreamError:
+    message = f"the upstream ended choice {index} with finish_reason {reason!r}"
+    return StreamError(message=message, frame="", kind=reason)
+
+
+def _without_prefix(data: bytes) -> bytes:
+    """Return an event's data without further `data:` prefixes, which some gateways add to events that have one."""
+    for _ in range(3):
+        if not data.startswith(b"data:"):
+            break
+        data = data[5:].lstrip(b" ")
+    return data
+
+
+def _as_delta(choice: dict[str, Any]) -> dict[str, Any]:
+    """Return a whole completion's choice in the form that it has in a stream."""
+    rest = {name: value for name, value in choice.items() if name != "message"}
+    return rest | {"delta": choice.get("message")}
+
+
+def _reason(reason: Any) -> str | None:
+    """Return a finish reason as text. Some gateways send `""` or `"null"` instead of null."""
+    if not isinstance(reason, str):
+        return None if reason is None else truncate(str(reason), MAX_REASON_BYTES)
+    return None if reason in {"", "null"} else truncate(reason, MAX_REASON_BYTES)
+
+
+def _unknown_members(members: dict[str, Any], known: frozenset[str]) -> dict[str, Any]:
+    """Return the unknown members that are not null."""
+    if known.issuperset(members):
+        return {}
+    return {name: value for name, value in members.items() if value is not None and name not in known}
+
+
+def _null_names(members: dict[str, Any], known: frozenset[str]) -> list[str]:
+    if known.issuperset(members):
+        return []
+    return [
+        name
+        for name, value in members.items()
+        if value is None and name not in known and len(name) <= MAX_REASON_BYTES
+    ]
+
+
+def _is_keep_alive(payload: dict[str, Any]) -> bool:
+    kinds = (payload.get(name) for name in ("type", "event", "object", "status", "message"))
+    return _KEEP_ALIVE_MEMBERS.issuperset(payload) or any(
+        isinstance(kind, str) and kind.lower() in _KEEP_ALIVES for kind in kinds
     )
 
 

@@ -18,9 +18,12 @@ import re
 
 import msgspec
 
-from streamworker.wire.json import InvalidJSON, decode
+from streamworker.wire.json import InvalidJSON, decode_lenient
 
-__all__ = ["EventStreamParser", "ServerSentEvent"]
+__all__ = ["BARE_JSON", "EventStreamParser", "ServerSentEvent"]
+
+BARE_JSON = ""
+"""Type of an event that consists of JSON without a field name. No other event has an empty type."""
 
 _BOM = b"\xef\xbb\xbf"
 _BLANKS = b" \t\r\n\x0c"
@@ -46,13 +49,18 @@ class ServerSentEvent(msgspec.Struct, frozen=True, gc=False):
 class EventStreamParser:
     """Turns bytes into events.
 
-    When an event or a line exceeds `max_event_bytes`, `overflowed` becomes and stays true, and no more events
-    are returned. `extra_fields` names fields outside of the standard (`error:` of older llama.cpp) that are
-    returned as events of that type.
+    When an event or a line exceeds `max_event_bytes`, `overflowed` becomes and stays true, and no more events are
+    returned. `extra_fields` names fields outside of the standard (`error:` of older llama.cpp) that are returned as
+    events of that type. With `bare_json`, JSON objects and arrays on lines of their own, without `data:`, are returned
+    as events of type `BARE_JSON`: the standard ignores such lines, but some upstreams send their errors that way.
     """
 
     def __init__(
-        self, *, max_event_bytes: int = 1 << 20, extra_fields: frozenset[bytes] = frozenset()
+        self,
+        *,
+        max_event_bytes: int = 1 << 20,
+        extra_fields: frozenset[bytes] = frozenset(),
+        bare_json: bool = False,
     ) -> None:
         self.overflowed = False
         self.last_event_id = ""
@@ -70,6 +78,7 @@ class EventStreamParser:
         self._unblanked = False
         self._id = ""
         self._pending = _Pending()
+        self._bare = _Pending((b"{", b"[")) if bare_json else None
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
         """Parse bytes; return the events that they complete, oldest first."""
@@ -99,7 +108,7 @@ class EventStreamParser:
                 if self.overflowed:
                     return self._pop_events()
         self._keep_tail(tail)
-        self._is_between_events = bool(lines) and not lines[-1] and not tail
+        self._is_between_events = bool(lines) and not lines[-1] and not tail and not self._is_in_bare_json
         return self._pop_events()
 
     def close(self) -> list[ServerSentEvent]:
@@ -109,10 +118,11 @@ class EventStreamParser:
         rest = self._finish_tail(b"")
         if rest.startswith(b"data:") and rest.removeprefix(b"data:").strip(_BLANKS) == _DONE:
             self._line(rest)
-        elif rest and not rest.startswith(
-            b":"
-        ):  # the input ends inside another line, so a `[DONE]` before it was text
-            return []
+        elif rest and not rest.startswith(b":"):
+            # The input ends inside another line, so a `[DONE]` before it was text. Bare JSON needs no line end.
+            if not rest.startswith(b"data:"):
+                self._bare_line(rest)
+            return self._pop_events()
         if self._pending.is_done_sentinel:
             self._dispatch()
         return self._pop_events()
@@ -158,9 +168,9 @@ class EventStreamParser:
             self._data(line[6:])
             return
         name, _, value = line.partition(b":")
-        self._field(name, value.removeprefix(b" "))
+        self._field(name, value.removeprefix(b" "), line)
 
-    def _field(self, name: bytes, value: bytes) -> None:
+    def _field(self, name: bytes, value: bytes, line: bytes) -> None:
         match name:
             case b"data":
                 self._data(value)
@@ -174,14 +184,40 @@ class EventStreamParser:
                 self._pending.retry = self.reconnection_time = int(value)
             case _ if name in self._extra_fields:
                 self._events.append(ServerSentEvent(name.decode(), value, self.last_event_id))
+            case _ if name:  # not a comment
+                self._bare_line(line)
+
+    @property
+    def _is_in_bare_json(self) -> bool:
+        return self._bare is not None and bool(self._bare.lines)
+
+    def _bare_line(self, line: bytes) -> None:
+        """Read a line without a known field name as JSON, or as part of JSON that spans several lines."""
+        bare, pending = self._bare, self._pending
+        if bare is None:
+            return
+        if not bare.lines and (
+            line.lstrip(_BLANKS)[:1] not in {b"{", b"["} or (pending.lines and not pending.is_object())
+        ):
+            return
+        bare.add(line)
+        if bare.is_object():
+            if pending.lines:
+                self._dispatch()
+            self._events.append(ServerSentEvent(BARE_JSON, bare.data, self.last_event_id))
+            bare.reset()
+        elif bare.is_hopeless or bare.size > self._max:
+            bare.reset()
 
     def _data(self, value: bytes) -> None:
         pending = self._pending
+        if self._is_in_bare_json and self._bare is not None:
+            self._bare.reset()
         if pending.lines and pending.is_object():
             self._unblanked = True
             self._dispatch(pending.take_late_type())
         pending.add(value)
-        if self._unblanked and (pending.is_done_sentinel or pending.is_object()):
+        if self._unblanked and (pending.is_done_sentinel or pending.is_comment or pending.is_object()):
             self._dispatch()
 
     def _blank_line(self) -> None:
@@ -204,9 +240,11 @@ class _Pending:
 
     __slots__ = (
         "_depth",
-        "_hopeless",
         "_in_string",
+        "_is_parsed",
+        "_openers",
         "_scanned",
+        "is_hopeless",
         "late_type",
         "lines",
         "retry",
@@ -214,8 +252,10 @@ class _Pending:
         "type",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, openers: tuple[bytes, ...] = (b"{",)) -> None:
+        """`openers` are the brackets with which the JSON may begin."""
         self.lines: list[bytes] = []
+        self._openers = openers
         self.reset()
 
     def reset(self) -> None:
@@ -227,9 +267,12 @@ class _Pending:
         self._scanned = 0
         self._depth = 0
         self._in_string = False
-        self._hopeless = False
+        self._is_parsed = False
+        self.is_hopeless = False
+        """Whether the data cannot become a whole object with more lines."""
 
     def add(self, value: bytes) -> None:
+        self._is_parsed = False
         self.lines.append(value)
         self.size += len(value) + 1
 
@@ -252,6 +295,11 @@ class _Pending:
     def is_done_sentinel(self) -> bool:
         return len(self.lines) == 1 and self.lines[0].strip(_BLANKS) == _DONE
 
+    @property
+    def is_comment(self) -> bool:
+        """Whether the data is a comment inside of `data`, which some upstreams send as a keep-alive."""
+        return len(self.lines) == 1 and self.lines[0].startswith(b":")
+
     def is_object(self) -> bool:
         """Whether the data so far is one whole JSON object."""
         return self._is_balanced() and self._parses()
@@ -259,10 +307,10 @@ class _Pending:
     def _is_balanced(self) -> bool:
         """Count brackets in the lines that are not scanned yet; each line is scanned once."""
         if (
-            not self._scanned and not self._hopeless
+            not self._scanned and not self.is_hopeless
         ):  # checked once, because lstrip() may copy: O(n²) if done per line
-            self._hopeless = not self.lines[0].lstrip(_BLANKS).startswith(b"{")
-        if self._hopeless:
+            self.is_hopeless = not self.lines[0].lstrip(_BLANKS).startswith(self._openers)
+        if self.is_hopeless:
             return False
         for line in self.lines[self._scanned :]:
             self._scan(line)
@@ -281,8 +329,10 @@ class _Pending:
 
     def _parses(self) -> bool:
         """Parse once. Balanced data that is not JSON does not become JSON with more lines."""
-        try:
-            decode(self.data)
-        except InvalidJSON:
-            self._hopeless = True
-        return not self._hopeless
+        if not self._is_parsed:
+            self._is_parsed = True
+            try:
+                decode_lenient(self.data)
+            except InvalidJSON:
+                self.is_hopeless = True
+        return not self.is_hopeless

@@ -21,6 +21,9 @@ ESTIMATE_METHOD = (
     f"utf8_bytes/{BYTES_PER_TOKEN} of the generated text that was received; the prompt is not counted"
 )
 _METHOD_OF_TOKENIZER = "{} tokens of the generated text that was received; the prompt is not counted"
+_NO_CONTENT = frozenset({"role", "id", "index", "name", "type", "object"})
+"""Members of a delta that are not generated content."""
+
 _MAX_BUFFERED_CHARS = 1 << 16
 """Characters that are buffered and counted together. Each cut adds at most one token."""
 
@@ -39,6 +42,7 @@ class Ledger:
     __slots__ = (
         "_final",
         "_generated_bytes",
+        "_other_deltas",
         "_report",
         "_text",
         "_text_chars",
@@ -62,6 +66,7 @@ class Ledger:
         self.reasoning_chars = 0
         self.bytes = 0
         self._generated_bytes = 0
+        self._other_deltas = 0
         self._report: dict[str, Any] | None = None
         self._final = False
 
@@ -71,9 +76,13 @@ class Ledger:
         self._final = False
 
     def report(self, usage: dict[str, Any], *, final: bool) -> None:
-        """Store the upstream's report. `final` means that no choice was unfinished at that time."""
-        self._report = usage
-        self._final = final
+        """Store the upstream's report. `final` means that no choice was unfinished at that time.
+
+        A report without any positive count is ignored: some upstreams send zeros until the last report.
+        """
+        if _has_counts(usage):
+            self._report = usage
+            self._final = final
 
     def count_delta(self, delta: dict[str, Any]) -> None:
         """Count one choice delta and its text."""
@@ -88,6 +97,8 @@ class Ledger:
                 self._keep(content)
             return
         text, reasoning, rest = generated_text(delta)
+        if not (text or reasoning or rest) and _has_other_content(delta):
+            self._other_deltas += 1
         self.content_chars += len(text)
         self.reasoning_chars += len(reasoning)
         self._generated_bytes += sum(len(part.encode("utf-8", "replace")) for part in (text, reasoning, rest))
@@ -101,10 +112,11 @@ class Ledger:
 
     def settle(self, *, completed: bool) -> tuple[dict[str, Any] | None, UsageSource, str | None]:
         """Return the terminal event's usage, its source, and the method if it is an estimate."""
-        if self._report is not None:
+        has_generated = bool(self._generated_bytes or self._other_deltas)
+        if self._report is not None and not (has_generated and self._report.get("completion_tokens") == 0):
             whole = completed or self._final
             return self._report, UsageSource.UPSTREAM if whole else UsageSource.UPSTREAM_PARTIAL, None
-        if self._generated_bytes:
+        if has_generated:
             tokens, method = self._estimate()
             return {"completion_tokens": tokens}, UsageSource.ESTIMATED, method
         return None, UsageSource.NONE, None
@@ -130,9 +142,13 @@ class Ledger:
 
     def _estimate(self) -> tuple[int, str]:
         if self._tokenizer is None:
-            return -(-self._generated_bytes // BYTES_PER_TOKEN), ESTIMATE_METHOD
-        self._count_kept(self._tokenizer)
-        return self._tokens, _METHOD_OF_TOKENIZER.format(self._tokenizer.name)
+            tokens, method = -(-self._generated_bytes // BYTES_PER_TOKEN), ESTIMATE_METHOD
+        else:
+            self._count_kept(self._tokenizer)
+            tokens, method = self._tokens, _METHOD_OF_TOKENIZER.format(self._tokenizer.name)
+        if self._other_deltas:
+            method += f"; {self._other_deltas} delta(s) with other content count as one token each"
+        return tokens + self._other_deltas, method
 
     def _keep(self, text: str) -> None:
         """Buffer generated text until it is known whether the upstream reports its usage. The buffer is bounded."""
@@ -145,6 +161,19 @@ class Ledger:
         self._tokens += tokenizer.count("".join(self._text))
         self._text.clear()
         self._text_chars = 0
+
+
+def _has_counts(usage: dict[str, Any]) -> bool:
+    """Whether a usage report has a positive number, itself or in one of its details."""
+    return any(
+        _has_counts(value) if isinstance(value, dict) else type(value) in {int, float} and value > 0
+        for value in usage.values()
+    )
+
+
+def _has_other_content(delta: dict[str, Any]) -> bool:
+    """Whether a delta without text generated something else, such as an image or audio."""
+    return any(value not in (None, "", [], {}) for name, value in delta.items() if name not in _NO_CONTENT)
 
 
 def generated_text(delta: dict[str, Any]) -> tuple[str, str, str]:

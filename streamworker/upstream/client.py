@@ -20,8 +20,8 @@ from streamworker.errors import ConfigurationError, UpstreamError
 from streamworker.model import ErrorCode, JobError
 from streamworker.pump import Pump
 from streamworker.redaction import Redactor
-from streamworker.stream.provider_errors import error_of_body, http_error, is_retriable, usage_of_body
-from streamworker.stream.retry import read_advice
+from streamworker.stream.provider_errors import http_error
+from streamworker.stream.retry import read_advice, with_advice
 from streamworker.upstream.errors import Phase, read_error, translate_errors
 from streamworker.upstream.pacer import CallPacer
 from streamworker.upstream.transport import HttpTransport
@@ -43,7 +43,9 @@ UNPACKED_BYTES = 64 << 10
 ERROR_BODY_TIMEOUT_S = 5.0
 DRAIN_TIMEOUT_S = 0.1
 WRITE_TIMEOUT_S = 30.0
-_RAW = frozenset({"identity", ""})
+_CODINGS = frozenset({"br", "compress", "deflate", "gzip", "x-compress", "x-gzip", "zstd"})
+"""Content codings of the IANA registry. Other names (`identity`, `none`, `utf-8`) do not change the body."""
+
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32  # zlib detects which of the two it is
 
 CALLS_PER_TURN = 8
@@ -87,7 +89,8 @@ class HttpUpstream:
             response = await self._client.send(request, stream=True)
         answer = HttpAnswer(response, self._settings.base_url)
         try:
-            await self._refuse_unless_event_stream(response)
+            if not response.is_success:
+                raise await _refusal(response)
             yield answer
         finally:
             await answer.close()
@@ -118,7 +121,7 @@ class HttpUpstream:
 
     def _headers(self, headers: Mapping[str, str]) -> dict[str, str]:
         own = {
-            "accept": "text/event-stream",
+            "accept": "text/event-stream, application/json",  # some servers refuse the first alone
             "accept-encoding": "identity",  # a compressor would hold deltas back
             "content-type": "application/json",
         }
@@ -132,30 +135,24 @@ class HttpUpstream:
         except ConfigurationError as error:  # the key was readable at the start, so a rotation failed
             raise UpstreamError(JobError(ErrorCode.AUTH, "; ".join(error.faults), retriable=True)) from error
 
-    async def _refuse_unless_event_stream(self, response: httpx.Response) -> None:
-        kind = response.headers.get("content-type", "")
-        if response.status_code == 200 and kind.partition(";")[0].strip().lower() == "text/event-stream":
-            return
-        body = await _capped_body(response)
-        error = _refusal(response.status_code, kind, body)
-        raise UpstreamError(error, read_advice(response.headers, time.time()), usage_of_body(body))
-
 
 class HttpAnswer:
-    """The body of an event stream, in the pieces in which it arrives.
+    """The body of a response with a success status, in the pieces in which it arrives.
 
     Where the transport pushes bodies and this one is not compressed, a subscriber is called from the loop's read
     callback; else a task reads the body for it.
     """
 
     def __init__(self, response: httpx.Response, base_url: str) -> None:
-        encoding = _encoding(response)
+        codings = _codings(response)
         self._response = response
+        self.status = response.status_code
+        self.content_type = response.headers.get("content-type", "")
         self._base_url = base_url
         self._feed: Body | None = response.extensions.get("body_feed")
-        self._is_raw = encoding in _RAW
+        self._is_raw = not codings
         # The upstream may compress the body although `identity` was requested.
-        self._pieces = response.aiter_raw() if self._is_raw else _unpacked(response, encoding)
+        self._pieces = _unpacked(response, codings) if codings else response.aiter_raw()
         self._pump: Pump | None = None
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -164,7 +161,7 @@ class HttpAnswer:
 
     async def __anext__(self) -> bytes:
         """Return the next bytes of the socket. Raises UpstreamError if the connection breaks."""
-        with translate_errors(Phase.READING, self._base_url):
+        with translate_errors(Phase.READING, self._base_url, self.status):
             return await anext(self._pieces)
 
     def subscribe(self, on_data: Callable[[bytes], None], on_end: Callable[[Exception | None], None]) -> None:
@@ -175,7 +172,7 @@ class HttpAnswer:
             return
 
         def end(error: httpx.TransportError | None) -> None:
-            on_end(None if error is None else UpstreamError(read_error(error)))
+            on_end(None if error is None else UpstreamError(read_error(error, self.status)))
 
         self._feed.subscribe(on_data, end)
 
@@ -213,15 +210,15 @@ class HttpAnswer:
             await self._response.aclose()
 
 
-def _encoding(response: httpx.Response) -> str:
-    encoding: str = response.headers.get("content-encoding", "identity").strip().lower()
-    return encoding
+def _codings(response: httpx.Response) -> list[str]:
+    names = response.headers.get("content-encoding", "").lower().split(",")
+    return [name.strip() for name in names if name.strip() in _CODINGS]
 
 
-async def _unpacked(response: httpx.Response, encoding: str) -> AsyncIterator[bytes]:
+async def _unpacked(response: httpx.Response, codings: list[str]) -> AsyncIterator[bytes]:
     """Decompress in bounded pieces: 64 KiB can decompress to 64 MiB, which httpx would return at once."""
-    if encoding not in {"gzip", "x-gzip", "deflate"}:
-        raise httpx.DecodingError(f"content-encoding {encoding[:40]!r} was not asked for")
+    if len(codings) > 1 or codings[0] not in {"gzip", "x-gzip", "deflate"}:
+        raise httpx.DecodingError(f"content-encoding {', '.join(codings)!r} was not asked for")
     unpacker = zlib.decompressobj(_GZIP_OR_ZLIB)
     async for data in response.aiter_raw():
         rest = data
@@ -244,24 +241,20 @@ async def _capped_body(response: httpx.Response) -> bytes:
     body = bytearray()
     with suppress(TimeoutError, httpx.HTTPError, OSError):
         async with asyncio.timeout(ERROR_BODY_TIMEOUT_S):
-            encoding = _encoding(response)
-            async for data in response.aiter_raw() if encoding in _RAW else _unpacked(response, encoding):
+            codings = _codings(response)
+            async for data in _unpacked(response, codings) if codings else response.aiter_raw():
                 body += data
                 if len(body) >= ERROR_BODY_BYTES:
                     break
     return bytes(body[:ERROR_BODY_BYTES])
 
 
-def _refusal(status: int, kind: str, body: bytes) -> JobError:
-    """Return the job's error for a response that is not an event stream."""
+async def _refusal(response: httpx.Response) -> UpstreamError:
+    """Return the error for a response without a success status."""
+    status = response.status_code
+    body = await _capped_body(response)
+    advice = read_advice(response.headers, time.time(), status=status)
     if status >= 400:
-        return http_error(status, body)
-    if status != 200:
-        message = f"the upstream answered {status} instead of 200; base_url has to be the final one, with /v1"
-        return JobError(ErrorCode.UPSTREAM_PROTOCOL, message, status)
-    fault = error_of_body(body)
-    is_error = fault.message != fault.frame.strip()
-    told = kind or "no content type"
-    message = fault.message if is_error else f"the upstream answered with {told} instead of an event stream"
-    retriable = is_error and is_retriable(fault.status or 500, fault.kind)
-    return JobError(ErrorCode.UPSTREAM_PROTOCOL, message, status, fault.frame or None, retriable)
+        return UpstreamError(with_advice(http_error(status, body), advice), advice)
+    message = f"the upstream answered {status} instead of 200; base_url has to be the final one, with /v1"
+    return UpstreamError(JobError(ErrorCode.UPSTREAM_PROTOCOL, message, status))

@@ -33,21 +33,23 @@ class Phase(Enum):
 
 
 @contextmanager
-def translate_errors(phase: Phase, base_url: str) -> Iterator[None]:
-    """Translate exceptions of httpx and the socket to UpstreamError."""
+def translate_errors(phase: Phase, base_url: str, status: int = 200) -> Iterator[None]:
+    """Translate exceptions of httpx and the socket to UpstreamError. `status` is that of the response that is read."""
     try:
         yield
     except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError, UnicodeError) as error:
-        described = _call_error(error, base_url) if phase is Phase.CALLING else read_error(error)
+        described = _call_error(error, base_url) if phase is Phase.CALLING else read_error(error, status)
         raise UpstreamError(described) from error
 
 
-def read_error(error: Exception) -> JobError:
+def read_error(error: Exception, status: int = 200) -> JobError:
     """Return the job's error for an exception that ended the body of an event stream."""
     if isinstance(error, httpx.DecodingError):
-        return JobError(ErrorCode.UPSTREAM_PROTOCOL, f"the body cannot be decompressed: {_text(error)}", 200)
+        return JobError(
+            ErrorCode.UPSTREAM_PROTOCOL, f"the body cannot be decompressed: {_text(error)}", status
+        )
     message = f"the connection broke inside the event stream: {_text(error)}"
-    return JobError(ErrorCode.TRUNCATED, message, 200, retriable=True)
+    return JobError(ErrorCode.TRUNCATED, message, status, retriable=True)
 
 
 def _call_error(error: Exception, base_url: str) -> JobError:

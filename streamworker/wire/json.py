@@ -8,6 +8,7 @@ over two deltas. Python's `json` module reads these texts.
 from __future__ import annotations
 
 import json
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -20,6 +21,7 @@ __all__ = [
     "InvalidJSON",
     "as_count",
     "decode",
+    "decode_lenient",
     "decode_strict",
     "encode",
     "is_shallow",
@@ -65,13 +67,22 @@ def decode(text: bytes) -> Any:
         return decode_strict(text)
     except InvalidJSON:
         pass
+    return _decode_slowly(text, parse_constant=_refuse, parse_float=_finite)
+
+
+def decode_lenient(text: bytes) -> Any:
+    """Decode one JSON text as `decode` does, and also read what is invalid but has one meaning only.
+
+    Strings may contain control characters. Numbers that are not finite (`NaN`, `-Infinity`, 1e999) become None.
+
+    Raises:
+        InvalidJSON: the text cannot be read, or is nested too deeply.
+    """
     try:
-        value = json.loads(text.decode("utf-8", "replace"), parse_constant=_refuse, parse_float=_finite)
-        return _not_too_deep(value, text)
-    except RecursionError:
-        raise InvalidJSON("nested too deeply") from None
-    except ValueError as error:
-        raise InvalidJSON(_reason(error)) from None
+        return decode_strict(text)
+    except InvalidJSON:
+        pass
+    return _decode_slowly(text, parse_constant=_none, parse_float=_finite_or_none, strict=False)
 
 
 def encode(value: Any) -> bytes:
@@ -104,6 +115,15 @@ def is_shallow(text: bytes) -> bool:
     return len(text) <= 2 * MAX_DEPTH or text.count(b"[") + text.count(b"{") <= MAX_DEPTH
 
 
+def _decode_slowly(text: bytes, **options: Any) -> Any:
+    try:
+        return _not_too_deep(json.loads(text.decode("utf-8", "replace"), **options), text)
+    except RecursionError:
+        raise InvalidJSON("nested too deeply") from None
+    except ValueError as error:
+        raise InvalidJSON(_reason(error)) from None
+
+
 def _not_too_deep(value: Any, text: bytes) -> Any:
     if not is_shallow(text):
         level = [value]
@@ -126,9 +146,18 @@ def _refuse(constant: str) -> Any:
 
 def _finite(digits: str) -> float:
     number = float(digits)
-    if number in (float("inf"), float("-inf")):
+    if not isfinite(number):
         raise ValueError("a number beyond a double")
     return number
+
+
+def _none(_: str) -> None:
+    return None
+
+
+def _finite_or_none(digits: str) -> float | None:
+    number = float(digits)
+    return number if isfinite(number) else None
 
 
 def _reason(error: ValueError) -> str:

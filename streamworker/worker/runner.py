@@ -239,7 +239,7 @@ class AttemptRunner:
         )
         try:
             async with self.policy.upstream.call(body, trace_headers(self._span.trace)) as answer:
-                attempt.answer()
+                attempt.answer(answer.status, answer.content_type)
                 if self._slot is not None:
                     self._queues.answered(self._slot)
                 await self._read(answer, attempt, publisher)
@@ -247,8 +247,6 @@ class AttemptRunner:
                     await answer.drain()
         except UpstreamError as error:
             self._advice = error.advice or self._advice
-            if error.usage is not None:
-                attempt.ledger.report(error.usage, final=True)
             await self._break(attempt, publisher, error.error)
         finally:
             publisher.stop_timer()
@@ -289,7 +287,7 @@ class AttemptRunner:
         """Settle the call's token usage; release the slot if another try follows."""
         ledger = attempt.ledger
         was_refused = failure is not None and (
-            failure.http_status not in {None, 200} or failure.code is ErrorCode.TIMEOUT_CONNECT
+            (failure.http_status or 200) >= 300 or failure.code is ErrorCode.TIMEOUT_CONNECT
         )
         tokens = 0 if was_refused else ledger.total_tokens
         self._queues.end_call(slot, tokens, ledger.completion_tokens)

@@ -26,11 +26,12 @@ ERROR_FIELD = frozenset({b"error"})
 @given(STREAMS, CUTS)
 def test_parser_any_cut_of_any_bytes_gives_the_same(stream: bytes, cuts: list[int]) -> None:
     """Events and state depend on the bytes alone."""
-    whole = parse(stream, extra_fields=ERROR_FIELD)
+    for options in ({}, {"extra_fields": ERROR_FIELD, "bare_json": True}):
+        whole = parse(stream, **options)
 
-    assert parse(pieces_of(stream, cuts), extra_fields=ERROR_FIELD) == whole
-    assert parse(bytewise(stream), extra_fields=ERROR_FIELD) == whole
-    assert parse(eventwise(stream), extra_fields=ERROR_FIELD) == whole
+        assert parse(pieces_of(stream, cuts), **options) == whole
+        assert parse(bytewise(stream), **options) == whole
+        assert parse(eventwise(stream), **options) == whole
 
 
 @given(STREAMS, CUTS, st.integers(1, 60))
@@ -70,7 +71,7 @@ def held_by(parser: EventStreamParser) -> int:
     return total
 
 
-EMPTY = held_by(EventStreamParser())
+EMPTY = held_by(EventStreamParser(bare_json=True))
 
 
 @given(
@@ -90,6 +91,9 @@ EMPTY = held_by(EventStreamParser())
                 b"error: x\n",
                 b'data: {"a":1}\n',
                 b"\r",
+                b"{\n",
+                b"{x}\n",
+                b'{"a":\n',
             ]
         ),
         min_size=1,
@@ -100,7 +104,7 @@ EMPTY = held_by(EventStreamParser())
 def test_parser_memory_stays_bounded_whatever_is_fed(pieces: list[bytes], times: int) -> None:
     """A line's pieces, an event's data, two types, two ids: each is at most the limit."""
     limit = 64
-    parser = EventStreamParser(max_event_bytes=limit, extra_fields=ERROR_FIELD)
+    parser = EventStreamParser(max_event_bytes=limit, extra_fields=ERROR_FIELD, bare_json=True)
     for _ in range(times):
         for piece in pieces:
             parser.feed(piece)
@@ -132,6 +136,12 @@ GROWING: dict[str, Callable[[int], Sequence[bytes]]] = {
     "many brackets in strings": lambda n: [
         b"data: {" + b'"{[\\"' * (n // 10) + b"\n" + b"data: }\n" * (n // 16)
     ],
+    "many bare objects": lambda n: [b'{"a":[{}]}\n' * (n // 11)],
+    "many bare objects that are not JSON": lambda n: [b"{x}\n" * (n // 4)],
+    "a bare object over many lines": lambda n: [b"{\n" + b'"a": 1,\n' * (n // 8)],
+    "many bare lines behind an object": lambda n: [
+        b'data: {"a":"' + b"x" * (n // 2) + b'"}\n' + b"{x}\n" * (n // 8)
+    ],
     "many comments": lambda n: [b": c\n" * (n // 4)],
     "many blank lines": lambda n: [b"\n" * n],
     "many types": lambda n: [b"event: x\n" * (n // 9)],
@@ -145,7 +155,7 @@ def test_parser_twice_the_bytes_are_twice_the_work(shape: str) -> None:
 
     def work(size: int) -> int:
         pieces = [unblanked, *GROWING[shape](size)]
-        parser = EventStreamParser()
+        parser = EventStreamParser(bare_json=True)
 
         def feed() -> None:
             for piece in pieces:

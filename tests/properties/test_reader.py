@@ -30,7 +30,7 @@ _TEXT = st.text(
     st.characters(codec="utf-8") | st.sampled_from('🐟🤔👩\u200d🚀\u2028\u0085"\\\n'), max_size=12
 )
 _NAME = st.sampled_from(["x_a", "x_b", "timings", "stop_reason", "provider", "x_groq_not"])
-_UNKNOWN = st.dictionaries(_NAME, JSON, max_size=2)
+_UNKNOWN = st.dictionaries(_NAME, JSON.filter(lambda value: value is not None), max_size=2)
 _USAGE: st.SearchStrategy[Any] = (
     st.none()
     | st.just({})

@@ -156,6 +156,13 @@ STATUSES = {
     "404": Row(refused(404), 1, NONE, REJECTED, http_status=404),
     "408": Row(refused(408), 3, BACKOFF, REJECTED, True, http_status=408),
     "409": Row(refused(409), 3, BACKOFF, REJECTED, True, http_status=409),
+    "424": Row(refused(424), 3, BACKOFF, REJECTED, True, http_status=424),
+    "425": Row(refused(425), 3, BACKOFF, REJECTED, True, http_status=425),
+    "499": Row(refused(499), 3, BACKOFF, REJECTED, True, http_status=499),
+    "498": Row(refused(498), 1, NONE, REJECTED, http_status=498),
+    "498 for lack of capacity": Row(
+        refused(498, b'{"error":{"message":"flex tier capacity exceeded"}}'), 3, BACKOFF, REJECTED, True
+    ),
     "413": Row(refused(413), 1, NONE, REJECTED, http_status=413),
     "422": Row(refused(422), 1, NONE, REJECTED, http_status=422),
     "429": Row(refused(429), HELD_CALLS, HELD, LIMITED, True, http_status=429),
@@ -210,10 +217,11 @@ HEADERS = {
     "retry-after where nothing helps": Row(advised(400, b"retry-after: 1"), 1, NONE, REJECTED),
     "x-should-retry false": Row(busy(b"x-should-retry: false"), 1, NONE, UNAVAILABLE, True),
     "x-should-retry true": Row(advised(404, b"x-should-retry: TRUE"), 3, BACKOFF, REJECTED),
-    "x-should-retry true of a bad request": Row(advised(400, b"x-should-retry: true"), 1, NONE, REJECTED),
+    "x-should-retry true of a bad request": Row(advised(400, b"x-should-retry: true"), 3, BACKOFF, REJECTED),
     "x-should-retry true of a refused key": Row(
         advised(401, b"x-should-retry: true"), HELD_CALLS, HELD, AUTH
     ),
+    "x-should-retry false of a limit": Row(advised(429, b"x-should-retry: false"), 1, NONE, LIMITED, True),
     "x-should-retry true with a delay": Row(
         advised(404, b"x-should-retry: true", b"retry-after: 4"), 3, after(4), REJECTED
     ),
@@ -221,13 +229,43 @@ HEADERS = {
         busy(b"x-should-retry: true", b"retry-after: 600"), 1, NONE, UNAVAILABLE, True
     ),
     "x-should-retry of something else": Row(busy(b"x-should-retry: maybe"), 3, BACKOFF, UNAVAILABLE, True),
-    "another provider's resets": Row(
-        advised(429, b"x-ratelimit-reset-requests: 6m0s", b"x-ratelimit-reset-tokens: -1"),
+    "retry-after sent twice": Row(busy(b"retry-after: 2", b"retry-after: 2"), 3, after(2), UNAVAILABLE, True),
+    "retry-after sent twice with different delays": Row(
+        busy(b"retry-after: 1", b"retry-after: 3"), 3, after(3), UNAVAILABLE, True
+    ),
+    "retry-after with a unit": Row(busy(b"retry-after: 2s"), 3, after(2), UNAVAILABLE, True),
+    "retry-after in minutes": Row(busy(b"retry-after: 1m30s"), 3, after(90), UNAVAILABLE, True),
+    "resets of a limit": Row(
+        advised(429, b"x-ratelimit-reset-requests: 1s", b"x-ratelimit-reset-tokens: -1"),
         HELD_CALLS,
         HELD,
         LIMITED,
         True,
     ),
+    "resets of the limit that is used up": Row(
+        advised(
+            429,
+            b"x-ratelimit-remaining-requests: 9",
+            b"x-ratelimit-reset-requests: 1s",
+            b"x-ratelimit-remaining-tokens: 0",
+            b"x-ratelimit-reset-tokens: 0m25s",
+        ),
+        3,
+        HELD,
+        LIMITED,
+        True,
+    ),
+    "resets beyond the longest": Row(
+        advised(429, b"x-ratelimit-reset-requests: 6m0s", b"x-ratelimit-reset-tokens: -1"),
+        1,
+        HELD,
+        LIMITED,
+        True,
+    ),
+    "resets beside a retry-after": Row(
+        advised(429, b"retry-after: 3", b"x-ratelimit-reset-requests: 6m0s"), HELD_CALLS, HELD, LIMITED, True
+    ),
+    "resets without a limit": Row(busy(b"x-ratelimit-reset-requests: 6m0s"), 3, BACKOFF, UNAVAILABLE, True),
 }
 
 # The body of an error
@@ -274,6 +312,61 @@ MEANINGS = {
     "429: empty account, as an event stream": Row(
         refused(429, b"data: " + NO_CREDIT + b"\n\n", EVENT_STREAM), 1, NONE, QUOTA, words="m"
     ),
+    "429: empty account at GLM": Row(
+        refused(429, '{"error":{"code":"1113","message":"余额不足"}}'.encode()),
+        1,
+        NONE,
+        QUOTA,
+        words="余额不足",
+    ),
+    "429: empty account at Moonshot": Row(
+        refused(429, b'{"error":{"message":"m","type":"exceeded_current_quota_error"}}'), 1, NONE, QUOTA
+    ),
+    "403: empty account, by its code": Row(
+        refused(403, b'{"error":{"message":"m","code":"insufficient_balance"}}'), 1, NONE, QUOTA
+    ),
+    "400: empty account, by its words": Row(
+        refused(400, b'{"error":{"message":"Your credit balance is too low to use the API"}}'), 1, NONE, QUOTA
+    ),
+    "500: empty account, by its words": Row(
+        refused(500, b'{"message":"Sorry, your account balance is insufficient"}'), 1, NONE, QUOTA
+    ),
+    "429: a quota per minute is no empty account": Row(
+        refused(
+            429,
+            b'{"error":{"code":429,"message":"You exceeded your current quota, please check your plan and billing '
+            b'details.","status":"RESOURCE_EXHAUSTED","details":[{"@type":"type.googleapis.com/google.rpc.RetryInfo",'
+            b'"retryDelay":"32s"}]}}',
+        ),
+        2,
+        HELD,
+        LIMITED,
+        True,
+    ),
+    "429: a delay in words": Row(
+        refused(429, b'{"error":{"message":"Rate limit reached. Please try again in 1.2s. Visit ..."}}'),
+        HELD_CALLS,
+        HELD,
+        LIMITED,
+        True,
+    ),
+    "200: a delay in words": Row(
+        stream(data({"error": {"message": "m, try again in 2s", "code": 429}})), 3, after(2), ERROR, True
+    ),
+    "429: a delay in the headers before one in words": Row(
+        advised(429, b"retry-after: 5", body=b'{"error":{"message":"Please try again in 1.2s."}}'),
+        5,
+        HELD,
+        LIMITED,
+        True,
+    ),
+    "404: two texts": Row(
+        refused(404, b'{"error":"Not Found","message":"no such deployment"}'),
+        1,
+        NONE,
+        REJECTED,
+        words="Not Found: no such deployment",
+    ),
     "429: as an event stream": Row(
         refused(429, b'data: {"error":{"message":"m"}}\n\n', EVENT_STREAM),
         HELD_CALLS,
@@ -315,7 +408,28 @@ MEANINGS = {
 # 200, but not an event stream
 
 NO_STREAM = {
-    "a whole completion": Row(refused(200, COMPLETION), 1, NONE, PROTOCOL),
+    "a whole completion": Row(refused(200, COMPLETION), 1, NONE, None, status=COMPLETED),
+    "a completion under the name of a text": Row(
+        refused(200, COMPLETION, b"content-type: text/plain\r\n"), 1, NONE, None, status=COMPLETED
+    ),
+    "an object that is no error": Row(
+        refused(200, b'{"choices":[]}'),
+        1,
+        NONE,
+        PROTOCOL,
+        words="the upstream answered with application/json instead of an event stream",
+    ),
+    "an empty account": Row(
+        refused(200, b'{"error":{"message":"m","code":"insufficient_quota"}}'), 1, NONE, PROTOCOL, words="m"
+    ),
+    "202 that says why": Row(
+        refused(202, b'{"status":"queued","message":"the model is loading"}'),
+        1,
+        NONE,
+        PROTOCOL,
+        words="the model is loading",
+        http_status=202,
+    ),
     "an error": Row(
         refused(200, b'{"error":{"message":"m","code":"overloaded"}}'), 3, BACKOFF, PROTOCOL, True, words="m"
     ),
@@ -326,7 +440,14 @@ NO_STREAM = {
         refused(200, b'{"error":{"message":"m","code":401}}'), 1, NONE, PROTOCOL, words="m"
     ),
     "html": Row(refused(200, HTML, b"content-type: text/html\r\n"), 1, NONE, PROTOCOL),
-    "no content type": Row(refused(200, b"data: {}\n\n", b""), 1, NONE, PROTOCOL),
+    "no content type": Row(refused(200, b"data: {}\n\n", b""), 3, BACKOFF, TRUNCATED, True),
+    "text": Row(
+        refused(200, b"not here", b"content-type: text/plain\r\n"),
+        1,
+        NONE,
+        PROTOCOL,
+        words="the upstream answered with text/plain instead of an event stream",
+    ),
     "nothing": Row(refused(200, b"", b""), 1, NONE, PROTOCOL),
 }
 
@@ -371,6 +492,47 @@ FRAMES = {
     ),
     "google": Frame(data([{"error": {"code": 429, "message": "m", "status": "RESOURCE_EXHAUSTED"}}])),
     "empty account": Frame(data({"error": {"message": "m", "code": "insufficient_quota"}}), False),
+    "openrouter, in the choice": Frame(
+        data(
+            chunk(
+                choices=[
+                    {
+                        "index": 0,
+                        "delta": {"content": ""},
+                        "finish_reason": "error",
+                        "error": {"code": 502, "message": "m"},
+                    }
+                ]
+            )
+        )
+    ),
+    "flat, by its members": Frame(data({"error_type": "BadRequestError", "error_message": "m"}), False),
+    "flat, in a chunk without choices": Frame(
+        data({"id": "1", "object": "chat.completion.chunk", "choices": None, "error_message": "m"})
+    ),
+    "baidu": Frame(data({"error_code": 18, "error_msg": "m", "id": "1"})),
+    "minimax": Frame(
+        data({"id": "1", "choices": None, "base_resp": {"status_code": 1002, "status_msg": "m"}})
+    ),
+    "minimax, a wrong request": Frame(
+        data({"choices": [], "base_resp": {"status_code": 2013, "status_msg": "m"}}), False
+    ),
+    "fastapi": Frame(data({"detail": "m"})),
+    "dashscope": Frame(data({"code": "InvalidParameter", "message": "m", "request_id": "1"}), False),
+    "dashscope, throttled": Frame(data({"code": "Throttling.RateQuota", "message": "m", "request_id": "1"})),
+    "iflytek": Frame(data({"code": 10013, "message": "m", "sid": "1"})),
+    "cloudflare": Frame(
+        data({"success": False, "errors": [{"code": 3040, "message": "m"}], "messages": [], "result": None})
+    ),
+    "api gateway": Frame(data({"message": "m", "requestId": "1"})),
+    "nestjs": Frame(
+        data({"statusCode": 503, "message": "m", "error": "Service Unavailable"}),
+        words="Service Unavailable: m",
+    ),
+    "bare json": Frame(b'{"error":{"message":"m","code":503}}\n\n'),
+    "bare json on several lines": Frame(
+        b'{\n  "error": {\n    "message": "m",\n    "code": 400\n  }\n}\n', False
+    ),
 }
 
 
@@ -398,7 +560,18 @@ BEFORE = {
     "end of the connection": Row(until_close(), 3, BACKOFF, TRUNCATED, True),
     "an empty chunk": Row(stream(EMPTY), 3, BACKOFF, TRUNCATED, True),
     "html": Row(stream(HTML), 3, BACKOFF, TRUNCATED, True, frame=HTML.decode()),
-    "a whole completion": Row(stream(COMPLETION), 3, BACKOFF, TRUNCATED, True, frame=COMPLETION.decode()),
+    "a whole completion": Row(stream(COMPLETION), 1, NONE, None, status=COMPLETED),
+    "an object that nobody knows, then [DONE]": Row(
+        stream(data({"notice": "m"}), DONE), 3, BACKOFF, ERROR, True, words='{"notice":"m"}'
+    ),
+    "a finish reason that says failure": Row(
+        stream(data(chunk({"content": ""}, "network_error")), DONE),
+        3,
+        BACKOFF,
+        ERROR,
+        True,
+        words="the upstream ended choice 0 with finish_reason 'network_error'",
+    ),
     "no json": Row(stream(data(b"oops")), 3, BACKOFF, PROTOCOL, True),
     "a number": Row(stream(data(b"5")), 3, BACKOFF, PROTOCOL, True),
     "malformed choices": Row(stream(data({"choices": 5})), 3, BACKOFF, PROTOCOL, True),
@@ -445,7 +618,39 @@ AFTER = {
     ),
     "finished, then silence": Row(stream(WORD, FINISH, ends=False), 1, NONE, None, status=COMPLETED),
     "finished, then an error": Row(
-        stream(WORD, FINISH, FRAMES["openai"].says, DONE), 1, NONE, ERROR, True, INTERRUPTED
+        stream(WORD, FINISH, FRAMES["openai"].says, DONE), 1, NONE, None, status=COMPLETED
+    ),
+    "finished, then no json": Row(stream(WORD, FINISH, data(b"oops")), 1, NONE, None, status=COMPLETED),
+    "finished, then a broken [DONE]": Row(
+        until_close(WORD, FINISH, b"data: [DO"), 1, NONE, None, status=COMPLETED
+    ),
+    "finished with a failure": Row(
+        stream(WORD, data(chunk({}, "upstream_error")), DONE),
+        1,
+        NONE,
+        ERROR,
+        True,
+        INTERRUPTED,
+        "the upstream ended choice 0 with finish_reason 'upstream_error'",
+    ),
+    "finished with a failure, then its error": Row(
+        stream(WORD, data(chunk({}, "error")), FRAMES["vllm"].says, DONE),
+        1,
+        NONE,
+        ERROR,
+        False,
+        INTERRUPTED,
+        "m",
+    ),
+    "finished too early, then cut": Row(
+        stream(data(chunk({"content": "half "}, "stop")), WORD), 1, NONE, TRUNCATED, True, INTERRUPTED
+    ),
+    "a keep-alive as data": Row(
+        stream(WORD, b"data: : keepalive\n\nevent: ping\ndata: tick\n\n", FINISH),
+        1,
+        NONE,
+        None,
+        status=COMPLETED,
     ),
     "[DONE] without a finish": Row(stream(WORD, DONE), 1, NONE, None, status=COMPLETED),
     "[DONE] without its line end": Row(until_close(WORD, b"data: [DONE]"), 1, NONE, None, status=COMPLETED),

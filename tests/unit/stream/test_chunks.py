@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from streamworker.model import ChunkDelta, Done, StreamError, StreamItem
-from streamworker.stream.chunks import MAX_CHOICES, ChunkReader
+from streamworker.stream.chunks import MAX_CHOICES, MAX_NULLS, ChunkReader
 from streamworker.stream.sse import ServerSentEvent
 from streamworker.stream.usage import Ledger
 from streamworker.wire.json import MAX_DEPTH
@@ -238,10 +238,10 @@ def test_reader_logprobs_are_reported_if_sent(logprobs: Any, reported: Any) -> N
 
 
 def test_reader_unknown_members_of_chunk_and_choice_are_kept_under_extra() -> None:
-    """Unknown members are passed on; padding is dropped."""
+    """Unknown members are passed on; padding and nulls are dropped."""
     payload = choice(delta={}, stop_reason=None) | {"timings": {"n": 1}, "obfuscation": "xx", "error": None}
 
-    assert deltas(payload)[0].extra == {"timings": {"n": 1}, "stop_reason": None}
+    assert deltas(payload)[0].extra == {"timings": {"n": 1}}
     assert deltas(choice(delta={}))[0].extra is UNSET
 
 
@@ -418,7 +418,7 @@ def test_reader_kept_halves_are_bounded() -> None:
         (payload,) = halves("\\ud83d", member=f"m{number}")
         reader.read(ServerSentEvent("message", payload))
 
-    assert len(reader._high_surrogates) == MAX_CHOICES
+    assert len(reader._held) == MAX_CHOICES
 
 
 @pytest.mark.parametrize(
@@ -479,3 +479,206 @@ def test_reader_halves_are_kept_under_bounded_names() -> None:
         [delta] = read(b'{"choices":[{"delta":{"%s":"\\ud83d"}}]}' % (b"n" * size))
         assert isinstance(delta, ChunkDelta)
         assert delta.delta == {"n" * size: "" if waits else "\N{REPLACEMENT CHARACTER}"}
+
+
+# Keep-alives, unknown objects, broken payloads
+
+
+@pytest.mark.parametrize(
+    "payload", [b": keepalive", b" : ping", b"ping", b"KEEPALIVE", b'{"type":"heartbeat"}', b'{"ts":1}']
+)
+def test_reader_keep_alive_as_data_gives_nothing(payload: bytes) -> None:
+    """No JSON begins with a colon, and a keep-alive's name is not content."""
+    assert read(payload) == []
+
+
+@pytest.mark.parametrize("payload", [b"tick", b'{"choices":[{"delta":{"content":"x"}}]}', b"{"])
+def test_reader_data_of_an_event_called_ping_is_ignored(payload: bytes) -> None:
+    """Whatever it is, except for the sentinel."""
+    assert read(payload, event_type="ping") == []
+    assert read(b"[DONE]", event_type="ping") == [Done()]
+
+
+def test_reader_unknown_object_is_passed_on_and_explains_a_stream_without_choices() -> None:
+    """It is an event without a choice; if nothing else comes, it is the reason."""
+    reader = ChunkReader(Ledger())
+    [item] = reader.read(ServerSentEvent("message", b'{"notice":"maintenance","none":null}'))
+
+    assert item == ChunkDelta(None, {}, extra={"notice": "maintenance"})
+    assert reader.failure is not None
+    assert reader.failure.message == '{"notice":"maintenance","none":null}'
+
+    reader.read(ServerSentEvent("message", b'{"choices":[{"delta":{"content":"x"}}]}'))
+    assert reader.failure is None
+
+
+@pytest.mark.parametrize(
+    ("payload", "content"),
+    [
+        (b'{"choices":[{"delta":{"content":"a\x1bb"}}]}', "a\x1bb"),
+        (b'{"choices":[{"delta":{"content":"a\nb"}}]}', "a\nb"),
+        (b'data: {"choices":[{"delta":{"content":"a"}}]}', "a"),
+        (b'data:data: {"choices":[{"delta":{"content":"a"}}]}', "a"),
+        (b'{"choices":[{"delta":{"content":"a"},"logprobs":{"p":-Infinity}}]}', "a"),
+    ],
+)
+def test_reader_payload_with_one_meaning_is_read(payload: bytes, content: str) -> None:
+    """Control characters, numbers that are not finite, and a second `data:` prefix."""
+    [item] = deltas(payload)
+
+    assert item.delta == {"content": content}
+    assert item.logprobs in (UNSET, {"p": None})
+
+
+@pytest.mark.parametrize("late", [b"oops", b'{"error":{"message":"m"}}', b"[DONE", b"5", b'{"choices":5}'])
+def test_reader_errors_after_the_end_of_every_choice_are_ignored(late: bytes) -> None:
+    """The answer is whole; usage that follows is still read."""
+    ledger = Ledger()
+    last = {"choices": [], "usage": {"total_tokens": 3}}
+    items = read(chunk({"content": "a"}), chunk({}, "stop"), late, last, b"[DONE]", ledger=ledger)
+
+    assert [type(item) for item in items] == [ChunkDelta, ChunkDelta, Done]
+    assert ledger.total_tokens == 3
+
+
+# Finish reasons that are not the end
+
+
+def reasons_of(*chunks: Any) -> dict[int, str | None]:
+    reader = ChunkReader(Ledger())
+    for payload in chunks:
+        reader.read(ServerSentEvent("message", msgspec.json.encode(payload)))
+    return reader.finish_reasons
+
+
+@pytest.mark.parametrize(
+    ("delta", "reason"),
+    [
+        ({"content": "b"}, None),
+        ({"reasoning": "b"}, None),
+        ({"tool_calls": [{"index": 0, "function": {"arguments": "{"}}]}, None),
+        ({"content": ""}, "stop"),
+        ({"content": None, "role": "assistant"}, "stop"),
+        ({}, "stop"),
+    ],
+)
+def test_reader_text_after_a_finish_reason_opens_the_choice_again(delta: Any, reason: str | None) -> None:
+    """The last reason counts; a delta without text changes nothing."""
+    assert reasons_of(chunk({"content": "a"}, "stop"), chunk(delta)) == {0: reason}
+    assert reasons_of(chunk({"content": "a"}, "stop"), chunk(delta, "length")) == {0: "length"}
+
+
+def test_reader_finish_reason_null_as_text_is_null() -> None:
+    """Some gateways write it as a string."""
+    assert reasons_of(chunk({"content": "a"}, "null")) == {0: None}
+
+
+@pytest.mark.parametrize(
+    "reason", ["error", "network_error", "failed", "upstream_error", "ERROR", "server-error"]
+)
+def test_reader_finish_reason_that_says_failure_is_the_streams_failure(reason: str) -> None:
+    """After text; a first chunk without text is the error itself, so that another try may follow."""
+    reader = ChunkReader(Ledger())
+    for payload in (chunk({"content": "a"}), chunk({}, reason)):
+        reader.read(ServerSentEvent("message", msgspec.json.encode(payload)))
+
+    assert reader.finish_reasons == {0: reason}
+    assert reader.failure is not None
+    assert repr(reason) in reader.failure.message
+    assert repr(reason) in error_in(read(chunk({"content": ""}, reason))).message
+
+
+@pytest.mark.parametrize(
+    "reason", ["stop", "content_filter", "insufficient_system_resource", "errors", "no_errors_found"]
+)
+def test_reader_other_finish_reasons_are_no_failure(reason: str) -> None:
+    """Unknown reasons are passed on."""
+    reader = ChunkReader(Ledger())
+    reader.read(ServerSentEvent("message", msgspec.json.encode(chunk({"content": "a"}, reason))))
+
+    assert reader.failure is None
+
+
+# Unknown members that are null
+
+
+class Counting(ChunkReader):
+    """Counts the chunks that the fast path did not read."""
+
+    slow = 0
+
+    def _read_carefully(self, event: ServerSentEvent) -> Sequence[StreamItem]:
+        self.slow += 1
+        return super()._read_carefully(event)
+
+
+def test_reader_unknown_members_that_are_null_keep_the_fast_path_and_no_extra() -> None:
+    """The first chunk with such a member teaches the reader its name; a value in it is extra as ever."""
+    reader = Counting(Ledger())
+    payload: dict[str, Any] = {
+        "prompt_token_ids": None,
+        "choices": [{"delta": {"content": "a"}, "token_ids": None, "a-b": None}],
+    }
+    items = [
+        item
+        for _ in range(5)
+        for item in reader.read(ServerSentEvent("message", msgspec.json.encode(payload)))
+    ]
+
+    assert reader.slow == 1
+    assert [item.extra for item in items if isinstance(item, ChunkDelta)] == [UNSET] * 5
+
+    payload["prompt_token_ids"] = [1]
+    [item] = reader.read(ServerSentEvent("message", msgspec.json.encode(payload)))
+    assert isinstance(item, ChunkDelta)
+    assert (item.extra, reader.slow) == ({"prompt_token_ids": [1]}, 2)
+
+
+def test_reader_learns_a_bounded_number_of_null_members() -> None:
+    """An upstream that sends ever new names keeps the careful path."""
+    reader = Counting(Ledger())
+    for number in range(50):
+        reader.read(ServerSentEvent("message", b'{"choices":[{"delta":{}}],"n%d":null}' % number))
+
+    assert reader.slow == 50
+    assert len(reader._nulls[0]) <= MAX_NULLS
+
+
+# A whole completion instead of a stream
+
+COMPLETION = {
+    "id": "c",
+    "object": "chat.completion",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "a"}, "finish_reason": "stop"}],
+    "usage": {"total_tokens": 3},
+}
+
+
+def test_reader_document_of_a_completion_is_one_delta_per_choice() -> None:
+    """With its members, its usage and its end."""
+    ledger = Ledger()
+    items = ChunkReader(ledger).read_document(msgspec.json.encode(COMPLETION))
+
+    chunk_members = {"id": "c", "object": "chat.completion"}
+    assert items == [
+        ChunkDelta(0, {"role": "assistant", "content": "a"}, "stop", chunk=chunk_members),
+        Done(),
+    ]
+    assert ledger.total_tokens == 3
+    assert ChunkReader(Ledger()).read_document(msgspec.json.encode([COMPLETION])) == items
+
+
+@pytest.mark.parametrize(
+    "document", [b"{", b"5", b"[]", b"{}", b'{"choices":[]}', b'{"choices":[5]}', b'{"error":"m"}']
+)
+def test_reader_document_that_is_no_completion_is_none(document: bytes) -> None:
+    """The attempt reads it as an error."""
+    assert ChunkReader(Ledger()).read_document(document) is None
+
+
+def test_reader_document_with_an_error_beside_its_choices_ends_with_the_error() -> None:
+    """As a chunk does."""
+    items = ChunkReader(Ledger()).read_document(msgspec.json.encode(COMPLETION | {"error": {"message": "m"}}))
+
+    assert items is not None
+    assert [type(item) for item in items] == [ChunkDelta, StreamError]

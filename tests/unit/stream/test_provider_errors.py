@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -9,12 +10,12 @@ import pytest
 
 from streamworker.model import ErrorCode, StreamError
 from streamworker.stream.provider_errors import (
+    body_error,
     error_in,
     error_of_body,
     http_error,
     is_retriable,
     to_job_error,
-    usage_of_body,
 )
 from streamworker.text import RAW_TEXT_LIMIT, truncate
 
@@ -86,6 +87,41 @@ from streamworker.text import RAW_TEXT_LIMIT, truncate
         pytest.param({"error": {"message": ["m"]}}, '["m"]', None, None, id="a message that is not a string"),
         pytest.param({"error": ["m"]}, '["m"]', None, None, id="a list"),
         pytest.param({"error": True}, "true", None, None, id="a boolean"),
+        pytest.param({"error": "a", "message": "b"}, "a: b", None, None, id="two texts"),
+        pytest.param({"error": "a b", "message": "b"}, "a b", None, None, id="one text inside of the other"),
+        pytest.param(
+            {"choices": [{"error": {"code": 502, "message": "m"}}]}, "m", 502, None, id="in a choice"
+        ),
+        pytest.param(
+            {"choices": None, "error_type": "t", "error_message": "m"},
+            "m",
+            None,
+            "t",
+            id="members with a prefix",
+        ),
+        pytest.param({"errorCode": "c", "errorMessage": "m"}, "m", None, "c", id="members in camel case"),
+        pytest.param({"errcode": 40001, "errmsg": "m"}, "m", None, None, id="members without an underscore"),
+        pytest.param(
+            {"base_resp": {"status_code": 1008, "status_msg": "m"}}, "m", 402, "1008", id="minimax, no money"
+        ),
+        pytest.param(
+            {"base_resp": {"status_code": 1000, "status_msg": "m"}}, "m", 500, None, id="minimax, unknown"
+        ),
+        pytest.param({"detail": "m"}, "m", None, None, id="fastapi"),
+        pytest.param(
+            {"code": "InvalidParameter", "message": "m"}, "m", None, "InvalidParameter", id="dashscope"
+        ),
+        pytest.param(
+            {"code": 429, "message": "m", "choices": []}, "m", 429, None, id="a number beside a message"
+        ),
+        pytest.param(
+            {"success": False, "errors": [{"code": 1, "message": "m"}]}, "m", None, None, id="cloudflare"
+        ),
+        pytest.param({"success": False, "msg": "m"}, "m", None, None, id="no success"),
+        pytest.param({"status": "failed", "message": "m"}, "m", None, None, id="a status in words"),
+        pytest.param({"statusCode": 500, "message": "m"}, "m", 500, None, id="a status in a number"),
+        pytest.param({"message": "m", "request_id": "1"}, "m", None, None, id="a message alone"),
+        pytest.param({"fault": {"faultstring": "m"}}, "m", None, None, id="apigee"),
     ],
 )
 def test_error_in_every_known_shape_is_read(
@@ -110,6 +146,23 @@ def test_error_in_every_known_shape_is_read(
         {"x_groq": "error"},
         {"object": "chat.completion.chunk", "message": "m"},
         {"moderation": {"output": {"type": "error"}}},
+        {"error": {"message": "", "type": "", "param": "", "code": None}},
+        {"error": {"message": "", "code": 0}},
+        {"error": {"message": "Success", "code": "0"}},
+        {"error": {"message": "None", "type": "None"}},
+        {"error": [{"message": ""}]},
+        {"error": " "},
+        {"choices": [{"error": {}}, {"error": None}, 5]},
+        {"code": 0, "message": "Success"},
+        {"code": 200, "message": "fine", "sid": "1"},
+        {"base_resp": {"status_code": 0, "status_msg": ""}},
+        {"base_resp": "error"},
+        {"success": True, "errors": [], "message": "m", "result": 1},
+        {"status": "completed", "message": "m"},
+        {"type": "progress", "message": "loading"},
+        {"error_count": 1, "error_code": 0, "error_message": None},
+        {"code": "x", "choices": [{"delta": {}}], "message": "m"},
+        {"message": {"role": "assistant"}, "id": "1"},
     ],
 )
 def test_error_in_empty_members_is_none(payload: dict[str, Any]) -> None:
@@ -259,17 +312,77 @@ def test_error_in_long_frames_and_messages_is_cut() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "usage"),
+    ("error", "after_s"),
     [
-        (b'{"choices":[{"message":{}}],"usage":{"total_tokens":3}}', {"total_tokens": 3}),
-        (b'{"choices":[{"message":{}}],"usage":{}}', None),
-        (b'{"choices":[{"message":{}}],"usage":7}', None),
-        (b'{"usage":{"total_tokens":3}}', None),
-        (b"<html>", None),
-        (b"[1]", None),
-        (b"", None),
+        ({"message": "Please try again in 1.2s."}, 1.2),
+        ({"message": "Try again in 6m0s"}, 360.0),
+        ({"message": "please retry after 20 seconds"}, 20.0),
+        ({"message": "Please retry in 32.5s."}, 32.5),
+        ({"message": "retry in 120ms"}, 0.12),
+        ({"message": "wait 5 minutes"}, 300.0),
+        ({"message": "try again later"}, None),
+        ({"message": "retry 3 times"}, None),
+        ({"message": "m" * 400 + " try again in 2s"}, None),
+        ({"message": "m", "retry_after": 3}, 3.0),
+        ({"message": "m", "retry_after_ms": 250}, 0.25),
+        ({"message": "m", "details": [{"retryDelay": "7s"}]}, 7.0),
+        ({"message": "m", "metadata": {"headers": {"Retry-After": "9"}}}, 9.0),
+        ({"message": "m", "retry_after": "soon"}, None),
+        ({"message": "m", "retry_after": -1}, None),
     ],
 )
-def test_usage_of_body_of_a_whole_completion_is_found(body: bytes, usage: dict[str, int] | None) -> None:
-    """A completion that was not streamed is billed as well."""
-    assert usage_of_body(body) == usage
+def test_error_in_names_the_delay_before_the_next_call(error: dict[str, Any], after_s: float | None) -> None:
+    """As a member, in Google's RetryInfo, or in words near the beginning of the message."""
+    found = error_in({"error": error}, "message")
+
+    assert found is not None
+    assert found.retry_after_s == after_s
+    assert to_job_error(found).retry_after_ms == (
+        msgspec.UNSET if after_s is None else math.ceil(after_s * 1000)
+    )
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "code", "message", "retriable"),
+    [
+        ("application/json", b'{"error":{"message":"m"}}', "upstream_protocol", "m", True),
+        ("text/event-stream", b'{"error":{"message":"m"}}', "upstream_error", "m", True),
+        ("text/event-stream; x", b'{"error":{"message":"m","code":400}}', "upstream_error", "m", False),
+        (
+            "application/json",
+            b'{"error":{"message":"insufficient balance"}}',
+            "upstream_protocol",
+            "insufficient balance",
+            False,
+        ),
+        (
+            "text/html",
+            b"<p>",
+            "upstream_protocol",
+            "the upstream answered with text/html instead of an event stream",
+            False,
+        ),
+        (
+            "",
+            b"",
+            "upstream_protocol",
+            "the upstream answered with no content type instead of an event stream",
+            False,
+        ),
+    ],
+)
+def test_body_error_of_a_success_response(
+    content_type: str, body: bytes, code: str, message: str, retriable: bool
+) -> None:
+    """The upstream's own words if there are any, else what it sent instead of a stream."""
+    error = body_error(200, content_type, body)
+
+    assert (error.code, error.message, error.retriable) == (code, message, retriable)
+
+
+def test_body_error_of_another_success_names_its_status() -> None:
+    """A job that was accepted for later gives no answer."""
+    error = body_error(202, "application/json", b'{"id":1}')
+
+    assert error.message == "the upstream answered 202 with application/json instead of an event stream"
+    assert (error.http_status, error.retriable) == (202, False)

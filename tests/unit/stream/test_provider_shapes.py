@@ -77,7 +77,7 @@ SHAPES = {
         data(of({"audio": {"id": "x", "data": "AA=="}}), of({"audio": {"expires_at": 1}}), DONE),
         [(0, {"audio": {"id": "x", "data": "AA=="}}), (0, {"audio": {"expires_at": 1}})],
         finish={},
-        source=NONE,
+        usage={"completion_tokens": 2},
     ),
     "openai: legacy function call": Shape(
         data(
@@ -173,7 +173,6 @@ SHAPES = {
         SAID,
         usage={"completion_tokens": 2},
         source=UP,
-        extra={"stop_reason": None},
     ),
     "vllm: running totals cut off": Shape(
         data(of(text("a"), usage={"completion_tokens": 1}), of(text("b"), usage={"completion_tokens": 2})),

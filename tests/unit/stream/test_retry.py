@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from math import inf
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from streamworker.model import Advice, ErrorCode, JobError
-from streamworker.stream.retry import MAX_ADVISED_S, backoff_s, falls_back, next_try_s, read_advice
+from streamworker.stream.retry import (
+    MAX_ADVISED_S,
+    backoff_s,
+    duration_s,
+    falls_back,
+    next_try_s,
+    read_advice,
+    with_advice,
+)
 
 NOW = 1_700_000_000.0
 RETRIABLE = JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "busy", 503, retriable=True)
+RETRIABLE_AFTER = JobError(ErrorCode.UPSTREAM_ERROR, "busy", 200, retriable=True, retry_after_ms=2500)
 FINAL = JobError(ErrorCode.RATE_LIMITED, "no money", 429, retriable=False)
 NOT_FOUND = JobError(ErrorCode.UPSTREAM_REJECTED, "not here", 404)
 REFUSED_KEY = JobError(ErrorCode.AUTH, "no such key", 401)
@@ -39,6 +49,12 @@ BAD_REQUEST = JobError(ErrorCode.UPSTREAM_REJECTED, "bad", 400)
         ({"retry-after": "Tue Nov 14 22:13:30 2023"}, Advice(None, 10.0)),
         ({"retry-after": "Tue, 14 Nov 2023 22:13:30 GMT"}, Advice(None, 10.0)),
         ({"retry-after": "Tue, 14 Nov 2023 22:13:00 GMT"}, Advice(None, 0.0)),
+        ({"retry-after": "2, 3"}, Advice(None, 3.0)),
+        ({"retry-after": "2s"}, Advice(None, 2.0)),
+        ({"retry-after": "6m0s"}, Advice(None, 360.0)),
+        ({"retry-after": "1h 2 min"}, Advice(None, 3720.0)),
+        ({"retry-after": "2 parsecs"}, Advice()),
+        ({"retry-after": "120ms"}, Advice(None, 0.12)),
         ({"x-should-retry": "false", "retry-after": "1"}, Advice(False, 1.0)),
         ({"x-should-retry": " TRUE "}, Advice(True, None)),
         ({"x-should-retry": "maybe"}, Advice()),
@@ -61,10 +77,12 @@ def test_read_advice_of_headers(headers: dict[str, str], advice: Advice) -> None
         (RETRIABLE, Advice(False, None), 1, inf, None),
         (FINAL, Advice(), 1, inf, None),
         (FINAL, Advice(None, 1.0), 1, inf, None),
-        (FINAL, Advice(True, 1.0), 1, inf, None),  # an empty account stays empty, whatever the headers say
+        (FINAL, Advice(True, 1.0), 1, inf, 1.0),  # the upstream decides, whatever the status is
         (NOT_FOUND, Advice(True, 1.0), 1, inf, 1.0),
-        (REFUSED_KEY, Advice(True, 1.0), 1, inf, None),
-        (BAD_REQUEST, Advice(True, 1.0), 1, inf, None),
+        (REFUSED_KEY, Advice(True, 1.0), 1, inf, 1.0),
+        (BAD_REQUEST, Advice(True, 1.0), 1, inf, 1.0),
+        (RETRIABLE_AFTER, Advice(), 1, inf, 2.5),
+        (RETRIABLE_AFTER, Advice(None, 1.0), 1, inf, 1.0),
         (RETRIABLE, Advice(None, 0.0), 2, inf, 1.0),  # a delay of 0 does not replace the backoff
     ],
 )
@@ -109,3 +127,64 @@ def test_read_advice_of_any_text_is_a_finite_delay_or_none(
 def test_falls_back_where_the_upstream_is_at_fault(error: JobError, elsewhere: bool) -> None:
     """A refused key concerns this upstream alone; a bad request is bad everywhere."""
     assert falls_back(error) is elsewhere
+
+
+@pytest.mark.parametrize(
+    ("headers", "after_s"),
+    [
+        ({"x-ratelimit-reset-requests": "6m0s"}, 360.0),
+        ({"x-ratelimit-reset-requests": "1s", "x-ratelimit-reset-tokens": "9s"}, 1.0),
+        (
+            {
+                "x-ratelimit-reset-requests": "1s",
+                "x-ratelimit-remaining-requests": "5",
+                "x-ratelimit-reset-tokens": "9s",
+                "x-ratelimit-remaining-tokens": "0",
+            },
+            9.0,
+        ),
+        ({"x-ratelimit-reset-tokens": "-1"}, None),
+        ({"x-ratelimit-reset": f"{NOW + 5:.0f}"}, 5.0),
+        ({"x-ratelimit-reset": f"{(NOW + 5) * 1000:.0f}"}, 5.0),
+        ({"ratelimit-reset": "30"}, 30.0),
+        ({"anthropic-ratelimit-tokens-reset": "2023-11-14T22:13:50Z"}, 30.0),
+        ({"anthropic-ratelimit-tokens-reset": "2023-11-14T22:13:00Z"}, 0.0),
+        ({"anthropic-ratelimit-tokens-reset": "2023-11-14"}, None),
+        ({"retry-after": "2", "x-ratelimit-reset-requests": "6m0s"}, 2.0),
+        ({"x-reset": "5"}, None),
+    ],
+)
+def test_read_advice_of_rate_limit_headers(headers: dict[str, str], after_s: float | None) -> None:
+    """They count for a 429 without `retry-after`: the limits that are used up, or else the soonest."""
+    assert read_advice(headers, NOW, status=429).after_s == after_s
+    assert read_advice(headers, NOW, status=503).after_s == (after_s if "retry-after" in headers else None)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (3, 3.0),
+        (0.5, 0.5),
+        ("1.5", 1.5),
+        (" 2S ", 2.0),
+        ("1m1s", 61.0),
+        (-1, None),
+        (True, None),
+        (None, None),
+        (float("nan"), None),
+        (10**400, None),
+        ("", None),
+        ("s", None),
+        ("1s later", None),
+        ({}, None),
+    ],
+)
+def test_duration_s_of_numbers_and_texts(value: Any, seconds: float | None) -> None:
+    """Numbers are seconds, texts may have units; anything else is None."""
+    assert duration_s(value) == seconds
+
+
+def test_with_advice_prefers_the_headers_delay() -> None:
+    """In ms, rounded up."""
+    assert with_advice(RETRIABLE, Advice()) is RETRIABLE
+    assert with_advice(RETRIABLE_AFTER, Advice(None, 1.0001)).retry_after_ms == 1001

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from streamworker.stream.sse import EventStreamParser, ServerSentEvent
@@ -354,3 +356,53 @@ def test_parser_extra_field_is_an_event_of_its_own() -> None:
     result = parsed(b"id: 1\n\nerror: {}\nother: x\ndata: a\n\n", extra=(b"error",))
 
     assert result.events == [message("{}", "error", "1"), message("a", id_="1")]
+
+
+# JSON without a field name
+
+
+def bare(stream: bytes, **options: Any) -> list[tuple[str, str]]:
+    """Parse with `bare_json`, whole and byte by byte; return types and data."""
+    whole = parse(stream, bare_json=True, **options)
+    assert parse(bytewise(stream), bare_json=True, **options) == whole
+    return [(event.type, event.text) for event in whole.events]
+
+
+@pytest.mark.parametrize(
+    ("stream", "events"),
+    [
+        (b'{"error":1}', [("", '{"error":1}')]),
+        (b'{"error":1}\n\n', [("", '{"error":1}')]),
+        (b'[{"error":1}]\n', [("", '[{"error":1}]')]),
+        (b'data: {"a":1}\n\n{"error":1}\n', [("message", '{"a":1}'), ("", '{"error":1}')]),
+        (b'data: {"a":1}\n{"error":1}', [("message", '{"a":1}'), ("", '{"error":1}')]),
+        (
+            b': c\n{\n  "error": {\n    "code": 1\n  }\n}\ndata: x\n\n',
+            [("", '{\n  "error": {\n    "code": 1\n  }\n}'), ("message", "x")],
+        ),
+        (b'{"error":\ndata: x\n\n1}\n', [("message", "x")]),
+        (b'{x}\n{"error":1}', [("", '{"error":1}')]),
+        (b"data: {\n{}\ndata: }\n\n", [("message", "{\n}")]),
+        (b'{"error":1', []),
+        (b'"text"\n5\nnull\n', []),
+        (b'event: x\n{"error":1}\ndata: y\n\n', [("", '{"error":1}'), ("x", "y")]),
+    ],
+)
+def test_parser_bare_json_is_an_event_of_its_own(stream: bytes, events: list[tuple[str, str]]) -> None:
+    """Objects and arrays count, on one line or on several; other text without a field name does not."""
+    assert bare(stream) == events
+    assert all(kind for kind, _ in [(event.type, 0) for event in parse(stream).events])
+
+
+def test_parser_bare_json_is_bounded() -> None:
+    """A text that never becomes JSON is given up at the limit, and the stream goes on."""
+    stream = b'{"a":\n' + b"x\n" * 60 + b"data: y\n\n"
+
+    assert bare(stream, max_event_bytes=64) == [("message", "y")]
+
+
+def test_parser_comment_inside_data_ends_at_once_in_a_stream_without_blank_lines() -> None:
+    """Some upstreams send their keep-alives so."""
+    events = parse(b'data: {"a":1}\ndata: {"b":1}\ndata: : keepalive\ndata: {"c":1}\n').events
+
+    assert [event.text for event in events] == ['{"a":1}', '{"b":1}', ": keepalive", '{"c":1}']

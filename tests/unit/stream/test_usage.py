@@ -182,3 +182,67 @@ def test_ledger_returns_the_tokens_that_were_reported(
         ledger.report(report, final=True)
 
     assert (ledger.total_tokens, ledger.completion_tokens) == (total, completion)
+
+
+@pytest.mark.parametrize(
+    ("usage", "source"),
+    [
+        ({"total_tokens": 0, "total_characters": 0}, UsageSource.ESTIMATED),
+        ({"prompt_tokens": 7, "completion_tokens": 0, "total_tokens": 7}, UsageSource.ESTIMATED),
+        ({"total_tokens": 0, "prompt_tokens_details": {"cached_tokens": 0}}, UsageSource.ESTIMATED),
+        ({"total_tokens": 9}, UsageSource.UPSTREAM),
+        ({"total_tokens": 0, "details": {"completion": 2}}, UsageSource.UPSTREAM),
+    ],
+)
+def test_settle_with_zeros_where_text_was_generated_is_an_estimate(
+    usage: dict[str, Any], source: UsageSource
+) -> None:
+    """A zero that cannot be right is unknown, in a final report too."""
+    ledger = Ledger()
+    ledger.count_delta({"content": "text"})
+    ledger.report(usage, final=True)
+
+    assert ledger.settle(completed=True)[1] is source
+
+
+def test_report_of_zeros_does_not_erase_a_report() -> None:
+    """The last report with counts is kept."""
+    ledger = Ledger()
+    ledger.report({"total_tokens": 9}, final=True)
+    ledger.report({"total_tokens": 0}, final=True)
+
+    assert ledger.settle(completed=True)[0] == {"total_tokens": 9}
+
+
+@pytest.mark.parametrize(
+    ("deltas", "tokens"),
+    [
+        ([{"images": [{"url": "data:"}]}], 1),
+        ([{"audio": {"data": "AA=="}}, {"audio": {"expires_at": 1}}], 2),
+        ([{"content": [{"type": "image_url"}]}], 1),
+        ([{"content": "text"}, {"images": [1]}], 2),
+    ],
+)
+def test_settle_with_content_that_is_not_text_is_an_estimate(
+    deltas: list[dict[str, Any]], tokens: int
+) -> None:
+    """Generated content is never reported as `none`."""
+    ledger = Ledger()
+    for delta in deltas:
+        ledger.count_delta(delta)
+    usage, source, method = ledger.settle(completed=True)
+
+    assert (usage, source) == ({"completion_tokens": tokens}, UsageSource.ESTIMATED)
+    assert method is not None
+    assert "with other content count as one token each" in method
+
+
+@pytest.mark.parametrize(
+    "delta", [{}, {"role": "assistant", "content": ""}, {"tool_calls": []}, {"content": None}]
+)
+def test_settle_with_empty_deltas_is_none(delta: dict[str, Any]) -> None:
+    """Nothing was generated."""
+    ledger = Ledger()
+    ledger.count_delta(delta)
+
+    assert ledger.settle(completed=True) == (None, UsageSource.NONE, None)

@@ -8,9 +8,12 @@ import pytest
 
 from streamworker.model import ErrorCode, JobError
 from streamworker.wire.json import (
+    MAX_COUNT,
     MAX_DEPTH,
     InvalidJSON,
+    as_count,
     decode,
+    decode_lenient,
     decode_strict,
     encode,
     replace_surrogates,
@@ -144,3 +147,42 @@ def test_encode_value_with_lone_surrogate_writes_replacement() -> None:
 def test_encode_is_compact_utf8() -> None:
     """No blanks and no unnecessary escapes."""
     assert encode({"a": ["ü🐟\u2028", 1, None]}) == '{"a":["ü🐟\u2028",1,null]}'.encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (b'{"a":"x\x1by\nz"}', {"a": "x\x1by\nz"}),
+        (b"[NaN, Infinity, -Infinity, 1e999]", [None, None, None, None]),
+        (b'"\\ud83d"', "\ud83d"),
+        (b"[9007199254740993, 1e3]", [9007199254740993, 1000.0]),
+    ],
+)
+def test_decode_lenient_reads_what_has_one_meaning(text: bytes, value: Any) -> None:
+    """Control characters in strings, and numbers that are not finite; `decode` rejects both."""
+    assert decode_lenient(text) == value
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"{'a':1}", b"[1,]", b"undefined", b"[" * 200 + b"]" * 200])
+def test_decode_lenient_of_other_text_raises_invalid_json(text: bytes) -> None:
+    """It does not guess."""
+    with pytest.raises(InvalidJSON):
+        decode_lenient(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "count"),
+    [
+        (0, 0),
+        (7, 7),
+        (MAX_COUNT, MAX_COUNT),
+        (MAX_COUNT + 1, None),
+        (-1, None),
+        (True, None),
+        (1.0, None),
+        ("1", None),
+    ],
+)
+def test_as_count_believes_integers_in_a_range(value: Any, count: int | None) -> None:
+    """Upstreams and clients may send any number."""
+    assert as_count(value) == count
