@@ -28,7 +28,7 @@ class _Item(NamedTuple):
     type: str | None
 
     def members(self) -> dict[str, Any]:
-        """Return the members that identify the item for whoever assembles the deltas."""
+        """Return the members that identify the item for the assembler of the deltas."""
         members: dict[str, Any] = {} if self.number is None else {"index": self.number}
         return members if self.type is None else members | {"type": self.type}
 

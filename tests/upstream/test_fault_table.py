@@ -331,7 +331,7 @@ MEANINGS = {
     "500: empty account, by its words": Row(
         refused(500, b'{"message":"Sorry, your account balance is insufficient"}'), 1, NONE, QUOTA
     ),
-    "429: a quota per minute is no empty account": Row(
+    "429: a quota per minute is not an empty account": Row(
         refused(
             429,
             b'{"error":{"code":429,"message":"You exceeded your current quota, please check your plan and billing '
@@ -412,7 +412,7 @@ NO_STREAM = {
     "a completion under the name of a text": Row(
         refused(200, COMPLETION, b"content-type: text/plain\r\n"), 1, NONE, None, status=COMPLETED
     ),
-    "an object that is no error": Row(
+    "an object that is not an error": Row(
         refused(200, b'{"choices":[]}'),
         1,
         NONE,
@@ -561,7 +561,7 @@ BEFORE = {
     "an empty chunk": Row(stream(EMPTY), 3, BACKOFF, TRUNCATED, True),
     "html": Row(stream(HTML), 3, BACKOFF, TRUNCATED, True, frame=HTML.decode()),
     "a whole completion": Row(stream(COMPLETION), 1, NONE, None, status=COMPLETED),
-    "an object that nobody knows, then [DONE]": Row(
+    "an unknown object, then [DONE]": Row(
         stream(data({"notice": "m"}), DONE), 3, BACKOFF, ERROR, True, words='{"notice":"m"}'
     ),
     "a finish reason that says failure": Row(

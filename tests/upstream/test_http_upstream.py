@@ -360,7 +360,7 @@ async def test_http_upstream_returns_any_success_with_its_status_and_content_typ
 
 
 @pytest.mark.parametrize("encoding", [b"none", b"utf-8", b"identity, identity", b"", b"UTF-8, None"])
-async def test_http_upstream_content_encoding_that_is_no_coding_is_ignored(encoding: bytes) -> None:
+async def test_http_upstream_content_encoding_without_a_coding_is_ignored(encoding: bytes) -> None:
     """The body is read as it is."""
     headers = EVENT_STREAM + b"content-encoding: " + encoding + b"\r\n"
     async with serving(chunked(EVENT, headers=headers)) as server, client(server.base_url) as upstream:

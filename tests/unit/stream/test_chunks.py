@@ -591,7 +591,7 @@ def test_reader_finish_reason_that_says_failure_is_the_streams_failure(reason: s
 @pytest.mark.parametrize(
     "reason", ["stop", "content_filter", "insufficient_system_resource", "errors", "no_errors_found"]
 )
-def test_reader_other_finish_reasons_are_no_failure(reason: str) -> None:
+def test_reader_other_finish_reasons_are_not_failures(reason: str) -> None:
     """Unknown reasons are passed on."""
     reader = ChunkReader(Ledger())
     reader.read(ServerSentEvent("message", msgspec.json.encode(chunk({"content": "a"}, reason))))
@@ -671,7 +671,7 @@ def test_reader_document_of_a_completion_is_one_delta_per_choice() -> None:
 @pytest.mark.parametrize(
     "document", [b"{", b"5", b"[]", b"{}", b'{"choices":[]}', b'{"choices":[5]}', b'{"error":"m"}']
 )
-def test_reader_document_that_is_no_completion_is_none(document: bytes) -> None:
+def test_reader_document_that_is_not_a_completion_is_none(document: bytes) -> None:
     """The attempt reads it as an error."""
     assert ChunkReader(Ledger()).read_document(document) is None
 
