@@ -97,6 +97,10 @@ class Source(Protocol):
         """Read this partition from `offset` on."""
         ...
 
+    def position(self, partition: TopicPartition) -> int | None:
+        """Return the offset that is read next, after transaction markers and aborted records; None if unknown."""
+        ...
+
     def announce_departure(self) -> None:
         """Ask the group to move this member's partitions as soon as they have no open jobs, because it will leave."""
         ...

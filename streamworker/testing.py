@@ -147,6 +147,10 @@ class MemorySource:
             self.positions[partition] = offset
             self._came.set()
 
+    def position(self, partition: TopicPartition) -> int | None:
+        """Return the offset that is read next."""
+        return self.positions.get(partition)
+
     def announce_departure(self) -> None:
         """Set `is_leaving`."""
         self.is_leaving = True

@@ -104,6 +104,10 @@ class PartitionProgress:
         is_large = self._map_size >= self._limit * FULL // LIMIT or self._beyond >= MAX_AHEAD
         return is_large and self._tracker.incomplete > 0
 
+    def advance(self, offset: int) -> None:
+        """Move the position to `offset`, because no record lies before it. Does nothing while a record is open."""
+        self._tracker.advance(offset)
+
     @property
     def incomplete(self) -> int:
         """Number of open records."""

@@ -68,6 +68,14 @@ class OffsetTracker:
         """
         self._returned = deque(sorted({*self._returned, *offsets}))
 
+    def advance(self, offset: int) -> None:
+        """Move the position to `offset`, because no record lies before it. Does nothing while an offset is open.
+
+        Transaction markers and aborted records have offsets, and are never given to `begin`.
+        """
+        if not self._incomplete and offset > self._position:
+            self._succeed(offset - 1)
+
     def is_finished(self, offset: int) -> bool:
         """Whether this offset is finished: below the position, or known as finished beyond it."""
         return offset < self._position or offset in self._finished

@@ -115,6 +115,20 @@ class Poller:
                 else:
                     missed.add(record.topic_partition)
             self._read_again(missed)
+            self._commit_positions()
+
+    def _commit_positions(self) -> None:
+        """Commit the source's position where no job is open.
+
+        The group's lag is then 0, although transaction markers and aborted records lie behind the last job.
+        """
+        for partition in self._partitions:
+            if partition.ownership is not Ownership.OPEN or not partition.committer.is_idle:
+                continue
+            progress, position = partition.committer.progress, self._source.position(partition.id)
+            if position is not None and progress.incomplete == 0 and position > progress.position:
+                progress.advance(position)
+                partition.committer.touch()
 
     async def _wait_for_room(self) -> None:
         self._room.clear()

@@ -194,7 +194,9 @@ async def test_group_without_offsets_begins_where_the_policy_says(
 async def test_position_of_a_partition_without_jobs_is_committed(apache: Stage, delivery: str) -> None:
     """Offset 0 too: without it an empty partition looks like one whose offset has expired."""
     await apache.open(partitions=2)
-    async with apache.worker(worker__delivery=delivery, worker__commit_interval_s=0.2):
+    over = {"worker__delivery": delivery, "worker__commit_interval_s": 0.2}
+    async with apache.worker(**over) as worker:
+        await eventually(lambda: worker.app.metrics.registry.get_sample_value(f"{PREFIX}ready"))
         async with asyncio.timeout(20):
             while len(await apache.committed()) < 2:  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(0.1)
@@ -225,10 +227,12 @@ def test_metadata_is_refreshed_often_enough_to_notice_a_new_topic_within_30_s(
     assert client_arguments(KafkaSettings())["metadata_max_age_ms"] <= 20_000
 
 
-async def test_records_behind_an_idle_topic_are_zero_after_transactions(apache: Stage) -> None:
-    """Transaction markers and aborted records are not jobs: they must not scale the workers out for ever."""
+@pytest.mark.parametrize("delivery", DELIVERIES)
+async def test_lag_of_an_idle_topic_is_zero_after_transactions(apache: Stage, delivery: str) -> None:
+    """Transaction markers and aborted records are not jobs: neither the gauge nor the group's lag counts them."""
     await apache.open()
-    async with apache.worker() as worker:
+    over = {"worker__delivery": delivery, "worker__commit_interval_s": 0.2}
+    async with apache.worker(**over) as worker:
 
         def behind() -> Any:
             return worker.app.metrics.registry.get_sample_value(f"{PREFIX}records_behind")
@@ -242,3 +246,10 @@ async def test_records_behind_an_idle_topic_are_zero_after_transactions(apache: 
                 await other.send_and_wait(apache.jobs_topic, b"{}", partition=0)
                 await other.abort_transaction()
         await eventually(lambda: behind() == 0)
+        async with asyncio.timeout(10):
+            while (await apache.committed())[0].offset < 7:  # noqa: ASYNC110 - there is no event for it
+                await asyncio.sleep(0.1)
+        await run_jobs(apache, "second")
+
+    assert (await apache.committed())[0].offset == 8
+    assert apache.breaches() == []

@@ -112,3 +112,22 @@ def test_returned_offset_whose_record_was_deleted_is_passed() -> None:
     tracker.finish(2)
 
     assert tracker.position == 3
+
+
+def test_position_advances_over_offsets_without_records_only_while_nothing_is_open() -> None:
+    """Transaction markers and aborted records lie there; an open record lies before them."""
+    tracker = OffsetTracker(5, finished=[9])
+    tracker.advance(8)
+    assert tracker.position == 8
+    tracker.advance(3)
+    assert tracker.position == 8
+
+    tracker.begin(8)
+    tracker.advance(20)
+    assert tracker.position == 8
+
+    tracker.finish(8)
+    tracker.advance(20)
+    assert tracker.position == 20
+    assert tracker.finished_beyond == frozenset()
+    assert tracker.begin(19) is False
