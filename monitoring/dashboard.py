@@ -137,6 +137,8 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Closed streams", "Open streams that were closed because their partition was lost; they are paid for again.", "none",
               {"{{instance}}": f"sum by (instance) (increase(streamworker_streams_cut_total{{{WHERE}}}[$__rate_interval]))"}),
         Panel("Abandoned jobs", "Jobs left to the next owner of their partition, by reason.", "reqps", {"{{reason}}": rate("jobs_abandoned_total", "reason")}),
+        Panel("Lost records", "Job offsets that retention deleted, or that the brokers lost, before their jobs had ended.", "none",
+              {"{{reason}}": f"sum by (reason) (increase(streamworker_records_lost_total{{{WHERE}}}[$__rate_interval]))"}),
         Panel("Skipped records", "Records that were delivered again although their job had ended or was running, and tombstones.", "reqps", {
             "skipped": rate("records_skipped_total"), "tombstones": rate("tombstones_total"),
         }),
