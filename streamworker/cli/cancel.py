@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from streamworker.cli.shared import config_option, quietly, run_async, settings_of, timeout_option, waiting
-from streamworker.kafka.sink import publish
-from streamworker.wire.control import write_cancel
+from streamworker.client import Client
 from streamworker.wire.job import JOB_ID_PATTERN
 
 if TYPE_CHECKING:
@@ -35,12 +34,12 @@ def cancel(
         raise click.UsageError(f"{job_id!r} is not a valid job id: 1 to 200 of A-Z a-z 0-9 . _ : -")
     settings = settings_of(context, config)
     quietly()
-    value = write_cancel(job_id, reason)
     topic = settings.topics.control
 
     async def work() -> None:
-        async with waiting(f"writing to {topic} at {settings.kafka.bootstrap_servers}", timeout_s):
-            await publish(settings.kafka, topic, [(job_id.encode(), value)])
+        action = f"writing to {topic} at {settings.kafka.bootstrap_servers}"
+        async with waiting(action, timeout_s), Client(settings, is_lazy=True) as client:
+            await client.job(job_id).cancel(reason)
 
     run_async(work())
     click.echo(f"cancellation of {job_id} written", err=True)

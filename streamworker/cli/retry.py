@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import defaultdict
 from contextlib import AsyncExitStack
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from streamworker.cli.shared import (
     config_option,
+    parse_since,
     quietly,
     run_async,
     settings_of,
@@ -39,25 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["retry"]
 
 _STATUSES = [Status.FAILED, Status.INTERRUPTED, Status.EXPIRED, Status.CANCELLED]
-_DURATION = re.compile(r"(\d{1,6})([smhd])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-
-
-def _since(context: click.Context, parameter: click.Parameter, value: str | None) -> float:
-    """Convert a time, or the duration from then to now, to ms since the epoch. Raises BadParameter."""
-    if value is None:
-        return 0.0
-    if found := _DURATION.fullmatch(value):
-        age = timedelta(**{_UNITS[found[2]]: int(found[1])})
-        return (time.time() - age.total_seconds()) * 1000
-    try:
-        moment = datetime.fromisoformat(value.upper())
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        message = f"{value!r} is not a valid time: use 90m, 2h, 3d or 2030-01-31T12:00:00Z"
-        raise click.BadParameter(message, context, parameter)
-    return moment.timestamp() * 1000
 
 
 @click.command()
@@ -74,7 +54,7 @@ def _since(context: click.Context, parameter: click.Parameter, value: str | None
 @click.option(
     "--since",
     "since_ms",
-    callback=_since,
+    callback=parse_since,
     metavar="TIME",
     help="Only jobs that ended after this time: 90m, 2h, 3d, or RFC 3339.",
 )

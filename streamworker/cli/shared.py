@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sys
+import time
 from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +26,7 @@ __all__ = [
     "config_file",
     "config_option",
     "hint",
+    "parse_since",
     "quietly",
     "run_async",
     "settings_of",
@@ -35,6 +39,9 @@ HINT_S = 3.0
 """Seconds after which a command says what it waits for."""
 
 T = TypeVar("T")
+
+_DURATION = re.compile(r"(\d{1,6})([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,6 +64,23 @@ def timeout_option(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="SECONDS",
         help="Give up if Kafka does not answer for this long.",
     )(command)
+
+
+def parse_since(context: click.Context, parameter: click.Parameter, value: str | None) -> float:
+    """Convert a time, or the duration from then to now, to ms since the epoch. Raises BadParameter."""
+    if value is None:
+        return 0.0
+    if found := _DURATION.fullmatch(value):
+        age = timedelta(**{_UNITS[found[2]]: int(found[1])})
+        return (time.time() - age.total_seconds()) * 1000
+    try:
+        moment = datetime.fromisoformat(value.upper())
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        message = f"{value!r} is not a valid time: use 90m, 2h, 3d or 2030-01-31T12:00:00Z"
+        raise click.BadParameter(message, context, parameter)
+    return moment.timestamp() * 1000
 
 
 def config_file(context: click.Context, config: Path | None) -> Path | None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import IO, TYPE_CHECKING, Any
-from uuid import uuid4
 
 import click
 
 from streamworker.cli.shared import config_option, quietly, run_async, settings_of, timeout_option, waiting
-from streamworker.kafka.sink import publish
-from streamworker.model import ConsumerRecord, Coordinates, Rejection
-from streamworker.wire.job import read_job
-from streamworker.wire.json import InvalidJSON, decode, encode
+from streamworker.client import Client, InvalidJob
+from streamworker.client.ids import new_job_id
+from streamworker.client.requests import check_job
+from streamworker.wire.json import InvalidJSON, decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from streamworker.config import TopicSettings
 
 __all__ = ["submit"]
+
+_AT_ONCE = 1000
+"""Jobs that are sent before the first of them is acknowledged."""
 
 
 @click.command()
@@ -71,16 +74,21 @@ def submit(
     quietly()
     jobs = list(_jobs(**given))
     _check_topics(settings.topics, topic, jobs)
-    entries = [((key or job["job_id"]).encode(), encode(job)) for job in jobs]
     jobs_topic = topic or settings.topics.jobs[0]
 
     async def work() -> None:
-        async with waiting(f"writing to {jobs_topic} at {settings.kafka.bootstrap_servers}", timeout_s):
-            await publish(settings.kafka, jobs_topic, entries)
+        action = f"writing to {jobs_topic} at {settings.kafka.bootstrap_servers}"
+        async with waiting(action, timeout_s), Client(settings, is_lazy=True) as client:
+            for some in _chunks(jobs):
+                await asyncio.gather(*(client.submit_job(job, key=key, topic=topic) for job in some))
 
     run_async(work())
     for job in jobs:
         click.echo(job["job_id"])
+
+
+def _chunks(jobs: Sequence[dict[str, Any]]) -> Iterable[Sequence[dict[str, Any]]]:
+    return (jobs[start : start + _AT_ONCE] for start in range(0, len(jobs), _AT_ONCE))
 
 
 def _check_topics(topics: TopicSettings, topic: str | None, jobs: Sequence[dict[str, Any]]) -> None:
@@ -157,7 +165,7 @@ def _completed(
     """Return the job with the values of the options, and with a new id if it has none."""
     options = {"upstream": upstream, "deadline": deadline, "reply_to": reply_to, "on_break": on_break}
     completed = {**job, **{name: value for name, value in options.items() if value is not None}}
-    completed["job_id"] = job_id or job.get("job_id") or str(uuid4())
+    completed["job_id"] = job_id or job.get("job_id") or new_job_id()
     given = job.get("metadata") or {}
     if metadata and isinstance(given, dict):  # another type is refused by `_checked`
         completed["metadata"] = {**given, **dict(_pair(text) for text in metadata)}
@@ -173,8 +181,9 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _checked(job: dict[str, Any], what: str) -> dict[str, Any]:
     """Return a valid job. Raises UsageError with the faults that a worker would report."""
-    record = ConsumerRecord(Coordinates("submit", 0, 0), 0, None, encode(job))
-    read = read_job(record, max_bytes=1 << 30)
-    if isinstance(read, Rejection):
-        raise click.UsageError(f"{what} is not valid:\n" + "\n".join(f"  {fault}" for fault in read.faults))
+    try:
+        check_job(job)
+    except InvalidJob as error:
+        faults = "\n".join(f"  {fault}" for fault in error.faults)
+        raise click.UsageError(f"{what} is not valid:\n{faults}") from None
     return job

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import click
 
 from streamworker.cli.shared import (
-    HINT_S,
     config_option,
+    hint,
+    parse_since,
     quietly,
     run_async,
     settings_of,
     timeout_option,
     waiting,
-    within,
 )
-from streamworker.kafka.log import open_log
-from streamworker.reader import EventReader, Notice
+from streamworker.client import Client, Delta, Ended, Restarted
+from streamworker.client.ids import submitted_ms
 from streamworker.stream.usage import generated_text
-from streamworker.wire.event import read_event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
+    from streamworker.client import Event
     from streamworker.config import Settings
-    from streamworker.model import ConsumerRecord
-    from streamworker.reader import Reading
 
 __all__ = ["tail"]
 
@@ -44,6 +41,14 @@ __all__ = ["tail"]
 )
 @click.option("--choice", default=0, show_default=True, help="Index of the choice to print.")
 @click.option("--topic", help="Events topic; default: topics.events. For a job with reply_to, that topic.")
+@click.option(
+    "--since",
+    "since_ms",
+    callback=parse_since,
+    metavar="TIME",
+    help="Read the topic from this time on: 90m, 2h, 3d, or RFC 3339. Default: the time in the job's id (UUID 7), else "
+    "the beginning of the topic.",
+)
 @click.pass_context
 def tail(
     context: click.Context,
@@ -53,6 +58,7 @@ def tail(
     as_json: bool,
     choice: int,
     topic: str | None,
+    since_ms: float,
 ) -> int:
     """Print a job's text while it is generated, from its beginning, until the job ends.
 
@@ -60,8 +66,10 @@ def tail(
     """
     settings = settings_of(context, config)
     quietly()
-    show = _show_json if as_json else _text_shower(choice)
-    status = run_async(_follow(settings, topic or settings.topics.events, job_id, show, timeout_s))
+    has_time = since_ms or submitted_ms(job_id) is None
+    since = datetime.fromtimestamp(since_ms / 1000, UTC) if has_time else None
+    show = _show_json if as_json else _TextPrinter(choice).show
+    status = run_async(_follow(settings, topic or settings.topics.events, job_id, since, show, timeout_s))
     return 0 if status == "completed" else 1
 
 
@@ -69,64 +77,58 @@ async def _follow(
     settings: Settings,
     topic: str,
     job_id: str,
-    show: Callable[[ConsumerRecord, Reading], None],
+    since: datetime | None,
+    show: Callable[[Event], None],
     timeout_s: float,
 ) -> str:
-    key = job_id.encode()
-    reader = EventReader()
-    loop = asyncio.get_running_loop()
-    async with AsyncExitStack() as stack:
+    async with Client(settings, is_lazy=True) as client:
+        stream = client.job(job_id, since=since, reply_to=topic).events()
         async with waiting(f"opening {topic} at {settings.kafka.bootstrap_servers}", timeout_s):
-            log = await stack.enter_async_context(open_log(settings.kafka, topic))
-        home = log.partition_for(key)
-        # A job with several runs has several terminal events: the last one counts.
-        records = within(log.snapshot([home]), f"reading {topic}", timeout_s)
-        known = [record.at.offset async for record in records if record.key == key]
-        silence = f"{topic} has no event of {job_id} yet; waiting (Ctrl-C ends)"
-        hint = loop.call_later(HINT_S, lambda: click.echo(silence, err=True))
-        async for record in log.follow([home]):
-            if record.key != key or record.value is None:
-                continue
-            hint.cancel()
-            for reading in reader.read(read_event(record.value)):
-                show(record, reading)
-                has_ended = reading.notice is Notice.VALID and reading.event["type"] == "usage"
-                if has_ended and record.at.offset >= max(known, default=-1):
-                    return str(reading.event["status"])
-    raise AssertionError("following a log never ends")
+            await stream.open()
+        with hint(f"{topic} has no event of {job_id} yet; waiting (Ctrl-C ends)"):
+            event = await anext(stream)
+        show(event)
+        async for event in stream:
+            show(event)
+    assert isinstance(event, Ended), "the last event of a stream is the terminal one"
+    return event.status
 
 
-def _show_json(record: ConsumerRecord, reading: Reading) -> None:
-    if reading.notice is Notice.VALID and record.value is not None:
-        _write(record.value.decode() + "\n")
+def _show_json(event: Event) -> None:
+    _write(event.json() + "\n")
 
 
-def _text_shower(choice: int) -> Callable[[ConsumerRecord, Reading], None]:
-    def show(_: ConsumerRecord, reading: Reading) -> None:
-        event = reading.event
-        match reading.notice:
-            case Notice.VALID if event["type"] == "delta" and event["choice"] == choice:
-                _write(generated_text(event["delta"])[0])
-            case Notice.VALID if event["type"] == "usage":
+class _TextPrinter:
+    """Prints the text of one choice, and to standard error what else happens."""
+
+    def __init__(self, choice: int) -> None:
+        self._choice = choice
+        self._next_seq = 0
+
+    def show(self, event: Event) -> None:
+        """Print one event."""
+        if event.seq > self._next_seq:
+            click.echo(f"\n[events are missing: seq {event.seq} instead of {self._next_seq}]", err=True)
+        self._next_seq = event.seq + 1
+        match event:
+            case Delta() if event.choice == self._choice:
+                _write(generated_text(event.delta)[0])
+            case Restarted(cause="new"):
+                click.echo("\n[the job was run again: ignore the text above]", err=True)
+            case Restarted():
+                click.echo("\n[a new attempt begins: ignore the text above]", err=True)
+            case Ended():
                 _write("\n")
                 click.echo(_summary(event), err=True)
-            case Notice.SUPERSEDED:
-                click.echo("\n[a new attempt begins: ignore the text above]", err=True)
-            case Notice.NEW_RUN:
-                click.echo("[the job was run again]", err=True)
-            case Notice.GAP:
-                click.echo(f"\n[events are missing: {reading.detail}]", err=True)
-
-    return show
 
 
-def _summary(event: Mapping[str, Any]) -> str:
-    parts = [str(event["status"])]
-    if error := event.get("error"):
+def _summary(event: Ended) -> str:
+    parts = [event.status]
+    if error := event.error:
         parts.append(f"{error['code']}: {error['message']}")
-    if usage := event.get("usage"):
+    if usage := event.usage:
         counts = [f"{name} {usage[name]}" for name in ("prompt_tokens", "completion_tokens") if name in usage]
-        parts.append(f"{', '.join(counts)} ({event['usage_source']})")
+        parts.append(f"{', '.join(counts)} ({event.usage_source})")
     return "[" + " · ".join(parts) + "]"
 
 

@@ -58,8 +58,13 @@ class Client:
         bootstrap_servers: str | None = None,
         kafka: KafkaSettings | None = None,
         topics: TopicSettings | None = None,
+        is_lazy: bool = False,
     ) -> None:
-        """Without `settings`, the defaults hold, and `kafka` or `bootstrap_servers`, and `topics`, override them."""
+        """Without `settings`, the defaults hold, and `kafka` or `bootstrap_servers`, and `topics`, override them.
+
+        With `is_lazy`, producer and readers are connected when they are first needed. A program that only submits or
+        only cancels then needs no right to read. The events of its jobs are read from the log if they are wanted.
+        """
         base = settings or Settings()
         self._kafka = kafka or base.kafka
         if bootstrap_servers is not None:
@@ -67,6 +72,9 @@ class Client:
                 **{**self._kafka.model_dump(), "bootstrap_servers": bootstrap_servers}
             )
         self._topics = topics or base.topics
+        self._is_lazy = is_lazy
+        self._sinks: dict[str, KafkaSink] = {}
+        self._results: TopicResults | None = None
         self._stack: AsyncExitStack | None = None
         self._events: dict[str, TopicSubscriptions] = {}
         self._opening = asyncio.Lock()
@@ -84,31 +92,27 @@ class Client:
     async def __aenter__(self) -> Self:
         """Connect. Raises KafkaError, ConfigurationError."""
         _prepare_logging()
-        async with AsyncExitStack() as stack:
-            topics = self._topics
-            self._sink = KafkaSink(self._kafka, [*topics.jobs, topics.control])
-            stack.push_async_callback(self._sink.stop)
-            await self._sink.start()
-            self._scanner = LogScanner(self._kafka)
-            stack.push_async_callback(self._scanner.stop)
-            self._stack = stack
-            self._results: TopicResults | None = None
-            if (results := _results_topic(topics)) is not None:
-                self._results = TopicResults(self._kafka, results, self._scanner)
-                stack.push_async_callback(self._results.stop)
-                await self._results.start()
-            else:
-                await self._subscriptions(topics.events)
-            stack.push_async_callback(self._finish_tasks)
-            self._stack = stack.pop_all()
+        self._stack = AsyncExitStack()
+        self._scanner = LogScanner(self._kafka)
+        self._stack.push_async_callback(self._scanner.stop)
+        try:
+            if not self._is_lazy:
+                await self._open_sink([*self._topics.jobs, self._topics.control])
+                if await self._open_results() is None:
+                    await self._subscriptions(self._topics.events)
+        except BaseException:
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Send what is still to be sent, and close the connections. Bounded in time."""
+        """Send the cancellations that are still to be sent, and close the connections. Bounded in time."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_STOP_TIMEOUT_S)
         stack, self._stack = self._stack, None
-        self._events.clear()
         if stack is not None:
             await stack.aclose()
+        self._events, self._sinks, self._results = {}, {}, None
 
     # Jobs
 
@@ -200,12 +204,12 @@ class Client:
     # For jobs
 
     async def _expect(self, job_id: str, reply_to: str | None) -> Job:
-        """Return a job whose events or result are awaited from now on."""
+        """Return a job whose events or result are awaited from now on, unless the readers are not connected."""
         topic = reply_to or self._topics.events
         job = Job(self, job_id, topic, time.time_ns() // 1_000_000 - _CLOCK_SKEW_MS)
         if self._results is not None:
             job.expect(self._results.expect(job_id), self._results.forget)
-        if self._results is None or topic in self._events:
+        if topic in self._events or not (self._is_lazy or self._results is not None):
             subscriptions = await self._subscriptions(topic)
             offset = subscriptions.position(job_id)
             job.attach(subscriptions, subscriptions.subscribe(job_id, UNREAD_BYTES), offset)
@@ -215,27 +219,56 @@ class Client:
         """Return the subscriptions to an events topic. Its readers are started when the topic is first needed."""
         async with self._opening:
             if topic not in self._events:
-                if self._stack is None:
-                    raise RuntimeError("the client is not open: use `async with client:`")
+                stack = self._open_stack
                 subscriptions = TopicSubscriptions(self._kafka, topic, self._scanner)
-                self._stack.push_async_callback(subscriptions.stop)
+                stack.push_async_callback(subscriptions.stop)
                 await subscriptions.start()
                 self._events[topic] = subscriptions
             return self._events[topic]
 
+    async def _open_results(self) -> TopicResults | None:
+        """Return the results topic, if one is configured."""
+        async with self._opening:
+            if self._results is None and (topic := _results_topic(self._topics)) is not None:
+                stack = self._open_stack
+                results = TopicResults(self._kafka, topic, self._scanner)
+                stack.push_async_callback(results.stop)
+                await results.start()
+                self._results = results
+            return self._results
+
+    async def _open_sink(self, topics: list[str]) -> KafkaSink:
+        """Return the producer for these topics."""
+        async with self._opening:
+            if topics[0] not in self._sinks:
+                stack = self._open_stack
+                sink = KafkaSink(self._kafka, topics)
+                stack.push_async_callback(sink.stop)
+                await sink.start()
+                self._sinks |= dict.fromkeys(topics, sink)
+            return self._sinks[topics[0]]
+
+    @property
+    def _open_stack(self) -> AsyncExitStack:
+        if self._stack is None:
+            raise RuntimeError("the client is not open: use `async with client:`")
+        return self._stack
+
     async def _result(self, job: Job) -> Result:
-        if self._results is None:
+        results = await self._open_results()
+        if results is None:
             return await assembled(job)
         if job.awaited is None:
-            job.expect(await self._results.find(job.id, job.since_ms), self._results.forget)
+            job.expect(await results.find(job.id, job.since_ms), results.forget)
         assert job.awaited is not None
-        return await self._results.read(job.awaited)
+        return await results.read(job.awaited)
 
     async def _cancel(self, job_id: str, reason: str | None) -> None:
         await self._write(self._topics.control, job_id, write_cancel(job_id, reason), job_id)
 
     async def _write(self, topic: str, key: str, value: bytes, job_id: str) -> None:
-        sink, timeout_s = self._sink, self._kafka.request_timeout_s
+        sink = self._sinks.get(topic) or await self._open_sink([topic])
+        timeout_s = self._kafka.request_timeout_s
         record_key = key.encode()
         receipt = sink.receipt()
         try:
@@ -254,10 +287,6 @@ class Client:
         task = asyncio.get_running_loop().create_task(_logged(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    async def _finish_tasks(self) -> None:
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_STOP_TIMEOUT_S)
 
 
 async def _logged(work: Coroutine[Any, Any, None]) -> None:

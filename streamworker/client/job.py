@@ -141,6 +141,12 @@ class EventStream:
         self._is_over = False
         self.unsubscribe: Callable[[], None] = _nothing
 
+    async def open(self) -> Self:
+        """Subscribe now instead of at the first event. Raises KafkaError."""
+        if self._subscription is None:
+            self._subscription = await self._job.subscribe(self)
+        return self
+
     def __aiter__(self) -> Self:
         return self
 
@@ -148,7 +154,8 @@ class EventStream:
         if self._is_over:
             raise StopAsyncIteration
         if self._subscription is None:
-            self._subscription = await self._job.subscribe(self)
+            await self.open()
+        assert self._subscription is not None
         delivery = await self._subscription.next()
         if delivery is None:
             raise StopAsyncIteration

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from aiokafka.partitioner import murmur2
 
 from streamworker.client import Client, Delta, Ended, InvalidJob, JobFailed, Started
+from streamworker.errors import KafkaRefused
+from tests.integration.events import delta, ended, home, said, started
+from tests.integration.test_brokers import producer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from streamworker.client import Job
     from tests.integration.stage import Stage
-
-
-def said(*words: str) -> list[dict[str, str]]:
-    """Return the messages of a request."""
-    return [{"role": "user", "content": " ".join(words)}]
 
 
 async def test_client_gets_every_event_of_its_job_in_order(apache: Stage) -> None:
@@ -136,8 +135,8 @@ async def test_client_with_a_results_topic_reads_results_and_no_events(
         (terminal,) = await apache.ended(job.id)
         completion = {"choices": [{"message": {"content": "whole"}}]}
         value = json.dumps({**terminal, "type": "result", "completion": completion, "omitted": []}).encode()
-        partition = int(murmur2(job.id.encode()) & 0x7FFFFFFF) % 2
-        await apache._producer.send_and_wait(results, value, key=job.id.encode(), partition=partition)
+        key = job.id.encode()
+        await apache._producer.send_and_wait(results, value, key=key, partition=home(job.id))
         assert (await job.result(timeout=10)).text == "whole"
         assert (await client.job(job.id).result(timeout=10)).text == "whole"
         assert client._events == {}
@@ -146,3 +145,68 @@ async def test_client_with_a_results_topic_reads_results_and_no_events(
     assert [event.raw for event in events] == [
         event for event in apache.events(job.id) if event["type"] != "result"
     ]
+
+
+async def test_client_lazy_reads_nothing_until_events_are_wanted(apache: Stage) -> None:
+    """A program that only submits or cancels needs no right to read."""
+    await apache.open()
+    async with apache.worker(), Client(apache.settings(), is_lazy=True) as client:
+        assert client._sinks == {}
+        job = await client.submit(model="practice?deltas=3", messages=said("Hi"))
+        await client.job("another").cancel()
+        assert set(client._sinks) == {apache.jobs_topic, apache.control_topic}
+        assert client._events == {}
+        await apache.ended(job.id)
+        events = [event async for event in job.events()]
+
+    assert [event.raw for event in events] == apache.events(job.id)
+
+
+async def test_client_outside_of_its_block_says_how_to_open_it(apache: Stage) -> None:
+    """Before and after."""
+    await apache.open()
+    client = Client(apache.settings())
+    with pytest.raises(RuntimeError, match="async with client"):
+        await client.submit(model="m", messages=said("Hi"))
+    async with client:
+        pass
+    with pytest.raises(RuntimeError, match="async with client"):
+        await client.job("j").cancel()
+
+
+async def test_client_that_cannot_start_leaves_nothing_open(apache: Stage) -> None:
+    """An events topic that does not exist is reported when the client is opened."""
+    await apache.open()
+    client = Client(apache.settings(topics__events="never-created"))
+    with pytest.raises(KafkaRefused, match="topics create"):
+        await client.__aenter__()
+    assert client._stack is None
+
+
+async def test_client_thousand_iterators_in_one_process_get_every_event_in_order(apache: Stage) -> None:
+    """They share one pair of readers."""
+    await apache.open(events_partitions=4)
+    names = [f"j{number}" for number in range(1000)]
+    async with Client(apache.settings()) as client, producer(apache.broker, linger_ms=5) as writer:
+        jobs = await asyncio.gather(
+            *(client.submit(model="m", messages=said("Hi"), job_id=name) for name in names)
+        )
+        reading = [asyncio.create_task(seqs(job)) for job in jobs]
+        for seq in range(12):
+            kind = started if seq == 0 else ended if seq == 11 else delta
+            sent = [
+                await writer.send(
+                    apache.events_topic, kind(name, seq), key=name.encode(), partition=home(name, 4)
+                )
+                for name in names
+            ]
+            await asyncio.gather(*sent)
+        async with asyncio.timeout(60):
+            found = await asyncio.gather(*reading)
+
+    assert found == [list(range(12))] * 1000
+
+
+async def seqs(job: Job) -> list[int]:
+    """Return the numbers of a job's events."""
+    return [event.seq async for event in job.events()]

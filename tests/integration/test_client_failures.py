@@ -10,12 +10,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from aiokafka.partitioner import murmur2
 
 from streamworker.client import Client, Delta, Ended, Lagged, Restarted, Started
+from tests.integration.events import delta, ended, home, said, started
 from tests.integration.stage import eventually
 from tests.integration.test_brokers import producer
-from tests.integration.test_client import said
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -48,41 +47,6 @@ async def main(job_id):
             print(event.json(), flush=True)
 asyncio.run(main(sys.argv[1]))
 """
-
-
-def home(job_id: str, partitions: int = 2) -> int:
-    """Return the partition of a job's events."""
-    return int(murmur2(job_id.encode()) & 0x7FFFFFFF) % partitions
-
-
-def written(job_id: str, seq: int, kind: str, **members: Any) -> bytes:
-    """Return an event as a worker writes it."""
-    event = {"v": 1, "job_id": job_id, "attempt": "a", "seq": seq, "type": kind, "ts": 1_700_000_000_000}
-    return json.dumps(event | members).encode()
-
-
-def started(job_id: str) -> bytes:
-    """Return a `started` event."""
-    source = {"topic": "t", "partition": 0, "offset": 0}
-    members = {"model": "m", "upstream": "u", "cause": "new", "source": source, "metadata": {}}
-    return written(job_id, 0, "started", **members)
-
-
-def delta(job_id: str, seq: int, text: str) -> bytes:
-    """Return a delta with this content."""
-    return written(job_id, seq, "delta", choice=0, delta={"content": text}, finish_reason=None)
-
-
-def ended(job_id: str, seq: int) -> bytes:
-    """Return a terminal event."""
-    members: dict[str, Any] = {
-        "usage": None,
-        "usage_source": "none",
-        "error": None,
-        "metadata": {},
-        "finish_reasons": {},
-    }
-    return written(job_id, seq, "usage", status="completed", **members)
 
 
 async def gathered(events: AsyncIterator[Event]) -> list[Event]:

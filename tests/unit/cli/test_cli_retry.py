@@ -9,7 +9,8 @@ from typing import Any
 import click
 import pytest
 
-from streamworker.cli.retry import _new_value, _Selection, _since
+from streamworker.cli.retry import _new_value, _Selection
+from streamworker.cli.shared import parse_since
 from streamworker.errors import StreamworkerError
 from streamworker.model import ConsumerRecord, Coordinates
 
@@ -90,7 +91,7 @@ def test_selection_of_too_many_jobs_raises() -> None:
 @pytest.mark.parametrize(("text", "age_s"), [("90m", 5400), ("2h", 7200), ("3d", 259_200), ("5s", 5)])
 def test_since_as_a_duration_is_relative_to_now(text: str, age_s: int) -> None:
     """Seconds, minutes, hours and days are accepted."""
-    value = _since(click.Context(click.Command("x")), click.Option(["--since"]), text)
+    value = parse_since(click.Context(click.Command("x")), click.Option(["--since"]), text)
 
     assert value == pytest.approx((time.time() - age_s) * 1000, abs=2000)
 
@@ -99,10 +100,10 @@ def test_since_as_rfc_3339_is_absolute() -> None:
     """A time needs a zone."""
     context, option = click.Context(click.Command("x")), click.Option(["--since"])
 
-    assert _since(context, option, "1970-01-01T00:01:00Z") == 60_000
+    assert parse_since(context, option, "1970-01-01T00:01:00Z") == 60_000
     for text in ("yesterday", "1970-01-01T00:01:00", "2 h"):
         with pytest.raises(click.BadParameter, match="is not a valid time"):
-            _since(context, option, text)
+            parse_since(context, option, text)
 
 
 def record(value: bytes | None) -> ConsumerRecord:
