@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from streamworker.descriptors import raise_nofile_limit
-from streamworker.errors import ConfigurationError, KafkaRefused, KafkaUnavailable
+from streamworker.errors import ConfigurationError, KafkaRefused, KafkaUnavailable, StreamworkerError
 from streamworker.kafka.acls import RequiredAcls
 from streamworker.kafka.committed_offsets import CommittedOffsets
 from streamworker.kafka.connection import silence_abandoned_futures
@@ -23,7 +23,7 @@ from streamworker.kafka.sink import KafkaSink
 from streamworker.kafka.topics import faults_of, open_admin
 from streamworker.kafka.transactions import TransactionalCommitStores
 from streamworker.observe import UNTRACED
-from streamworker.redaction import Redactor
+from streamworker.redaction import Redactor, without_message
 from streamworker.telemetry import metrics as table
 from streamworker.telemetry.logging import configure_logging
 from streamworker.telemetry.loop_lag import LoopLag
@@ -262,6 +262,7 @@ class App:
             session_timeout_s=settings.worker.session_timeout_s,
             in_key_order=settings.worker.ordering == "key",
             max_waiting=settings.worker.max_waiting,
+            max_held_bytes=settings.worker.max_held_bytes,
         )
         return Worker(
             source=consumer,
@@ -376,4 +377,10 @@ async def run_until_signalled(app: App) -> int:
     except asyncio.CancelledError:
         # A signal before the worker has joined the group interrupts no job.
         return 0 if len(signals) == 1 else 1
+    except StreamworkerError:
+        raise
+    except Exception as error:
+        # The last line of the log: the exception's own text may repeat a prompt, so it is left out.
+        log.critical("worker.crashed", exc_info=without_message(error))
+        return 1
     return 0

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "UNTRACED",
+    "CancelEffect",
     "JobSpan",
     "KafkaPart",
     "LossReason",
@@ -30,6 +31,9 @@ __all__ = [
     "Untraced",
     "trace_headers",
 ]
+
+CancelEffect = Literal["cancelled", "too_early", "no_open_job"]
+"""What a cancel record did: it cancelled a job; every open job with its id was submitted later; there was no such job."""
 
 KafkaPart = Literal["start", "poll", "sink", "commit"]
 """The part of the worker that talks to Kafka: connections at start, poll loop, sink for deltas, partition
@@ -69,6 +73,10 @@ class Observer(Protocol):
 
     def circuit_changed(self, upstream: str, state: str, reason: str) -> None:
         """An upstream's circuit changed to `closed`, `half_open` or `open`; `reason` is why it opened last."""
+        ...
+
+    def cancel_received(self, job_id: str, effect: CancelEffect) -> None:
+        """A cancel record was read; `effect` is what it did to the open jobs with its id."""
         ...
 
     def upstream_held(self, upstream: str, reason: str) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 
     from streamworker.model import ErrorCode, Headers, Job, JobError, ProducerRecord, Rejection, UsageEvent
-    from streamworker.observe import KafkaPart, LossReason
+    from streamworker.observe import CancelEffect, KafkaPart, LossReason
     from streamworker.ports import Assignments, Receipt
 
 __all__ = [
@@ -459,6 +459,9 @@ class MemoryObserver:
 
     def circuit_changed(self, upstream: str, state: str, reason: str) -> None:
         self.calls.append(("circuit_changed", (upstream, state, reason)))
+
+    def cancel_received(self, job_id: str, effect: CancelEffect) -> None:
+        self.calls.append(("cancel_received", (job_id, effect)))
 
     def upstream_held(self, upstream: str, reason: str) -> None:
         self.calls.append(("upstream_held", (upstream, reason)))

@@ -230,7 +230,10 @@ class WorkerSettings(_Section):
         1024,
         ge=1,
         le=1_000_000,
-        description="jobs in memory besides those: they wait for an upstream, for an earlier job of their key, or for their next try",
+        description="jobs in memory besides those: they wait for an upstream, for an earlier job of their key, or for their next try; one upstream's jobs take at most half",
+    )
+    max_held_bytes: int = Field(
+        268_435_456, ge=1 << 20, description="job records in memory, waiting ones included, in bytes"
     )
     ordering: Literal["none", "key"] = Field(
         "none", description="none, or key: jobs with the same record key run one after another"

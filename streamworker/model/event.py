@@ -67,7 +67,7 @@ class Observed(msgspec.Struct, frozen=True):
 class Timing(msgspec.Struct, frozen=True):
     """Durations in ms: record timestamp to start, start to first delta (None without a delta), start to end."""
 
-    queued: int
+    queued: int | None
     first_delta: int | None
     total: int
 

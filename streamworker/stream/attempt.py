@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from streamworker.model import StreamItem
     from streamworker.stream.usage import Tokenizer
 
-__all__ = ["TRANSITIONS", "Attempt", "Input", "InvalidTransition", "State", "Transition"]
+__all__ = ["TRANSITIONS", "Attempt", "Input", "InvalidTransition", "State", "Transition", "queued_ms"]
 
 
 class State(Enum):
@@ -488,7 +488,7 @@ class Attempt:
 
     def _timing(self, now_ms: int) -> Timing:
         first = None if self.first_delta_ms is None else max(0, self.first_delta_ms - self.opened_ms)
-        queued = max(0, self.opened_ms - self.job.timestamp)
+        queued = queued_ms(self.job.timestamp, self.opened_ms)
         return Timing(queued=queued, first_delta=first, total=max(0, now_ms - self.opened_ms))
 
     def _clean(self, error: JobError | None) -> JobError | None:
@@ -502,6 +502,11 @@ class Attempt:
         return EventStreamParser(
             max_event_bytes=self._max_event_bytes, extra_fields=frozenset({b"error"}), bare_json=True
         )
+
+
+def queued_ms(timestamp: int, now_ms: int) -> int | None:
+    """Return how long a record was queued; None where it has no usable timestamp. All times in ms."""
+    return max(0, now_ms - timestamp) if timestamp > 0 else None
 
 
 def _cancelled(reason: str) -> JobError:

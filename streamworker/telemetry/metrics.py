@@ -129,6 +129,10 @@ RECORDS_LOST = _counter(
     "reason",
 )
 
+CANCELS = _counter(
+    "cancels_total", "Cancel records read, by their effect on the open jobs of this worker.", "effect"
+)
+
 # Upstreams
 TIME_TO_FIRST_DELTA = _histogram(
     "time_to_first_delta_seconds",
@@ -256,6 +260,7 @@ TABLE = (
     TOMBSTONES,
     RECORDS_SKIPPED,
     RECORDS_LOST,
+    CANCELS,
     TIME_TO_FIRST_DELTA,
     DELTA_GAP,
     RETRIES,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import structlog
 
 from streamworker.model import ErrorCode, Status
-from streamworker.observe import KafkaPart, LossReason
+from streamworker.observe import CancelEffect, KafkaPart, LossReason
 from streamworker.telemetry import metrics as table
 from streamworker.telemetry.metrics import OTHER, Metrics
 from streamworker.text import truncate
@@ -83,7 +83,10 @@ class Telemetry:
         if job.source not in self._open:
             self._open[job.source] = self._clock.monotonic()
             self._metrics.add(table.JOBS_STARTED, 1, label)
-            self._metrics.observe(table.QUEUE_DURATION, max(0, self._clock.now_ms() - job.timestamp) / 1000)
+            if job.timestamp > 0:  # otherwise the record has no usable timestamp
+                self._metrics.observe(
+                    table.QUEUE_DURATION, max(0, self._clock.now_ms() - job.timestamp) / 1000
+                )
 
     def first_delta(self, upstream: str, seconds: float) -> None:
         """Record the time from an attempt's start to its first delta."""
@@ -124,6 +127,12 @@ class Telemetry:
             self._metrics.add(table.CIRCUITS_OPENED, 1, self._label(upstream))
         write = self._log.warning if state == "open" else self._log.info
         write(f"circuit.{state}", upstream=upstream, reason=reason)
+
+    def cancel_received(self, job_id: str, effect: CancelEffect) -> None:
+        """Count a cancel record; log one that had no effect on an open job of this worker."""
+        self._metrics.add(table.CANCELS, 1, effect)
+        if effect != "cancelled":
+            self._log.info("cancel.without_effect", job_id=truncate(job_id, _NAME_BYTES), reason=effect)
 
     def upstream_held(self, upstream: str, reason: str) -> None:
         """Log that the jobs of an upstream begin to wait, and why."""
@@ -259,12 +268,14 @@ class Telemetry:
                 add(table.JOBS_ENDED, 0, upstream, status.value)
         for code in ErrorCode:
             add(table.JOB_ERRORS, 0, code.value)
-        for code in DEAD_LETTER_CODES:
-            add(table.DEAD_LETTERS, 0, code.value)
-        for reason in REASONS:
-            add(table.JOBS_ABANDONED, 0, reason)
-        for part in KAFKA_PARTS:
-            add(table.KAFKA_FAILURES, 0, part)
+        for counter, labels in (
+            (table.DEAD_LETTERS, [code.value for code in DEAD_LETTER_CODES]),
+            (table.JOBS_ABANDONED, REASONS),
+            (table.CANCELS, get_args(CancelEffect)),
+            (table.KAFKA_FAILURES, KAFKA_PARTS),
+        ):
+            for label in labels:
+                add(counter, 0, label)
         for kind in ("started", "delta", "usage"):
             self._count_events(kind, 0, 0)
 

@@ -1,41 +1,72 @@
-"""Cancellations that may come before their job does.
+"""Cancel records, also those that arrive before their jobs.
 
-A control record names a job by its id, and ids may be used again: a cancellation counts for jobs that were submitted
-before it, and never for one that came after, which the record timestamps tell.
+A job id may be used again, so a cancel record counts only for jobs that were submitted before it. Times come from the
+clocks of two machines: a job that was submitted up to `TOLERANCE_MS` later is cancelled too, unless the record has
+already cancelled an earlier job with this id. The time inside a UUIDv7 is used in place of the record's timestamp.
 """
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from streamworker.text import UPSTREAM_TEXT_LIMIT, truncate
 
-__all__ = ["Cancellations"]
+if TYPE_CHECKING:
+    from streamworker.model import Job
+
+__all__ = ["TOLERANCE_MS", "Cancellations", "submitted_ms"]
+
+TOLERANCE_MS = 5000
+"""By how much the clock of a cancel record may be behind the clock of its job."""
+
+_UUID7 = re.compile(
+    r"(?:^|[^0-9a-f])([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z", re.IGNORECASE
+)
 
 
-class _Cancel(NamedTuple):
+@dataclass(kw_only=True, slots=True)
+class _Cancel:
     timestamp: int
     reason: str
+    is_used: bool = False
 
 
 class Cancellations:
-    """The latest cancellation of each of the newest `remembered` job ids. Timestamps are the records', in ms."""
+    """The latest cancel record of each of the newest `remembered` job ids. Timestamps are in ms."""
 
     def __init__(self, *, remembered: int = 100_000) -> None:
         self._latest: OrderedDict[str, _Cancel] = OrderedDict()
         self._remembered = remembered
 
     def note(self, job_id: str, timestamp: int, reason: str) -> None:
-        """Take a cancellation in."""
+        """Store a cancel record."""
+        cancel = _Cancel(timestamp=timestamp, reason=truncate(reason, UPSTREAM_TEXT_LIMIT))
         known = self._latest.pop(job_id, None)
-        if known is not None and known.timestamp > timestamp:
-            timestamp, reason = known
-        self._latest[job_id] = _Cancel(timestamp, truncate(reason, UPSTREAM_TEXT_LIMIT))
+        self._latest[job_id] = known if known is not None and known.timestamp > timestamp else cancel
         while len(self._latest) > self._remembered:
             self._latest.popitem(last=False)
 
-    def reason_for(self, job_id: str, submitted: int) -> str | None:
-        """Return why a job that was submitted at this time is cancelled, None if it is not."""
-        cancel = self._latest.get(job_id)
-        return None if cancel is None or cancel.timestamp < submitted else cancel.reason
+    def has(self, job_id: str) -> bool:
+        """Return whether there is a cancel record of this id."""
+        return job_id in self._latest
+
+    def reason_for(self, job: Job) -> str | None:
+        """Return why this job is cancelled; None if it is not."""
+        cancel = self._latest.get(job.job_id)
+        if cancel is None:
+            return None
+        late_ms = submitted_ms(job) - cancel.timestamp
+        if late_ms > (0 if cancel.is_used else TOLERANCE_MS):
+            return None
+        cancel.is_used = True
+        return cancel.reason
+
+
+def submitted_ms(job: Job) -> int:
+    """Return when a job was submitted, in ms since the epoch: the time in its id, else its record's timestamp."""
+    if (found := _UUID7.search(job.job_id)) is not None:
+        return int(found[1] + found[2], 16)
+    return job.timestamp

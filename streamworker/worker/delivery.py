@@ -43,6 +43,8 @@ class Delivery:
         self.span = accepted.span
         self.is_waiting = True
         """Whether nothing of the job has begun: no call was made, no event was written."""
+        self.is_finished = False
+        """Whether the job's terminal event is durable."""
         self._tools = tools
         self._accepted = accepted
         self._committer = committer
@@ -88,6 +90,7 @@ class Delivery:
                 # The job stays in flight until its end is durable: a crash before that repeats a paid call.
                 await runner.finish(attempt)
         finally:
+            self.is_finished = runner.is_finished
             runner.release()
         return following
 

@@ -23,7 +23,7 @@ from streamworker.model import (
     UsageSource,
 )
 from streamworker.observe import UNTRACED, JobSpan, Tracer
-from streamworker.stream.attempt import Attempt
+from streamworker.stream.attempt import Attempt, queued_ms
 from streamworker.wire.deadletter import PREFIX, dead_letter
 from streamworker.wire.job import read_job
 from streamworker.worker.routing import choose_upstreams
@@ -101,6 +101,19 @@ class Intake:
             job = msgspec.structs.replace(job, trace=span.trace)
         return self._decide(record, job, deliveries)._replace(span=span)
 
+    @property
+    def max_deliveries(self) -> int:
+        """How often a record is delivered before it becomes a dead letter."""
+        return self._rules.max_deliveries
+
+    def give_up_unread(self, record: ConsumerRecord) -> Refused:
+        """Return the dead letter and the terminal event of a record whose reading raises an exception."""
+        message = f"the worker failed {self._rules.max_deliveries} times while it read this record"
+        rejection = Rejection(
+            job_id=str(record.at), source=record.at, timestamp=record.timestamp, faults=(message,)
+        )
+        return self._refuse(record, rejection, ErrorCode.MAX_DELIVERIES)
+
     def _decide(self, record: ConsumerRecord, job: Job | Rejection, deliveries: int) -> Accepted | Refused:
         if isinstance(job, Rejection):
             return self._refuse(record, job, ErrorCode.INVALID_JOB)
@@ -137,7 +150,7 @@ class Intake:
     def _give_up(self, record: ConsumerRecord, job: Job, upstream: str, to: TopicPartition) -> Refused:
         """End a job that was delivered too often. Readers follow its latest `started`, so it gets one more."""
         times = self._rules.max_deliveries
-        message = f"the job was delivered {times} times and never ended: its worker died or lost it each time"
+        message = f"the worker died or failed {times} times while this job ran"
         now = self._clock.now_ms()
         attempt = Attempt(job, attempt_id=uuid4().hex, upstream=upstream, cause="redelivered", now_ms=now)
         started = attempt.started()
@@ -169,7 +182,7 @@ class Intake:
             usage_source=UsageSource.NONE,
             observed=Observed(),
             error=JobError(code, message),
-            timing=Timing(queued=max(0, now - rejection.timestamp), first_delta=None, total=0),
+            timing=Timing(queued=queued_ms(rejection.timestamp, now), first_delta=None, total=0),
             tries=0,
             metadata={},
         )

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from random import uniform
 from typing import TYPE_CHECKING
 
 import structlog
 
+from streamworker.errors import StreamworkerError
 from streamworker.redaction import without_message
 from streamworker.worker.cancellations import Cancellations
 from streamworker.worker.delivery import Delivery
 from streamworker.worker.intake import Accepted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
 
-    from streamworker.model import Cause, ConsumerRecord
+    from streamworker.model import Cause, ConsumerRecord, TopicPartition
+    from streamworker.observe import CancelEffect
     from streamworker.worker.intake import Intake, Refused
     from streamworker.worker.partition import AssignedPartition
     from streamworker.worker.runner import Tools
@@ -26,6 +29,12 @@ __all__ = ["Jobs"]
 
 _CRASH_BACKOFF_S = 1.0
 
+SUSPECT_SPREAD_S = 2.0
+"""Within how many seconds the jobs start that were open when their worker died once."""
+
+ISOLATED_AFTER = 2
+"""Deaths after which a job runs while no other such suspect runs in this worker."""
+
 log = structlog.get_logger()
 
 
@@ -33,9 +42,20 @@ class Jobs:
     """The open jobs. `on_room` is called when another record may be accepted."""
 
     def __init__(
-        self, tools: Tools, intake: Intake, *, in_key_order: bool, on_room: Callable[[], None]
+        self,
+        tools: Tools,
+        intake: Intake,
+        *,
+        in_key_order: bool,
+        max_waiting: int,
+        max_held_bytes: int,
+        on_room: Callable[[], None],
     ) -> None:
-        """With `in_key_order`, the jobs of one record key run one after another."""
+        """With `in_key_order`, the jobs of one record key run one after another.
+
+        The jobs of one upstream that wait take at most half of `max_waiting`. `max_held_bytes` bounds the records of
+        the open jobs.
+        """
         self.open = 0
         """Jobs that were accepted and have not ended."""
         self._tools = tools
@@ -43,37 +63,123 @@ class Jobs:
         self._intake = intake
         self._in_key_order = in_key_order
         self._on_room = on_room
+        self._max_waiting_per_upstream = max(1, max_waiting // 2)
+        self._max_held_bytes = max_held_bytes
+        self._held_bytes = 0
+        self._is_full = False
+        self._open_at: dict[str, int] = {}
+        self._blocked: dict[TopicPartition, str] = {}
+        self._suspects_waiting = 0
+        self._isolation = asyncio.Lock()
         self._cancels = Cancellations()
         self._deliveries: dict[str, set[Delivery]] = {}
 
-    def accept(self, partition: AssignedPartition, record: ConsumerRecord) -> None:
-        """Begin the job of a fetched record, or write what a record that is not a valid job owes."""
-        offset = record.at.offset
-        deliveries = partition.committer.progress.begin(offset)
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait because their worker died while they ran."""
+        return self._suspects_waiting
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another record may be held in memory.
+
+        After a record that did not fit there is room again when a quarter of the bound is free.
+        """
+        return not self._is_full
+
+    def is_blocked(self, topic_partition: TopicPartition) -> bool:
+        """Return whether the partition's next record waits for an upstream whose jobs take their share of the room.
+
+        The partition is free again when the upstream has a quarter of its share left.
+        """
+        upstream = self._blocked.get(topic_partition)
+        if upstream is None:
+            return False
+        if self._waiting_at(upstream) <= 3 * self._max_waiting_per_upstream // 4:
+            del self._blocked[topic_partition]
+            return False
+        return True
+
+    def accept(self, partition: AssignedPartition, record: ConsumerRecord) -> bool:
+        """Begin the job of a fetched record, or write what a record that is not a valid job owes.
+
+        Returns False for a record that has to be fetched again later, because there is no room for its job.
+        """
+        size = len(record.value or b"")
+        if self._held_bytes and self._held_bytes + size > self._max_held_bytes:
+            self._is_full = True
+            return False
+        progress, offset = partition.committer.progress, record.at.offset
+        deliveries = progress.begin(offset)
         if not deliveries:
             self._observer.record_skipped(record.topic_partition)
         elif record.value is None and record.unreadable is None:
             partition.committer.finish(offset, ())
             self._observer.tombstone_skipped(record.topic_partition)
-        else:
-            decision = self._intake.take(record, deliveries)
-            if isinstance(decision, Accepted):
-                self._begin(partition, record, decision, deliveries)
-            else:
-                self._refuse(partition, record, decision)
+        elif not self._decide(partition, record, deliveries):
+            progress.give_back([offset])
+            return False
+        return True
 
     def cancel(self, job_id: str, timestamp: int, reason: str) -> None:
-        """Cancel jobs with this id that were submitted at or before `timestamp`, now or when they arrive."""
+        """Cancel the job with this id that was submitted before `timestamp` (in ms), now or when it arrives."""
         self._cancels.note(job_id, timestamp, reason)
+        effect: CancelEffect = "no_open_job"
         for delivery in self._deliveries.get(job_id, ()):
-            if delivery.job.timestamp <= timestamp:
-                delivery.cancel(reason)
+            effect = "too_early" if effect == "no_open_job" else effect
+            if (found := self._cancels.reason_for(delivery.job)) is not None:
+                delivery.cancel(found)
+                effect = "cancelled"
+        self._observer.cancel_received(job_id, effect)
+
+    def _decide(self, partition: AssignedPartition, record: ConsumerRecord, deliveries: int) -> bool:
+        """Begin or refuse a record's job; return False if its upstream has no room for another job."""
+        try:
+            decision = self._intake.take(record, deliveries)
+        except StreamworkerError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a bug, which one record may trigger
+            self._retry_intake(partition, record, deliveries, error)
+            return True
+        if not isinstance(decision, Accepted):
+            self._refuse(partition, record, decision)
+            return True
+        upstream = decision.upstreams[0]
+        if self._waiting_at(upstream) >= self._max_waiting_per_upstream:
+            self._blocked[record.topic_partition] = upstream
+            return False
+        self._begin(partition, record, decision, deliveries)
+        return True
+
+    def _retry_intake(
+        self, partition: AssignedPartition, record: ConsumerRecord, deliveries: int, error: Exception
+    ) -> None:
+        """Deliver a record again whose reading raised an exception, which is a bug; give it up in the end."""
+        log.error("intake.crashed", at=str(record.at), exc_info=without_message(error))
+        partition.committer.progress.count(record.at.offset)
+        if deliveries >= self._intake.max_deliveries:
+            self._refuse(partition, record, self._intake.give_up_unread(record))
+            return
+
+        def again() -> None:
+            if partition.is_active:
+                self._decide(partition, record, deliveries + 1)
+
+        asyncio.get_running_loop().call_later(_CRASH_BACKOFF_S, again)
+
+    def _waiting_at(self, upstream: str) -> int:
+        return self._open_at.get(upstream, 0) - self._tools.queues.queues[upstream].in_flight
 
     def _begin(
         self, partition: AssignedPartition, record: ConsumerRecord, accepted: Accepted, deliveries: int
     ) -> None:
+        upstream, size = accepted.upstreams[0], len(record.value or b"")
+
         def ended() -> None:
             self.open -= 1
+            self._open_at[upstream] -= 1
+            self._held_bytes -= size
+            self._is_full &= self._held_bytes > 3 * self._max_held_bytes // 4
             self._on_room()
             accepted.span.abandoned(
                 partition.leaving
@@ -82,9 +188,34 @@ class Jobs:
         turn: AbstractAsyncContextManager[None] = nullcontext()
         if self._in_key_order and record.key is not None:
             turn = partition.turn(record.key, waits=self._on_room)
+        if deliveries > 1:
+            turn = self._suspect_turn(turn, deaths=deliveries - 1)
         delivery = self._new_delivery(partition, accepted, deliveries, turn)
         self.open += 1
+        self._open_at[upstream] = self._open_at.get(upstream, 0) + 1
+        self._held_bytes += size
         partition.run(delivery, self._run(partition, record, delivery, deliveries), ended=ended)
+
+    @asynccontextmanager
+    async def _suspect_turn(
+        self, turn: AbstractAsyncContextManager[None], *, deaths: int
+    ) -> AsyncIterator[None]:
+        """Wait before a job whose worker has died while the job ran: it may be what killed the worker.
+
+        After one death the open jobs of that worker start at different times. After `ISOLATED_AFTER` deaths they run
+        one after another, so that the next death has one possible cause.
+        """
+        async with AsyncExitStack() as held:
+            await held.enter_async_context(turn)
+            self._suspects_waiting += 1
+            self._on_room()
+            try:
+                await asyncio.sleep(uniform(0, SUSPECT_SPREAD_S))  # noqa: S311 - jitter
+                if deaths >= ISOLATED_AFTER:
+                    await held.enter_async_context(self._isolation)
+            finally:
+                self._suspects_waiting -= 1
+            yield
 
     def _new_delivery(
         self,
@@ -120,6 +251,9 @@ class Jobs:
                 try:
                     return await self._run_cancellable(delivery, held)
                 except Exception as error:
+                    if delivery.is_finished:  # nothing may run a job again whose terminal event is durable
+                        log.error("job.crashed_after_its_end", exc_info=without_message(error))  # noqa: TRY400 - as below
+                        return None
                     log.error("job.crashed", job_id=delivery.job.job_id, exc_info=without_message(error))  # noqa: TRY400 - the exception's text may repeat the prompt
                     self._observer.job_crashed(delivery.job)
                     delivery.span.crashed()
@@ -136,7 +270,7 @@ class Jobs:
     async def _run_cancellable(self, delivery: Delivery, held: AsyncExitStack) -> None:
         """Run a delivery where `cancel` finds it; apply a cancel record that arrived before the job."""
         job = delivery.job
-        if (reason := self._cancels.reason_for(job.job_id, job.timestamp)) is not None:
+        if self._cancels.has(job.job_id) and (reason := self._cancels.reason_for(job)) is not None:
             delivery.cancel(reason)
         running = self._deliveries.setdefault(job.job_id, set())
         running.add(delivery)

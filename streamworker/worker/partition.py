@@ -71,6 +71,7 @@ class AssignedPartition:
         self._open: dict[int, _OpenJob] = {}
         self._promised_at: float | None = None
         self._is_stopping = False
+        self._forgiven: set[int] = set()
         self._order: KeyOrder[asyncio.Future[None]] = KeyOrder()
 
     @property
@@ -87,6 +88,11 @@ class AssignedPartition:
             and committer.backlog < MAX_COMMIT_RECORDS
             and not committer.progress.is_full
         )
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the partition is assigned and its jobs may run."""
+        return self.ownership in {Ownership.OPEN, Ownership.DRAINING}
 
     @property
     def open_jobs(self) -> list[Job]:
@@ -188,6 +194,24 @@ class AssignedPartition:
         finally:
             self._leave(key)
 
+    def forgive(self) -> None:
+        """Commit that the deliveries of the open jobs do not count, until `count_again` is called."""
+        if self.ownership is Ownership.OPEN and not self._forgiven:
+            begun = [offset for offset, job in self._open.items() if not job.delivery.is_waiting]
+            if begun:
+                self._forgiven = set(begun)
+                for offset in begun:
+                    self.committer.progress.undo_count(offset)
+                self.committer.touch()
+
+    def count_again(self) -> None:
+        """Commit that the deliveries of the open jobs count."""
+        still_open, self._forgiven = self._forgiven & self._open.keys(), set()
+        if still_open and self.is_active:
+            for offset in still_open:
+                self.committer.progress.count(offset)
+            self.committer.touch()
+
     def drain(self) -> list[Job]:
         """Begin no new job; cancel and return the jobs that have not begun: they go to the partition's next owner."""
         if self.ownership not in {Ownership.OPEN, Ownership.PROMISED}:
@@ -225,7 +249,7 @@ class AssignedPartition:
         jobs = await self._stop_jobs()
         if was_open:
             for job in jobs:
-                if job.source.offset in begun:
+                if job.source.offset in begun - self._forgiven:
                     self.committer.progress.undo_count(job.source.offset)
             await asyncio.wait([self.committer.touch()], timeout=_LAST_COMMIT_S)
         await self.release()

@@ -97,6 +97,8 @@ class Partitions:
             elif partition.resume():
                 self._source.seek(partition.id, partition.committer.progress.position)
                 self._on_opened()
+        for partition in self._assigned.values():
+            partition.count_again()
         self._observer.partitions_changed(len(self._assigned), len(gained), len(lost))
         return True
 
@@ -106,6 +108,14 @@ class Partitions:
             return
         log.info("partition.reopening", partition=str(topic_partition), reason=reason)
         self._supervisor.spawn(self._reopen(partition, "log_reset"), name=f"reopen {topic_partition}")
+
+    def forgive(self) -> None:
+        """Commit that the open jobs' deliveries do not count: a partition that moves shows no death of its worker.
+
+        They count again once it is known which partitions stay.
+        """
+        for partition in self._assigned.values():
+            partition.forgive()
 
     async def is_member(self) -> bool:
         """Ask the group whether this worker still is a member; False if there is no answer.

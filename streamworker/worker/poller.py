@@ -81,7 +81,11 @@ class Poller:
         """Poll until cancelled."""
         while True:
             free = 0 if self._is_draining or self._is_rebalancing else self._free()
-            ready = {partition.id: partition for partition in self._partitions if free and partition.has_room}
+            ready = {
+                partition.id: partition
+                for partition in self._partitions
+                if free and partition.has_room and not self._jobs.is_blocked(partition.id)
+            }
             if not ready:
                 await self._wait_for_room()
             rebalances = self._rebalances
@@ -110,9 +114,12 @@ class Poller:
             for record in records:
                 # The partition may have been lost, or lost and assigned again, while this loop waited.
                 partition = ready[record.topic_partition]
-                if self._partitions.is_current(partition) and partition.ownership is Ownership.OPEN:
-                    self._jobs.accept(partition, record)
-                else:
+                is_readable = (
+                    record.topic_partition not in missed
+                    and self._partitions.is_current(partition)
+                    and partition.ownership is Ownership.OPEN
+                )
+                if not is_readable or not self._jobs.accept(partition, record):
                     missed.add(record.topic_partition)
             self._read_again(missed)
             self._commit_positions()
@@ -139,7 +146,13 @@ class Poller:
 
     def _free(self) -> int:
         """Return how many records may be accepted."""
-        waiting = self._queues.waiting + sum(partition.waiting for partition in self._partitions)
+        if not self._jobs.has_room:
+            return 0
+        waiting = (
+            self._queues.waiting
+            + self._jobs.waiting
+            + sum(partition.waiting for partition in self._partitions)
+        )
         # Slots are not counted: a job that was just accepted has not asked for one yet.
         active = self._jobs.open - waiting
         return max(0, min(self._limits.max_in_flight - active, self._limits.max_waiting - waiting))

@@ -101,6 +101,8 @@ class AttemptRunner:
         """The settings of the attempt's upstream."""
         self.fallbacks: Sequence[str] = ()
         """The upstreams that remain for another attempt."""
+        self.is_finished = False
+        """Whether the job's terminal event is durable."""
         self._slot: Slot | None = None
         self._span: TrySpan = UNTRACED
         self._advice = Advice()
@@ -144,6 +146,7 @@ class AttemptRunner:
         """Write the terminal event and commit the job's offset; return the event once both are durable."""
         event, record = self._terminal(attempt)
         await self._committer.finish(self._job.source.offset, [record])
+        self.is_finished = True
         self._tools.observer.job_ended(event, self._job, self.policy.name)
         self._accepted.span.ended(event, self.policy.name)
         return event

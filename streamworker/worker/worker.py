@@ -29,13 +29,17 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerLimits:
-    """The worker's limits, from the settings. `max_waiting` bounds the jobs that are accepted and hold no slot."""
+    """The worker's limits, from the settings. `max_waiting` bounds the jobs that are accepted and hold no slot.
+
+    `max_held_bytes` bounds the records of the accepted jobs.
+    """
 
     max_in_flight: int
     drain_timeout_s: float
     session_timeout_s: float = 45
     in_key_order: bool = False
     max_waiting: int = 1024
+    max_held_bytes: int = 256 << 20
 
 
 class Worker:
@@ -64,7 +68,14 @@ class Worker:
         self._partitions = Partitions(
             source, commit_stores, self._supervisor, tools.observer, on_opened=self._room.set
         )
-        self._jobs = Jobs(tools, intake, in_key_order=limits.in_key_order, on_room=self._room.set)
+        self._jobs = Jobs(
+            tools,
+            intake,
+            in_key_order=limits.in_key_order,
+            max_waiting=limits.max_waiting,
+            max_held_bytes=limits.max_held_bytes,
+            on_room=self._room.set,
+        )
         self._poller = Poller(source, self._partitions, self._jobs, tools, limits, room=self._room)
         self._is_joined = False
         self._draining = asyncio.Event()
@@ -109,6 +120,7 @@ class Worker:
     def rebalancing(self) -> None:
         """Begin a rebalance: no records are accepted until `assigned` is called; the partitions are kept."""
         self._observer.rebalancing()
+        self._partitions.forgive()
         self._poller.rebalancing()
 
     def busy_partitions(self) -> frozenset[TopicPartition]:

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
-from streamworker.app import App, open_tracing
+from streamworker.app import App, open_tracing, run_until_signalled
 from streamworker.config import Settings, TelemetrySettings, load
 from streamworker.errors import ConfigurationError
 from streamworker.telemetry.metrics import PREFIX
@@ -80,3 +81,20 @@ def test_traces_without_the_extra_raise_with_the_package_to_install(monkeypatch:
 
     with pytest.raises(ConfigurationError, match=r"telemetry.traces: .* pip install 'streamworker\[otel\]'"):
         open_tracing(load(None, {"STREAMWORKER_TELEMETRY__TRACES": "otlp"}))
+
+
+async def test_worker_that_crashes_reports_it_in_the_last_line_and_exits_with_1(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exception's own text may repeat a prompt, so it is left out."""
+
+    async def crash() -> None:
+        raise ZeroDivisionError("my prompt")
+
+    monkeypatch.setattr(app, "run", crash)
+    with capture_logs() as logs:
+        code = await run_until_signalled(app)
+
+    assert code == 1
+    assert [entry["event"] for entry in logs] == ["worker.crashed"]
+    assert "my prompt" not in str(logs)

@@ -74,6 +74,7 @@ def test_config_without_a_source_has_the_documented_defaults() -> None:
             "delivery": "exactly_once",
             "max_in_flight": 256,
             "max_waiting": 1024,
+            "max_held_bytes": 268_435_456,
             "ordering": "none",
             "drain_timeout_s": 120,
             "session_timeout_s": 45,

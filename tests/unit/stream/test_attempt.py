@@ -573,3 +573,12 @@ def test_attempt_describes_the_answer_of_its_latest_try() -> None:
     assert running_total is None
     assert (attempt.finish_reasons, attempt.reported_usage) == ({0: "stop"}, {"completion_tokens": 2})
     assert (attempt.chunk["id"], attempt.chunk["model"]) == ("second", "m")
+
+
+@pytest.mark.parametrize("timestamp", [0, -1])
+def test_timing_of_a_record_without_a_timestamp_is_unknown(timestamp: int) -> None:
+    """Zero and -1 mean that there is none; the job was not queued for 57 years."""
+    attempt = make_attempt(job=make_job(timestamp=timestamp))
+    attempt.cancel("")
+
+    assert attempt.terminal(NOW).timing.queued is None

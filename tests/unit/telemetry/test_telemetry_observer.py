@@ -36,7 +36,7 @@ from streamworker.testing import MemoryClock
 
 AT = Coordinates("streamworker.jobs", 3, 42)
 CANARY = "canary-4f1c9a"
-JOB = Job(job_id="j", source=AT, timestamp=0, model="m", request={})
+JOB = Job(job_id="j", source=AT, timestamp=1, model="m", request={})
 REJECTION = Rejection(job_id="j", source=AT, timestamp=0, faults=("request: is required",))
 OUT_OF_NOTHING: dict[str, Any] = {"usage": None, "usage_source": UsageSource.NONE}
 FAILED: dict[str, Any] = {
@@ -65,7 +65,7 @@ def ended(**members: Any) -> UsageEvent:
 class Watch:
     def __init__(self) -> None:
         self.metrics = Metrics()
-        self.clock = MemoryClock(2000)
+        self.clock = MemoryClock(2001)
         self.telemetry: observe.Observer = Telemetry(self.metrics, ["default", "second"], self.clock)
 
     def __getitem__(self, name: str) -> float | None:
@@ -372,7 +372,7 @@ def test_rebalance_duration_is_measured_from_revocation_to_assignment(watch: Wat
 
 def test_oldest_job_age_is_that_of_the_first_open_job(watch: Watch) -> None:
     """When the oldest job ends, the age of the next one is reported."""
-    second = Job(job_id="k", source=AT._replace(offset=43), timestamp=0, model="m", request={})
+    second = Job(job_id="k", source=AT._replace(offset=43), timestamp=1, model="m", request={})
     assert watch["oldest_job_age_seconds"] == 0
     watch.telemetry.job_started(JOB, "default")
     watch.clock.turn(30)

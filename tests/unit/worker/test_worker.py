@@ -25,6 +25,7 @@ from streamworker.testing import (
     Script,
     Step,
 )
+from streamworker.wire.job import read_job
 from streamworker.worker.stats import WorkerStats
 from streamworker.worker.worker import Worker, WorkerLimits
 from tests.turnable import quiet, run, until
@@ -63,6 +64,7 @@ class Bench:
         self.clock = MemoryClock()
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.policy: dict[str, Any] = {"max_streams": 1000}
+        self.others: dict[str, MemoryUpstream] = {}
         self.worker = self.new_worker(**limits)
         self.task: asyncio.Task[None] | None = None
 
@@ -70,6 +72,8 @@ class Bench:
         given: dict[str, Any] = {"max_in_flight": 10, "drain_timeout_s": 100} | limits
         max_deliveries = given.pop("max_deliveries", 3)
         policies = {"default": make_policy(self.upstream, **self.policy)}
+        for name, upstream in self.others.items():
+            policies[name] = make_policy(upstream, name=name, models=())
         self.queues = make_queues(self.observer, policies, max_in_flight=given["max_in_flight"])
         return Worker(
             source=self.source,
@@ -397,7 +401,7 @@ async def test_worker_out_of_the_group_in_between_reopens_everything(make: Any) 
     assert Counter(bench.broker.closed) == {JOBS: 1, OTHER: 1}
     assert bench.ends() == {"j": "completed"}
     causes = [event["cause"] for event in bench.written() if event["type"] == "started"]
-    assert causes == ["new", "redelivered"]
+    assert causes == ["new", "new"]  # no worker has died
     assert bench.upstream.open_calls == 0
 
 
@@ -978,6 +982,184 @@ async def test_worker_full_map_with_nothing_open_goes_on(make: Any) -> None:
     await bench.ended(2)
 
     assert bench.ends() == {"j0": "completed", "j1": "completed"}
+
+
+async def test_worker_job_that_fails_after_its_durable_end_is_not_run_again(make: Any) -> None:
+    """Telemetry may raise after the commit; nothing else follows from it."""
+    bench: Bench = make()
+
+    def job_ended(*_: object) -> None:
+        raise ZeroDivisionError("a bug in telemetry")
+
+    bench.observer.job_ended = job_ended  # type: ignore[assignment,method-assign]
+    bench.source.put(JOBS, job("j"))
+    await bench.start(JOBS)
+    await bench.ended(1)
+    await asyncio.sleep(100)
+
+    assert len(bench.upstream.calls) == 1
+    assert bench.types() == {"started": 1, "usage": 1}
+    assert bench.task is not None
+    assert not bench.task.done()
+
+
+async def test_worker_record_whose_reading_crashes_becomes_a_dead_letter(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each try counts as a delivery; the jobs behind it run meanwhile."""
+    tries = []
+
+    def read(record: Any, **options: Any) -> Any:
+        if record.value == b"trap":
+            tries.append(record)
+            raise ZeroDivisionError("a bug")
+        return read_job(record, **options)
+
+    monkeypatch.setattr("streamworker.worker.intake.read_job", read)
+    bench: Bench = make(max_deliveries=3)
+    bench.source.put(JOBS, b"trap")
+    bench.source.put(JOBS, job("j"))
+    with capture_logs() as logs:
+        await bench.start(JOBS)
+        await bench.ended(1)
+        assert bench.ends() == {"j": "completed"}
+        await bench.ended(2)
+
+    assert len(tries) == 3
+    assert bench.ends() == {"j": "completed", "jobs-0-0": "rejected"}
+    assert bench.written()[-1]["error"]["code"] == "max_deliveries"
+    assert bench.types()["letter"] == 1
+    assert [entry["event"] for entry in logs].count("intake.crashed") == 3
+
+
+async def test_worker_jobs_of_one_upstream_wait_in_kafka_beyond_half_of_the_room(make: Any) -> None:
+    """Their partition is blocked; the jobs of other partitions and upstreams run."""
+    bench: Bench = make([FOREVER()], max_in_flight=2, max_waiting=8)
+    bench.policy["max_streams"] = 1
+    bench.others = {"other": MemoryUpstream(said("a"))}
+    bench.worker = bench.new_worker(max_in_flight=2, max_waiting=8)
+    for number in range(20):
+        bench.source.put(JOBS, job(f"j{number}"))
+        bench.source.put(OTHER, job(f"o{number}", upstream="other"))
+    await bench.start(JOBS, OTHER)
+    await bench.ended(20)
+    await asyncio.sleep(10)
+
+    assert {end[0] for end in bench.ends()} == {"o"}
+    assert bench.queues.queues["default"].jobs_waiting <= 4
+    assert bench.worker._jobs.open <= 5
+
+
+async def test_worker_blocked_partition_goes_on_when_its_upstream_has_room(make: Any) -> None:
+    """No record is lost by the wait."""
+    gate = asyncio.Event()
+    bench: Bench = make([gate, *said("a")], max_in_flight=10, max_waiting=8)
+    bench.policy["max_streams"] = 1
+    bench.others = {"other": MemoryUpstream(said("a"))}
+    bench.worker = bench.new_worker(max_in_flight=10, max_waiting=8)
+    for number in range(30):
+        bench.source.put(JOBS, job(f"j{number}"))
+    await bench.start(JOBS)
+    await asyncio.sleep(10)
+    gate.set()
+    await bench.ended(30)
+
+    assert len(bench.ends()) == 30
+    assert bench.broker.points[JOBS].offset == 30
+
+
+async def test_worker_holds_no_more_record_bytes_than_it_may(make: Any) -> None:
+    """The bound holds for running and waiting jobs together; one record always fits."""
+    gate = asyncio.Event()
+    bench: Bench = make([gate, *said("a")], max_held_bytes=2500)
+    for number in range(6):
+        bench.source.put(JOBS, job(f"j{number}", metadata={"k": "x" * 1000}))
+    await bench.start(JOBS)
+    await asyncio.sleep(10)
+    assert bench.worker.readiness()[1]["jobs_open"] == 2
+    gate.set()
+    await bench.ended(6)
+
+    assert len(bench.ends()) == 6
+
+
+async def test_worker_partition_that_moves_counts_no_delivery(make: Any) -> None:
+    """A rebalance is not a death, however often it moves a long job."""
+    bench: Bench = make([word("a"), FOREVER()])
+    bench.source.put(JOBS, job("j"))
+    await bench.start(JOBS)
+    await until(lambda: bench.sink.records)
+    assert bench.deliveries() == {0: 1}
+    bench.worker.rebalancing()
+    await until(lambda: bench.deliveries() == {})
+    bench.source.assign()
+    await asyncio.sleep(5)
+
+    assert bench.deliveries() == {}
+
+
+async def test_worker_partition_that_stays_counts_its_deliveries_again(make: Any) -> None:
+    """A death after the rebalance counts."""
+    bench: Bench = make([word("a"), FOREVER()])
+    bench.source.put(JOBS, job("j"))
+    await bench.start(JOBS)
+    await until(lambda: bench.sink.records)
+    bench.worker.rebalancing()
+    await until(lambda: bench.deliveries() == {})
+    bench.source.assign(JOBS, OTHER)
+    await bench.opened(JOBS, OTHER)
+    await until(lambda: bench.deliveries() == {0: 1})
+
+    assert bench.upstream.open_calls == 1
+
+
+async def test_worker_suspects_of_two_deaths_run_one_after_another(make: Any) -> None:
+    """The next death has one possible cause; other jobs run meanwhile."""
+    bench: Bench = make([10.0, *said("a")], max_deliveries=9)
+    bench.broker.points[JOBS] = CommitPoint(0, encode_map(0, OffsetMap(deliveries={0: 2, 1: 2, 2: 3})))
+    for number in range(5):
+        bench.source.put(JOBS, job(f"j{number}"))
+    await bench.start(JOBS)
+    await asyncio.sleep(5)
+    assert bench.upstream.open_calls == 3  # one suspect, two others
+    await bench.ended(5)
+
+    assert set(bench.ends().values()) == {"completed"}
+
+
+async def test_worker_suspects_of_one_death_start_at_different_times(make: Any) -> None:
+    """They are retried as usual, but not all at once."""
+    bench: Bench = make([10.0, *said("a")])
+    bench.broker.points[JOBS] = CommitPoint(
+        0, encode_map(0, OffsetMap(deliveries=dict.fromkeys(range(8), 1)))
+    )
+    for number in range(8):
+        bench.source.put(JOBS, job(f"j{number}"))
+    await bench.start(JOBS)
+    times = []
+    for count in range(1, 9):
+        await until(lambda: len(bench.upstream.calls) >= count, every_s=0.001)  # noqa: B023 - called at once
+        times.append(asyncio.get_running_loop().time())
+
+    assert times[-1] - times[0] > 0.1
+    await bench.ended(8)
+
+
+@pytest.mark.parametrize(
+    ("job_id", "timestamp", "effect"),
+    [("j", 0, "cancelled"), ("j", -60_000, "too_early"), ("k", 0, "no_open_job")],
+)
+async def test_worker_reports_the_effect_of_a_cancel_record(
+    make: Any, job_id: str, timestamp: int, effect: str
+) -> None:
+    """A cancel record without effect is not silent."""
+    bench: Bench = make([word("a"), FOREVER()])
+    record = bench.source.put(JOBS, job("j"))
+    await bench.start(JOBS)
+    await until(lambda: bench.sink.records)
+    bench.worker.cancel(job_id, record.timestamp + timestamp, "enough")
+
+    assert bench.observer.all("cancel_received") == [(job_id, effect)]
 
 
 def _point(committed: int, finished: list[int]) -> CommitPoint:
