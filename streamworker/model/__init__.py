@@ -2,7 +2,17 @@
 
 from streamworker.model.delta import ChunkDelta, Done, StreamError, StreamItem
 from streamworker.model.ending import Advice, ErrorCode, JobError, Status, UsageSource
-from streamworker.model.event import Cause, DeltaEvent, Event, Observed, Source, Started, Timing, UsageEvent
+from streamworker.model.event import (
+    Cause,
+    DeltaEvent,
+    Event,
+    Observed,
+    Source,
+    Started,
+    Timing,
+    UsageEvent,
+    Voided,
+)
 from streamworker.model.job import Job, OnBreak, Rejection
 from streamworker.model.record import (
     CommitPoint,
@@ -40,4 +50,5 @@ __all__ = [
     "TopicPartition",
     "UsageEvent",
     "UsageSource",
+    "Voided",
 ]

@@ -8,7 +8,7 @@ import msgspec
 
 from streamworker.model.ending import JobError, Status, UsageSource
 
-__all__ = ["Cause", "DeltaEvent", "Event", "Observed", "Source", "Started", "Timing", "UsageEvent"]
+__all__ = ["Cause", "DeltaEvent", "Event", "Observed", "Source", "Started", "Timing", "UsageEvent", "Voided"]
 
 Cause = Literal["new", "redelivered", "restart"]
 """Why an attempt was opened."""
@@ -72,6 +72,13 @@ class Timing(msgspec.Struct, frozen=True):
     total: int
 
 
+class Voided(msgspec.Struct, frozen=True):
+    """Calls that were paid for besides the attempt's last one: how many reported usage, and the sum of their reports."""
+
+    calls: int
+    usage: dict[str, Any]
+
+
 class UsageEvent(msgspec.Struct, tag_field="type", tag="usage", kw_only=True):
     """The terminal event: the last event of a job, exactly one."""
 
@@ -89,6 +96,7 @@ class UsageEvent(msgspec.Struct, tag_field="type", tag="usage", kw_only=True):
     error: JobError | None
     timing: Timing
     tries: int
+    voided: Voided | msgspec.UnsetType = msgspec.UNSET
     metadata: dict[str, str]
 
 

@@ -27,6 +27,7 @@ from streamworker.model import (
     StreamError,
     Timing,
     UsageEvent,
+    Voided,
 )
 from streamworker.redaction import Redactor
 from streamworker.stream.body import BodyForm, is_json, looks_like_event_stream
@@ -34,7 +35,7 @@ from streamworker.stream.chunks import ChunkReader
 from streamworker.stream.coalesce import Coalescer
 from streamworker.stream.provider_errors import body_error, to_job_error
 from streamworker.stream.sse import EventStreamParser
-from streamworker.stream.usage import Ledger
+from streamworker.stream.usage import Ledger, VoidedUsage
 from streamworker.text import RAW_TEXT_LIMIT, UPSTREAM_TEXT_LIMIT, truncate
 
 if TYPE_CHECKING:
@@ -154,10 +155,11 @@ class Attempt:
         max_event_bytes: int = 1 << 20,
         scrub: Callable[[str], str] | None = None,
         tries: int = 0,
+        voided: VoidedUsage | None = None,
         tokenizer: Tokenizer | None = None,
         coalesces: bool = False,
     ) -> None:
-        """Open an attempt; `tries` is the number of calls that earlier attempts of the delivery made.
+        """Open an attempt; `tries` is the number of calls that earlier attempts of the delivery made, `voided` has their reports.
 
         `scrub` removes secrets from error texts. `tokenizer` counts generated text whose usage the upstream does not
         report. With `coalesces`, text deltas after the first are held and merged with those that follow, until another
@@ -168,6 +170,8 @@ class Attempt:
         self.state = State.WAITING
         self.ledger = Ledger(tokenizer)
         self.tries = tries
+        self.voided = voided or VoidedUsage()
+        """What the delivery's other calls reported."""
         self.error: JobError | None = None
         self.status: Status | None = None
         self.first_delta_ms: int | None = None
@@ -259,6 +263,8 @@ class Attempt:
         )
         if method is not None:
             event.estimate_method = method
+        if self.voided.calls:
+            event.voided = Voided(self.voided.calls, self.voided.usage)
         return event
 
     # Inputs
@@ -340,6 +346,7 @@ class Attempt:
     def retry(self) -> None:
         """Continue after a failed try; `call` follows."""
         self._move(Input.RETRY)
+        self.voided.add(self.ledger.report_of_call)
 
     def end(self) -> None:
         """End the attempt with the error of its failed try."""

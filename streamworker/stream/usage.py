@@ -15,7 +15,7 @@ from streamworker.wire.json import as_count
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ESTIMATE_METHOD", "Ledger", "Tokenizer", "generated_text"]
+__all__ = ["ESTIMATE_METHOD", "Ledger", "Tokenizer", "VoidedUsage", "generated_text"]
 
 ESTIMATE_METHOD = (
     f"utf8_bytes/{BYTES_PER_TOKEN} of the generated text that was received; the prompt is not counted"
@@ -33,6 +33,26 @@ class Tokenizer(NamedTuple):
 
     name: str
     count: Callable[[str], int]
+
+
+_MAX_DETAILS_DEPTH = 2
+"""Levels of objects inside a report whose counts are added up."""
+
+
+class VoidedUsage:
+    """The reports of calls whose output is void: failed tries, and the last calls of attempts that were restarted."""
+
+    __slots__ = ("calls", "usage")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.usage: dict[str, Any] = {}
+
+    def add(self, report: dict[str, Any] | None) -> None:
+        """Add a call's report, member by member; None is a call without a report."""
+        if report is not None:
+            self.calls += 1
+            self.usage = _sum(self.usage, report)
 
 
 class Ledger:
@@ -120,6 +140,11 @@ class Ledger:
             tokens, method = self._estimate()
             return {"completion_tokens": tokens}, UsageSource.ESTIMATED, method
         return None, UsageSource.NONE, None
+
+    @property
+    def report_of_call(self) -> dict[str, Any] | None:
+        """The latest report of the call, also a running total; None if it sent none."""
+        return self._report
 
     def reported(self, *, completed: bool) -> dict[str, Any] | None:
         """Return the upstream's report if it covers the whole try; None if there is none or only a running
@@ -224,3 +249,16 @@ def _objects(value: Any) -> list[dict[str, Any]]:
 
 def _string(value: Any) -> str:
     return value if isinstance(value, str) else ""
+
+
+def _sum(total: dict[str, Any], report: dict[str, Any], depth: int = 0) -> dict[str, Any]:
+    """Add the counts of a report to a total. Members that are not counts are left out."""
+    result = dict(total)
+    for name, value in report.items():
+        if isinstance(value, dict) and depth < _MAX_DETAILS_DEPTH:
+            known = result.get(name)
+            result[name] = _sum(known if isinstance(known, dict) else {}, value, depth + 1)
+        elif (count := as_count(value)) is not None:
+            known = result.get(name)
+            result[name] = count + (known if type(known) is int else 0)
+    return result

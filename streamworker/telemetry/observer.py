@@ -7,6 +7,7 @@ from math import nan
 from typing import TYPE_CHECKING, Any, get_args
 
 import structlog
+from msgspec import UNSET
 
 from streamworker.model import ErrorCode, Status
 from streamworker.observe import CancelEffect, KafkaPart, LossReason
@@ -301,6 +302,9 @@ class Telemetry:
             tokens = _count((event.usage or {}).get(name))
             if tokens is not None:
                 count.add(table.TOKENS, tokens, upstream, kind, event.usage_source.value)
+            voided = None if event.voided is UNSET else _count(event.voided.usage.get(name))
+            if voided is not None:
+                count.add(table.TOKENS, voided, upstream, kind, "voided")
 
     def _label(self, upstream: str) -> str:
         return upstream if upstream in self._upstreams else OTHER

@@ -1,8 +1,8 @@
-"""The commit lane of one assigned partition: what waits goes into one short commit, then what came meanwhile.
+"""Commits the progress of one assigned partition, one short commit after another.
 
-A commit carries `started` events of jobs that begin, terminal events of jobs that ended, dead letters, and the
-partition's offset with its map. So a job is finished and committed in the same instant or not at all, and how often it
-was delivered is on record with its `started`.
+A commit has the entries that wait: `started` events of jobs that begin, terminal events of jobs that ended, dead
+letters, and the partition's offset with its map. So a terminal event and its offset are committed together or not at
+all, and the number of deliveries is committed with `started`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import structlog
 from streamworker.errors import KafkaError, RecordTooLarge
 from streamworker.progress.offset_map import LIMIT, Damaged, OffsetMap, decode_map
 from streamworker.progress.partition import PartitionProgress
+from streamworker.redaction import without_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["PartitionCommitter"]
 
 MAX_COMMIT_RECORDS = 500
-"""Records of one commit. A transaction holds read_committed readers back, so it stays short."""
+"""Entries of one commit. A transaction blocks read_committed readers, so it stays short."""
+
+MAX_COMMIT_BYTES = 1 << 20
+"""Bytes of one commit's records; a commit has at least one entry, however large."""
 
 _REFUSED_BACKOFF_S = 5.0
 
@@ -34,10 +38,14 @@ log = structlog.get_logger()
 
 
 class _Entry(NamedTuple):
-    offset: int | None  # finished by this entry's records, and not before they are in a commit
+    offset: int | None  # finished by this entry's records, and committed with them
     records: Sequence[ProducerRecord]
     fallback: Sequence[ProducerRecord]
     done: asyncio.Future[None]
+
+    @property
+    def size(self) -> int:
+        return sum(record.size for record in self.records)
 
     @property
     def largest(self) -> int:
@@ -45,9 +53,9 @@ class _Entry(NamedTuple):
 
 
 class PartitionCommitter:
-    """Open it, `run` it as a task, and hand it what is to be committed.
+    """Open it, run `run` as a task, and add entries.
 
-    `lost` is called, once, when another worker turns out to own the partition.
+    `lost` is called once, when another worker owns the partition.
     """
 
     def __init__(
@@ -73,7 +81,7 @@ class PartitionCommitter:
         self._filled = asyncio.Event()
 
     async def open(self) -> int:
-        """Take the partition over; return the offset to read from. Raises KafkaError."""
+        """Fence the former owner; return the offset to read from. Raises KafkaError."""
         committed, metadata = await self._committer.open()
         try:
             offset_map = decode_map(committed, metadata)
@@ -87,7 +95,7 @@ class PartitionCommitter:
 
     @property
     def backlog(self) -> int:
-        """How much waits to be committed."""
+        """Entries that wait for a commit."""
         return len(self._waiting)
 
     @property
@@ -97,47 +105,50 @@ class PartitionCommitter:
 
     @property
     def busy_s(self) -> float:
-        """How long the commit under way has been under way; 0 if none is."""
+        """Seconds since the commit in progress began; 0 if there is none."""
         return 0.0 if self._busy_since is None else asyncio.get_running_loop().time() - self._busy_since
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a `progress`."""
+        """Whether `open` has returned, so that there is a `progress`."""
         return self._progress is not None
 
     @property
     def progress(self) -> PartitionProgress:
-        """The partition's progress; there is one once the lane is open."""
-        assert self._progress is not None, "the lane is not open"
+        """The partition's progress. Raises RuntimeError before `open` has returned."""
+        if self._progress is None:
+            raise RuntimeError(f"the committer of {self.partition} is not open")
         return self._progress
 
     def start(self, record: ProducerRecord) -> asyncio.Future[None]:
-        """Write a `started` event; the future is done when every reader sees it before what is published later."""
+        """Write a `started` event; the future is done when it is durable."""
         return self._add(None, [record])
 
     def finish(
         self, offset: int, records: Sequence[ProducerRecord], *, fallback: Sequence[ProducerRecord] = ()
     ) -> asyncio.Future[None]:
-        """Write what ends a job and commit its offset, in one.
+        """Write the records that end a job and commit its offset with them; the future is done when they are durable.
 
-        `fallback` is what to write where the broker refuses `records` for their size.
+        `fallback` replaces `records` where the broker refuses them for their size.
         """
         return self._add(offset, records, fallback)
 
     def touch(self) -> asyncio.Future[None]:
-        """Commit the progress as it is."""
+        """Commit the progress without records."""
         return self._add(None, ())
 
     async def run(self) -> None:
-        """Commit what waits, until cancelled or lost."""
+        """Commit waiting entries until cancelled, or until the partition is lost."""
         while True:
             await self._filled.wait()
-            entries, self._waiting = self._waiting[:MAX_COMMIT_RECORDS], self._waiting[MAX_COMMIT_RECORDS:]
+            count = self._portion()
+            entries, self._waiting = self._waiting[:count], self._waiting[count:]
             self._under_way = entries
             if not self._waiting:
                 self._filled.clear()
             try:
                 await self._commit(entries)
+                busy_s = self.busy_s
             except KafkaError as error:
                 self._lost(str(error))
                 return
@@ -147,13 +158,32 @@ class PartitionCommitter:
                 if not entry.done.done():
                     entry.done.set_result(None)
             self._under_way = []
+            self._report(entries, busy_s)
 
     async def close(self) -> None:
-        """Let go. What waits is not written, what is under way may be; whoever waited was told to stop before."""
+        """Cancel all entries and close the store. Waiting entries are not written; those in progress may be."""
         for entry in (*self._under_way, *self._waiting):
             entry.done.cancel()
         self._waiting.clear()
         await self._committer.close()
+
+    def _portion(self) -> int:
+        """Return the number of waiting entries for the next commit."""
+        total = 0
+        for count, entry in enumerate(self._waiting[:MAX_COMMIT_RECORDS]):
+            total += entry.size
+            if total > MAX_COMMIT_BYTES and count:
+                return count
+        return min(len(self._waiting), MAX_COMMIT_RECORDS)
+
+    def _report(self, entries: list[_Entry], busy_s: float) -> None:
+        """Notify the observer of a durable commit; an exception there must not repeat the commit or end the worker."""
+        if self._observer is None:
+            return
+        try:
+            self._observer.committed([record for entry in entries for record in entry.records], busy_s)
+        except Exception as error:
+            log.error("telemetry.failed", exc_info=without_message(error))  # noqa: TRY400 - without the exception's text
 
     def _add(
         self, offset: int | None, records: Sequence[ProducerRecord], fallback: Sequence[ProducerRecord] = ()
@@ -176,19 +206,17 @@ class PartitionCommitter:
             try:
                 await self._committer.commit(records, point)
             except RecordTooLarge as refusal:
-                log.error("commit.record_refused", partition=str(self.partition), reason=str(refusal))  # noqa: TRY400 - no bug, no trace
+                log.error("commit.record_refused", partition=str(self.partition), reason=str(refusal))  # noqa: TRY400 - not a bug, so without a trace
                 if not _fall_back(entries):
-                    # The topic takes less than it did at the start. Nothing is passed over and nothing begun anew, for
-                    # that would pay again: the commit waits until a person has raised the topic's limit.
+                    # The topic accepts less than at the start. Nothing is skipped, and no job is run again, which would
+                    # be paid for again: the commit waits until the topic's limit is raised.
                     await asyncio.sleep(_REFUSED_BACKOFF_S)
             else:
-                if self._observer is not None:
-                    self._observer.committed(records, self.busy_s)
                 return
 
 
 def _fall_back(entries: list[_Entry]) -> bool:
-    """Replace the largest records that have something smaller to stand in for them; False if there are none."""
+    """Replace the largest records that have a fallback; return False if there are none."""
     replaceable = [index for index, entry in enumerate(entries) if entry.fallback]
     if not replaceable:
         return False

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from streamworker.model import Cause, Status
 from streamworker.stream.retry import falls_back
+from streamworker.stream.usage import VoidedUsage
 from streamworker.worker.runner import AttemptRunner
 from streamworker.worker.timeouts import StreamTimeouts
 
@@ -51,6 +52,7 @@ class Delivery:
         self._cause: Cause = cause
         self._turn = turn
         self._tries = self._restarts = 0
+        self._voided = VoidedUsage()
         self._waits_since = asyncio.get_running_loop().time()
         self._timeouts = StreamTimeouts(tools.clock, accepted.job.deadline)
 
@@ -77,6 +79,7 @@ class Delivery:
             upstreams=upstreams,
             cause=self._cause,
             tries=self._tries,
+            voided=self._voided,
             waits_since=self._waits_since,
             on_opened=self._begin,
         )
@@ -86,7 +89,9 @@ class Delivery:
             if attempt.first_delta_ms is not None:
                 self._waits_since = asyncio.get_running_loop().time()
             following = self._following(attempt, runner)
-            if not following:
+            if following:
+                self._voided.add(attempt.ledger.report_of_call)
+            else:
                 # The job stays in flight until its end is durable: a crash before that repeats a paid call.
                 await runner.finish(attempt)
         finally:

@@ -252,7 +252,7 @@ class Jobs:
                     return await self._run_cancellable(delivery, held)
                 except Exception as error:
                     if delivery.is_finished:  # nothing may run a job again whose terminal event is durable
-                        log.error("job.crashed_after_its_end", exc_info=without_message(error))  # noqa: TRY400 - as below
+                        log.error("job.crashed_after_its_end", exc_info=without_message(error))  # noqa: TRY400 - the text may repeat the prompt
                         return None
                     log.error("job.crashed", job_id=delivery.job.job_id, exc_info=without_message(error))  # noqa: TRY400 - the exception's text may repeat the prompt
                     self._observer.job_crashed(delivery.job)

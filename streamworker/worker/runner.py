@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from streamworker.model import Cause, Event, ProducerRecord, UsageEvent
     from streamworker.observe import Observer, TrySpan
     from streamworker.ports import Answer, Clock, Sink
-    from streamworker.stream.usage import Tokenizer
+    from streamworker.stream.usage import Tokenizer, VoidedUsage
     from streamworker.wire.event import EventWriter
     from streamworker.worker.committer import PartitionCommitter
     from streamworker.worker.intake import Accepted
@@ -80,10 +80,11 @@ class AttemptRunner:
         upstreams: Sequence[str],
         cause: Cause,
         tries: int = 0,
+        voided: VoidedUsage | None = None,
         waits_since: float | None = None,
         on_opened: Callable[[], None] = lambda: None,
     ) -> None:
-        """`upstreams` may serve the job, in order; `tries` is the number of calls that earlier attempts made.
+        """`upstreams` may serve the job, in order; `tries` is the number of calls that earlier attempts made, and `voided` has their usage reports.
 
         `waits_since` is when the job began to wait for an upstream, on the loop's clock; now by default. `on_opened` is called when the attempt is opened, before its `started` event is written.
         """
@@ -96,6 +97,7 @@ class AttemptRunner:
         self._upstreams = upstreams
         self._cause: Cause = cause
         self._tries_before = tries
+        self._voided = voided
         self._on_opened = on_opened
         self.policy: UpstreamPolicy = self._queues.policies[upstreams[0]]
         """The settings of the attempt's upstream."""
@@ -168,6 +170,7 @@ class AttemptRunner:
             max_event_bytes=self._tools.max_event_bytes,
             scrub=self.policy.scrub,
             tries=self._tries_before,
+            voided=self._voided,
             tokenizer=self._tools.tokenizer,
             coalesces=self._tools.coalesce_s > 0,
         )

@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 from streamworker.errors import KafkaRefused, KafkaUnavailable
 from streamworker.model import CommitPoint, ProducerRecord, TopicPartition
 from streamworker.progress.offset_map import OffsetMap, decode_map, encode_map
-from streamworker.testing import Commit, MemoryCommitStores
-from streamworker.worker.committer import MAX_COMMIT_RECORDS, PartitionCommitter
+from streamworker.testing import Commit, MemoryCommitStores, MemoryObserver
+from streamworker.worker.committer import MAX_COMMIT_BYTES, MAX_COMMIT_RECORDS, PartitionCommitter
 from tests.turnable import quiet, run
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def finished_by(point: CommitPoint, offset: int) -> bool:
 
 
 class Bench:
-    """An open lane, its broker, and whether it was lost."""
+    """An open committer, its broker, and whether the partition was lost."""
 
     def __init__(self) -> None:
         self.broker = MemoryCommitStores()
@@ -49,7 +49,7 @@ class Bench:
         self._task: asyncio.Task[None] | None = None
 
     async def open(self, *offsets: int) -> None:
-        """Open it and take these offsets in."""
+        """Open the committer and accept these offsets."""
         await self.committer.open()
         for offset in offsets:
             self.committer.progress.begin(offset)
@@ -399,3 +399,35 @@ def test_committer_of_any_history_commits_no_offset_before_its_records(
 ) -> None:
     """At every commit, exactly the offsets whose records are in this or an earlier commit count as finished."""
     run(Chance().play(moves))
+
+
+async def test_committer_with_large_records_commits_in_portions_of_bytes(bench: Bench) -> None:
+    """A commit has at most `MAX_COMMIT_BYTES`, and at least one entry."""
+    await bench.open(*range(5))
+    bench.broker.committing.clear()
+    first = bench.committer.touch()
+    await quiet()
+    sizes = [2 * MAX_COMMIT_BYTES, *[MAX_COMMIT_BYTES // 2 - 100] * 4]
+    waiting = [bench.committer.finish(offset, [record("x" * size)]) for offset, size in enumerate(sizes)]
+    bench.broker.committing.set()
+    await asyncio.gather(first, *waiting)
+
+    assert [len(commit.records) for commit in bench.broker.commits] == [0, 1, 2, 2]
+    assert [commit.point.offset for commit in bench.broker.commits] == [0, 1, 3, 5]
+
+
+async def test_committer_whose_observer_raises_goes_on(bench: Bench) -> None:
+    """The commit is durable; telemetry must not end the worker."""
+
+    class Observer(MemoryObserver):
+        def committed(self, *_: object) -> None:
+            raise ZeroDivisionError("a bug")
+
+    bench.committer._observer = Observer()
+    await bench.open(0, 1)
+    with capture_logs() as logs:
+        await bench.committer.finish(0, [record("first")])
+        await bench.committer.finish(1, [record("second")])
+
+    assert len(bench.broker.commits) == 2
+    assert [entry["event"] for entry in logs] == ["telemetry.failed"] * 2

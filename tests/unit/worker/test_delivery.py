@@ -540,3 +540,29 @@ async def test_delivery_whose_deadline_passes_in_a_hold_names_the_upstream(make:
     assert end["error"]["message"] == (
         "the job's deadline passed while it waited for the upstream a, which refuses the API key"
     )
+
+
+def reporting(*words: str, tokens: int) -> list[Step]:
+    """A stream that reports its usage as it goes."""
+    usage = {"completion_tokens": tokens, "details": {"cached": 1}, "note": "x"}
+    return [*map(word, words), data({"choices": [], "usage": usage})]
+
+
+async def test_delivery_reports_the_usage_of_its_voided_calls(make: Any) -> None:
+    """Failed tries and restarted attempts are paid for too; their reports are added up member by member."""
+    failed = [*reporting(tokens=5), UpstreamError(BUSY)]
+    broken = [*reporting("half", tokens=7), UpstreamError(BUSY)]
+    bench: Bench = await make(a=[failed, broken, said("all")])
+    bench.new_queues(max_tries=2)
+    end = await bench.play(on_break="restart")
+
+    assert (end["status"], end["tries"]) == ("completed", 3)
+    assert end["voided"] == {"calls": 2, "usage": {"completion_tokens": 12, "details": {"cached": 2}}}
+
+
+async def test_delivery_without_voided_calls_has_no_such_member(make: Any) -> None:
+    """A failed try without a report is not counted."""
+    bench: Bench = await make(a=[refused(BUSY), said("well")])
+    bench.new_queues(max_tries=2)
+
+    assert "voided" not in await bench.play()
