@@ -12,7 +12,7 @@ from streamworker.stream.chunks import MAX_CHOICES, MAX_NULLS, ChunkReader
 from streamworker.stream.sse import ServerSentEvent
 from streamworker.stream.usage import Ledger
 from streamworker.wire.json import MAX_DEPTH
-from tests.streams import chunk, read
+from tests.streams import NOW, chunk, data, listening, read
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -642,6 +642,21 @@ def test_reader_learns_a_bounded_number_of_null_members() -> None:
 
     assert reader.slow == 50
     assert len(reader._nulls[0]) <= MAX_NULLS
+
+
+def test_reader_null_members_do_not_prevent_merging() -> None:
+    """A server that sends `"token_ids": null` with every chunk still gets its texts merged."""
+    attempt = listening(coalesces=True)
+    word = {"choices": [{"index": 0, "delta": {"content": "x"}, "token_ids": None, "stop_reason": None}]}
+    events = [event for _ in range(50) for event in attempt.receive(data(word), NOW)]
+
+    assert len(events) == 1
+    assert attempt.held_deltas == 49
+
+
+def test_reader_large_choice_index_is_kept_as_sent() -> None:
+    """Some servers number tokens there."""
+    assert [item.choice for item in deltas(choice(index=4711, delta={"content": "a"}))] == [4711]
 
 
 # A whole completion instead of a stream
