@@ -142,6 +142,9 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Skipped records", "Records that were delivered again although their job had ended or was running, and tombstones.", "reqps", {
             "skipped": rate("records_skipped_total"), "tombstones": rate("tombstones_total"),
         }),
+        Panel("Cancel records", "Records of the control topic, by their effect on open jobs.", "none", {
+            "{{effect}}": f"sum by (effect) (increase(streamworker_cancels_total{{{WHERE}}}[$__rate_interval]))",
+        }),
         Panel("Draining", "Duration of each drain.", "s", {"{{instance}}": worst("draining_seconds", "instance")}),
     ],
     "The process": [

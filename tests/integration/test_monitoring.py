@@ -62,7 +62,7 @@ async def test_every_query_matches_a_metric_of_a_worker(
         await stage.submit("well", "practice?deltas=25&pace_ms=20")
         await stage.submit("again", "practice?deltas=3&status=503&times=1&retry_after_ms=1")
         await stage.submit("breaks", "practice?deltas=8&break_after=3&times=1", on_break="restart")
-        await stage.submit("key", "practice?status=401")
+        await stage.submit("key", "practice?status=401", max_wait_s=0)
         await stage.submit_bytes(b"no job")
         await stage.submit_bytes(None, key=b"gone")
         worker = stage.worker(telemetry__http_port=port, worker__max_in_flight=1)
