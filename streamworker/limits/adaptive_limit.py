@@ -38,6 +38,13 @@ MAX_INTERVAL_S = 10.0
 MIN_INTERVAL_S = 0.005
 INTERVAL_GROWTH = 1.3
 INTERVAL_DECAY = 0.995
+MAX_ANSWERS = 100_000
+FEW_ANSWERS = 5
+MAX_FUTILE = 6
+LONGEST_SHARE = 3.0
+"""By how much the distance may grow beyond its first value."""
+
+FUTILE_SPAN_S = 60.0
 RECOVERY_DECAY = 0.9
 
 
@@ -166,14 +173,21 @@ class AdaptiveLimit:
 
 
 class CallRate:
-    """The distance between two calls at an upstream that limits calls per time; none until it refuses calls twice."""
+    """The distance between two calls at an upstream that limits calls per time; none until it refuses calls twice.
+
+    An upstream may refuse a share of all calls, however few they are. If slower calls are refused as often, the distance
+    is given up for `FUTILE_SPAN_S`.
+    """
 
     def __init__(self) -> None:
         self.interval_s = 0.0
+        self._longest_s = MAX_INTERVAL_S
         self._next_at = -inf
         self._answers: deque[float] = deque()
-        self._refusals: deque[float] = deque(maxlen=2)
-        self._has_answers = True
+        self._refused_at = -inf
+        self._answers_since = 0  # since the last refusal
+        self._futile = 0  # refusals in a row with few answers between them, although the distance grew
+        self._free_until = -inf
 
     def wait_s(self, now: float) -> float:
         """Return the seconds until the next call may begin."""
@@ -185,24 +199,32 @@ class CallRate:
 
     def answered(self, now: float) -> None:
         """Record that a call was not refused: the distance shrinks slowly, and fast after a minute without a refusal."""
-        self._has_answers = True
+        self._answers_since += 1
         self._answers.append(now)
-        while (self._answers and self._answers[0] <= now - SPAN_S) or len(self._answers) > 100_000:
+        while self._answers and (self._answers[0] <= now - SPAN_S or len(self._answers) > MAX_ANSWERS):
             self._answers.popleft()
         if self.interval_s:
-            is_recovered = not self._refusals or self._refusals[-1] < now - SPAN_S
-            self.interval_s *= RECOVERY_DECAY if is_recovered else INTERVAL_DECAY
+            self.interval_s *= RECOVERY_DECAY if self._refused_at < now - SPAN_S else INTERVAL_DECAY
             if self.interval_s < MIN_INTERVAL_S:
                 self.interval_s = 0.0
 
     def refused(self, now: float) -> None:
         """Record a 429 below the bound on streams."""
-        is_repeated = len(self._refusals) > 0 and self._refusals[-1] > now - REFUSAL_SPAN_S
-        self._refusals.append(now)
+        answers, since_s = self._answers_since, now - self._refused_at
+        self._answers_since, self._refused_at = 0, now
         if self.interval_s:
-            if self._has_answers:
-                self.interval_s = min(MAX_INTERVAL_S, self.interval_s * INTERVAL_GROWTH)
-        elif is_repeated:
+            self._slow_down(answers, now)
+        elif since_s < REFUSAL_SPAN_S and now >= self._free_until:
+            # Without an answer since the last refusal, a whole minute's calls are spent.
             recent = sum(answer > now - SPAN_S for answer in self._answers)
-            self.interval_s = min(MAX_INTERVAL_S, SPAN_S / max(1, recent))
-        self._has_answers = False
+            interval_s = since_s / answers if answers else SPAN_S / max(1, recent)
+            self.interval_s, self._futile = min(MAX_INTERVAL_S, interval_s), 0
+            self._longest_s = min(MAX_INTERVAL_S, LONGEST_SHARE * self.interval_s)
+
+    def _slow_down(self, answers: int, now: float) -> None:
+        if not answers:  # nothing new: the calls since the last refusal were refused too
+            return
+        self.interval_s = min(self._longest_s, self.interval_s * INTERVAL_GROWTH)
+        self._futile = self._futile + 1 if answers < FEW_ANSWERS else 0
+        if self._futile >= MAX_FUTILE:
+            self.interval_s, self._futile, self._free_until = 0.0, 0, now + FUTILE_SPAN_S

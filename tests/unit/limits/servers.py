@@ -62,6 +62,19 @@ class Bucket:
         pass
 
 
+class Share:
+    """Refuses a share of all calls at random."""
+
+    def __init__(self, share: float) -> None:
+        self._share, self._random = share, Random(1)
+
+    def call(self, now: float) -> tuple[bool, float | None]:
+        return self._random.random() >= self._share, None
+
+    def end(self, now: float) -> None:
+        pass
+
+
 class Slots:
     """A bound on the streams that are open at once."""
 
