@@ -89,7 +89,9 @@ class App:
         self._settings = settings
         self._clock = SystemClock()
         self.metrics = Metrics()
-        self._telemetry = Telemetry(self.metrics, settings.upstreams, self._clock)
+        self._telemetry = Telemetry(
+            self.metrics, settings.upstreams, self._clock, label_metadata=settings.telemetry.label_metadata
+        )
         self._tokenizer = find_tokenizer()
         self._tracer: Tracer = UNTRACED
         self._worker: Worker | None = None
@@ -244,6 +246,7 @@ class App:
             max_job_bytes=settings.worker.max_job_bytes,
             max_record_bytes=settings.kafka.max_record_bytes,
             max_deliveries=settings.worker.max_deliveries,
+            fair_by=settings.worker.fair_by,
         )
         tools = Tools(
             sink=sink,
@@ -263,6 +266,9 @@ class App:
             in_key_order=settings.worker.ordering == "key",
             max_waiting=settings.worker.max_waiting,
             max_held_bytes=settings.worker.max_held_bytes,
+            topics=settings.topics.jobs,
+            weights=settings.topics.weights,
+            is_fair=bool(settings.worker.fair_by),
         )
         return Worker(
             source=consumer,
@@ -274,9 +280,13 @@ class App:
         )
 
     def _open_queues(self, policies: dict[str, UpstreamPolicy]) -> UpstreamQueues:
-        max_in_flight = self._settings.worker.max_in_flight
         queues = UpstreamQueues(
-            policies, max_in_flight=max_in_flight, observer=self._telemetry, clock=self._clock
+            policies,
+            max_in_flight=self._settings.worker.max_in_flight,
+            observer=self._telemetry,
+            clock=self._clock,
+            weights=self._settings.topics.weights,
+            max_in_flight_per=self._settings.worker.max_in_flight_per,
         )
         for name, queue in queues.queues.items():
             for definition, attribute in (

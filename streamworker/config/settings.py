@@ -40,6 +40,7 @@ PREFIX = "STREAMWORKER_"
 _TOPIC = r"^[A-Za-z0-9._-]{1,249}$"
 _UPSTREAM_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 _URL = r"^https?://[^\s/?#]+[^\s?#]*$"
+_FAIR_BY = r"^(key|metadata:.{1,200})?$"
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 EXPECTED = {
@@ -49,6 +50,7 @@ EXPECTED = {
         "the first one a letter or a digit"
     ),
     _URL: "must be an http(s) URL such as https://api.example.com/v1, without a query",
+    _FAIR_BY: "must be key, or metadata: and a name, such as metadata:tenant",
     _VARIABLE: "must be the name of an environment variable, not the key itself",
 }
 """The error text for each pattern of a setting: users do not read regular expressions."""
@@ -57,6 +59,14 @@ EXPECTED = {
 def _comma_separated(value: Any) -> Any:
     """Split `a,b` into a list: environment variables hold text only."""
     return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+def _weights(value: Any) -> Any:
+    """Split `chat=3,bulk=1` into a table: environment variables hold text only."""
+    if not isinstance(value, str):
+        return value
+    pairs = (item.partition("=") for item in _comma_separated(value))
+    return {topic.strip(): weight.strip() for topic, _, weight in pairs}
 
 
 Topic = Annotated[str, Field(pattern=_TOPIC)]
@@ -199,6 +209,10 @@ class TopicSettings(_Section):
     control: Topic = Field("streamworker.control", description="control topic")
     dlq: Topic = Field("streamworker.dlq", description="dead-letter topic")
     allowed_reply_to: TopicList = Field((), description="topics that a job may name in reply_to")
+    weights: Annotated[dict[Topic, Annotated[int, Field(ge=1, le=1000)]], BeforeValidator(_weights)] = Field(
+        {},
+        description="shares of the slots while several job topics have work, as in chat = 3; 1 for each topic by default",
+    )
 
     @model_validator(mode="after")
     def _no_loops(self) -> TopicSettings:
@@ -210,6 +224,8 @@ class TopicSettings(_Section):
             raise ValueError(f"a job topic cannot be in allowed_reply_to: {', '.join(sorted(overlap))}")
         if len(ours) < 3:
             raise ValueError("events, control and dlq must be three different topics")
+        if strangers := sorted(set(self.weights) - set(self.jobs)):
+            raise ValueError(f"weights: not a job topic: {', '.join(strangers)}")
         return self
 
 
@@ -237,6 +253,14 @@ class WorkerSettings(_Section):
     )
     ordering: Literal["none", "key"] = Field(
         "none", description="none, or key: jobs with the same record key run one after another"
+    )
+    fair_by: str = Field(
+        "",
+        pattern=_FAIR_BY,
+        description="key, or metadata:NAME: waiting jobs take turns by their record key, or by one member of their metadata, instead of first come, first served",
+    )
+    max_in_flight_per: int = Field(
+        0, ge=0, le=100_000, description="streams open at once for one value of fair_by; 0: no limit"
     )
     drain_timeout_s: float = Field(
         120, ge=0, le=86_400, description="how long open streams may continue after SIGTERM"
@@ -269,6 +293,12 @@ class WorkerSettings(_Section):
         1 << 20, ge=1024, le=1 << 30, description="largest server-sent event of an upstream, in bytes"
     )
     commit_interval_s: Seconds = Field(1, description="at_least_once: how often offsets are committed")
+
+    @model_validator(mode="after")
+    def _limit_has_a_value(self) -> WorkerSettings:
+        if self.max_in_flight_per and not self.fair_by:
+            raise ValueError("max_in_flight_per limits the values of fair_by: set fair_by, too")
+        return self
 
 
 class UpstreamSettings(_Section):
@@ -386,6 +416,11 @@ class TelemetrySettings(_Section):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error"
     )
+    label_metadata: str = Field(
+        "",
+        max_length=200,
+        description="one name of the jobs' metadata whose values are a metric label and a field of the job's log line; the first 150 values have a label of their own",
+    )
     traces: Literal["off", "otlp"] = Field(
         "off",
         description="off, or otlp: send spans to the collector that the OTEL_* environment variables name",
@@ -434,6 +469,8 @@ def _default_text(default: Any, *, required: bool) -> str:
         return "(required)"
     if default is None:
         return "-"
+    if isinstance(default, dict):
+        return ",".join(f"{name}={value}" for name, value in default.items()) or "-"
     if isinstance(default, tuple):
         return ",".join(default) or "-"
     return str(default).lower() if isinstance(default, bool) else str(default)

@@ -60,6 +60,10 @@ class TopicShares:
         """Return the order of this topic: the one with the lowest rank is next."""
         return self._open.get(topic, 0) / self._weights.get(topic, 1), self._turn_of(topic)
 
+    def open(self, topic: str) -> int:
+        """Return the number of streams that are open for this topic."""
+        return self._open.get(topic, 0)
+
     def enter(self, topic: str) -> None:
         """Count a stream of this topic."""
         self._open[topic] = self._open.get(topic, 0) + 1

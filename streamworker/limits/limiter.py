@@ -13,6 +13,8 @@ from streamworker.limits.window import SlidingWindow
 from streamworker.model import ErrorCode
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from streamworker.limits.circuit import Circuit
     from streamworker.limits.estimate import TokenEstimate
     from streamworker.limits.window import Reservation
@@ -54,7 +56,17 @@ class Verdict(Enum):
 class Slot:
     """The right to make one call: one of its upstream's streams, and one of the jobs in flight in this process."""
 
-    __slots__ = ("entered_at", "is_answered", "is_held", "is_open", "is_probe", "tokens", "upstream")
+    __slots__ = (
+        "entered_at",
+        "is_answered",
+        "is_held",
+        "is_open",
+        "is_probe",
+        "tokens",
+        "topic",
+        "upstream",
+        "value",
+    )
 
     def __init__(
         self, upstream: str, entered_at: float, tokens: Reservation | None, *, is_probe: bool
@@ -64,6 +76,10 @@ class Slot:
         self.tokens = tokens
         self.is_probe = is_probe
         self.is_answered = False
+        self.topic = ""
+        """The topic of its job."""
+        self.value: Hashable = None
+        """The value by which its job takes turns."""
         self.is_open = True
         """Whether the call counts among its upstream's streams."""
         self.is_held = True

@@ -310,7 +310,7 @@ class MoveSchedule:
     monotonic clock.
     """
 
-    def __init__(self, *, move_timeout_s: float, linger_s: float = 2.0, interval_s: float = 3.0) -> None:
+    def __init__(self, *, move_timeout_s: float, linger_s: float = 1.5, interval_s: float = 2.0) -> None:
         """Bound how long a promised partition may stay busy (`move_timeout_s`).
 
         The schedule asks at most `linger_s` after the first promised partition became idle, and at least `interval_s`

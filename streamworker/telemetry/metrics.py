@@ -116,6 +116,19 @@ TOKENS = _counter(
     "source",
 )
 
+JOBS_BY_METADATA = _counter(
+    "jobs_by_metadata_total",
+    "Durable terminal events by the jobs' value of telemetry.label_metadata.",
+    "value",
+    "status",
+)
+TOKENS_BY_METADATA = _counter(
+    "tokens_by_metadata_total",
+    "Tokens reported in terminal events by the jobs' value of telemetry.label_metadata.",
+    "value",
+    "kind",
+)
+
 # Records that do not become jobs
 DEAD_LETTERS = _counter("dead_letters_total", "Records written to the dead-letter topic.", "code")
 TOMBSTONES = _counter("tombstones_total", "Records without a value, which were skipped.")
@@ -256,6 +269,8 @@ TABLE = (
     QUEUE_DURATION,
     JOB_DURATION,
     TOKENS,
+    JOBS_BY_METADATA,
+    TOKENS_BY_METADATA,
     DEAD_LETTERS,
     TOMBSTONES,
     RECORDS_SKIPPED,

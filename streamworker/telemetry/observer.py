@@ -47,6 +47,11 @@ KAFKA_PARTS = get_args(KafkaPart)
 
 MAX_FAULTS = 8
 _NAME_BYTES = 200
+_VALUE_BYTES = 64
+_MAX_VALUES = 150
+"""Values of the jobs' metadata with a label of their own; with every status they stay below `MAX_SERIES`."""
+
+_NO_VALUE = "none"
 _FAULT_BYTES = 300
 _MAX_TOKENS = 1 << 53  # a counter is a double: above this value it loses increments of 1
 _MEMBER = re.compile(r"[a-z][a-z0-9_]{0,39}")
@@ -58,11 +63,18 @@ _TOKENS = {"prompt": "prompt_tokens", "completion": "completion_tokens"}
 
 
 class Telemetry:
-    """Implement `streamworker.observe.Observer`. Only the configured names in `upstreams` become labels."""
+    """Implement `streamworker.observe.Observer`. Only the configured names in `upstreams` become labels.
 
-    def __init__(self, metrics: Metrics, upstreams: Iterable[str], clock: Clock) -> None:
+    `label_metadata` names the member of the jobs' metadata whose values are a label and a log field, if it is not empty.
+    """
+
+    def __init__(
+        self, metrics: Metrics, upstreams: Iterable[str], clock: Clock, *, label_metadata: str = ""
+    ) -> None:
         self._metrics = metrics
         self._upstreams = frozenset(upstreams)
+        self._label_metadata = label_metadata
+        self._values: set[str] = set()
         self._clock = clock
         self._log: FilteringBoundLogger = structlog.get_logger()
         # The start of each open job, in seconds of the monotonic clock; the oldest one is first. A counter would be
@@ -147,8 +159,10 @@ class Telemetry:
         """Count and log a job whose terminal event is durable."""
         self._open.pop(job.source, None)
         self._count_end(event, self._label(upstream))
+        if self._label_metadata:
+            self._count_by_metadata(event, self._label_of_metadata(job))
         write = self._log.info if event.status is Status.COMPLETED else self._log.warning
-        write(f"job.{event.status}", **_line(event, job, upstream))
+        write(f"job.{event.status}", **_line(event, job, upstream), **self._metadata(job))
 
     def job_rejected(self, rejection: Rejection, code: ErrorCode) -> None:
         """Count and log a record that is not a valid job. Its dead letter and its terminal event are durable."""
@@ -305,6 +319,29 @@ class Telemetry:
             voided = None if event.voided is UNSET else _count(event.voided.usage.get(name))
             if voided is not None:
                 count.add(table.TOKENS, voided, upstream, kind, "voided")
+
+    def _count_by_metadata(self, event: UsageEvent, value: str) -> None:
+        self._metrics.add(table.JOBS_BY_METADATA, 1, value, event.status.value)
+        for kind, name in _TOKENS.items():
+            tokens = _count((event.usage or {}).get(name))
+            if tokens is not None:
+                self._metrics.add(table.TOKENS_BY_METADATA, tokens, value, kind)
+
+    def _label_of_metadata(self, job: Job) -> str:
+        """Return the label of the job's value: `none` without a value, `other` above the bound on labels."""
+        value = job.metadata.get(self._label_metadata)
+        if value is None:
+            return _NO_VALUE
+        value = truncate(value, _VALUE_BYTES)
+        if value not in self._values and len(self._values) >= _MAX_VALUES:
+            return OTHER
+        self._values.add(value)
+        return value
+
+    def _metadata(self, job: Job) -> dict[str, dict[str, str]]:
+        """Return the configured member of the job's metadata, for its log line."""
+        value = job.metadata.get(self._label_metadata) if self._label_metadata else None
+        return {} if value is None else {"metadata": {self._label_metadata: truncate(value, _VALUE_BYTES)}}
 
     def _label(self, upstream: str) -> str:
         return upstream if upstream in self._upstreams else OTHER

@@ -39,12 +39,16 @@ __all__ = ["Accepted", "Intake", "IntakeRules", "Refused"]
 
 
 class Accepted(NamedTuple):
-    """A job that can run: the upstreams that may serve it, in order, and the partition of its events."""
+    """A job that can run: the upstreams that may serve it, in order, and the partition of its events.
+
+    Waiting jobs of different `value`s take turns.
+    """
 
     job: Job
     upstreams: tuple[str, ...]
     to: TopicPartition
     span: JobSpan = UNTRACED
+    value: bytes | str | None = None
 
 
 class Refused(NamedTuple):
@@ -71,6 +75,7 @@ class IntakeRules:
     max_job_bytes: int
     max_record_bytes: int
     max_deliveries: int
+    fair_by: str = ""
 
 
 class Intake:
@@ -134,7 +139,15 @@ class Intake:
         to = self._partition(job.job_id, job.reply_to)
         if deliveries > self._rules.max_deliveries:
             return self._give_up(record, job, upstreams[0], to)
-        return Accepted(job, upstreams, to)
+        return Accepted(job, upstreams, to, value=self._fair_value(record, job))
+
+    def _fair_value(self, record: ConsumerRecord, job: Job) -> bytes | str | None:
+        """Return the value by which the job takes turns with others; None if it has none."""
+        if not self._rules.fair_by:
+            return None
+        if self._rules.fair_by == "key":
+            return record.key
+        return job.metadata.get(self._rules.fair_by.removeprefix("metadata:"))
 
     def _allowed(self, reply_to: str | None) -> str | None:
         return reply_to if reply_to in self._rules.allowed_reply_to else None

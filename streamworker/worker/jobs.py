@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from random import uniform
 from typing import TYPE_CHECKING
@@ -53,17 +54,22 @@ class Jobs:
     ) -> None:
         """With `in_key_order`, the jobs of one record key run one after another.
 
-        The jobs of one upstream that wait take at most half of `max_waiting`. `max_held_bytes` bounds the records of
+        The waiting jobs of one upstream of several take at most half of `max_waiting`. `max_held_bytes` bounds the records of
         the open jobs.
         """
         self.open = 0
         """Jobs that were accepted and have not ended."""
+        self.open_of: Counter[str] = Counter()
+        """The same for each topic."""
+        self.held_bytes_of: Counter[str] = Counter()
+        """Bytes of their records for each topic."""
         self._tools = tools
         self._observer = tools.observer
         self._intake = intake
         self._in_key_order = in_key_order
         self._on_room = on_room
-        self._max_waiting_per_upstream = max(1, max_waiting // 2)
+        has_others = len(tools.queues.queues) > 1
+        self._max_waiting_per_upstream = max(1, max_waiting // 2) if has_others else max_waiting
         self._max_held_bytes = max_held_bytes
         self._held_bytes = 0
         self._is_full = False
@@ -179,7 +185,9 @@ class Jobs:
             self.open -= 1
             self._open_at[upstream] -= 1
             self._held_bytes -= size
+            self.held_bytes_of[record.at.topic] -= size
             self._is_full &= self._held_bytes > 3 * self._max_held_bytes // 4
+            self.open_of[record.at.topic] -= 1
             self._on_room()
             accepted.span.abandoned(
                 partition.leaving
@@ -194,6 +202,8 @@ class Jobs:
         self.open += 1
         self._open_at[upstream] = self._open_at.get(upstream, 0) + 1
         self._held_bytes += size
+        self.held_bytes_of[record.at.topic] += size
+        self.open_of[record.at.topic] += 1
         partition.run(delivery, self._run(partition, record, delivery, deliveries), ended=ended)
 
     @asynccontextmanager

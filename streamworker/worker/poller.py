@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from streamworker.errors import InstanceFenced, KafkaError
+from streamworker.limits.fair_queue import divide
 from streamworker.worker.partition import Ownership
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from streamworker.model import TopicPartition
     from streamworker.ports import Source
     from streamworker.worker.jobs import Jobs
+    from streamworker.worker.partition import AssignedPartition
     from streamworker.worker.partitions import Partitions
     from streamworker.worker.runner import Tools
     from streamworker.worker.worker import WorkerLimits
@@ -56,6 +58,9 @@ class Poller:
         self._observer = tools.observer
         self._queues = tools.queues
         self._limits = limits
+        self._has_choice = limits.is_fair or len(limits.topics) > 1
+        self._max_waiting_of = divide(limits.max_waiting, limits.topics, limits.weights)
+        self._max_held_bytes_of = divide(limits.max_held_bytes, limits.topics, limits.weights)
         self._room = room
         self._is_draining = False
         self._is_doubtful = False
@@ -80,12 +85,7 @@ class Poller:
     async def run(self) -> None:
         """Poll until cancelled."""
         while True:
-            free = 0 if self._is_draining or self._is_rebalancing else self._free()
-            ready = {
-                partition.id: partition
-                for partition in self._partitions
-                if free and partition.has_room and not self._jobs.is_blocked(partition.id)
-            }
+            free, ready = self._find_room()
             if not ready:
                 await self._wait_for_room()
             rebalances = self._rebalances
@@ -137,6 +137,22 @@ class Poller:
                 progress.advance(position)
                 partition.committer.touch()
 
+    def _find_room(self) -> tuple[int, dict[TopicPartition, AssignedPartition]]:
+        """Return how many records may be accepted, and the partitions that they may be of."""
+        if self._is_draining or self._is_rebalancing:
+            return 0, {}
+        ready = {
+            partition.id: partition
+            for partition in self._partitions
+            if partition.has_room and not self._jobs.is_blocked(partition.id)
+        }
+        if not self._has_choice:
+            free = self._free()
+            return free, ready if free else {}
+        free_of = {topic: self._free_of(topic) for topic in {at.topic for at in ready}}
+        ready = {at: partition for at, partition in ready.items() if free_of[at.topic]}
+        return min((free_of[at.topic] for at in ready), default=0), ready
+
     async def _wait_for_room(self) -> None:
         self._room.clear()
         # wait_for swallows a cancellation that arrives together with the event before Python 3.12.
@@ -156,6 +172,17 @@ class Poller:
         # Slots are not counted: a job that was just accepted has not asked for one yet.
         active = self._jobs.open - waiting
         return max(0, min(self._limits.max_in_flight - active, self._limits.max_waiting - waiting))
+
+    def _free_of(self, topic: str) -> int:
+        """Return how many records of this topic may be accepted: free slots, and its share of jobs that wait and bytes.
+
+        A job that was just accepted, and has not asked for a slot yet, counts as waiting.
+        """
+        if not self._jobs.has_room or self._jobs.held_bytes_of[topic] >= self._max_held_bytes_of[topic]:
+            return 0
+        slots = max(0, self._limits.max_in_flight - self._queues.in_flight)
+        waiting = self._jobs.open_of[topic] - self._queues.in_flight_of(topic)
+        return max(0, slots + self._max_waiting_of[topic] - waiting)
 
     def _read_again(self, missed: Iterable[TopicPartition]) -> None:
         """Seek back in partitions whose records were fetched and not accepted."""

@@ -1,6 +1,7 @@
 """Jobs wait here for a slot: one queue per upstream, and one bound on the jobs in flight in the whole process.
 
-An upstream that is held or limited delays its own jobs and no others. Its jobs wait until it works again, and are
+The job topics share the slots by weight, and the jobs of a topic take turns by a value such as their tenant. An upstream
+that is held or limited delays its own jobs and no others. Its jobs wait until it works again, and are
 failed only by their own bounds: `max_wait_s` of the job or of the upstream, and the job's deadline.
 """
 
@@ -8,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from contextlib import suppress
 from math import inf
 from random import random
 from typing import TYPE_CHECKING
@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 from streamworker.errors import UpstreamError
 from streamworker.limits.circuit import Circuit, CircuitState, HoldReason
 from streamworker.limits.estimate import estimate_tokens
+from streamworker.limits.fair_queue import FairQueue, TopicShares, ValueLimit
 from streamworker.limits.limiter import UpstreamLimiter
 from streamworker.model import ErrorCode, JobError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from streamworker.limits.estimate import TokenEstimate
     from streamworker.limits.limiter import Slot, Verdict
@@ -47,23 +48,39 @@ class UpstreamQueues:
     """The queues of all upstreams, and the bound on the jobs in flight. Create it inside the running loop."""
 
     def __init__(
-        self, policies: Mapping[str, UpstreamPolicy], *, max_in_flight: int, observer: Observer, clock: Clock
+        self,
+        policies: Mapping[str, UpstreamPolicy],
+        *,
+        max_in_flight: int,
+        observer: Observer,
+        clock: Clock,
+        weights: Mapping[str, int] | None = None,
+        max_in_flight_per: int = 0,
     ) -> None:
+        """Share the slots by the topics' `weights`, 1 by default; `max_in_flight_per` bounds the slots of one value."""
         self.policies = policies
+        self.weights = weights or {}
+        self.value_limit = ValueLimit(max_in_flight_per)
         self.now_ms = clock.now_ms
         self.queues = {name: UpstreamQueue(self, policy, observer) for name, policy in policies.items()}
         self.in_flight = 0
         """Slots that are held."""
         self.on_room: Callable[[], None] = lambda: None
         """Called when another job may be accepted."""
+        self._held = TopicShares(self.weights)  # slots of all upstreams
         self._resting = 0
         self._max_in_flight = max_in_flight
+        self._is_limited_per_value = max_in_flight_per > 0
         self._turns = deque(self.queues.values())
 
     @property
     def waiting(self) -> int:
         """Jobs that wait in a queue, or for their next try."""
         return self._resting + sum(queue.jobs_waiting for queue in self.queues.values())
+
+    def in_flight_of(self, topic: str) -> int:
+        """Return the number of slots that are held by jobs of this topic."""
+        return self._held.open(topic)
 
     @property
     def has_room(self) -> bool:
@@ -87,16 +104,17 @@ class UpstreamQueues:
         is_retry: bool = False,
         is_patient: bool = True,
         since: float | None = None,
+        value: Hashable = None,
     ) -> Slot:
         """Wait for a slot at one of these upstreams: the first that is neither held nor paused.
 
         A retry goes before the jobs that wait for their first call. `since` is when the job began to wait, on the
-        loop's clock; now by default. A cancellation leaves the queue.
+        loop's clock; now by default. Jobs of different `value`s take turns. A cancellation leaves the queue.
 
         Raises:
             UpstreamError: the upstream was held or limited for the maximum wait (at once if `is_patient` is false).
         """
-        waiter = Waiter(upstreams, job, is_retry=is_retry, is_patient=is_patient, since=since)
+        waiter = Waiter(upstreams, job, is_retry=is_retry, is_patient=is_patient, since=since, value=value)
         queue = self.choose(upstreams)
         if queue.is_shut and not is_patient:
             raise UpstreamError(queue.refusal(0))
@@ -137,7 +155,10 @@ class UpstreamQueues:
         """
         if slot.is_open:
             slot.is_open = False
-            self.queues[slot.upstream].leave(slot, tokens, completion)
+            queue = self.queues[slot.upstream]
+            queue.leave(slot, tokens, completion)
+            if self._is_limited_per_value:
+                self._pump_all()
 
     def release(self, slot: Slot) -> None:
         """Release the slot: its job is not in flight any more. Nothing happens the second time."""
@@ -147,10 +168,24 @@ class UpstreamQueues:
         slot.is_held = False
         self.in_flight -= 1
         self.queues[slot.upstream].in_flight -= 1
-        self._turns.rotate(-1)
-        for queue in self._turns:
-            queue.pump()
+        self._held.leave(slot.topic)
+        self._pump_all()
         self.on_room()
+
+    def granted(self, slot: Slot) -> None:
+        """Count a slot that a queue has granted."""
+        self.in_flight += 1
+        self._held.enter(slot.topic)
+
+    def _pump_all(self) -> None:
+        """Grant free slots: first to the queue whose next job has the topic with fewest slots for its weight."""
+        self._turns.rotate(-1)
+        for queue in sorted(self._turns, key=self._rank) if len(self._turns) > 1 else self._turns:
+            queue.pump()
+
+    def _rank(self, queue: UpstreamQueue) -> tuple[float, int]:
+        waiter = queue.waiters.head()
+        return (inf, 0) if waiter is None else self._held.rank(waiter.topic)
 
     def choose(self, upstreams: Sequence[str]) -> UpstreamQueue:
         """Return the first queue that is not shut; if all are shut, the one that is called next."""
@@ -173,23 +208,35 @@ class Waiter:
     """A job in a queue."""
 
     def __init__(
-        self, upstreams: Sequence[str], job: Job, *, is_retry: bool, is_patient: bool, since: float | None
+        self,
+        upstreams: Sequence[str],
+        job: Job,
+        *,
+        is_retry: bool,
+        is_patient: bool,
+        since: float | None,
+        value: Hashable,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.upstreams = upstreams
         self.job = job
         self.is_retry = is_retry
         self.is_patient = is_patient
+        self.value = value
         self.since = loop.time() if since is None else since
         self.estimate: TokenEstimate | None = None
         self.slot: asyncio.Future[Slot] = loop.create_future()
         self.queue: UpstreamQueue | None = None
 
+    @property
+    def topic(self) -> str:
+        """The topic of the job."""
+        return self.job.source.topic
+
     def leave(self) -> None:
         """Leave the queue without a slot."""
         if self.queue is not None:
-            with suppress(ValueError):
-                self.queue.waiters.remove(self)
+            self.queue.waiters.remove(self)
             self.queue.pump()
 
     def refuse(self, error: JobError) -> None:
@@ -199,7 +246,7 @@ class Waiter:
 
 
 class UpstreamQueue:
-    """The jobs that wait for one upstream. Slots are granted in order."""
+    """The jobs that wait for one upstream. Slots are granted in the order of the fair queue."""
 
     def __init__(self, queues: UpstreamQueues, policy: UpstreamPolicy, observer: Observer) -> None:
         self.name = policy.name
@@ -210,7 +257,7 @@ class UpstreamQueue:
             requests_per_minute=policy.requests_per_minute,
             tokens_per_minute=policy.tokens_per_minute,
         )
-        self.waiters: deque[Waiter] = deque()
+        self.waiters: FairQueue[Waiter] = FairQueue(TopicShares(queues.weights), queues.value_limit)
         self.queues = queues
         self.in_flight = 0
         """Slots of this upstream that are held."""
@@ -285,10 +332,8 @@ class UpstreamQueue:
         waiter.queue = self
         if self.limiter.counts_tokens and waiter.estimate is None:
             waiter.estimate = estimate_tokens(waiter.job.request)
-        if waiter.is_retry and self.limiter.circuit.state is CircuitState.CLOSED:
-            self.waiters.insert(sum(other.is_retry for other in self.waiters), waiter)
-        else:
-            self.waiters.append(waiter)
+        is_first = waiter.is_retry and self.limiter.circuit.state is CircuitState.CLOSED
+        self.waiters.add(waiter, topic=waiter.topic, value=waiter.value, is_retry=is_first)
         self._schedule_sweep()
 
     def pump(self) -> None:
@@ -296,19 +341,22 @@ class UpstreamQueue:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self.waiters and self.queues.has_room:
+        while self.queues.has_room and (waiter := self.waiters.head()) is not None:
+            if waiter.slot.done():  # it was cancelled in this turn of the loop
+                self.waiters.remove(waiter)
+                continue
             now = self._loop.time()
-            wait_s = self.limiter.wait_s(self.waiters[0].estimate, now)
+            wait_s = self.limiter.wait_s(waiter.estimate, now)
             if wait_s > 0:
                 if wait_s < inf:
                     self._timer = self._loop.call_later(max(wait_s, _MIN_TIMER_S), self.pump)
                 return
-            waiter = self.waiters.popleft()
-            if waiter.slot.done():  # it was cancelled in this turn of the loop
-                continue
-            self.queues.in_flight += 1
+            self.waiters.pop()
+            slot = self.limiter.enter(waiter.estimate, now)
+            slot.topic, slot.value = waiter.topic, waiter.value
             self.in_flight += 1
-            waiter.slot.set_result(self.limiter.enter(waiter.estimate, now))
+            self.queues.granted(slot)
+            waiter.slot.set_result(slot)
             self._react()
 
     def answered(self, slot: Slot) -> None:
@@ -339,6 +387,7 @@ class UpstreamQueue:
     def leave(self, slot: Slot, tokens: int | None, completion: int | None) -> None:
         """End the call."""
         self.limiter.leave(slot, tokens, completion)
+        self.waiters.leave(topic=slot.topic, value=slot.value)
         self.pump()
 
     def refusal(self, waited_s: float) -> JobError:
@@ -395,9 +444,8 @@ class UpstreamQueue:
 
     def _reroute(self) -> None:
         """Move jobs that have a fallback to it; fail those that must not wait."""
-        waiting, self.waiters = self.waiters, deque()
         queues = {self}
-        for waiter in waiting:
+        for waiter in self.waiters.clear():
             queue = self.queues.choose(waiter.upstreams)
             if queue.is_shut and not waiter.is_patient:
                 waiter.refuse(self.refusal(self._loop.time() - waiter.since))

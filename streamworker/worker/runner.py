@@ -188,6 +188,7 @@ class AttemptRunner:
                 self._slot = await self._queues.enter(
                     upstreams,
                     self._job,
+                    value=self._accepted.value,
                     is_retry=is_retry,
                     is_patient=not (is_retry and self._queues.has_open(self.fallbacks)),
                     since=self._waits_since,

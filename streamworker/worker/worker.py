@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import structlog
@@ -16,6 +16,8 @@ from streamworker.worker.stats import worker_stats
 from streamworker.worker.supervisor import Supervisor
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from streamworker.model import TopicPartition
     from streamworker.ports import CommitStores, Source
     from streamworker.worker.intake import Intake
@@ -32,6 +34,9 @@ class WorkerLimits:
     """The worker's limits, from the settings. `max_waiting` bounds the jobs that are accepted and hold no slot.
 
     `max_held_bytes` bounds the records of the accepted jobs.
+
+    Where there is a choice among waiting jobs, because there are several job `topics` or because their jobs take turns
+    (`is_fair`), jobs are accepted while every slot is held, and `max_waiting` is shared by the topics' `weights`.
     """
 
     max_in_flight: int
@@ -40,6 +45,9 @@ class WorkerLimits:
     in_key_order: bool = False
     max_waiting: int = 1024
     max_held_bytes: int = 256 << 20
+    topics: tuple[str, ...] = ()
+    weights: Mapping[str, int] = field(default_factory=dict)
+    is_fair: bool = False
 
 
 class Worker:

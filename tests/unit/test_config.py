@@ -67,6 +67,7 @@ def test_config_without_a_source_has_the_documented_defaults() -> None:
             "control": "streamworker.control",
             "dlq": "streamworker.dlq",
             "allowed_reply_to": (),
+            "weights": {},
         },
         "worker": {
             "group_id": "streamworker",
@@ -76,6 +77,8 @@ def test_config_without_a_source_has_the_documented_defaults() -> None:
             "max_waiting": 1024,
             "max_held_bytes": 268_435_456,
             "ordering": "none",
+            "fair_by": "",
+            "max_in_flight_per": 0,
             "drain_timeout_s": 120,
             "session_timeout_s": 45,
             "move_timeout_s": 900,
@@ -114,6 +117,7 @@ def test_config_without_a_source_has_the_documented_defaults() -> None:
             "http_port": 9464,
             "log_format": "",
             "log_level": "info",
+            "label_metadata": "",
             "traces": "off",
         },
     }
@@ -380,6 +384,16 @@ def test_config_with_several_faults_reports_all_with_path_and_variable(toml: Any
         ("[kafka]\nmax_record_bytes = 100", "kafka.max_record_bytes: "),
         ("[worker]\nsession_timeout_s = 1", "worker.session_timeout_s: "),
         ("[telemetry]\nhttp_port = 65536", "telemetry.http_port: "),
+        (
+            "[worker]\nfair_by = 'tenant'",
+            "worker.fair_by: must be key, or metadata: and a name, such as metadata:tenant",
+        ),
+        (
+            "[worker]\nmax_in_flight_per = 2",
+            "worker: max_in_flight_per limits the values of fair_by: set fair_by, too",
+        ),
+        ("[topics.weights]\nother = 2", "topics: weights: not a job topic: other"),
+        ("[topics.weights]\n'streamworker.jobs' = 0", "topics.weights.streamworker.jobs: "),
     ],
 )
 def test_config_with_one_fault_reports_its_path_and_what_is_valid(

@@ -66,7 +66,9 @@ class Watch:
     def __init__(self) -> None:
         self.metrics = Metrics()
         self.clock = MemoryClock(2001)
-        self.telemetry: observe.Observer = Telemetry(self.metrics, ["default", "second"], self.clock)
+        self.telemetry: observe.Observer = Telemetry(
+            self.metrics, ["default", "second"], self.clock, label_metadata="tenant"
+        )
 
     def __getitem__(self, name: str) -> float | None:
         """Return a sample, `name` or `name{label=value,...}`, without the prefix."""
@@ -430,6 +432,36 @@ def test_log_and_metrics_contain_no_metadata_no_upstream_body_and_no_secret(
     assert CANARY not in stream.getvalue().decode()
     assert stream.lines()[0]["error_message"] == "wrong key ***"
     assert CANARY not in generate_latest(watch.metrics.registry).decode()
+
+
+def of_tenant(name: str) -> Job:
+    return structs.replace(JOB, metadata={"tenant": name, "note": CANARY})
+
+
+def test_job_of_a_labelled_tenant_counts_its_jobs_and_tokens(watch: Watch) -> None:
+    """One allowed name of the metadata is a label and a log field, and no other."""
+    with capture_logs() as logs:
+        watch.telemetry.job_ended(ended(), of_tenant("acme"), "default")
+        watch.telemetry.job_ended(ended(), JOB, "default")
+
+    assert watch["jobs_by_metadata_total{value=acme,status=completed}"] == 1
+    assert watch["jobs_by_metadata_total{value=none,status=completed}"] == 1
+    tokens = [watch[f"tokens_by_metadata_total{{value={value},kind=prompt}}"] for value in ("acme", "none")]
+    assert tokens[0]
+    assert tokens[0] == tokens[1]
+    assert [line.get("metadata") for line in logs] == [{"tenant": "acme"}, None]
+
+
+def test_label_of_metadata_is_bounded(watch: Watch) -> None:
+    """Users choose the values, and each series takes memory."""
+    for number in range(1000):
+        watch.telemetry.job_ended(ended(), of_tenant(f"tenant-{number}"), "default")
+    watch.telemetry.job_ended(ended(), of_tenant("x" * 10_000), "default")
+    watch.telemetry.job_ended(ended(), of_tenant("tenant-0"), "default")
+
+    assert watch["jobs_by_metadata_total{value=tenant-149,status=completed}"] == 1
+    assert watch["jobs_by_metadata_total{value=other,status=completed}"] == 851
+    assert watch["jobs_by_metadata_total{value=tenant-0,status=completed}"] == 2
 
 
 def test_page_after_every_kind_of_event_has_every_metric(watch: Watch) -> None:

@@ -95,6 +95,7 @@ def make_queues(
     *,
     max_in_flight: int = 10,
     clock: MemoryClock | None = None,
+    **options: Any,
 ) -> UpstreamQueues:
     """Return the queues of these upstreams; of one named `default` if none is given."""
     return UpstreamQueues(
@@ -102,6 +103,7 @@ def make_queues(
         max_in_flight=max_in_flight,
         observer=observer,
         clock=clock or MemoryClock(),
+        **options,
     )
 
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from streamworker.errors import UpstreamError
-from streamworker.model import ErrorCode, JobError
+from streamworker.model import Coordinates, ErrorCode, JobError
 from streamworker.testing import MemoryObserver
 from tests.streams import make_job
 from tests.turnable import quiet
@@ -463,3 +463,91 @@ async def test_queue_waiter_that_leaves_wakes_the_next_one() -> None:
 
     assert asyncio.get_running_loop().time() == pytest.approx(began, abs=0.01)
     queues.release(slot)
+
+
+def of(topic: str) -> Job:
+    return msgspec.structs.replace(JOB, source=Coordinates(topic, 0, 0))
+
+
+async def in_turn(queues: UpstreamQueues, held: Slot, waiting: dict[str, asyncio.Task[Slot]]) -> list[str]:
+    """Release one slot after another; return the order in which the waiting jobs get it."""
+    order: list[str] = []
+    for _ in waiting:
+        queues.release(held)
+        await quiet()
+        [name] = [name for name, task in waiting.items() if task.done() and name not in order]
+        order.append(name)
+        held = await waiting[name]
+    return order
+
+
+async def test_queue_lets_the_values_of_waiting_jobs_take_turns() -> None:
+    """The jobs of one tenant do not delay the job of another for longer than one of them."""
+    queues = one(max_streams=1)
+    held = await take(queues, "a")
+    waiting = {name: await enter_later(queues, "a", value=name[0]) for name in ("x1", "x2", "x3", "y1", "x4")}
+
+    assert await in_turn(queues, held, waiting) == ["x1", "y1", "x2", "x3", "x4"]
+
+
+async def test_queue_shares_slots_among_topics_by_weight() -> None:
+    """The topic with fewest slots for its weight is next."""
+    queues = make_queues(MemoryObserver(), make_policies("a", max_streams=4), weights={"chat": 3})
+    held = [await queues.enter(["a"], of("bulk")) for _ in range(4)]
+    waiting = {}
+    for name in ("bulk", "chat1", "chat2", "chat3", "chat4"):
+        waiting[name] = asyncio.create_task(queues.enter(["a"], of(name.rstrip("1234"))))
+        await quiet()
+    for slot in held:
+        queues.release(slot)
+        await quiet()
+
+    assert {name for name, task in waiting.items() if task.done()} == {"chat1", "chat2", "chat3", "bulk"}
+    assert (queues.in_flight_of("chat"), queues.in_flight_of("bulk")) == (3, 1)
+    waiting["chat4"].cancel()
+
+
+async def test_queue_limits_the_slots_of_one_value_over_all_upstreams() -> None:
+    """A call that ends at one upstream lets a job of the same value begin at another."""
+    queues = two(max_in_flight_per=1)
+    held = await take(queues, "a", value="x")
+    waiting = await enter_later(queues, "b", value="x")
+    other = await take(queues, "b", value="y")
+    assert not waiting.done()
+    queues.end_call(held)
+    await quiet()
+
+    assert waiting.done()
+    queues.release(other)
+
+
+async def test_queue_forgets_a_cancelled_job_of_a_value() -> None:
+    """Its turn is not taken, and nothing of it remains."""
+    queues = one(max_streams=1)
+    held = await take(queues, "a")
+    gone, stays = await enter_later(queues, "a", value="x"), await enter_later(queues, "a", value="y")
+    gone.cancel()
+    await quiet()
+    queues.release(held)
+    await quiet()
+
+    assert stays.done()
+    assert queues.waiting == 0
+
+
+async def test_queues_grant_a_free_slot_of_the_process_to_the_topic_with_fewest() -> None:
+    """With one slot in the whole process, two upstreams do not alternate blindly."""
+    queues = make_queues(
+        MemoryObserver(), make_policies("a", "b", max_streams=9), max_in_flight=4, weights={"chat": 3}
+    )
+    held = [await queues.enter(["a"], of("bulk")) for _ in range(4)]
+    waiting = [asyncio.create_task(queues.enter(["a"], of("bulk"))) for _ in range(3)]
+    waiting += [asyncio.create_task(queues.enter(["b"], of("chat"))) for _ in range(3)]
+    await quiet()
+    for slot in held[:3]:
+        queues.release(slot)
+        await quiet()
+
+    assert [task.done() for task in waiting] == [False] * 3 + [True] * 3
+    for task in waiting:
+        task.cancel()

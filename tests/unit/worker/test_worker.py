@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from streamworker.errors import KafkaUnavailable, UpstreamError
-from streamworker.model import Advice, CommitPoint, ErrorCode, JobError
+from streamworker.model import Advice, CommitPoint, ErrorCode, JobError, TopicPartition
 from streamworker.progress.offset_map import FULL, LIMIT, OffsetMap, decode_map, encode_map
 from streamworker.testing import (
     MemoryClock,
@@ -47,7 +48,6 @@ from tests.unit.worker.bench import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
-    from streamworker.model import TopicPartition
 
 FOREVER = asyncio.Event  # a step that never comes
 
@@ -70,7 +70,7 @@ class Bench:
 
     def new_worker(self, **limits: Any) -> Worker:
         given: dict[str, Any] = {"max_in_flight": 10, "drain_timeout_s": 100} | limits
-        max_deliveries = given.pop("max_deliveries", 3)
+        rules = {"max_deliveries": given.pop("max_deliveries", 3), "fair_by": given.pop("fair_by", "")}
         policies = {"default": make_policy(self.upstream, **self.policy)}
         for name, upstream in self.others.items():
             policies[name] = make_policy(upstream, name=name, models=())
@@ -78,7 +78,7 @@ class Bench:
         return Worker(
             source=self.source,
             commit_stores=self.broker,
-            intake=make_intake(self.sink, self.clock, policies, max_deliveries=max_deliveries),
+            intake=make_intake(self.sink, self.clock, policies, **rules),
             tools=make_tools(self.sink, self.clock, self.observer, self.queues),
             limits=WorkerLimits(**given),
             failure=self.failure,
@@ -470,6 +470,63 @@ async def put_to_sleep(bench: Bench) -> None:
     bench.source.put(JOBS, job("j"))
     await until(lambda: bench.source.positions.get(JOBS) == 1)
     bench.clock.turn(600)
+
+
+def called(bench: Bench) -> list[str]:
+    """Return the models of the upstream's calls, in order."""
+    return [json.loads(call.body)["model"] for call in bench.upstream.calls]
+
+
+def of(name: str, **members: Any) -> bytes:
+    """A job whose model has this name, which `called` returns."""
+    return job(name, request={"model": name, "messages": [{"role": "user", "content": "hi"}]}, **members)
+
+
+async def test_worker_with_turns_accepts_jobs_while_every_slot_is_held(make: Any) -> None:
+    """There must be something to choose from; `max_waiting` bounds it."""
+    bench: Bench = make([word("a"), 1.0, *said("b")])
+    bench.worker = bench.new_worker(
+        max_in_flight=1, max_waiting=5, is_fair=True, topics=("jobs",), fair_by="metadata:tenant"
+    )
+    for number in range(9):
+        bench.source.put(JOBS, of(f"bulk-{number}", metadata={"tenant": "bulk"}))
+    await bench.start(JOBS)
+    await until(lambda: bench.queues.waiting == 5)
+    await asyncio.sleep(0.5)
+    assert bench.queues.waiting <= 5
+    bench.source.put(JOBS, of("rare", metadata={"tenant": "rare"}), offset=20)
+    await bench.ended(10)
+
+    assert len(bench.ends()) == 10
+    assert called(bench).index("rare") <= 7
+
+
+async def test_worker_takes_turns_by_the_record_key(make: Any) -> None:
+    """The key is often a conversation or a tenant."""
+    bench: Bench = make([word("a"), 1.0, *said("b")])
+    bench.worker = bench.new_worker(max_in_flight=1, is_fair=True, topics=("jobs",), fair_by="key")
+    for number in range(5):
+        bench.source.put(JOBS, of(f"bulk-{number}"), key=b"bulk")
+    bench.source.put(JOBS, of("rare"), key=b"rare")
+    await bench.start(JOBS)
+    await bench.ended(6)
+
+    assert called(bench).index("rare") <= 2
+
+
+async def test_worker_topic_with_a_backlog_leaves_room_for_another_topic(make: Any) -> None:
+    """The bulk topic fills its share of `max_waiting` and no more."""
+    bulk = TopicPartition("bulk", 0)
+    bench: Bench = make([word("a"), 1.0, *said("b")])
+    bench.worker = bench.new_worker(max_in_flight=1, max_waiting=4, topics=("jobs", "bulk"))
+    for number in range(12):
+        bench.source.put(bulk, of(f"bulk-{number}"))
+    await bench.start(bulk, JOBS)
+    await until(lambda: bench.queues.waiting == 2)
+    bench.source.put(JOBS, of("chat"))
+    await bench.ended(13)
+
+    assert called(bench).index("chat") <= 2
 
 
 async def test_worker_promised_partition_ends_its_streams_and_begins_no_job(make: Any) -> None:
