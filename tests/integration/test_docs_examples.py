@@ -58,17 +58,26 @@ async def test_reader_example_yields_the_texts_of_jobs_that_ended(stage: Stage) 
     }
 
 
-async def test_client_example_prints_the_text_of_its_job(
+async def test_client_example_prints_the_deltas_of_a_job_and_the_results_of_many(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The Python example of the README submits a job, waits for its end, and prints its text."""
+    """The program of the README runs as it is, with fewer jobs; it has at most ten lines."""
     await stage.open()
     for name, value in stage.variables.items():
         monkeypatch.setenv(f"STREAMWORKER_{name}", value)
     model, code = "practice?deltas=6", code_of("README.md")
-    assert "apertus-70b-instruct" in code
+    assert len([line for line in code.splitlines() if line]) <= 10
+    assert code.count("apertus-70b-instruct") == code.count("range(1000)") == 1
+    code = code.replace("apertus-70b-instruct", model).replace("range(1000)", "range(20)")
     async with stage.worker():
-        await asyncio.to_thread(execute, "README.md", code.replace("apertus-70b-instruct", model))
+        await asyncio.to_thread(execute, "README.md", code)
+    out = capsys.readouterr().out  # with the log lines of the worker
+    texts = [expected_text(model, [message(n)])[0] for n in range(20)]
 
-    (text,) = expected_text(model, [{"role": "user", "content": "Conta da 1 a 10."}])
-    assert text + "\n" in capsys.readouterr().out  # between the log lines of the worker
+    assert expected_text(model, [{"role": "user", "content": "Conta da 1 a 10."}])[0] in out
+    assert all(f" completed {text} " in out for text in texts)
+
+
+def message(n: int) -> dict[str, str]:
+    """Return the message of one of the many jobs."""
+    return {"role": "user", "content": f"Quanto fa {n} per {n}?"}
