@@ -185,16 +185,18 @@ class TopicSubscriptions:
     # Records
 
     def _read_tail(self, partition: int, records: Sequence[FetchedRecord], _: int) -> None:
-        self._distribute(partition, records, Handover.tail)
+        self._distribute(partition, records, Handover.tail, ends_only=False)
 
     def _read_committed(self, partition: int, records: Sequence[FetchedRecord], _: int) -> None:
-        self._distribute(partition, records, Handover.committed)
+        self._distribute(partition, records, Handover.committed, ends_only=True)
 
     def _distribute(
         self,
         partition: int,
         records: Iterable[FetchedRecord],
         feed: Callable[[Handover, int, EventHead, bytes], None],
+        *,
+        ends_only: bool,
     ) -> None:
         by_key = self._by_key
         waiting = self._waiting.get(partition)
@@ -204,6 +206,8 @@ class TopicSubscriptions:
                 if (subscribed := by_key.get(record.key)) is None:  # type: ignore[arg-type]  # None is not a key of it
                     continue
                 if record.value is None or (head := read_head(record.value)) is None:
+                    continue
+                if ends_only and head.type != "usage":
                     continue
                 for subscription in subscribed:
                     if subscription.partition == partition and not subscription.is_dropped:

@@ -17,6 +17,7 @@ from streamworker.cli import shared
 from streamworker.cli.commands import cli as commands
 from streamworker.demo.child import free_port
 from streamworker.errors import KafkaUnavailable
+from tests.integration.events import delta, ended, home, started
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -157,6 +158,7 @@ async def test_cancel_of_a_running_job_ends_it(cli: Cli) -> None:
         (["submit"], b"[]", "not a JSON object"),
         (["submit"], b'{"requst":{}}', "requst: is not a member of a job"),
         (["submit", "-m", "m", "--deadline", "tomorrow", "x"], b"", "deadline: is not an RFC 3339 time"),
+        (["tail", "j", "--since", "yesterday"], b"", "is not a valid time: use 90m"),
         (["frobnicate"], b"", "No such command"),
     ],
 )
@@ -168,6 +170,25 @@ async def test_bad_usage_exits_with_2_and_a_message(
 
     assert (result.code, result.out) == (2, "")
     assert message in result.err
+
+
+async def test_tail_since_a_time_finds_a_job_that_ended_after_it(stage: Stage) -> None:
+    """The text is printed as it is for a job that runs; events of other jobs are ignored."""
+    await stage.open()
+    for value in (
+        started("other"),
+        started("j"),
+        delta("j", 1, "Hello"),
+        delta("j", 2, " you"),
+        ended("j", 3),
+    ):
+        job_id = json.loads(value)["job_id"]
+        await stage._producer.send_and_wait(
+            stage.events_topic, value, key=job_id.encode(), partition=home(job_id)
+        )
+    found = await Cli(stage._environment({}))("tail", "--since", "1h", "j")
+
+    assert (found.code, found.out, found.err) == (0, "Hello you\n", "[completed]\n")
 
 
 async def test_invalid_settings_are_all_reported_without_a_traceback(cli: Cli, tmp_path: Path) -> None:
