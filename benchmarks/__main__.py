@@ -20,9 +20,13 @@ from tests.brokers.apache import ApacheKafka
 UPSTREAM_START_S = 10
 
 
-def chosen(names: str) -> list[Contender]:
-    """Return the selected contenders whose libraries are installed."""
+def chosen(names: str, before: Path | None) -> list[Contender]:
+    """Return the selected contenders whose libraries are installed; workers also in the version of `before`."""
     asked = [contender for contender in CONTENDERS if contender.name in names.split(",")]
+    if before is not None:
+        workers = [contender for contender in asked if contender.module == "streamworker"]
+        earlier = [one._replace(name=f"{one.name} before", directory=before) for one in workers]
+        asked = [*(one for one in asked if one not in workers), *earlier, *workers]
     if find_spec("faststream") is None:
         print("faststream is skipped: it is not installed (make bench installs it)")
         asked = [contender for contender in asked if contender.name != "faststream"]
@@ -36,7 +40,7 @@ async def measure(stage: Stage, arguments: argparse.Namespace) -> list[Figures]:
         if arguments.only not in scenario.name:
             continue
         for _ in range(arguments.repeat):
-            for contender in chosen(arguments.contenders):
+            for contender in chosen(arguments.contenders, arguments.before):
                 if scenario.offered <= contender.ceiling:
                     runs.append(await stage.run(contender, scenario, arguments.window))
                     print(table(runs[-1:]).splitlines()[-1], flush=True)
@@ -48,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=("quick", "full"), default="full")
     parser.add_argument("--contenders", default=",".join(contender.name for contender in CONTENDERS))
+    parser.add_argument("--before", type=Path, help="checkout of another version, to run beside this one")
     parser.add_argument("--only", default="", help="part of a scenario's name")
     parser.add_argument("--partitions", type=int, default=8, help="of each topic")
     parser.add_argument(

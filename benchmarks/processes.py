@@ -35,13 +35,16 @@ def usage_of(pid: int) -> Usage:
 
 
 @contextmanager
-def started(arguments: list[str], environment: Mapping[str, str], log: Path) -> Iterator[int]:
-    """Run `python -m <arguments>` during the block; yield its process id. Its output goes to `log`."""
+def started(
+    arguments: list[str], environment: Mapping[str, str], log: Path, directory: Path | None = None
+) -> Iterator[int]:
+    """Run `python -m <arguments>` in a directory during the block; yield its process id. Its output goes to `log`."""
     with (
         log.open("wb") as told,
         subprocess.Popen(
             [sys.executable, "-m", *arguments],
             env={**os.environ, **environment},
+            cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=told,
             stderr=told,

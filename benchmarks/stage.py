@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import sys
 import time
 import urllib.request
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
@@ -23,7 +25,6 @@ from streamworker.kafka.topics import open_admin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 __all__ = ["CONTENDERS", "Contender", "Figures", "Stage"]
 
@@ -35,16 +36,22 @@ KEEPS_UP = 0.97
 
 
 class Contender(NamedTuple):
-    """A program that is measured. Scenarios with more than `ceiling` deltas per second are skipped."""
+    """A program that is measured. Scenarios with more than `ceiling` deltas per second are skipped.
+
+    `directory` is the checkout in which it runs; None for this one. `hides` names modules that it cannot import.
+    """
 
     name: str
     module: str
     ceiling: float
+    directory: Path | None = None
+    hides: tuple[str, ...] = ()
 
 
 CONTENDERS = (
     Contender("limit", "benchmarks.contenders.limit", 1e9),
-    Contender("streamworker", "streamworker", 1e9),
+    Contender("streamworker", "streamworker", 1e9, hides=("bpe_openai",)),
+    Contender("with tokenizer", "streamworker", 1e9),
     Contender("naive", "benchmarks.contenders.naive", 20_000),
     Contender("faststream", "benchmarks.contenders.faststream_docs", 2000),
 )
@@ -189,13 +196,25 @@ class Stage:
             **self._kafka_environment(),
             "STREAMWORKER_WORKER__GROUP_ID": jobs,
             "STREAMWORKER_WORKER__MAX_IN_FLIGHT": "4096",
+            # The defaults of now, for versions that had others, which this run's topics refuse.
+            "STREAMWORKER_KAFKA__MAX_RECORD_BYTES": "1000000",
+            "STREAMWORKER_WORKER__MAX_JOB_BYTES": "1000000",
             "STREAMWORKER_UPSTREAMS__DEFAULT__BASE_URL": base_url,
             "STREAMWORKER_TELEMETRY__HTTP_HOST": "127.0.0.1",
             "STREAMWORKER_TELEMETRY__HTTP_PORT": str(metrics_port),
         }
+        environment["PYTHONPATH"] = os.pathsep.join(self._path(contender))
         arguments = [contender.module, *(["run"] if contender.module == "streamworker" else [])]
-        with started(arguments, environment, log) as pid:
+        with started(arguments, environment, log, contender.directory) as pid:
             yield pid
+
+    def _path(self, contender: Contender) -> list[str]:
+        """Return the module path: the checkout, and before it modules that cannot be imported."""
+        hidden = self._directory / f"hidden-{self._runs}"
+        hidden.mkdir()
+        for name in contender.hides:
+            (hidden / f"{name}.py").write_text(f'raise ImportError("hidden", name="{name}")\n')
+        return [str(hidden), str(contender.directory or Path.cwd())]
 
     async def _publish(self, topic: str, scenario: Scenario, prefix: str) -> None:
         """Publish the scenario's jobs."""
