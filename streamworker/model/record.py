@@ -65,16 +65,22 @@ class ConsumerRecord(msgspec.Struct, frozen=True):
 
 
 class ProducerRecord(msgspec.Struct, frozen=True, gc=False):
-    """A record to be produced. All events of a job use one `topic_partition`, chosen once per job."""
+    """A record to be produced. All events of a job use one `topic_partition`, chosen once per job.
+
+    `known_size` is the `size` where the writer knows it: it is asked for several times per delta.
+    """
 
     topic_partition: TopicPartition
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
+    known_size: int = 0
 
     @property
     def size(self) -> int:
         """Size of key, value and headers in bytes, without Kafka's framing."""
+        if self.known_size:
+            return self.known_size
         size = len(self.key or b"") + len(self.value or b"")
         for (
             name,

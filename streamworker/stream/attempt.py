@@ -35,6 +35,7 @@ from streamworker.stream.chunks import ChunkReader
 from streamworker.stream.coalesce import Coalescer
 from streamworker.stream.provider_errors import body_error, to_job_error
 from streamworker.stream.sse import EventStreamParser
+from streamworker.stream.template import decode_text, learn_template
 from streamworker.stream.usage import Ledger, VoidedUsage
 from streamworker.text import RAW_TEXT_LIMIT, UPSTREAM_TEXT_LIMIT, truncate
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from streamworker.model import StreamItem
+    from streamworker.stream.template import ChunkTemplate
     from streamworker.stream.usage import Tokenizer
 
 __all__ = ["TRANSITIONS", "Attempt", "Input", "InvalidTransition", "State", "Transition", "queued_ms"]
@@ -81,6 +83,9 @@ class Transition(NamedTuple):
     to: State
     status: Status | None = None
 
+
+_MAX_MISSES = 4
+"""Templates that are learnt in a row without one being of use: some upstreams send other members in every chunk."""
 
 _S, _I, _T = State, Input, Transition
 _FAILED, _TRY_FAILED = _T(_S.ENDED, Status.FAILED), _T(_S.TRY_FAILED)
@@ -178,7 +183,12 @@ class Attempt:
         self._upstream = upstream
         self._cause: Cause = cause
         self.opened_ms = now_ms
-        self._seq = 0
+        self.seq = 0
+        """The `seq` of the next event."""
+        self.template: ChunkTemplate | None = None
+        """What the reads of `receive_usual` have in common."""
+        self._candidate = b""
+        self._misses = 0  # templates that were learnt since one was of use
         self._max_event_bytes = max_event_bytes
         self._scrub = scrub or Redactor()
         self._cancelled: JobError | None = None
@@ -229,7 +239,7 @@ class Attempt:
 
     def started(self) -> Started:
         """Return the attempt's first event."""
-        self._seq = 1
+        self.seq = 1
         return Started(
             job_id=self.job.job_id,
             attempt=self.id,
@@ -249,7 +259,7 @@ class Attempt:
         event = UsageEvent(
             job_id=self.job.job_id,
             attempt=self.id,
-            seq=self._seq,
+            seq=self.seq,
             ts=now_ms,
             status=self.status,
             finish_reasons={str(index): reason for index, reason in self.finish_reasons.items()},
@@ -282,6 +292,7 @@ class Attempt:
         self._http_status, self._content_type = status, content_type
         self._opening = b""
         self._body = BodyForm(self._max_event_bytes)
+        self.template, self._candidate, self._misses = None, b"", 0
         self._reader = ChunkReader(self.ledger)
         self._parser = self._new_parser()
 
@@ -291,6 +302,8 @@ class Attempt:
         An event counts as published when the caller asks for the next one. A caller that cannot publish an event calls
         `fail` instead: the event is dropped, and the next event takes its `seq`.
         """
+        self.template = None
+        self._candidate = data
         self.ledger.bytes += len(data)
         if self.state is _S.LISTENING:
             self._opening += data[: RAW_TEXT_LIMIT - len(self._opening)]
@@ -299,6 +312,31 @@ class Attempt:
         chunks = map(self._reader.read, self._parser.feed(data))
         read = self._read if self._coalescer is None else self._read_merging
         return read(chunks, now_ms, is_cut=self._parser.overflowed or self._body.overflowed)
+
+    def receive_usual(self, data: bytes) -> bytes | None:
+        """Take a read that differs from an earlier one in its text alone; return that text as a JSON string.
+
+        It counts as published with the `seq` that `seq` was before; `template` has the rest of its event. If the result
+        is None, nothing was done, and `receive` reads the data.
+        """
+        template = self.template
+        if template is None:
+            template = self._learn_template()
+        if template is None or not (data.startswith(template.head) and data.endswith(template.tail)):
+            return None
+        text = data[template.text]
+        try:
+            decoded = decode_text(text)
+        except ValueError:
+            return None
+        if self.state is not _S.STREAMING:
+            return None
+        ledger = self.ledger
+        ledger.bytes += len(data)
+        ledger.count_text(decoded, text, is_reasoning=template.is_reasoning)
+        self.seq += 1
+        self._misses = 0
+        return text
 
     def flush(self) -> Iterator[DeltaEvent]:
         """Yield the held text as one event. Call it before `cancel`, `wind_up` and `expire`, and never inside `receive`."""
@@ -441,11 +479,22 @@ class Attempt:
         """Return whether a yielded event was published; a `wind_up` in between does not undo it."""
         return self.state is before or self.state is _S.WINDING_UP
 
+    def _learn_template(self) -> ChunkTemplate | None:
+        """Try to make the last read a template, unless the former ones were of no use."""
+        read, self._candidate = self._candidate, b""
+        if not read or self.state is not _S.STREAMING or self._coalescer is not None:
+            return None
+        if self._misses >= _MAX_MISSES or not self._parser.is_between_events or self._reader.has_loose_ends:
+            return None
+        self._misses += 1
+        self.template = learn_template(read)
+        return self.template
+
     def _numbered(self, news: ChunkDelta, now_ms: int) -> DeltaEvent:
         return DeltaEvent(
             self.job.job_id,
             self.id,
-            self._seq,
+            self.seq,
             now_ms,
             news.choice,
             news.delta,
@@ -463,7 +512,7 @@ class Attempt:
                 self.first_delta_ms = now_ms
                 self._opening = b""
             self.ledger.count_delta(news.delta)
-        self._seq += 1
+        self.seq += 1
 
     def _break(self, error: JobError) -> None:
         self._move(Input.BREAK, error)

@@ -158,6 +158,13 @@ class ChunkReader:
         return self.is_finished and self.failure is None
 
     @property
+    def has_loose_ends(self) -> bool:
+        """Whether the next chunk may be read otherwise than an equal one before it: a half of a character is kept, the
+        chunk's own members are to be repeated, or a choice has its finish reason."""
+        is_finished = any(reason is not None for reason in self.finish_reasons.values())
+        return bool(self._held) or self._chunk is None or is_finished
+
+    @property
     def chunk(self) -> dict[str, Any]:
         """The latest chunk's own members (id, model, created …); empty before the first chunk."""
         return self._chunk or {}

@@ -74,7 +74,8 @@ class EventStreamParser:
         self._tail_size = 0
         self._first_line = True
         self._swallow_lf = False
-        self._is_between_events = False
+        self.is_between_events = False
+        """Whether the last event was dispatched, and nothing has followed it so far."""
         self._unblanked = False
         self._id = ""
         self._pending = _Pending()
@@ -86,7 +87,7 @@ class EventStreamParser:
             return []
         end = len(data) - 2
         if (  # one `data` line and its blank line, as in nearly every read
-            self._is_between_events
+            self.is_between_events
             and data.startswith(b"data: ")
             and data.find(b"\n") == end <= self._max
             and data.endswith(b"\n")
@@ -108,7 +109,7 @@ class EventStreamParser:
                 if self.overflowed:
                     return self._pop_events()
         self._keep_tail(tail)
-        self._is_between_events = bool(lines) and not lines[-1] and not tail and not self._is_in_bare_json
+        self.is_between_events = bool(lines) and not lines[-1] and not tail and not self._is_in_bare_json
         return self._pop_events()
 
     def close(self) -> list[ServerSentEvent]:

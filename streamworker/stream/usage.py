@@ -24,8 +24,8 @@ _METHOD_OF_TOKENIZER = "{} tokens of the generated text that was received; the p
 _NO_CONTENT = frozenset({"role", "id", "index", "name", "type", "object"})
 """Members of a delta that are not generated content."""
 
-_MAX_BUFFERED_CHARS = 1 << 16
-"""Characters that are buffered and counted together. Each cut adds at most one token."""
+_MAX_BUFFERED_BYTES = 1 << 16
+"""Bytes of text that are buffered and counted together. Each cut adds at most one token."""
 
 
 class Tokenizer(NamedTuple):
@@ -65,7 +65,6 @@ class Ledger:
         "_other_deltas",
         "_report",
         "_text",
-        "_text_chars",
         "_tokenizer",
         "_tokens",
         "bytes",
@@ -77,8 +76,7 @@ class Ledger:
 
     def __init__(self, tokenizer: Tokenizer | None = None) -> None:
         self._tokenizer = tokenizer
-        self._text: list[str] = []
-        self._text_chars = 0
+        self._text = bytearray()  # a list of short strings takes three times the memory
         self._tokens = 0
         self.deltas = 0
         self.chunks = 0
@@ -110,11 +108,10 @@ class Ledger:
         content = delta.get("content")
         if type(content) is str and len(delta) == 1:  # as in nearly every delta
             self.content_chars += len(content)
-            self._generated_bytes += (
-                len(content) if content.isascii() else len(content.encode("utf-8", "replace"))
-            )
+            utf8 = content.encode("utf-8", "replace")
+            self._generated_bytes += len(utf8)
             if self._tokenizer is not None:
-                self._keep(content)
+                self._keep(utf8)
             return
         text, reasoning, rest = generated_text(delta)
         if not (text or reasoning or rest) and _has_other_content(delta):
@@ -123,7 +120,25 @@ class Ledger:
         self.reasoning_chars += len(reasoning)
         self._generated_bytes += sum(len(part.encode("utf-8", "replace")) for part in (text, reasoning, rest))
         if self._tokenizer is not None:
-            self._keep(text + reasoning + rest)
+            self._keep((text + reasoning + rest).encode("utf-8", "replace"))
+
+    def count_text(self, text: str, encoded: bytes, *, is_reasoning: bool) -> None:
+        """Count one chunk whose delta is one text. `encoded` is the text as a JSON string."""
+        self.chunks += 1
+        self.deltas += 1
+        size = len(text)
+        if is_reasoning:
+            self.reasoning_chars += size
+        else:
+            self.content_chars += size
+        if size != len(encoded) - 2:  # it has escapes, or characters beyond ASCII
+            utf8 = text.encode("utf-8", "replace")
+            self._generated_bytes += len(utf8)
+        else:
+            utf8 = encoded[1:-1] if self._tokenizer is not None else b""
+            self._generated_bytes += size
+        if self._tokenizer is not None:
+            self._keep(utf8)
 
     @property
     def observed(self) -> Observed:
@@ -175,17 +190,15 @@ class Ledger:
             method += f"; {self._other_deltas} delta(s) with other content count as one token each"
         return tokens + self._other_deltas, method
 
-    def _keep(self, text: str) -> None:
+    def _keep(self, text: bytes) -> None:
         """Buffer generated text until it is known whether the upstream reports its usage. The buffer is bounded."""
-        self._text.append(text)
-        self._text_chars += len(text)
-        if self._text_chars >= _MAX_BUFFERED_CHARS and self._tokenizer is not None:
+        self._text += text
+        if len(self._text) >= _MAX_BUFFERED_BYTES and self._tokenizer is not None:
             self._count_kept(self._tokenizer)
 
     def _count_kept(self, tokenizer: Tokenizer) -> None:
-        self._tokens += tokenizer.count("".join(self._text))
+        self._tokens += tokenizer.count(self._text.decode())
         self._text.clear()
-        self._text_chars = 0
 
 
 def _has_counts(usage: dict[str, Any]) -> bool:

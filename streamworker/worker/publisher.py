@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from streamworker.model import DeltaEvent, ProducerRecord, TopicPartition
     from streamworker.stream.attempt import Attempt
+    from streamworker.stream.template import ChunkTemplate
+    from streamworker.wire.event import TextDeltas
     from streamworker.worker.runner import Tools
     from streamworker.worker.timeouts import StreamTimeouts
 
@@ -25,6 +27,10 @@ __all__ = ["DELTAS_PER_TURN", "DeltaPublisher", "too_large"]
 DELTAS_PER_TURN = 64
 """Deltas of one stream that are published before other tasks run: about a millisecond of work. One read may hold
 thousands, and the group's heartbeats run on the same loop."""
+
+
+_MAX_EVENT_OVERHEAD = 4096
+"""More than the members of a delta event besides those of the chunk, and the record's key and headers."""
 
 
 class DeltaPublisher:
@@ -58,8 +64,33 @@ class DeltaPublisher:
         self._before_read: tuple[int, int, float] | None = None
         """Deltas published and held before a read, and when text that it holds is due; None if nothing may be held."""
         self._left_s = 0.0
+        can_be_usual = tools.writer.has_constant_headers and not tools.coalesce_s
+        self._max_usual_bytes = tools.max_record_bytes - _MAX_EVENT_OVERHEAD if can_be_usual else -1
+        self._template: ChunkTemplate | None = None
+        self._writer: TextDeltas | None = None
         self.on_crash: Callable[[Exception], None] = _raise
         """Is called with an exception of the timer that publishes held text."""
+
+    def publish_usual(self, data: bytes, now_ms: int) -> bool:
+        """Publish the delta of a read that differs from an earlier one in its text alone, if it may go on now.
+
+        If the result is false, nothing was done, and `publish_read` publishes the events of this read.
+        """
+        attempt, tools = self._attempt, self._tools
+        if len(data) > self._max_usual_bytes or not (tools.sink.has_room and self._started.done()):
+            return False
+        seq = attempt.seq
+        text = attempt.receive_usual(data)
+        template = attempt.template
+        if text is None or template is None:
+            return False
+        writer = self._writer
+        if writer is None or template is not self._template:
+            writer = self._new_writer(template)
+        record = writer.write(seq, now_ms, text)
+        tools.sink.publish(record, self._receipt)
+        tools.observer.deltas_published(self._upstream, 1, record.known_size, self._timeouts.delta_came())
+        return True
 
     def publish_read(self, events: Iterator[DeltaEvent]) -> bool:
         """Publish the events of one socket read, as far as they may go on now; return whether these are all.
@@ -131,6 +162,14 @@ class DeltaPublisher:
         if self._before_read is not None:
             self._set_timer(*self._before_read)
         return True
+
+    def _new_writer(self, template: ChunkTemplate) -> TextDeltas:
+        attempt = self._attempt
+        self._template = template
+        self._writer = self._tools.writer.text_deltas(
+            attempt.job.job_id, attempt.id, template.choice, template.delta, self._to, self._key
+        )
+        return self._writer
 
     def flush(self) -> None:
         """Publish the held text, also where the sink has no room: it is small, and was read when there was room."""

@@ -59,9 +59,11 @@ class AnswerReader:
     def _receive(self, data: bytes) -> None:
         if self._is_over:
             return
-        attempt = self._attempt
+        attempt, now_ms = self._attempt, self._now_ms()
         try:
-            is_published = self._publisher.publish_read(attempt.receive(data, self._now_ms()))
+            if self._publisher.publish_usual(data, now_ms):
+                return
+            is_published = self._publisher.publish_read(attempt.receive(data, now_ms))
         except Exception as error:  # noqa: BLE001 - `read` raises it; the loop would only log it
             self._fail(error)
             return
