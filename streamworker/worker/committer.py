@@ -34,6 +34,9 @@ MAX_COMMIT_BYTES = 1 << 20
 
 _REFUSED_BACKOFF_S = 5.0
 
+STALLED_S = 5.0
+"""How long a commit may take before its partition accepts and starts no more jobs, and the worker is not ready."""
+
 log = structlog.get_logger()
 
 
@@ -79,6 +82,7 @@ class PartitionCommitter:
         self._waiting: list[_Entry] = []
         self._under_way: list[_Entry] = []
         self._filled = asyncio.Event()
+        self._succeeded = asyncio.Event()
 
     async def open(self) -> int:
         """Fence the former owner; return the offset to read from. Raises KafkaError."""
@@ -102,6 +106,17 @@ class PartitionCommitter:
     def is_idle(self) -> bool:
         """Whether nothing waits to be committed, and no commit is under way."""
         return not self._waiting and not self._under_way
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the commit under way has failed, or not been answered, for longer than `STALLED_S`."""
+        return self.busy_s > STALLED_S
+
+    async def flowing(self) -> None:
+        """Wait until commits succeed again. While they fail, a new call would be paid and could not be recorded."""
+        while self.is_stalled:
+            self._succeeded.clear()
+            await self._succeeded.wait()
 
     @property
     def busy_s(self) -> float:
@@ -154,6 +169,7 @@ class PartitionCommitter:
                 return
             finally:
                 self._busy_since = None
+                self._succeeded.set()
             for entry in entries:
                 if not entry.done.done():
                     entry.done.set_result(None)

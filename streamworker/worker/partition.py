@@ -87,6 +87,7 @@ class AssignedPartition:
             self.ownership is Ownership.OPEN
             and committer.backlog < MAX_COMMIT_RECORDS
             and not committer.progress.is_full
+            and not committer.is_stalled
         )
 
     @property

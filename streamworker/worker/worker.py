@@ -161,12 +161,14 @@ class Worker:
         opening = [
             str(partition.id) for partition in self._partitions if partition.ownership is Ownership.OPENING
         ]
-        is_ready = self._is_joined and not opening and not self._draining.is_set()
+        stalled = [str(partition.id) for partition in self._partitions if partition.committer.is_stalled]
+        is_ready = self._is_joined and not opening and not stalled and not self._draining.is_set()
         return is_ready, {
             "joined": self._is_joined,
             "draining": self._draining.is_set(),
             "partitions": len(self._partitions),
             "partitions_opening": opening,
+            "commits_failing": stalled,
             "partitions_promised": [
                 str(partition.id) for partition in self._partitions if partition.promised_s is not None
             ],

@@ -431,3 +431,19 @@ async def test_committer_whose_observer_raises_goes_on(bench: Bench) -> None:
 
     assert len(bench.broker.commits) == 2
     assert [entry["event"] for entry in logs] == ["telemetry.failed"] * 2
+
+
+async def test_committer_whose_commit_takes_long_is_stalled_until_it_succeeds(bench: Bench) -> None:
+    """A call that begins meanwhile would be paid and could not be recorded."""
+    from streamworker.worker.committer import STALLED_S
+
+    await bench.committer.flowing()
+    bench.committer._busy_since = asyncio.get_running_loop().time() - STALLED_S - 1
+    assert bench.committer.is_stalled
+    waiting = asyncio.ensure_future(bench.committer.flowing())
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+
+    bench.committer._busy_since = None
+    bench.committer._succeeded.set()
+    await waiting
