@@ -36,6 +36,7 @@ test: $(READY) ## all tests, on the embedded broker and on Apache Kafka (skipped
 
 chaos: $(READY) ## crash workers, brokers and upstreams at random, on Apache Kafka (ARGS="--seeds 20")
 	$(BIN)/python -m tests.chaos --apache --seeds 20 $(ARGS)
+	$(BIN)/python -m tests.chaos.moves --kills --job-s 4 --returns 3
 
 $(PEERS): $(READY) requirements/bench.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt

@@ -17,6 +17,7 @@ import secrets
 import signal
 import sys
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -267,7 +268,7 @@ class _Run:
             cut = self._stage.calls(job_id)[:-1]
             if job_id == _LONG and len(cut) == 1:
                 continue
-            lived = [call for call in cut if not any(self._was_open(call, at) for at in self._killed_at)]
+            lived = [call for call in cut if not self._was_killed(job_id, call)]
             if lived or not cut:
                 found.append(f"{job_id}: {len(cut) + 1} calls")
         if self._plan.long_s and repeated.get(_LONG) != 2:
@@ -286,9 +287,10 @@ class _Run:
             if float(str(line["waited_s"])) > longest
         ]
 
-    @staticmethod
-    def _was_open(call: Call, at: float) -> bool:
-        return call.started_at <= at and (call.ended_at is None or call.ended_at >= at - 1)
+    def _was_killed(self, job_id: str, call: Call) -> bool:
+        """Whether a worker died between the call's start and the job's terminal event."""
+        end = self._stage.terminals()[job_id]["ts"] / 1000 - time.time() + self._loop.time()
+        return any(call.started_at <= at <= end for at in self._killed_at)
 
 
 def main() -> int:

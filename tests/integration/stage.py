@@ -366,6 +366,12 @@ class Stage:
             await consumer.stop()
         return letters
 
+    async def create_topic(self, topic: str) -> None:
+        """Create a topic with one partition; the stage deletes it with its own."""
+        self._topics.append(topic)
+        answer = await self._admin.create_topics([NewTopic(topic, 1, 1)])
+        assert {error[1] for error in answer.topic_errors} == {0}, answer.topic_errors
+
     async def set_topic(self, topic: str, **settings: str) -> None:
         """Change the configuration of a topic."""
         from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
