@@ -1,8 +1,8 @@
 """Cancel records, also those that arrive before their jobs.
 
 A job id may be used again, so a cancel record counts only for jobs that were submitted before it. Times come from the
-clocks of two machines: a job that was submitted up to `TOLERANCE_MS` later is cancelled too, unless the record has
-already cancelled an earlier job with this id. The time inside a UUIDv7 is used in place of the record's timestamp.
+clocks of two machines: a job that was submitted up to `TOLERANCE_MS` later is cancelled too, unless an earlier job
+with this id was submitted before the record. The time inside a UUIDv7 is used in place of the record's timestamp.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ _UUID7 = re.compile(
 class _Cancel:
     timestamp: int
     reason: str
-    is_used: bool = False
 
 
 class Cancellations:
@@ -39,6 +38,7 @@ class Cancellations:
 
     def __init__(self, *, remembered: int = 100_000) -> None:
         self._latest: OrderedDict[str, _Cancel] = OrderedDict()
+        self._first_seen: OrderedDict[str, int] = OrderedDict()  # when the first job of an id was submitted
         self._remembered = remembered
 
     def note(self, job_id: str, timestamp: int, reason: str) -> None:
@@ -49,20 +49,18 @@ class Cancellations:
         while len(self._latest) > self._remembered:
             self._latest.popitem(last=False)
 
-    def has(self, job_id: str) -> bool:
-        """Return whether there is a cancel record of this id."""
-        return job_id in self._latest
-
     def reason_for(self, job: Job) -> str | None:
-        """Return why this job is cancelled; None if it is not."""
+        """Return why this job is cancelled; None if it is not. Call it once when the job arrives, at least."""
+        submitted = submitted_ms(job)
+        first = self._first_seen.setdefault(job.job_id, submitted)
+        while len(self._first_seen) > self._remembered:
+            self._first_seen.popitem(last=False)
         cancel = self._latest.get(job.job_id)
         if cancel is None:
             return None
-        late_ms = submitted_ms(job) - cancel.timestamp
-        if late_ms > (0 if cancel.is_used else TOLERANCE_MS):
-            return None
-        cancel.is_used = True
-        return cancel.reason
+        is_reused = first < submitted and first <= cancel.timestamp
+        late_ms = submitted - cancel.timestamp
+        return cancel.reason if late_ms <= (0 if is_reused else TOLERANCE_MS) else None
 
 
 def submitted_ms(job: Job) -> int:

@@ -280,7 +280,7 @@ class Jobs:
     async def _run_cancellable(self, delivery: Delivery, held: AsyncExitStack) -> None:
         """Run a delivery where `cancel` finds it; apply a cancel record that arrived before the job."""
         job = delivery.job
-        if self._cancels.has(job.job_id) and (reason := self._cancels.reason_for(job)) is not None:
+        if (reason := self._cancels.reason_for(job)) is not None:
             delivery.cancel(reason)
         running = self._deliveries.setdefault(job.job_id, set())
         running.add(delivery)

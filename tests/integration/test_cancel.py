@@ -72,12 +72,15 @@ async def test_cancel_before_the_job_is_fetched_ends_it_without_a_call(stage: St
 
 
 async def test_cancel_does_not_end_a_later_job_of_the_same_id(stage: Stage) -> None:
-    """A cancellation applies only to jobs that were submitted before it."""
+    """A cancellation applies only to jobs that were submitted before it, also where they have ended."""
     await stage.open()
-    await cancel(stage, "one")
-    await asyncio.sleep(0.002)  # record timestamps are milliseconds
     async with stage.worker():
         await stage.submit("one", "practice?deltas=3")
-        [end] = await stage.ended("one")
+        await stage.ended("one")
+        await cancel(stage, "one")
+        await asyncio.sleep(0.002)  # record timestamps are milliseconds
+        await stage.submit("one", "practice?deltas=3")
+        await stage.until(lambda: len(stage.calls("one")) == 2)
+        await stage.until(lambda: stage.calls("one")[1].outcome is not None)
 
-    assert end["status"] == "completed"
+    assert [call.outcome for call in stage.calls("one")] == ["completed", "completed"]
