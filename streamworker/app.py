@@ -100,7 +100,7 @@ class App:
     def configure_logging(self) -> None:
         """Send log lines to standard output in the configured format, without the configured secrets."""
         telemetry = self._settings.telemetry
-        secrets = [upstream.api_key() or "" for upstream in self._settings.upstreams.values()]
+        secrets = [secret for upstream in self._settings.upstreams.values() for secret in upstream.secrets()]
         kafka = self._settings.kafka
         redact = Redactor([*secrets, kafka.password() or "", kafka.token() or ""])
         configure_logging(telemetry.log_format, telemetry.log_level, redact=redact)

@@ -131,20 +131,27 @@ def _reason(fault: Any, meant: str | None) -> str:
 def _missing_keys(settings: Settings, environ: Mapping[str, str]) -> list[str]:
     faults = []
     for name, upstream in settings.upstreams.items():
-        try:
-            upstream.api_key(environ)
-        except ConfigurationError as error:
-            faults += [f"upstreams.{name}.{fault}" for fault in error.faults]
+        for read in (upstream.api_key, upstream.header_values):
+            try:
+                read(environ)
+            except ConfigurationError as error:
+                faults += [f"upstreams.{name}.{fault}" for fault in error.faults]
     return faults
 
 
 def _unreadable_files(settings: Settings) -> list[str]:
     kafka = settings.kafka
-    faults = []
-    for field in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
-        file = getattr(kafka, field)
-        if file is not None and not (file.is_file() and os.access(file, os.R_OK)):
-            faults.append(f"kafka.{field}: cannot be read: {file}")
+    files = [
+        (f"kafka.{field}", getattr(kafka, field)) for field in ("ssl_cafile", "ssl_certfile", "ssl_keyfile")
+    ]
+    for name, upstream in settings.upstreams.items():
+        fields = ("ca_file", "cert_file", "key_file")
+        files += [(f"upstreams.{name}.{field}", getattr(upstream, field)) for field in fields]
+    faults = [
+        f"{path}: cannot be read: {file}"
+        for path, file in files
+        if file is not None and not (file.is_file() and os.access(file, os.R_OK))
+    ]
     for read in (kafka.password, kafka.token):
         try:
             read()

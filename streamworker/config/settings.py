@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,7 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-from streamworker.config.secrets import read_api_key, read_line
+from streamworker.config.secrets import read_api_key, read_headers, read_line, read_proxy_password
+from streamworker.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -42,6 +44,27 @@ _UPSTREAM_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 _URL = r"^https?://[^\s/?#]+[^\s?#]*$"
 _FAIR_BY = r"^(key|metadata:.{1,200})?$"
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_PROXY = r"^(env|https?://[^\s/?#]+/?)?$"
+_HEADER = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"
+
+RESERVED_HEADERS = frozenset(
+    {
+        "accept",
+        "accept-encoding",
+        "connection",
+        "content-length",
+        "content-type",
+        "host",
+        "keep-alive",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""Headers that `upstreams.<name>.headers` cannot set: they decide how requests and responses are framed and read."""
 
 EXPECTED = {
     _TOPIC: "must be a topic name: 1 to 249 letters, digits, dots, hyphens and underscores",
@@ -52,6 +75,8 @@ EXPECTED = {
     _URL: "must be an http(s) URL such as https://api.example.com/v1, without a query",
     _FAIR_BY: "must be key, or metadata: and a name, such as metadata:tenant",
     _VARIABLE: "must be the name of an environment variable, not the key itself",
+    _PROXY: 'must be the URL of an HTTP proxy such as http://proxy.example.com:3128, or "env"',
+    _HEADER: "must be the name of an HTTP header",
 }
 """The error text for each pattern of a setting: users do not read regular expressions."""
 
@@ -312,6 +337,24 @@ class UpstreamSettings(_Section):
         None, pattern=_VARIABLE, description="environment variable that holds the API key"
     )
     api_key_file: Path | None = Field(None, description="file that holds the API key")
+    headers: dict[Annotated[str, Field(pattern=_HEADER)], str] = Field(
+        {},
+        repr=False,
+        description="headers of every call; a value env:NAME is read from that environment variable at each call",
+    )
+    proxy: str = Field(
+        "",
+        pattern=_PROXY,
+        repr=False,
+        description="URL of an HTTP proxy; env takes HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY",
+    )
+    ca_file: Path | None = Field(
+        None, description="certificate authorities besides the system's, PEM; read again when it changes"
+    )
+    cert_file: Path | None = Field(
+        None, description="client certificate for mutual TLS, PEM; read again when it changes"
+    )
+    key_file: Path | None = Field(None, description="key of the client certificate, PEM, not encrypted")
     models: NameList = Field(("*",), description="models that it serves: names, or patterns with * and ?")
     connect_timeout_s: Seconds = Field(
         5, description="time limit for the TCP connection and the TLS handshake"
@@ -372,6 +415,37 @@ class UpstreamSettings(_Section):
         if "@" in self.base_url.partition("//")[2].partition("/")[0]:
             raise ValueError("base_url must not hold a user or password: use api_key_env or api_key_file")
         return self
+
+    @model_validator(mode="after")
+    def _calls_can_be_sent(self) -> UpstreamSettings:
+        if self.key_file and not self.cert_file:
+            raise ValueError("key_file needs cert_file")
+        for name in self.headers:
+            if name.lower() in RESERVED_HEADERS:
+                raise ValueError(f"headers must not set {name.lower()}, which the worker sets itself")
+            if name.lower() == "authorization" and (self.api_key_env or self.api_key_file):
+                raise ValueError("headers must not set authorization beside api_key_env or api_key_file")
+        return self
+
+    def header_values(self, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+        """Return `headers` with the values of the variables that they name. Variables are read at each call.
+
+        Raises:
+            ConfigurationError: a variable is not set, or a value cannot be sent in a header.
+        """
+        return read_headers(self.headers, environ)
+
+    def secrets(self, environ: Mapping[str, str] = os.environ) -> list[str]:
+        """Return what no log, event or error may contain: the key, header values, the password of the proxy.
+
+        What cannot be read is left out.
+        """
+        found = [read_proxy_password(self.proxy, environ)]
+        with suppress(ConfigurationError):
+            found.append(self.api_key(environ))
+        with suppress(ConfigurationError):
+            found += self.header_values(environ).values()
+        return [secret for secret in found if secret]
 
     def api_key(self, environ: Mapping[str, str] = os.environ) -> str | None:
         """Return the API key, or None if the upstream needs none. Its variable or file is read at each call.
@@ -473,4 +547,6 @@ def _default_text(default: Any, *, required: bool) -> str:
         return ",".join(f"{name}={value}" for name, value in default.items()) or "-"
     if isinstance(default, tuple):
         return ",".join(default) or "-"
+    if isinstance(default, dict):
+        return "-"
     return str(default).lower() if isinstance(default, bool) else str(default)

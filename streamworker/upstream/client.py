@@ -22,6 +22,7 @@ from streamworker.pump import Pump
 from streamworker.redaction import Redactor
 from streamworker.stream.provider_errors import http_error
 from streamworker.stream.retry import read_advice, with_advice
+from streamworker.upstream.dial import TlsFiles, tls_context
 from streamworker.upstream.errors import Phase, read_error, translate_errors
 from streamworker.upstream.pacer import CallPacer
 from streamworker.upstream.transport import HttpTransport
@@ -63,12 +64,11 @@ class HttpUpstream:
     ) -> None:
         self._settings = settings
         self._url = settings.base_url.rstrip("/") + "/chat/completions"
-        self._redact = Redactor()
         self._pacer = CallPacer(CALLS_PER_TURN)
         # No cookies are kept, because calls of different tenants share this client.
         jar = CookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
         self._client = httpx.AsyncClient(
-            transport=transport or HttpTransport(),
+            transport=transport or _new_transport(settings),
             cookies=jar,  # not an httpx.Cookies, which would be copied without the policy
             headers={"user-agent": f"streamworker/{__version__}"},
             timeout=httpx.Timeout(
@@ -110,10 +110,8 @@ class HttpUpstream:
             return []
 
     def scrub(self, text: str) -> str:
-        """Remove secrets from a text. The key is read again, because it may have been rotated."""
-        with suppress(UpstreamError):
-            text = text.replace(self._key() or "\0", "***")
-        return self._redact(text)
+        """Remove secrets from a text. They are read again, because they may have been rotated."""
+        return Redactor(self._settings.secrets())(text)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -125,15 +123,21 @@ class HttpUpstream:
             "accept-encoding": "identity",  # a compressor would hold deltas back
             "content-type": "application/json",
         }
-        if key := self._key():
-            own["authorization"] = f"Bearer {key}"
-        return {**headers, **own}
-
-    def _key(self) -> str | None:
         try:
-            return self._settings.api_key()
+            configured = {name.lower(): value for name, value in self._settings.header_values().items()}
+            if key := self._settings.api_key():
+                own["authorization"] = f"Bearer {key}"
         except ConfigurationError as error:  # the key was readable at the start, so a rotation failed
             raise UpstreamError(JobError(ErrorCode.AUTH, "; ".join(error.faults), retriable=True)) from error
+        return {**headers, **configured, **own}
+
+
+def _new_transport(settings: UpstreamSettings) -> HttpTransport:
+    files = (settings.ca_file, settings.cert_file, settings.key_file)
+    context = TlsFiles(*(str(file or "") for file in files)) if any(files) else tls_context
+    if settings.base_url.startswith("https:"):
+        context()  # now: it blocks the loop for 20 ms
+    return HttpTransport(ssl_context=context, proxy=settings.proxy)
 
 
 class HttpAnswer:

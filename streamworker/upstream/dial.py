@@ -8,6 +8,7 @@ import ssl
 from collections import defaultdict
 from functools import cache, partial
 from itertools import chain, zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from streamworker.upstream.proxy import Proxy
 
-__all__ = ["Dialer", "tls_context"]
+__all__ = ["Dialer", "TlsFiles", "tls_context"]
 
 NEXT_ADDRESS_S = 0.25
 """How long an address may take before the next one is tried beside it (RFC 8305, Connection Attempt Delay)."""
@@ -53,6 +54,31 @@ def tls_context(ca_file: str = "", cert_file: str = "", key_file: str = "") -> s
     if cert_file:
         context.load_cert_chain(cert_file, key_file or None)
     return context
+
+
+class TlsFiles:
+    """Makes the TLS context of certificate files that may be replaced while the program runs.
+
+    Called for each new connection. Where a file has changed and cannot be read, the context that was made before goes on
+    to be used: the files may be in the middle of their replacement. Raises OSError, or ssl.SSLError, at the first call.
+    """
+
+    def __init__(self, ca_file: str = "", cert_file: str = "", key_file: str = "") -> None:
+        self._files = (ca_file, cert_file, key_file)
+        self._context: ssl.SSLContext | None = None
+        self._seen: list[tuple[int, int]] = []
+
+    def __call__(self) -> ssl.SSLContext:
+        """Return the context of the files as they are now."""
+        try:
+            stats = [Path(file).stat() for file in self._files if file]
+            seen = [(stat.st_mtime_ns, stat.st_ino) for stat in stats]
+            if self._context is None or seen != self._seen:
+                self._context, self._seen = tls_context.__wrapped__(*self._files), seen
+        except OSError:
+            if self._context is None:
+                raise
+        return self._context
 
 
 class Dialer:

@@ -22,6 +22,7 @@ from streamworker.upstream.proxy import proxy_finder
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Callable
 
 __all__ = ["HttpTransport"]
 
@@ -31,14 +32,18 @@ _PORTS = {"http": 80, "https": 443}
 class HttpTransport(httpx.AsyncBaseTransport):
     """Send requests over HTTP/1.1. Use it inside one running loop.
 
-    `ssl_context` is `tls_context(ca_file, cert_file, key_file)`, or None for the system's authorities. `proxy` is a
+    `ssl_context` is a context, or a function such as `TlsFiles` that returns it for each new connection. `proxy` is a
     proxy URL, "" for none, or "env". Raises ValueError where it is not valid; the text does not repeat it.
     """
 
     def __init__(
-        self, *, ssl_context: ssl.SSLContext | None = None, proxy: str = "", keepalive_s: float = KEEPALIVE_S
+        self,
+        *,
+        ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] = tls_context,
+        proxy: str = "",
+        keepalive_s: float = KEEPALIVE_S,
     ) -> None:
-        make_context = tls_context if ssl_context is None else lambda: ssl_context
+        make_context = ssl_context if callable(ssl_context) else lambda: ssl_context
         self._dialer = Dialer(proxy_finder(proxy), make_context)
         self._pool = ConnectionPool(keepalive_s)
 

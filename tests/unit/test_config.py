@@ -93,6 +93,11 @@ def test_config_without_a_source_has_the_documented_defaults() -> None:
                 "base_url": "http://localhost:8000/v1",
                 "api_key_env": None,
                 "api_key_file": None,
+                "headers": {},
+                "proxy": "",
+                "ca_file": None,
+                "cert_file": None,
+                "key_file": None,
                 "models": ("*",),
                 "connect_timeout_s": 5,
                 "first_delta_timeout_s": 60,
@@ -714,3 +719,63 @@ def test_config_base_url_with_the_endpoint_is_refused(url: str) -> None:
     """The client appends /chat/completions: every call would fail."""
     with pytest.raises(ConfigurationError, match="base_url must end before /chat/completions"):
         load(None, {"STREAMWORKER_UPSTREAMS__DEFAULT__BASE_URL": url})
+
+
+# Headers, proxies and certificates of an upstream
+
+UPSTREAM_SECTION = '[upstreams.default]\nbase_url = "http://a/v1"\n'
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('headers = { "Host" = "x" }', "headers must not set host"),
+        ('headers = { "content-length" = "5" }', "headers must not set content-length"),
+        ('headers = { "a b" = "x" }', "must be the name of an HTTP header"),
+        ('headers = { "x-a" = "one\\ntwo" }', "headers.x-a: the value must be one line of ASCII"),
+        ('headers = { "x-a" = "env:NOT_SET" }', "headers.x-a: the environment variable NOT_SET is not set"),
+        (
+            'api_key_env = "KEY"\nheaders = { "authorization" = "x" }',
+            "headers must not set authorization beside",
+        ),
+        ('proxy = "socks5://p:1"', "must be the URL of an HTTP proxy"),
+        ('proxy = "http://user:hunter22@p:1"', "a password does not belong in this file"),
+        ('ca_file = "/nowhere/ca.pem"', "upstreams.default.ca_file: cannot be read: /nowhere/ca.pem"),
+        ('key_file = "/nowhere/key.pem"', "key_file needs cert_file"),
+    ],
+)
+def test_config_upstream_setting_that_cannot_be_used_is_a_fault(toml: Any, line: str, fault: str) -> None:
+    """With its path, and without a secret."""
+    with pytest.raises(ConfigurationError) as caught:
+        load(toml(UPSTREAM_SECTION + line), {"KEY": "sk-1"})
+
+    assert fault in str(caught.value)
+    assert "hunter22" not in str(caught.value)
+
+
+def test_config_upstream_secrets_are_named_and_in_no_repr(toml: Any) -> None:
+    """Header values, the key, and the password of the proxy, from wherever they come."""
+    environ = {
+        "AZURE_KEY": "from-a-variable",
+        "KEY": "sk-key",
+        "STREAMWORKER_UPSTREAMS__DEFAULT__PROXY": "http://user:hunter22@proxy:3128",
+    }
+    file = toml(
+        UPSTREAM_SECTION
+        + 'api_key_env = "KEY"\nheaders = { "api-key" = "env:AZURE_KEY", "x-literal" = "in-the-file" }'
+    )
+    settings = load(file, environ)
+    upstream = settings.upstreams["default"]
+
+    assert upstream.header_values(environ) == {"api-key": "from-a-variable", "x-literal": "in-the-file"}
+    assert set(upstream.secrets(environ)) == {"hunter22", "sk-key", "from-a-variable", "in-the-file"}
+    for secret in upstream.secrets(environ):
+        assert secret not in repr(settings)
+
+
+def test_config_upstream_secret_of_a_proxy_in_the_environment_is_named(toml: Any) -> None:
+    """`proxy = "env"` names no URL itself."""
+    upstream = load(toml(UPSTREAM_SECTION + 'proxy = "env"'), {}).upstreams["default"]
+
+    assert upstream.secrets({"https_proxy": "http://user:hunter22@proxy:3128"}) == ["hunter22"]
+    assert upstream.secrets({}) == []

@@ -81,8 +81,9 @@ def test_configurations_in_docs_are_valid(tmp_path: Path) -> None:
 
     assert len(examples) >= 2
     for example in examples:
-        file.write_text(example)
-        keys = dict.fromkeys(re.findall(r'^api_key_env = "(\w+)"', example, re.MULTILINE), "key")
+        file.write_text(example.replace("/etc/streamworker/ca.pem", __file__))
+        named = re.findall(r'^api_key_env = "(\w+)"|"env:(\w+)"', example, re.MULTILINE)
+        keys = dict.fromkeys(map("".join, named), "key")
         assert load(file, keys).upstreams
 
 

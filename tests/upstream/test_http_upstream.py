@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+import trustme
 
 from streamworker.config import UpstreamSettings
 from streamworker.errors import UpstreamError
@@ -886,3 +887,81 @@ async def test_http_upstream_models_refused_raises() -> None:
     async with serving(response(401, b'{"error":"no"}')) as server, client(server.base_url) as upstream:
         with pytest.raises(UpstreamError, match="no"):
             await upstream.models()
+
+
+# Headers, proxies and certificates
+
+
+async def test_http_upstream_sends_the_configured_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable is read for each call, so that it can be rotated; the worker's own headers cannot be overridden."""
+    headers = {"Api-Key": "env:OUR_KEY", "x-team": "blue"}
+    async with serving(STREAM) as server, client(server.base_url, headers=headers) as upstream:
+        for key in ("first-key", "second-key"):
+            monkeypatch.setenv("OUR_KEY", key)
+            await read(upstream)
+
+    assert [(sent["api-key"], sent["x-team"]) for sent in server.requests] == [
+        ("first-key", "blue"),
+        ("second-key", "blue"),
+    ]
+    assert server.requests[0]["content-type"] == "application/json"
+
+
+async def test_http_upstream_header_whose_variable_is_gone_is_an_auth_error() -> None:
+    """Nothing is sent without it."""
+    async with serving(STREAM) as server:
+        error = await refusal(server.base_url, headers={"api-key": "env:NOT_SET_ANYWHERE"})
+
+    assert (error.code, error.retriable) == (ErrorCode.AUTH, True)
+    assert server.requests == []
+
+
+async def test_http_upstream_scrub_removes_header_values_and_the_password_of_the_proxy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Error bodies repeat headers."""
+    monkeypatch.setenv("OUR_KEY", "in-a-variable")
+    members = {
+        "headers": {"a": "env:OUR_KEY", "b": "in-the-file"},
+        "proxy": "http://user:hunter22@127.0.0.1:1",
+    }
+    async with client("http://127.0.0.1:1/v1", **members) as upstream:
+        assert upstream.scrub("in-a-variable in-the-file hunter22 else") == "*** *** *** else"
+
+
+async def test_http_upstream_that_cannot_reach_its_proxy_is_unavailable_without_the_password() -> None:
+    """The error names the proxy by host and port."""
+    proxy = f"http://user:hunter22@127.0.0.1:{free_port()}"
+    error = await refusal("http://upstream.test/v1", proxy=proxy)
+
+    assert (error.code, error.retriable) == (ErrorCode.UPSTREAM_UNAVAILABLE, True)
+    assert "hunter22" not in error.message
+
+
+async def test_http_upstream_calls_through_its_proxy() -> None:
+    """Plain HTTP goes to the proxy with the whole URL and the proxy's credentials."""
+    async with serving(STREAM) as server:
+        proxy = server.base_url.removesuffix("/v1").replace("//", "//user:hunter22@")
+        async with client("http://upstream.test/v1", proxy=proxy) as upstream:
+            assert await read(upstream) == EVENT + DONE
+
+    assert server.requests[0]["host"] == "upstream.test"
+    assert server.requests[0]["proxy-authorization"].startswith("basic ")
+
+
+async def test_http_upstream_trusts_the_authority_of_ca_file(tmp_path: Path) -> None:
+    """And notices when the file is replaced, for new connections."""
+    authority, other = trustme.CA(), trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    file = tmp_path / "ca.pem"
+    other.cert_pem.write_to_path(str(file))
+    async with serving(STREAM, tls=context) as server, client(server.base_url, ca_file=file) as upstream:
+        with pytest.raises(UpstreamError, match="TLS connection"):
+            await read(upstream)
+        replacement = tmp_path / "new.pem"
+        authority.cert_pem.write_to_path(str(replacement))
+        replacement.rename(file)
+        assert await read(upstream) == EVENT + DONE
+        file.unlink()  # in the middle of the next replacement
+        assert await read(upstream) == EVENT + DONE
