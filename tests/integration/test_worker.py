@@ -271,9 +271,7 @@ async def test_bad_records_become_dead_letters_byte_for_byte_and_rejected_jobs(s
 COUNT = 10
 FAULTS: dict[str, tuple[str, str, str, int]] = {
     # name: options, status, code, deltas published (the role's included)
-    "json200": ("json200", "failed", "upstream_protocol", 0),
     "html200": ("html200", "failed", "upstream_protocol", 0),
-    "status_401": ("status=401", "failed", "auth", 0),
     "status_400": ("status=400", "failed", "upstream_rejected", 0),
     "error_frame_first": ("error_frame_after=0", "failed", "upstream_error", 0),
     "error_frame": ("error_frame_after=5", "interrupted", "upstream_error", 6),
@@ -316,8 +314,7 @@ async def test_upstream_faults_end_jobs_with_their_code_and_keep_what_was_receiv
     assert {name for name, source in sources.items() if source == "none"} == {
         name
         for name, (*_, deltas) in FAULTS.items()
-        if deltas <= 1
-        and name != "json200"  # a role delta alone generated nothing; a whole completion is paid for
+        if deltas <= 1  # a role delta alone generated nothing
     }
     assert "practice upstream failed" in ends["error_frame"]["error"]["message"]
     assert ends["error_frame"]["error"]["upstream"]
