@@ -33,9 +33,11 @@ from streamworker.telemetry.probes import Probes
 from streamworker.upstream.client import HttpUpstream
 from streamworker.upstream.tokenizer import find_tokenizer
 from streamworker.wire.event import EventWriter
+from streamworker.wire.result import ResultWriter
 from streamworker.worker.intake import Intake, IntakeRules
 from streamworker.worker.policy import UpstreamPolicy
 from streamworker.worker.queues import UpstreamQueues
+from streamworker.worker.results import Results
 from streamworker.worker.runner import Tools
 from streamworker.worker.stats import WorkerStats
 from streamworker.worker.worker import Worker, WorkerLimits
@@ -165,9 +167,17 @@ class App:
         topics = settings.topics
         await self._retry_connecting(self._check_topics)
         written = [topics.events, topics.dlq, *topics.allowed_reply_to]
+        written += [topics.results] if topics.results else []
         linger_s = settings.events.linger_ms / 1000
         acls = RequiredAcls.of_worker(settings)
-        sink = KafkaSink(settings.kafka, written, self._telemetry, linger_s=linger_s, acls=acls)
+        sink = KafkaSink(
+            settings.kafka,
+            written,
+            self._telemetry,
+            linger_s=linger_s,
+            keeps_offsets=bool(topics.results),  # of `started`: without transactions the sink writes it
+            acls=acls,
+        )
         await self._retry_connecting(sink.start)
         stack.push_async_callback(sink.stop)
         self.metrics.track(table.UNACKNOWLEDGED, lambda: sink.unacknowledged_bytes)
@@ -248,6 +258,7 @@ class App:
             max_deliveries=settings.worker.max_deliveries,
             fair_by=settings.worker.fair_by,
         )
+        results = self._open_results(sink, cloud_source)
         tools = Tools(
             sink=sink,
             writer=writer,
@@ -258,6 +269,16 @@ class App:
             max_event_bytes=settings.worker.max_event_bytes,
             tokenizer=self._tokenizer,
             coalesce_s=settings.events.coalesce_ms / 1000,
+            results=results,
+        )
+        intake = Intake(
+            rules,
+            policies,
+            sink=sink,
+            writer=writer,
+            clock=self._clock,
+            tracer=self._tracer,
+            results=results,
         )
         limits = WorkerLimits(
             max_in_flight=settings.worker.max_in_flight,
@@ -273,11 +294,18 @@ class App:
         return Worker(
             source=consumer,
             commit_stores=commit_stores,
-            intake=Intake(rules, policies, sink=sink, writer=writer, clock=self._clock, tracer=self._tracer),
+            intake=intake,
             tools=tools,
             limits=limits,
             failure=sink.crashed,
         )
+
+    def _open_results(self, sink: KafkaSink, cloud_source: str | None) -> Results | None:
+        topic, limit_bytes = self._settings.topics.results, self._settings.kafka.max_result_bytes
+        if not topic:
+            return None
+        writer = ResultWriter(cloud_source=cloud_source)
+        return Results(sink, writer, self._telemetry, topic=topic, limit_bytes=limit_bytes)
 
     def _open_queues(self, policies: dict[str, UpstreamPolicy]) -> UpstreamQueues:
         queues = UpstreamQueues(

@@ -149,6 +149,10 @@ class Observer(Protocol):
         """A partition's commit is durable, with these records, `seconds` after it began."""
         ...
 
+    def result_part_omitted(self, part: str) -> None:
+        """A result was made without `logprobs` or without the whole `completion`, because of its size."""
+        ...
+
     def batch_acknowledged(self, count: int, seconds: float) -> None:
         """The broker acknowledged a batch of `count` deltas, `seconds` after it was sent."""
         ...

@@ -118,6 +118,9 @@ class Source(Protocol):
 class Receipt(Protocol):
     """The acknowledgements that are outstanding for one job's published records."""
 
+    offset: int | None
+    """The offset of the record that was acknowledged last; None if it is not known."""
+
     async def settled(self) -> None:
         """Wait until every record is acknowledged. Raises RecordTooLarge if the broker rejected one."""
         ...
@@ -156,8 +159,10 @@ class CommitStore(Protocol):
         """Fence the former owner, then return the committed point, or the log's start. Raises KafkaError."""
         ...
 
-    async def commit(self, records: Sequence[ProducerRecord], point: CommitPoint) -> None:
-        """Write the records and the point atomically. Retries transient errors.
+    async def commit(self, records: Sequence[ProducerRecord], point: CommitPoint) -> Sequence[int | None]:
+        """Write the records and the point atomically; return the records' offsets. Retries transient errors.
+
+        An offset is None if it is not known.
 
         Raises:
             Fenced: another worker owns the partition; nothing was written.

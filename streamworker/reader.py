@@ -7,8 +7,10 @@ The rules themselves are in docs/delivery.md; a reader in another language needs
 
 from __future__ import annotations
 
+import json
 from collections import Counter, OrderedDict
 from enum import Enum
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
     from streamworker.model import Coordinates
 
-__all__ = ["Auditor", "Breach", "EventReader", "Notice", "Reading"]
+__all__ = ["Auditor", "Breach", "EventReader", "Notice", "Reading", "ResultAuditor"]
 
 
 class Notice(Enum):
@@ -168,7 +170,9 @@ class Auditor:
     """Checks a whole events topic against the rules. Call `read` with every record, in order per partition,
     then `finish`."""
 
-    def __init__(self) -> None:
+    def __init__(self, results: ResultAuditor | None = None) -> None:
+        """Create an auditor; it passes the terminal events of valid attempts on to `results`."""
+        self._results = results
         self._reader = EventReader(remembered=1 << 62)
         self._partition: dict[str, int] = {}
         self.events = 0
@@ -223,3 +227,71 @@ class Auditor:
             self.reruns += 1
         elif reading.notice is Notice.VALID and reading.event["type"] == "usage":
             self._status[reading.event["job_id"]] = str(reading.event.get("status"))
+            if self._results is not None:
+                self._results.ended(reading.event)
+
+
+_OF_RESULTS = frozenset({"type", "model", "upstream", "source", "events", "completion", "omitted"})
+"""Members of a result that the terminal event does not have, or has with another value."""
+
+
+class _Ending:
+    __slots__ = ("attempt", "digest", "is_answered", "ts")
+
+    def __init__(self, event: Mapping[str, Any]) -> None:
+        self.attempt, self.ts = event["attempt"], event["ts"]
+        self.digest = _digest(event)
+        self.is_answered = False
+
+
+class ResultAuditor:
+    """Compares a results topic with the terminal events: the last one of each job has one result with equal members.
+
+    Call `read` or `erased` with every record of the results topic after all events were read, then `finish`.
+    """
+
+    def __init__(self) -> None:
+        self.results = 0
+        self._endings: dict[str, _Ending] = {}
+        self._first_ts: int | None = None
+
+    def ended(self, event: Mapping[str, Any]) -> None:
+        """Take a terminal event. It replaces that of an earlier run of the job."""
+        self._endings[event["job_id"]] = _Ending(event)
+
+    def read(self, result: Mapping[str, Any], at: Coordinates, key: bytes | None) -> Iterator[Breach]:
+        """Check one result; yield the rules that it breaks. Results of other runs than the last one are ignored."""
+        self.results += 1
+        job_id, ts = result["job_id"], result["ts"]
+        self._first_ts = ts if self._first_ts is None else min(self._first_ts, ts)
+        if key != job_id.encode():
+            yield Breach("key", at, job_id, "the key of the result is not the job's id")
+        ending = self._endings.get(job_id)
+        if ending is None or ending.attempt != result["attempt"]:
+            return
+        if ending.is_answered:
+            yield Breach("repeated result", at, job_id, f"another result of attempt {ending.attempt}")
+        elif ending.digest != _digest(result):
+            yield Breach("unequal result", at, job_id, "its members differ from those of the terminal event")
+        ending.is_answered = True
+
+    def erased(self, key: bytes | None) -> None:
+        """Take a record without a value: the job's result was deleted on purpose."""
+        if (ending := self._endings.get((key or b"").decode("utf-8", "replace"))) is not None:
+            ending.is_answered = True
+
+    def finish(self) -> Iterator[Breach]:
+        """Yield a breach per job without a result.
+
+        Jobs that ended before the first result that was read are left out: results were off then, or are deleted.
+        """
+        for job_id, ending in self._endings.items():
+            if not ending.is_answered and (self._first_ts is None or ending.ts >= self._first_ts):
+                yield Breach(
+                    "no result", None, job_id, "a terminal event, and no record in the results topic"
+                )
+
+
+def _digest(record: Mapping[str, Any]) -> bytes:
+    members = {name: value for name, value in record.items() if name not in _OF_RESULTS}
+    return blake2b(json.dumps(members, sort_keys=True).encode(), digest_size=16).digest()

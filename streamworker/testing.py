@@ -180,6 +180,7 @@ class MemoryReceipt:
 
     def __init__(self) -> None:
         self.owed = 0
+        self.offset: int | None = None
         self._refusal: RecordTooLarge | None = None
         self._settled = _open_gate()
 
@@ -275,6 +276,7 @@ class MemoryCommitStores:
         self.committing = _open_gate()
         self.max_record_bytes = max_record_bytes
         self._owners: dict[TopicPartition, MemoryCommitStore | None] = {}
+        self._offsets: defaultdict[TopicPartition, int] = defaultdict(int)
 
     def store(self, partition: TopicPartition) -> MemoryCommitStore:
         """Return a new commit store, not yet opened."""
@@ -305,8 +307,8 @@ class MemoryCommitStores:
 
     async def commit(
         self, owner: MemoryCommitStore, records: Sequence[ProducerRecord], point: CommitPoint
-    ) -> None:
-        """Write the records and the point atomically."""
+    ) -> list[int | None]:
+        """Write the records and the point atomically; return the records' offsets."""
         commit = Commit(owner.partition, tuple(records), point)
         self.under_way.append(commit)
         try:
@@ -317,6 +319,12 @@ class MemoryCommitStores:
             self.under_way.remove(commit)
         self.commits.append(commit)
         self.points[owner.partition] = point
+        return [self._next_offset(record.topic_partition) for record in records]
+
+    def _next_offset(self, partition: TopicPartition) -> int:
+        offset = self._offsets[partition]
+        self._offsets[partition] += 1
+        return offset
 
     def _check(self, owner: MemoryCommitStore, commit: Commit) -> None:
         if self._owners.get(owner.partition) is not owner:
@@ -339,9 +347,9 @@ class MemoryCommitStore:
         """Fence the former owner; return the committed point."""
         return await self._committers.open(self)
 
-    async def commit(self, records: Sequence[ProducerRecord], point: CommitPoint) -> None:
-        """Write the records and the point."""
-        await self._committers.commit(self, records, point)
+    async def commit(self, records: Sequence[ProducerRecord], point: CommitPoint) -> list[int | None]:
+        """Write the records and the point; return the records' offsets."""
+        return await self._committers.commit(self, records, point)
 
     async def close(self) -> None:
         """Release the partition."""
@@ -510,6 +518,9 @@ class MemoryObserver:
 
     def committed(self, records: Sequence[ProducerRecord], seconds: float) -> None:
         self.calls.append(("committed", (tuple(records), seconds)))
+
+    def result_part_omitted(self, part: str) -> None:
+        self.calls.append(("result_part_omitted", (part,)))
 
     def batch_acknowledged(self, count: int, seconds: float) -> None:
         self.calls.append(("batch_acknowledged", (count, seconds)))

@@ -1,4 +1,4 @@
-"""`streamworker audit`: check an events topic against the rules of docs/delivery.md."""
+"""`streamworker audit`: check an events topic, and the results topic, against the rules of docs/delivery.md."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from streamworker.cli.shared import (
 from streamworker.errors import KafkaError
 from streamworker.kafka.log import open_log
 from streamworker.model import TopicPartition
-from streamworker.reader import Auditor, Breach
+from streamworker.reader import Auditor, Breach, ResultAuditor
 from streamworker.wire.event import read_event
 from streamworker.wire.job import RERUN, job_id_of, read_job
 
@@ -56,7 +56,8 @@ def audit(
 ) -> int:
     """Read an events topic up to its current end and report every breach of the rules for readers.
 
-    A job that `dlq replay` or `retry` submitted again has several runs; the last one counts.
+    A job that `dlq replay` or `retry` submitted again has several runs; the last one counts. With a results topic, each
+    terminal event must have one result with the same members; jobs that ended before its first record are not judged.
 
     Exits with 0 if there is no breach, else with 1.
     """
@@ -69,7 +70,7 @@ def audit(
     click.echo(
         f"{auditor.jobs} jobs ({ended or 'none ended'}), {auditor.events} events, "
         f"{auditor.superseded} attempts superseded, {auditor.stale} stale events ignored, "
-        f"{auditor.reruns} further runs: {breaches or 'no'} breach{'es' if breaches > 1 else ''}"
+        f"{auditor.reruns} further runs{auditing.described_results}: {breaches or 'no'} breach{'es' if breaches > 1 else ''}"
     )
     return 1 if breaches else 0
 
@@ -84,11 +85,19 @@ class _Audit:
         self._committed_only = committed_only
         self._breaches = 0
         self._suspects: list[Breach] = []
-        self.auditor = Auditor()
+        self._results = ResultAuditor() if settings.topics.results else None
+        self.auditor = Auditor(self._results)
+
+    @property
+    def described_results(self) -> str:
+        """The number of results for the summary; empty without a results topic."""
+        return "" if self._results is None else f", {self._results.results} results"
 
     async def run(self, *, complete: bool) -> int:
         await self._read_events()
         await self._judge_suspects()
+        if self._results is not None:
+            await self._read_results(self._results)
         if complete:
             for breach in self.auditor.finish():
                 self._report(breach)
@@ -112,6 +121,21 @@ class _Audit:
                     self._suspects.append(breach)
                 else:
                     self._report(breach)
+
+    async def _read_results(self, results: ResultAuditor) -> None:
+        async for record in self._records(self._settings.topics.results):
+            if record.value is None:
+                results.erased(record.key)
+                continue
+            try:
+                result = read_event(record.value)
+            except ValueError as error:
+                self._report(self.auditor.unreadable(record.at, f"result: {error}"))
+                continue
+            for breach in results.read(result, record.at, record.key):
+                self._report(breach)
+        for breach in results.finish():
+            self._report(breach)
 
     async def _judge_suspects(self) -> None:
         """Report the second terminal events of rejected jobs, except for jobs that were submitted again."""

@@ -297,8 +297,7 @@ async def _logged(work: Coroutine[Any, Any, None]) -> None:
 
 
 def _results_topic(topics: TopicSettings) -> str | None:
-    topic: str | None = getattr(topics, "results", None)
-    return topic
+    return topics.results or None
 
 
 def _since_ms(job_id: str, since: datetime | timedelta | None) -> int:

@@ -40,6 +40,7 @@ PREFIX = "STREAMWORKER_"
 """What the name of every environment variable that is a setting begins with."""
 
 _TOPIC = r"^[A-Za-z0-9._-]{1,249}$"
+_TOPIC_OR_NONE = r"^([A-Za-z0-9._-]{1,249})?$"
 _UPSTREAM_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 _URL = r"^https?://[^\s/?#]+[^\s?#]*$"
 _FAIR_BY = r"^(key|metadata:.{1,200})?$"
@@ -68,6 +69,7 @@ RESERVED_HEADERS = frozenset(
 
 EXPECTED = {
     _TOPIC: "must be a topic name: 1 to 249 letters, digits, dots, hyphens and underscores",
+    _TOPIC_OR_NONE: "must be empty or a topic name: 1 to 249 letters, digits, dots, hyphens and underscores",
     _UPSTREAM_NAME: (
         "must be the name of an upstream: 1 to 63 lower-case letters, digits, hyphens and underscores, "
         "the first one a letter or a digit"
@@ -151,6 +153,13 @@ class KafkaSettings(_Section):
         ge=16_384,
         le=1 << 30,
         description="largest event record, in bytes; must be below max.message.bytes of the topics",
+    )
+    max_result_bytes: int = Field(
+        1_000_000,
+        ge=16_384,
+        le=1 << 30,
+        description="largest result record, in bytes; what does not fit is left out of it; must be below max.message.bytes of the "
+        "results topic; an open job may take this much memory",
     )
     max_unacknowledged_bytes: int = Field(
         32 << 20,
@@ -238,6 +247,9 @@ class TopicSettings(_Section):
         {},
         description="shares of the slots while several job topics have work, as in chat = 3; 1 for each topic by default",
     )
+    results: Annotated[str, Field(pattern=_TOPIC_OR_NONE)] = Field(
+        "", description="results topic: one record per job, with the whole completion; empty: none is written"
+    )
 
     @model_validator(mode="after")
     def _no_loops(self) -> TopicSettings:
@@ -251,6 +263,15 @@ class TopicSettings(_Section):
             raise ValueError("events, control and dlq must be three different topics")
         if strangers := sorted(set(self.weights) - set(self.jobs)):
             raise ValueError(f"weights: not a job topic: {', '.join(strangers)}")
+        others = {
+            **ours,
+            **dict.fromkeys(self.jobs, "jobs"),
+            **dict.fromkeys(self.allowed_reply_to, "reply_to"),
+        }
+        if self.results in others:
+            raise ValueError(
+                f"results: {self.results} is the {others[self.results]} topic: results need their own"
+            )
         return self
 
 

@@ -68,6 +68,8 @@ def worker_acls(settings: Settings) -> list[Acl]:
     events = dict.fromkeys([topics.events, *topics.allowed_reply_to])
     acls += [Acl("WRITE", "TOPIC", name, "publish events") for name in events]
     acls += [Acl("WRITE", "TOPIC", topics.dlq, "write dead letters")]
+    if topics.results:
+        acls += [Acl("WRITE", "TOPIC", topics.results, "write results")]
     acls += [Acl("READ", "TOPIC", topics.control, "read cancellations")]
     if settings.worker.delivery == "exactly_once":
         purpose = "commit exactly once, with one transactional id per partition of the job topics"
@@ -82,6 +84,12 @@ def _submit_acls(settings: Settings) -> list[Acl]:
 def _tail_acls(settings: Settings) -> list[Acl]:
     events = dict.fromkeys([settings.topics.events, *settings.topics.allowed_reply_to])
     return [Acl("READ", "TOPIC", name, "read events") for name in events]
+
+
+def _audit_acls(settings: Settings) -> list[Acl]:
+    results = settings.topics.results
+    reads = [Acl("READ", "TOPIC", results, "compare results with events")] if results else []
+    return [*_tail_acls(settings), *reads]
 
 
 def _cancel_acls(settings: Settings) -> list[Acl]:
@@ -100,7 +108,8 @@ def _retry_acls(settings: Settings) -> list[Acl]:
 COMMANDS = {
     "run, check": worker_acls,
     "submit": _submit_acls,
-    "tail, audit": _tail_acls,
+    "tail": _tail_acls,
+    "audit": _audit_acls,
     "cancel": _cancel_acls,
     "retry": _retry_acls,
     "dlq": _dlq_acls,

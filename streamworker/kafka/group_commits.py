@@ -85,12 +85,12 @@ class GroupCommitStores:
         epoch: object,
         records: Sequence[ProducerRecord],
         point: CommitPoint,
-        written: dict[int, ProducerRecord],
-    ) -> None:
+        written: dict[int, tuple[ProducerRecord, int | None]],
+    ) -> list[int | None]:
         """Publish the records that are not in `written`, wait for them, then mark the point as ready to commit.
 
-        `written` maps `id(record)` to the records of an earlier call that were acknowledged, and is updated. Raises
-        RecordTooLarge if the broker refused a record.
+        `written` maps `id(record)` to the records of an earlier call that were acknowledged and their offsets, and is
+        updated. Returns the offsets of the records. Raises RecordTooLarge if the broker refused a record.
         """
         unwritten = [(record, self._sink.receipt()) for record in records if id(record) not in written]
         for record, receipt in unwritten:
@@ -102,11 +102,13 @@ class GroupCommitStores:
             except RecordTooLarge as error:
                 refusal = error
             else:
-                written[id(record)] = record
+                written[id(record)] = record, receipt.offset
         if refusal is not None:
             raise refusal
+        offsets = [written[id(record)][1] for record in records]
         written.clear()
         self._points[partition] = _Uncommitted(epoch, point)
+        return offsets
 
     async def _commit_regularly(self) -> None:
         while True:
@@ -162,15 +164,15 @@ class _GroupCommitStore:
         self._stores = stores
         self._partition = partition
         self._epoch = consumer.epoch(partition)
-        self._written: dict[int, ProducerRecord] = {}  # see GroupCommitStores.write
+        self._written: dict[int, tuple[ProducerRecord, int | None]] = {}  # see GroupCommitStores.write
 
     async def open(self) -> CommitPoint:
         """Read the committed offset. Without transactions a former owner cannot be fenced. Raises KafkaError."""
         return await self._stores.open(self._partition, self._epoch)
 
-    async def commit(self, records: Sequence[ProducerRecord], point: CommitPoint) -> None:
-        """Publish the records; the offset is committed by the timer. Raises RecordTooLarge."""
-        await self._stores.write(self._partition, self._epoch, records, point, self._written)
+    async def commit(self, records: Sequence[ProducerRecord], point: CommitPoint) -> Sequence[int | None]:
+        """Publish the records; the offset is committed by the timer. Return their offsets. Raises RecordTooLarge."""
+        return await self._stores.write(self._partition, self._epoch, records, point, self._written)
 
     async def close(self) -> None:
         """Release nothing: the offset is committed as long as the ownership epoch lasts, and not after it."""

@@ -31,13 +31,15 @@ log = structlog.get_logger()
 class SinkReceipt:
     """Counts the records of one job that are not acknowledged yet."""
 
-    __slots__ = ("_waiter", "error", "is_new", "pending")
+    __slots__ = ("_waiter", "error", "is_new", "offset", "pending")
 
     def __init__(self) -> None:
         self.pending = 0
         self.is_new = True
         """Whether no record was published yet. A job's first record does not wait for the linger."""
         self.error: RecordTooLarge | None = None
+        self.offset: int | None = None
+        """The offset of the record that was acknowledged last, if the sink keeps offsets."""
         self._waiter: asyncio.Future[None] | None = None
 
     async def settled(self) -> None:
@@ -61,6 +63,9 @@ Entry = tuple["ProducerRecord", SinkReceipt, int]
 
 class BatchOwner(Protocol):
     """What a sender needs of the sink."""
+
+    keeps_offsets: bool
+    """Whether receipts are told the offsets of their records."""
 
     @property
     def producer(self) -> Producer:
@@ -212,7 +217,7 @@ class PartitionSender:
         while True:
             producer = self._owner.producer
             try:
-                await self._send(producer, batch)
+                first = await self._send(producer, batch)
             except (MessageSizeTooLargeError, RecordListTooLargeError):
                 await self._replace(producer)
                 await self._deliver_in_halves(batch)
@@ -220,10 +225,15 @@ class PartitionSender:
                 self._failed("sink.batch_failed", error, records=len(batch))
                 await self._replace(producer)
                 continue
+            else:
+                if first is not None:
+                    for offset, (_, receipt, _) in enumerate(batch, first):
+                        receipt.offset = offset
             self._outage_log.worked()
             return
 
-    async def _send(self, producer: Producer, batch: list[Entry]) -> None:
+    async def _send(self, producer: Producer, batch: list[Entry]) -> int | None:
+        """Send a batch and wait for its acknowledgement; return the first record's offset if it is kept and known."""
         builder = producer.create_batch()
         append = builder.append
         for record, _, _ in batch:
@@ -232,7 +242,8 @@ class PartitionSender:
         acknowledged = await producer.send_batch(
             builder, self._partition.topic, partition=self._partition.partition
         )
-        await acknowledged
+        metadata = await acknowledged
+        return metadata.offset if self._owner.keeps_offsets and metadata.offset >= 0 else None
 
     async def _deliver_in_halves(self, batch: list[Entry]) -> None:
         if len(batch) == 1:

@@ -45,9 +45,14 @@ class KafkaSink:
         observer: Observer | None = None,
         *,
         linger_s: float = 0.0,
+        keeps_offsets: bool = False,
         acls: RequiredAcls | None = None,
     ) -> None:
-        """Prepare to write to `topics`. At most one request leaves per `linger_s`, except for a job's first record."""
+        """Prepare to write to `topics`. At most one request leaves per `linger_s`, except for a job's first record.
+
+        With `keeps_offsets`, receipts have the offset of the record that was acknowledged last.
+        """
+        self.keeps_offsets = keeps_offsets
         self._observer = observer
         self._acls = acls
         self._producer = ReplaceableProducer(settings, topics, acls)

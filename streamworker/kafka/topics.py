@@ -41,6 +41,17 @@ METADATA_LIMIT = 4096
 """Kafka's default for `offset.metadata.max.bytes`."""
 
 
+_DAY_MS = 86_400_000
+
+RESULTS_CLEANUP = {
+    "cleanup.policy": "compact,delete",
+    "retention.ms": str(7 * _DAY_MS),
+    "segment.ms": str(_DAY_MS),
+    "min.compaction.lag.ms": str(_DAY_MS),
+}
+"""Of a results topic: a result is kept for a week; a tombstone deletes it within two days and a cleaner's run."""
+
+
 class TopicFacts(NamedTuple):
     """Properties of a topic. The last two are None if the broker does not report them."""
 
@@ -121,14 +132,15 @@ class TopicAdmin:
 
     def _names(self) -> list[str]:
         topics = self._settings.topics
-        return list(
-            dict.fromkeys([*topics.jobs, topics.events, topics.control, topics.dlq, *topics.allowed_reply_to])
-        )
+        names = [*topics.jobs, topics.events, topics.control, topics.dlq, *topics.allowed_reply_to]
+        names += [topics.results] if topics.results else []
+        return list(dict.fromkeys(names))
 
     def _configuration(self, name: str) -> dict[str, str]:
-        """Return the topic's configuration: `max.message.bytes`, if our records can exceed Kafka's default."""
+        """Return the topic's configuration: `max.message.bytes`, if our records can exceed Kafka's default, and cleanup."""
         needed = _needed_bytes(self._settings, name)
-        return {"max.message.bytes": str(needed)} if needed > _DEFAULT_MESSAGE_BYTES else {}
+        limit = {"max.message.bytes": str(needed)} if needed > _DEFAULT_MESSAGE_BYTES else {}
+        return limit | RESULTS_CLEANUP if name == self._settings.topics.results else limit
 
     async def _facts(self, name: str, partitions: list[dict[str, Any]]) -> TopicFacts:
         replicas = min((len(partition["replicas"]) for partition in partitions), default=0)
@@ -201,9 +213,11 @@ def faults_of(settings: Settings, topics: dict[str, TopicFacts | None]) -> list[
         if facts.max_message_bytes is not None and facts.max_message_bytes < needed:
             faults.append(
                 f"topic {name} accepts records of {facts.max_message_bytes} bytes, {needed} are needed: raise its "
-                "max.message.bytes, or lower kafka.max_record_bytes (events) or worker.max_job_bytes (dead letters)"
+                "max.message.bytes, or lower kafka.max_record_bytes (events), worker.max_job_bytes (dead letters) or "
+                "kafka.max_result_bytes (results)"
             )
-        if "compact" in (facts.cleanup_policy or "") and name != settings.topics.control:
+        may_be_compacted = {settings.topics.control, settings.topics.results}
+        if "compact" in (facts.cleanup_policy or "") and name not in may_be_compacted:
             faults.append(
                 f"topic {name} has cleanup.policy={facts.cleanup_policy}, which removes records of a key that has newer "
                 "ones: set cleanup.policy=delete"
@@ -215,6 +229,8 @@ def _needed_bytes(settings: Settings, name: str) -> int:
     topics = settings.topics
     if name == topics.events or name in topics.allowed_reply_to:
         return settings.kafka.max_record_bytes + FRAMING_BYTES
+    if name == topics.results:
+        return settings.kafka.max_result_bytes + FRAMING_BYTES
     if name == topics.dlq:
         return settings.worker.max_job_bytes + 4 * FRAMING_BYTES
     return 0

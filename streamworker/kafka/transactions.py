@@ -88,6 +88,8 @@ class _TransactionalCommitStore:
         self._id = transactional_id(settings.worker.group_id, partition.topic, partition.partition)
         self._producer: Producer | None = None
         self._last: CommitPoint | None = None
+        self._offsets: Sequence[int | None] = ()
+        """The offsets of the records of the latest transaction."""
 
     async def open(self) -> CommitPoint:
         """Fence the former owner, read the committed offset, and commit the first offset if none was. Raises KafkaError.
@@ -106,8 +108,8 @@ class _TransactionalCommitStore:
             await self.commit([], start)
         return start
 
-    async def commit(self, records: Sequence[ProducerRecord], point: CommitPoint) -> None:
-        """Write the records and the offset in one transaction; retry until it is committed.
+    async def commit(self, records: Sequence[ProducerRecord], point: CommitPoint) -> Sequence[int | None]:
+        """Write the records and the offset in one transaction; retry until it is committed. Return the records' offsets.
 
         Raises:
             Fenced: another worker owns the partition.
@@ -126,6 +128,7 @@ class _TransactionalCommitStore:
                     raise
         self._last = point
         self._outage_log.worked()
+        return self._offsets
 
     async def close(self) -> None:
         """Close the producer. Bounded in time; never raises."""
@@ -144,7 +147,9 @@ class _TransactionalCommitStore:
                     written.append(await _send(producer, record))  # noqa: PERF401 - a failure keeps the earlier ones
                 offsets = {KafkaTopicPartition(*self._partition): OffsetAndMetadata(*point)}
                 await producer.send_offsets_to_transaction(offsets, self._settings.worker.group_id)
-                await asyncio.gather(*written)
+                metadata = await asyncio.gather(*written)
+                # Kept also if the commit below fails: it may turn out to have succeeded.
+                self._offsets = [one.offset if one.offset >= 0 else None for one in metadata]
                 await producer.commit_transaction()
             finally:  # after a failure they are not awaited; the next producer's InitProducerId aborts the transaction
                 for future in written:

@@ -8,14 +8,25 @@ import msgspec
 
 from streamworker.model.ending import JobError, Status, UsageSource
 
-__all__ = ["Cause", "DeltaEvent", "Event", "Observed", "Source", "Started", "Timing", "UsageEvent", "Voided"]
+__all__ = [
+    "Cause",
+    "DeltaEvent",
+    "Event",
+    "Observed",
+    "Result",
+    "Source",
+    "Started",
+    "Timing",
+    "UsageEvent",
+    "Voided",
+]
 
 Cause = Literal["new", "redelivered", "restart"]
 """Why an attempt was opened."""
 
 
 class Source(msgspec.Struct, frozen=True):
-    """The job record's coordinates."""
+    """The coordinates of a record."""
 
     topic: str
     partition: int
@@ -101,3 +112,18 @@ class UsageEvent(msgspec.Struct, tag_field="type", tag="usage", kw_only=True):
 
 
 Event = Started | DeltaEvent | UsageEvent
+
+
+class Result(UsageEvent, tag_field="type", tag="result", kw_only=True):
+    """The terminal event and the whole completion. `omitted` names the parts that were left out for their size.
+
+    `model` is None if the job record could not be read, `upstream` is None if none was chosen. `source` is the job record,
+    `events` the attempt's `started` event: None if there is none or its offset is not known.
+    """
+
+    model: str | None
+    upstream: str | None
+    source: Source
+    events: Source | None
+    completion: dict[str, Any] | None
+    omitted: list[str]

@@ -39,7 +39,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 class Rejection(msgspec.Struct, frozen=True, kw_only=True):
     """A record that is not a valid job. It gets a dead letter and a terminal event with status `rejected`.
 
-    `job_id` is the record's own if it is readable, else made of the record's coordinates. `faults` names
+    `job_id` is the record's own if it is readable, else made of the record's coordinates; `model` is None unless the
+    record was read as a job. `faults` names
     every fault. No fault repeats the record's content, because faults appear in headers and logs, and prompts
     must not.
     """
@@ -49,4 +50,5 @@ class Rejection(msgspec.Struct, frozen=True, kw_only=True):
     timestamp: int
     faults: tuple[str, ...]
     reply_to: str | None = None
+    model: str | None = None
     trace: Headers = ()

@@ -185,6 +185,13 @@ UPSTREAM_HELD_DURATION = _gauge(
 # Records written
 EVENTS = _counter("events_total", "Events passed to the Kafka producer, by type.", "type")
 EVENT_BYTES = _counter("event_bytes_total", "Bytes of those events, before compression.", "type")
+RESULTS = _counter("results_total", "Durable records of the results topic.")
+RESULT_BYTES = _counter("result_bytes_total", "Bytes of those records, before compression.")
+RESULT_PARTS_OMITTED = _counter(
+    "result_parts_omitted_total",
+    "Parts of completions that were left out of results, because of kafka.max_result_bytes: logprobs or completion.",
+    "part",
+)
 BATCH_DURATION = _histogram(
     "sink_batch_duration_seconds",
     "Time from sending a batch of deltas to its acknowledgement.",
@@ -289,6 +296,9 @@ TABLE = (
     UPSTREAM_HELD_DURATION,
     EVENTS,
     EVENT_BYTES,
+    RESULTS,
+    RESULT_BYTES,
+    RESULT_PARTS_OMITTED,
     BATCH_DURATION,
     BATCH_RECORDS,
     UNACKNOWLEDGED,

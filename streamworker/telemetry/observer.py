@@ -247,8 +247,15 @@ class Telemetry:
         self._metrics.observe(table.COMMIT_RECORDS, len(records))
         for record in records:
             kind = next((value for name, value in record.headers if name == "streamworker-type"), None)
-            if kind is not None:  # a dead letter is not an event
+            if kind == b"result":
+                self._metrics.add(table.RESULTS)
+                self._metrics.add(table.RESULT_BYTES, record.size)
+            elif kind is not None:  # a dead letter is not an event
                 self._count_events(kind.decode(), 1, record.size)
+
+    def result_part_omitted(self, part: str) -> None:
+        """Count a part of a completion that was left out of its result."""
+        self._metrics.add(table.RESULT_PARTS_OMITTED, 1, part)
 
     def batch_acknowledged(self, count: int, seconds: float) -> None:
         """Record a batch of `count` deltas that was acknowledged `seconds` after it was sent."""
@@ -288,6 +295,7 @@ class Telemetry:
             (table.JOBS_ABANDONED, REASONS),
             (table.CANCELS, get_args(CancelEffect)),
             (table.KAFKA_FAILURES, KAFKA_PARTS),
+            (table.RESULT_PARTS_OMITTED, ("logprobs", "completion")),
         ):
             for label in labels:
                 add(counter, 0, label)

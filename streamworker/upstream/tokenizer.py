@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["find_tokenizer"]
 
+_MAX_CHARS = 100_000
+"""Characters that are encoded at once. The library refuses a million; a cut adds at most one token."""
+
 VOCABULARY = "o200k_base"
 """OpenAI's present vocabulary. Others differ by some per cent, so the estimate names the vocabulary."""
 
@@ -25,7 +28,14 @@ def find_tokenizer() -> Tokenizer | None:
     """
     if find_spec("bpe_openai") is None:
         return None
-    return Tokenizer(VOCABULARY, lambda text: len(_encode()(text)))
+    return Tokenizer(VOCABULARY, _count)
+
+
+def _count(text: str) -> int:
+    encode = _encode()
+    return sum(
+        len(encode(text[start : start + _MAX_CHARS])) for start in range(0, max(len(text), 1), _MAX_CHARS)
+    )
 
 
 @cache

@@ -9,7 +9,7 @@ import msgspec
 from streamworker.model import DeltaEvent, Event, Headers, ProducerRecord, Started, TopicPartition, UsageEvent
 from streamworker.wire.json import encode
 
-__all__ = ["EventWriter", "TextDeltas", "read_event"]
+__all__ = ["EventWriter", "TextDeltas", "cloud_headers", "plain_headers", "read_event", "rfc3339"]
 
 _TYPES = {Started: "started", DeltaEvent: "delta", UsageEvent: "usage"}
 _ENCODER = msgspec.json.Encoder()
@@ -92,23 +92,32 @@ def _encoded(event: Event) -> bytes:
         return encode(event)
 
 
+def plain_headers(name: str) -> Headers:
+    """Return the headers that every record of this type has."""
+    return (("content-type", b"application/json"), ("streamworker-type", name.encode()))
+
+
+def cloud_headers(name: str, cloud_source: str) -> Headers:
+    """Return the CloudEvents headers that every record of this type has."""
+    cloud_type = f"dev.streamworker.{name}.v1".encode()
+    return (("ce_specversion", b"1.0"), ("ce_type", cloud_type), ("ce_source", cloud_source.encode()))
+
+
 def _headers(name: str, cloud_source: str | None) -> Headers:
-    headers: Headers = (("content-type", b"application/json"), ("streamworker-type", name.encode()))
-    if cloud_source is None:
-        return headers
-    cloud = (("ce_specversion", b"1.0"), ("ce_type", f"dev.streamworker.{name}.v1".encode()))
-    return (*headers, *cloud, ("ce_source", cloud_source.encode()))
+    headers = plain_headers(name)
+    return headers if cloud_source is None else (*headers, *cloud_headers(name, cloud_source))
 
 
 def _cloud_headers(event: Event) -> Headers:
     return (
         ("ce_id", f"{event.job_id}/{event.attempt}/{event.seq}".encode()),
         ("ce_subject", event.job_id.encode()),
-        ("ce_time", _rfc3339(event.ts).encode()),
+        ("ce_time", rfc3339(event.ts).encode()),
     )
 
 
-def _rfc3339(ms: int) -> str:
+def rfc3339(ms: int) -> str:
+    """Return a time, in ms since the epoch, as RFC 3339 writes it."""
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

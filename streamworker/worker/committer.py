@@ -44,7 +44,7 @@ class _Entry(NamedTuple):
     offset: int | None  # finished by this entry's records, and committed with them
     records: Sequence[ProducerRecord]
     fallback: Sequence[ProducerRecord]
-    done: asyncio.Future[None]
+    done: asyncio.Future[int | None]
 
     @property
     def size(self) -> int:
@@ -135,20 +135,20 @@ class PartitionCommitter:
             raise RuntimeError(f"the committer of {self.partition} is not open")
         return self._progress
 
-    def start(self, record: ProducerRecord) -> asyncio.Future[None]:
-        """Write a `started` event; the future is done when it is durable."""
+    def start(self, record: ProducerRecord) -> asyncio.Future[int | None]:
+        """Write a `started` event; the future is done when it is durable, with its offset if that is known."""
         return self._add(None, [record])
 
     def finish(
         self, offset: int, records: Sequence[ProducerRecord], *, fallback: Sequence[ProducerRecord] = ()
-    ) -> asyncio.Future[None]:
+    ) -> asyncio.Future[int | None]:
         """Write the records that end a job and commit its offset with them; the future is done when they are durable.
 
         `fallback` replaces `records` where the broker refuses them for their size.
         """
         return self._add(offset, records, fallback)
 
-    def touch(self) -> asyncio.Future[None]:
+    def touch(self) -> asyncio.Future[int | None]:
         """Commit the progress without records."""
         return self._add(None, ())
 
@@ -162,7 +162,7 @@ class PartitionCommitter:
             if not self._waiting:
                 self._filled.clear()
             try:
-                await self._commit(entries)
+                offsets = await self._commit(entries)
                 busy_s = self.busy_s
             except KafkaError as error:
                 self._lost(str(error))
@@ -172,7 +172,8 @@ class PartitionCommitter:
                 self._succeeded.set()
             for entry in entries:
                 if not entry.done.done():
-                    entry.done.set_result(None)
+                    entry.done.set_result(offsets[0] if entry.records and offsets else None)
+                offsets = offsets[len(entry.records) :]
             self._under_way = []
             self._report(entries, busy_s)
 
@@ -203,13 +204,14 @@ class PartitionCommitter:
 
     def _add(
         self, offset: int | None, records: Sequence[ProducerRecord], fallback: Sequence[ProducerRecord] = ()
-    ) -> asyncio.Future[None]:
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    ) -> asyncio.Future[int | None]:
+        done: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Entry(offset, records, fallback, done))
         self._filled.set()
         return done
 
-    async def _commit(self, entries: list[_Entry]) -> None:
+    async def _commit(self, entries: list[_Entry]) -> Sequence[int | None]:
+        """Commit the entries, or their fallbacks; return the offsets of their records."""
         for entry in entries:
             if entry.offset is not None:
                 self.progress.finish(entry.offset)
@@ -220,15 +222,13 @@ class PartitionCommitter:
             if self.progress.is_cut:
                 log.error("commit.offset_map_cut", partition=str(self.partition), size=self.progress.map_size)
             try:
-                await self._committer.commit(records, point)
+                return await self._committer.commit(records, point)
             except RecordTooLarge as refusal:
                 log.error("commit.record_refused", partition=str(self.partition), reason=str(refusal))  # noqa: TRY400 - not a bug, so without a trace
                 if not _fall_back(entries):
                     # The topic accepts less than at the start. Nothing is skipped, and no job is run again, which would
                     # be paid for again: the commit waits until the topic's limit is raised.
                     await asyncio.sleep(_REFUSED_BACKOFF_S)
-            else:
-                return
 
 
 def _fall_back(entries: list[_Entry]) -> bool:

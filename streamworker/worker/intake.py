@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from streamworker.ports import Clock, Sink
     from streamworker.wire.event import EventWriter
     from streamworker.worker.policy import UpstreamPolicy
+    from streamworker.worker.results import Results
 
 __all__ = ["Accepted", "Intake", "IntakeRules", "Refused"]
 
@@ -90,6 +91,7 @@ class Intake:
         writer: EventWriter,
         clock: Clock,
         tracer: Tracer = UNTRACED,
+        results: Results | None = None,
     ) -> None:
         self._rules = rules
         self._policies = policies
@@ -97,6 +99,7 @@ class Intake:
         self._writer = writer
         self._clock = clock
         self._tracer = tracer
+        self._results = results
 
     def take(self, record: ConsumerRecord, deliveries: int) -> Accepted | Refused:
         """Decide about a record that has a value; `deliveries` counts this delivery too. Raises KafkaRefused."""
@@ -158,7 +161,8 @@ class Intake:
         event = self._terminal(rejection, code, message)
         to = self._partition(rejection.job_id, self._allowed(rejection.reply_to))
         terminal = self._writer.write(event, to, rejection.job_id.encode(), rejection.trace)
-        return Refused(rejection, code, (letter, terminal), (_coordinates_only(record, letter), terminal))
+        ending = (terminal, *self._result(event, rejection))
+        return Refused(rejection, code, (letter, *ending), (_coordinates_only(record, letter), *ending))
 
     def _give_up(self, record: ConsumerRecord, job: Job, upstream: str, to: TopicPartition) -> Refused:
         """End a job that was delivered too often. Readers follow its latest `started`, so it gets one more."""
@@ -168,11 +172,23 @@ class Intake:
         attempt = Attempt(job, attempt_id=uuid4().hex, upstream=upstream, cause="redelivered", now_ms=now)
         started = attempt.started()
         attempt.fail(JobError(ErrorCode.MAX_DELIVERIES, message))
-        key = job.job_id.encode()
-        events = [self._writer.write(event, to, key, job.trace) for event in (started, attempt.terminal(now))]
+        key, terminal = job.job_id.encode(), attempt.terminal(now)
+        events = [self._writer.write(event, to, key, job.trace) for event in (started, terminal)]
         letter = self._letter(record, ErrorCode.MAX_DELIVERIES, message)
         code, rejection = ErrorCode.MAX_DELIVERIES, _rejection(job, message)
-        return Refused(rejection, code, (letter, *events), (_coordinates_only(record, letter), *events))
+        ending = (*events, *self._result(terminal, rejection, upstream))
+        return Refused(rejection, code, (letter, *ending), (_coordinates_only(record, letter), *ending))
+
+    def _result(
+        self, event: UsageEvent, rejection: Rejection, upstream: str | None = None
+    ) -> tuple[ProducerRecord, ...]:
+        """Return the result record, if results are on. It has no completion, because no call was made."""
+        if self._results is None:
+            return ()
+        record, _ = self._results.write(
+            event, rejection.source, model=rejection.model, upstream=upstream, trace=rejection.trace
+        )
+        return (record,)
 
     def _letter(self, record: ConsumerRecord, code: ErrorCode, message: str) -> ProducerRecord:
         key = record.key if record.key is not None else str(record.at).encode()
@@ -216,6 +232,7 @@ def _rejection(job: Job, fault: str) -> Rejection:
         timestamp=job.timestamp,
         faults=(fault,),
         reply_to=job.reply_to,
+        model=job.model,
         trace=job.trace,
     )
 

@@ -240,7 +240,7 @@ class Jobs:
     def _refuse(self, partition: AssignedPartition, record: ConsumerRecord, refused: Refused) -> None:
         done = partition.committer.finish(record.at.offset, refused.records, fallback=refused.fallback)
 
-        def report(future: asyncio.Future[None]) -> None:
+        def report(future: asyncio.Future[int | None]) -> None:
             if future.cancelled():
                 refused.span.abandoned(partition.leaving)
                 return

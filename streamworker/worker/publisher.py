@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from streamworker.errors import RecordTooLarge
 from streamworker.model import ErrorCode, JobError
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from streamworker.model import DeltaEvent, ProducerRecord, TopicPartition
     from streamworker.stream.attempt import Attempt
+    from streamworker.stream.completion import CompletionAssembler
     from streamworker.stream.template import ChunkTemplate
     from streamworker.wire.event import TextDeltas
     from streamworker.worker.runner import Tools
@@ -33,8 +36,14 @@ _MAX_EVENT_OVERHEAD = 4096
 """More than the members of a delta event besides those of the chunk, and the record's key and headers."""
 
 
+_decode = msgspec.json.Decoder(dict).decode
+
+
 class DeltaPublisher:
-    """Publishes one attempt's delta events in order. `started` is done when the attempt's `started` event is written."""
+    """Publishes one attempt's delta events in order. `started` is done when the attempt's `started` event is written.
+
+    Published events are added to `completion`, if there is one.
+    """
 
     def __init__(
         self,
@@ -44,8 +53,9 @@ class DeltaPublisher:
         *,
         to: TopicPartition,
         upstream: str,
-        started: asyncio.Future[None],
+        started: asyncio.Future[int | None],
         on_first_delta: Callable[[], None],
+        completion: CompletionAssembler | None = None,
     ) -> None:
         self._tools = tools
         self._attempt = attempt
@@ -55,6 +65,7 @@ class DeltaPublisher:
         self._upstream = upstream
         self._started = started
         self._on_first_delta = on_first_delta
+        self._completion = completion
         self._receipt = tools.sink.receipt()
         self._flush_timer: asyncio.TimerHandle | None = None
         """Publishes the held text in time; None while other deltas are being published."""
@@ -67,7 +78,7 @@ class DeltaPublisher:
         can_be_usual = tools.writer.has_constant_headers and not tools.coalesce_s
         self._max_usual_bytes = tools.max_record_bytes - _MAX_EVENT_OVERHEAD if can_be_usual else -1
         self._template: ChunkTemplate | None = None
-        self._writer: TextDeltas | None = None
+        self._writer: TextDeltas | _GatheredTexts | None = None
         self.on_crash: Callable[[Exception], None] = _raise
         """Is called with an exception of the timer that publishes held text."""
 
@@ -105,7 +116,7 @@ class DeltaPublisher:
             due = loop.time() + self._tools.coalesce_s if timer is None else timer.when()
             self._before_read = (attempt.ledger.deltas, attempt.held_deltas, due)
             self.stop_timer()
-        self._events = events
+        self._events = self._gathered(events)
         return self._publish()
 
     async def publish_rest(self) -> None:
@@ -124,7 +135,7 @@ class DeltaPublisher:
     async def publish(self, events: Iterator[DeltaEvent]) -> None:
         """Publish events, waiting where they must not go on yet."""
         self._before_read = None
-        self._events = events
+        self._events = self._gathered(events)
         if not self._publish():
             await self.publish_rest()
 
@@ -163,19 +174,20 @@ class DeltaPublisher:
             self._set_timer(*self._before_read)
         return True
 
-    def _new_writer(self, template: ChunkTemplate) -> TextDeltas:
-        attempt = self._attempt
+    def _new_writer(self, template: ChunkTemplate) -> TextDeltas | _GatheredTexts:
+        attempt, completion = self._attempt, self._completion
         self._template = template
-        self._writer = self._tools.writer.text_deltas(
+        writer = self._tools.writer.text_deltas(
             attempt.job.job_id, attempt.id, template.choice, template.delta, self._to, self._key
         )
+        self._writer = writer if completion is None else _GatheredTexts(writer, template, completion)
         return self._writer
 
     def flush(self) -> None:
         """Publish the held text, also where the sink has no room: it is small, and was read when there was room."""
         self.stop_timer()
         tools = self._tools
-        for event in self._attempt.flush():
+        for event in self._gathered(self._attempt.flush()):
             record = tools.writer.write(event, self._to, self._key, self._attempt.job.trace)
             tools.sink.publish(record, self._receipt)
             tools.observer.deltas_published(self._upstream, 1, record.size, None)
@@ -198,6 +210,10 @@ class DeltaPublisher:
         except RecordTooLarge as refusal:
             self._attempt.refuse(JobError(ErrorCode.TOO_LARGE, str(refusal)))
 
+    def _gathered(self, events: Iterator[DeltaEvent]) -> Iterator[DeltaEvent]:
+        """Return the events; with a completion, each one is added to it once it counts as published."""
+        return events if self._completion is None else _gather(events, self._attempt, self._completion)
+
     def _set_timer(self, published: int, held: int, due: float) -> None:
         """Set the timer of the text that is held after a read."""
         attempt = self._attempt
@@ -219,6 +235,39 @@ class DeltaPublisher:
         if attempt.first_delta_ms is not None:
             seconds = (attempt.first_delta_ms - attempt.opened_ms) / 1000
             self._tools.observer.first_delta(self._upstream, seconds)
+
+
+class _GatheredTexts:
+    """Writes records as `TextDeltas` does, and adds their deltas to a completion."""
+
+    __slots__ = ("_after", "_before", "_choice", "_completion", "_writer")
+
+    def __init__(self, writer: TextDeltas, template: ChunkTemplate, completion: CompletionAssembler) -> None:
+        self._writer = writer
+        self._completion = completion
+        self._choice = template.choice
+        before, after = template.delta
+        self._before, self._after = before[:-1], after[1:]  # the text has its quotes
+
+    def write(self, seq: int, ts: int, text: bytes) -> ProducerRecord:
+        """Return the record of one delta. `text` is its text as a JSON string."""
+        self._completion.add(self._choice, _decode(self._before + text + self._after))
+        return self._writer.write(seq, ts, text)
+
+
+def _gather(
+    events: Iterator[DeltaEvent], attempt: Attempt, completion: CompletionAssembler
+) -> Iterator[DeltaEvent]:
+    """Yield the events. An event counts as published when the next one is asked for, unless the attempt dropped it."""
+    event = next(events, None)
+    while event is not None:
+        yield event
+        following = next(events, None)
+        if attempt.seq > event.seq:
+            completion.add(
+                event.choice, event.delta, event.finish_reason, event.logprobs, event.chunk, event.extra
+            )
+        event = following
 
 
 def _raise(error: Exception) -> None:

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from streamworker.errors import UpstreamError
 from streamworker.limits.limiter import Verdict
-from streamworker.model import Advice, ErrorCode, JobError, Status, UsageSource
+from streamworker.model import Advice, Coordinates, ErrorCode, JobError, Status, UsageSource
 from streamworker.observe import UNTRACED, trace_headers
 from streamworker.stream.attempt import Attempt, State
 from streamworker.stream.retry import next_try_s
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from streamworker.worker.intake import Accepted
     from streamworker.worker.policy import UpstreamPolicy
     from streamworker.worker.queues import UpstreamQueues
+    from streamworker.worker.results import Results
     from streamworker.worker.timeouts import StreamTimeouts
 
 __all__ = ["AttemptRunner", "Tools"]
@@ -62,6 +63,8 @@ class Tools:
     max_event_bytes: int
     tokenizer: Tokenizer | None = None
     coalesce_s: float = 0
+    results: Results | None = None
+    """Makes the records of the results topic, if there is one."""
 
 
 class AttemptRunner:
@@ -105,6 +108,8 @@ class AttemptRunner:
         """The upstreams that remain for another attempt."""
         self.is_finished = False
         """Whether the job's terminal event is durable."""
+        self._completion = None if tools.results is None else tools.results.assembler()
+        self._started_at: Coordinates | None = None
         self._slot: Slot | None = None
         self._span: TrySpan = UNTRACED
         self._advice = Advice()
@@ -124,6 +129,8 @@ class AttemptRunner:
             self.policy = self._queues.policies[name]
             self.fallbacks = self._upstreams[self._upstreams.index(name) + 1 :]
         attempt = self._open()
+        if self._completion is not None:
+            self._completion.start(attempt=attempt.id, model=self._job.model, started_ms=attempt.opened_ms)
         started = self._committer.start(self._record(attempt.started()))
         publisher = DeltaPublisher(
             self._tools,
@@ -133,6 +140,7 @@ class AttemptRunner:
             upstream=self.policy.name,
             started=started,
             on_first_delta=self._on_first_delta,
+            completion=self._completion,
         )
         self._tools.observer.job_started(self._job, self.policy.name)
         if isinstance(no_slot, JobError):
@@ -140,14 +148,18 @@ class AttemptRunner:
         elif no_slot is not None:
             await self._interrupt(attempt, publisher, no_slot)
         await self._call_until_ended(attempt, publisher)
-        await started
+        offset = await started
+        self._started_at = None if offset is None else Coordinates(*self._accepted.to, offset)
         await publisher.settle()
         return attempt
 
     async def finish(self, attempt: Attempt) -> UsageEvent:
-        """Write the terminal event and commit the job's offset; return the event once both are durable."""
-        event, record = self._terminal(attempt)
-        await self._committer.finish(self._job.source.offset, [record])
+        """Write the terminal event and commit the job's offset; return the event once both are durable.
+
+        The result is written with them, if there is a results topic.
+        """
+        event, records, fallback = self._ending(attempt)
+        await self._committer.finish(self._job.source.offset, records, fallback=fallback)
         self.is_finished = True
         self._tools.observer.job_ended(event, self._job, self.policy.name)
         self._accepted.span.ended(event, self.policy.name)
@@ -347,18 +359,47 @@ class AttemptRunner:
 
     # Records
 
+    def _ending(
+        self, attempt: Attempt
+    ) -> tuple[UsageEvent, Sequence[ProducerRecord], Sequence[ProducerRecord]]:
+        """Return the terminal event, the records that end the job, and what replaces them where they are refused."""
+        event, record = self._terminal(attempt)
+        results = self._tools.results
+        if results is None:
+            return event, [record], ()
+        result, bare = self._result(results, event)
+        if bare.size > results.limit_bytes:
+            event, record = self._reduced(attempt, too_large("the result", bare.size, results.limit_bytes))
+            result, bare = self._result(results, event)
+        return event, [record, result], [record, bare]
+
+    def _result(self, results: Results, event: UsageEvent) -> tuple[ProducerRecord, ProducerRecord]:
+        return results.write(
+            event,
+            self._job.source,
+            model=self._job.model,
+            upstream=self.policy.name,
+            started=self._started_at,
+            completion=self._completion,
+            trace=self._job.trace,
+        )
+
     def _terminal(self, attempt: Attempt) -> tuple[UsageEvent, ProducerRecord]:
         """Return the terminal event and its record, without what the upstream made too large for a record.
 
         The broker would refuse an oversized record every time, and with it the other entries of the commit.
         """
-        now_ms, limit = self._tools.clock.now_ms(), self._tools.max_record_bytes
-        event = attempt.terminal(now_ms)
+        limit = self._tools.max_record_bytes
+        event = attempt.terminal(self._tools.clock.now_ms())
         record = self._record(event)
         if record.size <= limit:
             return event, record
-        attempt.refuse(too_large("the terminal event", record.size, limit))
-        event = attempt.terminal(now_ms)
+        return self._reduced(attempt, too_large("the terminal event", record.size, limit))
+
+    def _reduced(self, attempt: Attempt, error: JobError) -> tuple[UsageEvent, ProducerRecord]:
+        """End the attempt with `error`; return its terminal event without the members that the upstream sent."""
+        attempt.refuse(error)
+        event = attempt.terminal(self._tools.clock.now_ms())
         event.finish_reasons = {}
         if event.usage_source is not UsageSource.ESTIMATED:
             event.usage, event.usage_source = None, UsageSource.NONE

@@ -110,12 +110,16 @@ class Stage:
         partitions: int = 1,
         events_partitions: int = 2,
         reply_topics: Sequence[str] = (),
+        results_topic: str | None = None,
         topic_settings: Mapping[str, str] | None = None,
     ) -> None:
         """Create the topics and start reading the events."""
         self._admin = await self._started(AIOKafkaAdminClient(bootstrap_servers=self.broker.bootstrap))
         wanted = [(self.jobs_topic, partitions), (self.dlq_topic, 1), (self.control_topic, 1)]
         wanted += [(topic, events_partitions) for topic in (self.events_topic, *reply_topics)]
+        if results_topic is not None:
+            wanted += [(results_topic, events_partitions)]
+            self.variables["TOPICS__RESULTS"] = results_topic
         limits = {self.dlq_topic: {"max.message.bytes": "2000000"}}
         new = [
             NewTopic(topic, count, 1, topic_configs={**limits.get(topic, {}), **(topic_settings or {})})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -124,27 +123,22 @@ async def test_client_follows_a_job_whose_events_go_to_another_topic(
 
 
 async def test_client_with_a_results_topic_reads_results_and_no_events(
-    apache: Stage, topics: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+    apache: Stage, topics: Callable[[str], str]
 ) -> None:
     """Until `events` is called; then they are read from the job's beginning."""
-    results = topics("results")
-    await apache.open(reply_topics=[results])  # a further topic of the stage
-    monkeypatch.setattr("streamworker.client.client._results_topic", lambda _: results)
+    await apache.open(results_topic=topics("results"))
     async with apache.worker(), Client(apache.settings()) as client:
         job = await client.submit(model="practice?deltas=2", messages=said("Hi"))
-        (terminal,) = await apache.ended(job.id)
-        completion = {"choices": [{"message": {"content": "whole"}}]}
-        value = json.dumps({**terminal, "type": "result", "completion": completion, "omitted": []}).encode()
-        key = job.id.encode()
-        await apache._producer.send_and_wait(results, value, key=key, partition=home(job.id))
-        assert (await job.result(timeout=10)).text == "whole"
-        assert (await client.job(job.id).result(timeout=10)).text == "whole"
+        await apache.ended(job.id)
+        own = await job.result(timeout=10)
+        found = await client.job(job.id).result(timeout=10)
         assert client._events == {}
         events = [event async for event in job.events()]
 
-    assert [event.raw for event in events] == [
-        event for event in apache.events(job.id) if event["type"] != "result"
-    ]
+    assert own == found
+    assert own.text == "".join(event.text for event in events if isinstance(event, Delta))
+    assert own.raw["type"] == "result"
+    assert [event.raw for event in events] == apache.events(job.id)
 
 
 async def test_client_lazy_reads_nothing_until_events_are_wanted(apache: Stage) -> None:

@@ -104,7 +104,7 @@ async def refusal_of_run(stage: Stage) -> str:
     ("named", "arguments"),
     [
         ("submit", ("submit", "-m", "practice", "hello")),
-        ("tail, audit", ("audit",)),
+        ("audit", ("audit",)),
         ("cancel", ("cancel", "job-1")),
         ("dlq", ("dlq", "replay", "--all")),
     ],

@@ -58,6 +58,7 @@ def test_config_without_a_source_has_the_documented_defaults() -> None:
             "ssl_keyfile": None,
             "compression": "lz4",
             "max_record_bytes": 1_000_000,
+            "max_result_bytes": 1_000_000,
             "max_unacknowledged_bytes": 33_554_432,
             "request_timeout_s": 30,
         },
@@ -68,6 +69,7 @@ def test_config_without_a_source_has_the_documented_defaults() -> None:
             "dlq": "streamworker.dlq",
             "allowed_reply_to": (),
             "weights": {},
+            "results": "",
         },
         "worker": {
             "group_id": "streamworker",
@@ -337,6 +339,11 @@ def test_config_with_several_faults_reports_all_with_path_and_variable(toml: Any
             "[topics]\nallowed_reply_to = ['streamworker.jobs']",
             "topics: a job topic cannot be in allowed_reply_to: streamworker.jobs",
         ),
+        (
+            "[topics]\nresults = 'streamworker.events'",
+            "topics: results: streamworker.events is the events topic: results need their own",
+        ),
+        ("[topics]\nresults = 'a b'", "topics.results: must be empty or a topic name"),
         (
             "[topics]\nevents = 'x'\ncontrol = 'x'",
             "topics: events, control and dlq must be three different topics",

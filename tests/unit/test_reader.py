@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamworker.model import Coordinates
-from streamworker.reader import Auditor, EventReader, Notice
+from streamworker.reader import Auditor, EventReader, Notice, ResultAuditor
 
 
 def event(type_: str, seq: int, attempt: str = "a", job_id: str = "j") -> dict[str, Any]:
@@ -244,3 +244,69 @@ def test_auditor_reports_the_position() -> None:
     (breach,) = Auditor().read(event("delta", 1), Coordinates("e", 2, 7), b"j")
 
     assert str(breach).startswith("partition 2 offset 7: no started: job j")
+
+
+# Results
+
+
+def ending(job_id: str, attempt: str, ts: int = 5, **members: Any) -> dict[str, Any]:
+    return {
+        "type": "usage",
+        "v": 1,
+        "job_id": job_id,
+        "attempt": attempt,
+        "seq": 1,
+        "ts": ts,
+        "status": "completed",
+    } | members
+
+
+def result_of(terminal: dict[str, Any], **members: Any) -> dict[str, Any]:
+    added: dict[str, Any] = {
+        "type": "result",
+        "model": "m",
+        "upstream": None,
+        "completion": {"id": "c"},
+        "omitted": [],
+    }
+    return terminal | added | members
+
+
+def audited(
+    endings: list[dict[str, Any]], results: list[dict[str, Any]], erased: tuple[bytes, ...] = ()
+) -> list[tuple[str, str]]:
+    auditor = ResultAuditor()
+    for event in endings:
+        auditor.ended(event)
+    breaches = [
+        breach
+        for offset, result in enumerate(results)
+        for breach in auditor.read(result, Coordinates("results", 0, offset), result["job_id"].encode())
+    ]
+    for key in erased:
+        auditor.erased(key)
+    return [(breach.rule, breach.job_id) for breach in (*breaches, *auditor.finish())]
+
+
+def test_result_auditor_one_equal_result_per_terminal_event_is_no_breach() -> None:
+    """Of several runs the last terminal event counts; results of other topics' jobs are not judged."""
+    first, last, other = ending("a", "1"), ending("a", "2"), ending("b", "3")
+    assert audited([first, last], [result_of(first), result_of(last), result_of(other)]) == []
+
+
+def test_result_auditor_reports_missing_repeated_and_unequal_results() -> None:
+    """Each with its job."""
+    a, b, c = (ending(job_id, "1") for job_id in "abc")
+    found = audited([a, b, c], [result_of(a), result_of(a), result_of(b, status="failed")])
+    assert found == [("repeated result", "a"), ("unequal result", "b"), ("no result", "c")]
+
+
+def test_result_auditor_without_any_result_reports_every_job() -> None:
+    """A worker without the setting must not go unnoticed."""
+    assert audited([ending("a", "1")], []) == [("no result", "a")]
+
+
+def test_result_auditor_does_not_judge_erased_results_and_jobs_before_the_first_one() -> None:
+    """A tombstone deletes a result on purpose; before the first result, results were off."""
+    old, erased, new = ending("a", "1", ts=1), ending("b", "1", ts=9), ending("c", "1", ts=5)
+    assert audited([old, erased, new], [result_of(new)], erased=(b"b",)) == []

@@ -30,6 +30,7 @@ from streamworker.model import (
     Observed,
     OnBreak,
     ProducerRecord,
+    Result,
     Source,
     Started,
     Status,
@@ -40,14 +41,17 @@ from streamworker.model import (
 )
 from streamworker.stream.attempt import Attempt
 from streamworker.stream.provider_errors import http_error
+from streamworker.testing import MemoryObserver, MemorySink
 from streamworker.text import UPSTREAM_TEXT_LIMIT
 from streamworker.wire.deadletter import PREFIX, dead_letter
 from streamworker.wire.event import EventWriter
 from streamworker.wire.job import MAX_METADATA, RERUN, TRACE_HEADERS, read_job
+from streamworker.wire.result import ResultWriter
+from streamworker.worker.results import Results
 from tests.streams import ended
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
-NAMES = ("job", "event", "control")
+NAMES = ("job", "event", "control", "result")
 AT = Coordinates("streamworker.jobs", 0, 7)
 
 
@@ -143,6 +147,20 @@ def test_nested_objects_name_the_members_of_the_model(name: str, kind: Any) -> N
     ]
     assert tuple(definition["properties"]) == kind.__struct_fields__
     assert definition["required"] == required
+
+
+def test_result_schema_names_the_members_of_the_model_and_has_the_definitions_of_events() -> None:
+    """A result has the members of its struct. The definitions that both schemas have are the same, but for the prose."""
+    fields = {field.encode_name for field in msgspec.structs.fields(Result)}
+    assert set(schema("result")["properties"]) == fields | {"type"}
+    optional = {
+        field.encode_name for field in msgspec.structs.fields(Result) if field.default is msgspec.UNSET
+    }
+    assert set(schema("result")["required"]) == fields - optional | {"type"}
+    for name, definition in schema("result")["$defs"].items():
+        told = {"description": schema("event")["$defs"][name].get("description")}
+        assert definition | (told if told["description"] else {}) == schema("event")["$defs"][name]
+    assert schema("result")["allOf"] == schema("event")["$defs"]["usage"]["allOf"][2:]
 
 
 # Events that the code makes
@@ -532,17 +550,19 @@ def test_channels_are_the_default_topics() -> None:
         "jobs": topics.jobs[0],
         "events": topics.events,
         "control": topics.control,
+        "results": "streamworker.results",  # the usual name; there is no results topic by default
         "dlq": topics.dlq,
     }
 
 
 def test_operations_are_those_of_the_worker() -> None:
-    """The worker receives jobs and control records, and sends events and dead letters."""
+    """The worker receives jobs and control records, and sends events, results and dead letters."""
     actions = {
         operation["channel"]["$ref"].rpartition("/")[2]: operation["action"]
         for operation in asyncapi()["operations"].values()
     }
-    assert actions == {"jobs": "receive", "events": "send", "control": "receive", "dlq": "send"}
+    sent = dict.fromkeys(("events", "results", "dlq"), "send")
+    assert actions == {"jobs": "receive", "control": "receive"} | sent
 
 
 def test_operations_have_all_messages_of_their_channels() -> None:
@@ -572,6 +592,43 @@ def test_event_headers_equal_the_written_ones(event: Event) -> None:
     assert described["required"] == [name for name in plain if name not in TRACE_HEADERS]
     for name, value in cloud.items():
         Draft202012Validator(resolved(described["properties"][name])).validate(value)
+
+
+@pytest.mark.parametrize("cloud_source", [None, "/g"])
+@pytest.mark.parametrize("status", Status)
+def test_written_result_is_as_described(status: Status, cloud_source: str | None) -> None:
+    """Value and headers of a written result agree with the schema and the AsyncAPI document."""
+    terminal = UsageEvent(
+        job_id="j",
+        attempt="a",
+        seq=3,
+        ts=5,
+        status=status,
+        finish_reasons={"0": "stop"},
+        usage=None,
+        usage_source=UsageSource.NONE,
+        observed=Observed(),
+        error=None if status is Status.COMPLETED else JobError(ErrorCode.CANCELLED, "m"),
+        timing=Timing(queued=None, first_delta=None, total=0),
+        tries=1,
+        metadata={},
+    )
+    sink, observer = MemorySink(), MemoryObserver()
+    writer = ResultWriter(cloud_source=cloud_source)
+    results = Results(sink, writer, observer, topic="results", limit_bytes=100_000)
+    trace = ((TRACE_HEADERS[0], b"00"), (TRACE_HEADERS[1], b"x=1"))
+    record, _ = results.write(terminal, AT, model="m", upstream=None, started=AT, trace=trace)
+    assert (record.topic_partition.topic, record.key) == ("results", b"j")
+    validator("result").validate(json.loads(record.value or b""))
+    headers = {name: (value or b"").decode() for name, value in record.headers}
+    described = message("result")["headers"]
+    assert set(described["required"]) <= set(headers)
+    if cloud_source:
+        assert [*described["properties"]] == [*headers]
+        assert headers["ce_id"] == "j/a/result"
+    for name, value in headers.items():
+        if name not in TRACE_HEADERS:
+            Draft202012Validator(resolved(described["properties"][name])).validate(value)
 
 
 def test_job_headers_are_the_propagated_ones_and_that_of_a_new_run() -> None:

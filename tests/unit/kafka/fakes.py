@@ -114,10 +114,10 @@ class FakeProducer:
     async def begin_transaction(self) -> None:
         self._batch, self._offsets = [], None
 
-    async def send(self, topic: str, value: bytes, **_: object) -> asyncio.Future[None]:
+    async def send(self, topic: str, value: bytes, **_: object) -> asyncio.Future[Any]:
         self._batch.append(value)
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        done.set_result(None)
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        done.set_result(SimpleNamespace(offset=len(self.broker.values) + len(self._batch) - 1))
         return done
 
     async def send_offsets_to_transaction(self, offsets: Mapping[Any, Any], group_id: str) -> None:

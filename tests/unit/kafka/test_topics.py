@@ -12,18 +12,28 @@ from tests.unit.kafka.fakes import settings
 
 
 @pytest.mark.parametrize("policy", ["compact", "compact,delete"])
-def test_compacted_topic_is_reported_except_for_the_control_topic(policy: str) -> None:
+def test_compacted_topic_is_reported_except_for_control_and_results_topic(policy: str) -> None:
     """Compaction removes jobs and events of a key that has newer ones."""
-    topics = settings().topics
+    set_ = settings(topics__results="results")
+    topics = set_.topics
     facts: dict[str, TopicFacts | None] = {
         name: TopicFacts(1, 1, None, policy)
-        for name in (topics.jobs[0], topics.events, topics.dlq, topics.control)
+        for name in (topics.jobs[0], topics.events, topics.dlq, topics.control, topics.results)
     }
 
-    faults = faults_of(settings(), facts)
+    faults = faults_of(set_, facts)
 
     assert [fault.split()[1] for fault in faults] == [topics.jobs[0], topics.events, topics.dlq]
     assert all("set cleanup.policy=delete" in fault for fault in faults)
+
+
+def test_results_topic_that_is_too_small_is_reported() -> None:
+    """Its records may have `kafka.max_result_bytes`."""
+    set_ = settings(topics__results="results", kafka__max_result_bytes="8000000")
+
+    [fault] = faults_of(set_, {"results": TopicFacts(1, 1, 1_048_588, "compact,delete")})
+
+    assert fault.startswith("topic results accepts records of 1048588 bytes, 8001024 are needed")
 
 
 class Admin:

@@ -49,9 +49,10 @@ async def test_commit_whose_response_is_lost_is_not_written_again(stage: Stage) 
     """The committed offset is the one of the lost transaction: its records are written."""
     stage.broker.producers[-1].lost_answers = 1
 
-    await stage.store.commit([record(b"second")], SECOND)
+    offsets = await stage.store.commit([record(b"second")], SECOND)
 
     assert stage.broker.values == [b"first", b"second"]
+    assert offsets == [1]
     assert [producer.is_closed for producer in stage.broker.producers] == [True, False]
     await stage.store.commit([record(b"third")], CommitPoint(3, "sw1:a.3::"))
     assert stage.broker.values[2:] == [b"third"]

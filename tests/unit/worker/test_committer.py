@@ -108,6 +108,20 @@ async def test_committer_start_writes_the_event_and_the_delivery_but_no_progress
     assert dict(decode_map(*commit.point).deliveries) == {0: 1}
 
 
+async def test_committer_start_returns_the_offset_of_its_own_record(bench: Bench) -> None:
+    """Also where the entries of other jobs are in the same commit."""
+    await bench.open(0, 1, 2)
+    done = [
+        bench.committer.start(record("started 0")),
+        bench.committer.finish(1, [record("usage 1"), record("result 1")]),
+        bench.committer.touch(),
+        bench.committer.start(record("started 2")),
+    ]
+
+    assert await asyncio.gather(*done) == [0, 1, None, 3]
+    bench.only()
+
+
 async def test_committer_finish_commits_the_offset_with_the_terminal_event(bench: Bench) -> None:
     """Terminal event and offset are in one commit."""
     await bench.open(0)
