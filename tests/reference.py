@@ -53,6 +53,7 @@ def acls() -> str:
         "the user of the configuration. `streamworker run` reports the same when the broker refuses a request.\n\n"
         '* `WRITE` on the transactional ids is needed with `delivery = "exactly_once"` only.\n'
         "* Every topic of `topics.allowed_reply_to` needs the permissions of the events topic.\n"
+        "* A results topic (`topics.results`) needs `WRITE` by the worker, and `READ` by `audit` and by clients.\n"
         "* Before Apache Kafka 3.0 a principal that writes also needs `--operation IDEMPOTENT_WRITE --cluster`.\n"
         "* `DESCRIBE_CONFIGS` on the topics is optional. With it, `check` also finds a topic whose `max.message.bytes` is too small.\n"
         "* `streamworker topics create` needs `CREATE` on the topics (or the cluster), which is an operator's permission.\n"

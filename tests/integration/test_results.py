@@ -47,7 +47,7 @@ async def results_of(stage: Stage, topic: str) -> dict[str, list[dict[str, Any]]
     return found
 
 
-def assembled(stage: Stage, job_id: str, limit_bytes: int = 1_000_000) -> Any:
+def assembled(stage: Stage, job_id: str, limit_bytes: int = 10_000_000) -> Any:
     """Return what a reader makes of the events of the job's valid attempt."""
     assembler = CompletionAssembler(limit_bytes=limit_bytes)
     for event in stage.events(job_id):
@@ -146,7 +146,7 @@ async def test_result_that_the_topic_refuses_is_written_without_its_completion(
     """The topic was made smaller while the worker ran; other jobs are not affected."""
     topic = topics("results")
     await apache.open(events_partitions=PARTITIONS, results_topic=topic)
-    async with apache.worker():
+    async with apache.worker(kafka__compression="none"):  # the broker compares compressed sizes
         await apache.submit("before")
         await apache.ended("before")
         await apache.set_topic(topic, max_message_bytes="20000")
