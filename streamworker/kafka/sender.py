@@ -65,7 +65,7 @@ class BatchOwner(Protocol):
     """What a sender needs of the sink."""
 
     keeps_offsets: bool
-    """Whether receipts are told the offsets of their records."""
+    """Whether receipts get the offsets of their records."""
 
     @property
     def producer(self) -> Producer:

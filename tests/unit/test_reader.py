@@ -288,7 +288,7 @@ def audited(
     return [(breach.rule, breach.job_id) for breach in (*breaches, *auditor.finish())]
 
 
-def test_result_auditor_one_equal_result_per_terminal_event_is_no_breach() -> None:
+def test_result_auditor_with_one_equal_result_per_terminal_event_reports_nothing() -> None:
     """Of several runs the last terminal event counts; results of other topics' jobs are not judged."""
     first, last, other = ending("a", "1"), ending("a", "2"), ending("b", "3")
     assert audited([first, last], [result_of(first), result_of(last), result_of(other)]) == []
