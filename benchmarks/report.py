@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
 __all__ = ["machine", "medians", "table", "write"]
 
-_COLOURS = {"limit": "#8c8c8c", "streamworker": "#1f6feb", "naive": "#d1495b", "faststream": "#edae49"}
+_COLOURS = {
+    "limit": "#8c8c8c",
+    "streamworker": "#1f6feb",
+    "with tokenizer": "#79b8ff",
+    "naive": "#d1495b",
+    "faststream": "#edae49",
+}
+_OTHER = "#c4b5fd"  # of another version
 _LIBRARIES = ("aiokafka", "aiohttp", "httpx", "msgspec", "orjson", "uvloop", "openai", "faststream")
 
 
@@ -107,7 +114,7 @@ def _picture(figures: Sequence[Figures]) -> str:
             scenario = run.scenario
             parts.append(f'<text x="{left - 8}" y="{y + 10}" text-anchor="end">{escape(scenario)}</text>')
         width = max(1.0, run.cpu_us / longest * (right - left))
-        colour = _COLOURS[run.contender]
+        colour = _COLOURS.get(run.contender, _OTHER)
         parts.append(f'<rect x="{left}" y="{y}" width="{width:.0f}" height="{step - 2}" fill="{colour}"/>')
         parts.append(f'<text x="{left + width + 6:.0f}" y="{y + 10}">{run.cpu_us:.0f}</text>')
         y += step

@@ -212,8 +212,10 @@ class Stage:
         """Return the module path: the checkout, and before it modules that cannot be imported."""
         hidden = self._directory / f"hidden-{self._runs}"
         hidden.mkdir()
-        for name in contender.hides:
-            (hidden / f"{name}.py").write_text(f'raise ImportError("hidden", name="{name}")\n')
+        # `site` imports this module at the start; a module that is None in `sys.modules` cannot be imported or found.
+        (hidden / "sitecustomize.py").write_text(
+            f"import sys\nsys.modules.update(dict.fromkeys({contender.hides!r}))\n"
+        )
         return [str(hidden), str(contender.directory or Path.cwd())]
 
     async def _publish(self, topic: str, scenario: Scenario, prefix: str) -> None:

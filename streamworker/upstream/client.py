@@ -65,6 +65,7 @@ class HttpUpstream:
         self._settings = settings
         self._url = settings.base_url.rstrip("/") + "/chat/completions"
         self._pacer = CallPacer(CALLS_PER_TURN)
+        self._sent = httpx.Request("POST", self._url)
         # No cookies are kept, because calls of different tenants share this client.
         jar = CookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
         self._client = httpx.AsyncClient(
@@ -87,6 +88,9 @@ class HttpUpstream:
                 "POST", self._url, content=body, headers=self._headers(headers)
             )
             response = await self._client.send(request, stream=True)
+        # The prompt is not kept while the answer streams.
+        response.request = self._sent
+        del request, body
         answer = HttpAnswer(response, self._settings.base_url)
         try:
             if not response.is_success:

@@ -258,6 +258,7 @@ class AttemptRunner:
         )
         try:
             async with self.policy.upstream.call(body, trace_headers(self._span.trace)) as answer:
+                del body  # it holds the prompt, and the answer may stream for minutes
                 attempt.answer(answer.status, answer.content_type)
                 if self._slot is not None:
                     self._queues.answered(self._slot)

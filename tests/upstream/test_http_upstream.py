@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
 import re
@@ -15,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import msgspec
 import pytest
 import trustme
@@ -965,3 +967,17 @@ async def test_http_upstream_trusts_the_authority_of_ca_file(tmp_path: Path) -> 
         assert await read(upstream) == EVENT + DONE
         file.unlink()  # in the middle of the next replacement
         assert await read(upstream) == EVENT + DONE
+
+
+async def test_http_upstream_keeps_no_prompt_while_the_answer_streams(practice: PracticeUpstream) -> None:
+    """A thousand streams with long prompts would hold them for minutes."""
+    prompt = body("practice?deltas=3", user="a needle")
+    async with client(practice.base_url) as upstream, upstream.call(prompt, {}) as answer:
+        del prompt
+        gc.collect()
+        held = [
+            one for one in gc.get_objects() if isinstance(one, httpx.Request) and b"a needle" in one.content
+        ]
+        assert [piece async for piece in answer]
+
+    assert held == []
