@@ -81,7 +81,14 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Gap between deltas", "Between two reads of one stream that brought deltas, by upstream.", "s", quantiles("delta_gap_seconds", "upstream")),
         Panel("Job duration", "From the start of the attempt to its terminal event, by upstream.", "s", quantiles("job_duration_seconds", "upstream")),
         Panel("Events", "Events published to Kafka, by type.", "cps", {"{{type}}": rate("events_total", "type")}),
-        Panel("Bytes", "Payload of published events, before compression.", "Bps", {"{{type}}": rate("event_bytes_total", "type")}),
+        Panel("Bytes", "Payload of published events and results, before compression.", "Bps", {
+            "{{type}}": rate("event_bytes_total", "type"),
+            "result": rate("result_bytes_total"),
+        }),
+        Panel("Results", "Records of the results topic, and parts that were left out for their size.", "cps", {
+            "results": rate("results_total"),
+            "without {{part}}": rate("result_parts_omitted_total", "part"),
+        }),
         Panel("Tokens", "Prompt and completion tokens, by source of the count.", "cps",
               {"{{kind}} ({{source}})": rate("tokens_total", "kind", "source")}, is_stacked=True),
     ],

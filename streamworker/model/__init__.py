@@ -14,7 +14,7 @@ from streamworker.model.event import (
     UsageEvent,
     Voided,
 )
-from streamworker.model.job import Job, OnBreak, Rejection
+from streamworker.model.job import Deltas, Job, OnBreak, Rejection
 from streamworker.model.record import (
     CommitPoint,
     ConsumerRecord,
@@ -32,6 +32,7 @@ __all__ = [
     "ConsumerRecord",
     "Coordinates",
     "DeltaEvent",
+    "Deltas",
     "Done",
     "ErrorCode",
     "Event",

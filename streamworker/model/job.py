@@ -8,10 +8,14 @@ import msgspec
 
 from streamworker.model.record import Coordinates, Headers
 
-__all__ = ["Job", "OnBreak", "Rejection"]
+__all__ = ["Deltas", "Job", "OnBreak", "Rejection"]
 
 OnBreak = Literal["fail", "restart"]
 """What happens to a job whose stream breaks after its first delta."""
+
+
+Deltas = Literal["live", "merged"]
+"""Whether each delta is published as it comes, or text is held and merged into few events."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +35,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     deadline: float | None = None
     reply_to: str | None = None
     on_break: OnBreak = "fail"
+    deltas: Deltas = "live"
     max_wait_s: float | None = None
     metadata: dict[str, str] = {}
     trace: Headers = ()

@@ -32,7 +32,6 @@ from streamworker.model import (
 from streamworker.redaction import Redactor
 from streamworker.stream.body import BodyForm, is_json, looks_like_event_stream
 from streamworker.stream.chunks import ChunkReader
-from streamworker.stream.coalesce import Coalescer
 from streamworker.stream.provider_errors import body_error, to_job_error
 from streamworker.stream.sse import EventStreamParser
 from streamworker.stream.template import decode_text, learn_template
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from streamworker.model import StreamItem
+    from streamworker.stream.coalesce import Coalescer
     from streamworker.stream.template import ChunkTemplate
     from streamworker.stream.usage import Tokenizer
 
@@ -162,12 +162,12 @@ class Attempt:
         tries: int = 0,
         voided: VoidedUsage | None = None,
         tokenizer: Tokenizer | None = None,
-        coalesces: bool = False,
+        coalescer: Coalescer | None = None,
     ) -> None:
         """Open an attempt; `tries` is the number of calls that earlier attempts of the delivery made, `voided` has their reports.
 
         `scrub` removes secrets from error texts. `tokenizer` counts generated text whose usage the upstream does not
-        report. With `coalesces`, text deltas after the first are held and merged with those that follow, until another
+        report. With a `coalescer`, deltas after the first are held and merged with those that follow, until another
         kind of delta arrives, the stream ends, or `flush` is called.
         """
         self.job = job
@@ -193,7 +193,7 @@ class Attempt:
         self._scrub = scrub or Redactor()
         self._cancelled: JobError | None = None
         self._is_whole = False  # the stream ended as the protocol says
-        self._coalescer = Coalescer() if coalesces else None
+        self._coalescer = coalescer
         self._http_status = 200
         self._content_type = ""
         self._opening = b""  # the stream's first bytes, kept until the first delta

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, get_args
 
 import msgspec
 
-from streamworker.model import ConsumerRecord, Headers, Job, Rejection
+from streamworker.model import ConsumerRecord, Deltas, Headers, Job, OnBreak, Rejection
 from streamworker.wire.json import InvalidJSON, decode, encode
 
 __all__ = ["JOB_ID_PATTERN", "RERUN", "job_id_of", "read_job", "request_body", "trace_of"]
@@ -43,10 +43,12 @@ _MEMBERS = {
     "upstream": _decoder(Annotated[str, msgspec.Meta(min_length=1)]),
     "deadline": _TEXT,
     "reply_to": _decoder(Annotated[str, msgspec.Meta(min_length=1)]),
-    "on_break": _decoder(Literal["fail", "restart"]),
+    "on_break": _decoder(OnBreak),
+    "deltas": _decoder(Deltas),
     "metadata": _decoder(dict[str, str]),
     "max_wait_s": _decoder(Annotated[float, msgspec.Meta(ge=0)]),
 }
+_WORDS = {"on_break": get_args(OnBreak), "deltas": get_args(Deltas)}
 _REQUEST_MEMBERS = {
     "model": _decoder(Annotated[str, msgspec.Meta(min_length=1)]),
     "messages": _decoder(Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)]),
@@ -178,15 +180,15 @@ def _read(
     try:
         into[name] = decoder.decode(raw)
     except (ValueError, RecursionError) as error:
-        return f"{path}: {_reason(error)}"
+        return f"{path}: {_reason(error, name)}"
     return None
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, name: str) -> str:
     """Return msgspec's reason without the value. Only its message about enum values repeats the value."""
     text = str(error)
     if text.startswith("Invalid enum value"):
-        return "expected 'fail' or 'restart'"
+        return "expected " + " or ".join(map(repr, _WORDS[name]))
     return text[:1].lower() + text[1:]
 
 

@@ -7,6 +7,7 @@ is not read meanwhile.
 from __future__ import annotations
 
 import asyncio
+from math import inf
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -68,14 +69,16 @@ class DeltaPublisher:
         self._completion = completion
         self._receipt = tools.sink.receipt()
         self._flush_timer: asyncio.TimerHandle | None = None
-        """Publishes the held text in time; None while other deltas are being published."""
+        """Publishes the held text in time; None while other deltas are being published, and for merged deltas."""
         self._events: Iterator[DeltaEvent] = iter(())
         self._waiting: ProducerRecord | None = None
         """The record that must not go on yet; `_events` are those after it."""
         self._before_read: tuple[int, int, float] | None = None
         """Deltas published and held before a read, and when text that it holds is due; None if nothing may be held."""
         self._left_s = 0.0
-        can_be_usual = tools.writer.has_constant_headers and not tools.coalesce_s
+        self._hold_s = inf if attempt.job.deltas == "merged" else tools.coalesce_s
+        """How long text may be held to be merged; without a timer if there is no limit."""
+        can_be_usual = tools.writer.has_constant_headers and not self._hold_s
         self._max_usual_bytes = tools.max_record_bytes - _MAX_EVENT_OVERHEAD if can_be_usual else -1
         self._template: ChunkTemplate | None = None
         self._writer: TextDeltas | _GatheredTexts | None = None
@@ -110,10 +113,10 @@ class DeltaPublisher:
         between two events would give both the same number.
         """
         self._before_read = None
-        if self._tools.coalesce_s:
+        if self._hold_s:
             attempt, loop = self._attempt, asyncio.get_running_loop()
             timer = self._flush_timer
-            due = loop.time() + self._tools.coalesce_s if timer is None else timer.when()
+            due = loop.time() + self._hold_s if timer is None else timer.when()
             self._before_read = (attempt.ledger.deltas, attempt.held_deltas, due)
             self.stop_timer()
         self._events = self._gathered(events)
@@ -194,7 +197,7 @@ class DeltaPublisher:
 
     def flush_before_wind_up(self) -> None:
         """Publish the held text, unless other deltas are being published: the held text is before them then."""
-        if self._flush_timer is not None:
+        if self._waiting is None:
             self.flush()
 
     def stop_timer(self) -> None:
@@ -220,7 +223,7 @@ class DeltaPublisher:
         if attempt.ledger.deltas == published and attempt.held_deltas > held:
             # Held text shows that the upstream generates, as published text does.
             self._tools.observer.deltas_published(self._upstream, 0, 0, self._timeouts.delta_came())
-        if attempt.held_deltas:
+        if attempt.held_deltas and due < inf:
             self._flush_timer = asyncio.get_running_loop().call_at(due, self._flush_in_time)
 
     def _flush_in_time(self) -> None:

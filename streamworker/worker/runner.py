@@ -18,6 +18,7 @@ from streamworker.limits.limiter import Verdict
 from streamworker.model import Advice, Coordinates, ErrorCode, JobError, Status, UsageSource
 from streamworker.observe import UNTRACED, trace_headers
 from streamworker.stream.attempt import Attempt, State
+from streamworker.stream.coalesce import MAX_MERGED_BYTES, Coalescer
 from streamworker.stream.retry import next_try_s
 from streamworker.wire.job import request_body
 from streamworker.worker.publisher import DeltaPublisher, too_large
@@ -51,7 +52,7 @@ class Tools:
     """What all deliveries of a worker share.
 
     `max_record_bytes` bounds an event record, `max_event_bytes` a server-sent event of an upstream. Text deltas are
-    held for at most `coalesce_s` seconds to be merged; 0 holds none.
+    held for at most `coalesce_s` seconds to be merged; 0 holds none. A job with merged deltas has no such limit.
     """
 
     sink: Sink
@@ -184,8 +185,14 @@ class AttemptRunner:
             tries=self._tries_before,
             voided=self._voided,
             tokenizer=self._tools.tokenizer,
-            coalesces=self._tools.coalesce_s > 0,
+            coalescer=self._coalescer(),
         )
+
+    def _coalescer(self) -> Coalescer | None:
+        if self._job.deltas == "merged":
+            # A character takes at most six bytes of JSON.
+            return Coalescer(merged=True, max_bytes=min(MAX_MERGED_BYTES, self._tools.max_record_bytes // 8))
+        return Coalescer() if self._tools.coalesce_s > 0 else None
 
     async def _wait_for_slot(
         self, upstreams: Sequence[str], *, is_retry: bool = False

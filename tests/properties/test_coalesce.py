@@ -9,7 +9,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamworker.stream.coalesce import MAX_LIVE_BYTES
+from streamworker.stream.coalesce import MAX_LIVE_BYTES, Coalescer
 from tests.properties.strategies import CHAT_STREAMS, CUTS, pieces_of
 from tests.streams import NOW, chunk, data, ended, listening
 
@@ -98,7 +98,7 @@ def test_coalesced_stream_is_the_stream_with_some_texts_joined(
 ) -> None:
     """Nothing is missing, added, moved or touched that is more than text; the first delta and the account are the same."""
     pieces = pieces_of(stream, cuts)
-    plain, merging = listening(), listening(coalesces=True)
+    plain, merging = listening(), listening(coalescer=Coalescer())
     deltas = run(plain, pieces, [_NOTHING])
     merged = run(merging, pieces, moves)
 

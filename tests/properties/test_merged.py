@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +22,6 @@ from tests.streams import NOW, chunk, data, ended, listening, play
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-
-ATTEMPT = "streamworker.stream.attempt"
-"""The module whose `Coalescer` is replaced by the one under test."""
 
 MAX_BYTES = 120
 _TEXTS = st.sampled_from(["", "a", "bc", "🐟", "d" * (MAX_BYTES // 2), "e" * (MAX_BYTES + 1)])
@@ -197,9 +193,7 @@ def test_merged_attempt_publishes_the_stream_with_some_texts_joined(
     """Events are numbered without a gap; the first delta, the end and the counts are as without merging."""
     pieces = pieces_of(stream, cuts)
     plain = listening()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(f"{ATTEMPT}.Coalescer", partial(Coalescer, merged=True, max_bytes=MAX_BYTES))
-        merging = listening(coalesces=True)
+    merging = listening(coalescer=Coalescer(merged=True, max_bytes=MAX_BYTES))
     deltas, few = run(plain, pieces, [0]), run(merging, pieces, moves)
     end, expected = ended(merging), ended(plain)
 

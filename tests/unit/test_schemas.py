@@ -23,6 +23,7 @@ from streamworker.model import (
     ConsumerRecord,
     Coordinates,
     DeltaEvent,
+    Deltas,
     ErrorCode,
     Event,
     Job,
@@ -117,6 +118,7 @@ def test_enums_equal_those_of_the_model() -> None:
     assert enum("usage_source") == [*UsageSource]
     assert enum("cause") == [*get_args(Cause)]
     assert schema("job")["properties"]["on_break"]["enum"] == [*get_args(OnBreak)]
+    assert schema("job")["properties"]["deltas"]["enum"] == [*get_args(Deltas)]
 
 
 def test_limits_equal_those_of_the_code() -> None:
@@ -391,6 +393,7 @@ VALID_JOBS = st.fixed_dictionaries(
         ),
         "reply_to": st.just("replies"),
         "on_break": st.sampled_from(get_args(OnBreak)),
+        "deltas": st.sampled_from(get_args(Deltas)),
         "metadata": st.dictionaries(st.sampled_from("abcdefgh"), st.text("xé"), max_size=8),
     },
 )

@@ -9,6 +9,7 @@ import pytest
 
 from streamworker.model import ChunkDelta, Done, StreamError, StreamItem
 from streamworker.stream.chunks import MAX_CHOICES, MAX_NULLS, ChunkReader
+from streamworker.stream.coalesce import Coalescer
 from streamworker.stream.sse import ServerSentEvent
 from streamworker.stream.usage import Ledger
 from streamworker.wire.json import MAX_DEPTH
@@ -646,7 +647,7 @@ def test_reader_learns_a_bounded_number_of_null_members() -> None:
 
 def test_reader_null_members_do_not_prevent_merging() -> None:
     """A server that sends `"token_ids": null` with every chunk still gets its texts merged."""
-    attempt = listening(coalesces=True)
+    attempt = listening(coalescer=Coalescer())
     word = {"choices": [{"index": 0, "delta": {"content": "x"}, "token_ids": None, "stop_reason": None}]}
     events = [event for _ in range(50) for event in attempt.receive(data(word), NOW)]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from streamworker.stream.coalesce import Coalescer
 from streamworker.stream.template import MAX_BYTES, ChunkTemplate, learn_template
 from tests.streams import chunk, data, listening
 
@@ -113,7 +114,7 @@ def test_attempt_gives_up_on_templates_that_are_of_no_use() -> None:
 
 def test_attempt_that_merges_or_winds_up_takes_no_read_by_its_text() -> None:
     """Both treat a delta otherwise."""
-    merging = listening(coalesces=True)
+    merging = listening(coalescer=Coalescer())
     list(merging.receive(usual({"content": "a"}), NOW))
     winding = listening()
     list(winding.receive(usual({"content": "a"}), NOW))

@@ -57,6 +57,7 @@ def test_read_job_with_every_member_reads_them_all() -> None:
                 "deadline": "2030-01-31T12:00:00.5+01:00",
                 "reply_to": "replies",
                 "on_break": "restart",
+                "deltas": "merged",
                 "metadata": {"k": "v"},
             },
             (("traceparent", b"00-1"), ("other", b"x")),
@@ -64,6 +65,7 @@ def test_read_job_with_every_member_reads_them_all() -> None:
     )
 
     assert isinstance(read, Job)
+    assert read.deltas == "merged"
     assert (read.job_id, read.upstream, read.reply_to, read.on_break) == (
         "a.b_c:d-1",
         "local",
@@ -139,6 +141,7 @@ def test_read_job_deadline_of_another_kind_is_rejected(deadline: str) -> None:
         ({"deadline": 5}, "deadline: expected `str`, got `int`"),
         ({"reply_to": []}, "reply_to: expected `str`, got `array`"),
         ({"on_break": "retry"}, "on_break: expected 'fail' or 'restart'"),
+        ({"deltas": "few"}, "deltas: expected 'live' or 'merged'"),
         ({"metadata": {"k": 5}}, "metadata: expected `str`, got `int` - at `$[...]`"),
         ({"metadata": {str(n): "" for n in range(17)}}, "metadata: has 17 members, the limit is 16"),
         ({"reqest": 1}, "reqest: is not a member of a job"),

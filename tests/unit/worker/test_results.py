@@ -37,7 +37,7 @@ from tests.unit.worker.bench import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from streamworker.model import ProducerRecord
+    from streamworker.model import Deltas, ProducerRecord
 
 TO = TopicPartition("events", 2)
 
@@ -65,11 +65,13 @@ class Bench:
         await asyncio.gather(self.committing, return_exceptions=True)
         await self.committer.close()
 
-    def attempt(self, *scripts: Any, limit_bytes: int = 100_000, **tools: Any) -> OneAttempt:
+    def attempt(
+        self, *scripts: Any, limit_bytes: int = 100_000, deltas: Deltas = "live", **tools: Any
+    ) -> OneAttempt:
         results = Results(self.sink, ResultWriter(), self.observer, topic="results", limit_bytes=limit_bytes)
         queues = make_queues(self.observer, {"default": make_policy(MemoryUpstream(*scripts), max_tries=2)})
         made = make_tools(self.sink, MemoryClock(NOW), self.observer, queues, results=results, **tools)
-        source = make_job(source=Coordinates("jobs", 0, 7))
+        source = make_job(source=Coordinates("jobs", 0, 7), deltas=deltas)
         return OneAttempt(made, source, self.committer, to=TO, upstream="default")
 
     async def play(self, script: Any, **options: Any) -> dict[str, Any]:
@@ -173,6 +175,15 @@ async def test_result_has_text_that_was_held_to_be_merged(bench: Bench) -> None:
     result = await bench.play(said("one ", "two ", "three"), coalesce_s=5)
 
     assert len(bench.sink.records) < 4
+    assert result["completion"] == bench.assembled()
+    assert result["completion"]["choices"][0]["message"]["content"] == "one two three"
+
+
+async def test_result_of_a_job_with_merged_deltas_is_the_same(bench: Bench) -> None:
+    """The events are fewer, and the completion is whole."""
+    result = await bench.play(said("one ", "two ", "three"), deltas="merged")
+
+    assert len(bench.sink.records) == 3
     assert result["completion"] == bench.assembled()
     assert result["completion"]["choices"][0]["message"]["content"] == "one two three"
 

@@ -699,6 +699,79 @@ async def test_runner_that_ends_while_held_text_finds_no_room_leaves_no_gap(benc
     assert (terminal["seq"], terminal["observed"]["deltas"]) == (3, 2)
 
 
+MERGED = {"deltas": "merged"}
+
+
+async def test_runner_job_with_merged_deltas_publishes_text_at_the_end(bench: Bench) -> None:
+    """However long the stream takes; the first delta is published at once."""
+    bench.begin([word("a"), 5.0, word("b"), 20.0, word("c"), word("d"), FINISH + DONE], **MERGED)
+    await asyncio.sleep(24)
+    assert told(bench) == ["a"]
+    terminal = await bench.end()
+
+    assert told(bench) == ["a", "bcd", ""]
+    assert (terminal["seq"], terminal["observed"]["deltas"]) == (4, 5)
+    assert outcome(terminal) == ("completed", None)
+
+
+async def test_runner_merged_text_is_published_when_a_hold_is_full(bench: Bench) -> None:
+    """No record exceeds the limit, even where every character is escaped."""
+    words = ["\x01" * 1000] * 40
+    await bench.play(said(*words), tools={"max_record_bytes": 16_384}, **MERGED)
+
+    assert bench.text == "".join(words)
+    assert 10 < len(bench.sink.records) < 30
+    assert max(record.size for record in bench.sink.records) <= 16_384
+
+
+@pytest.mark.parametrize("grace_s", [0, 60])
+async def test_runner_cancelled_while_merged_text_is_held_publishes_it_first(
+    bench: Bench, grace_s: int
+) -> None:
+    """No timer is set for it, with and without grace."""
+    script: list[Step] = [word("a"), word("b"), word("c"), 0.04, word("d") + FINISH + DONE]
+    runner = bench.begin(script, policy={"cancel_grace_s": grace_s}, **MERGED)
+    await asyncio.sleep(0.03)
+    assert bench.text == "a"
+    runner.cancel("enough")
+    terminal = await bench.end()
+
+    assert told(bench) == ["a", "bc"]
+    assert outcome(terminal) == ("cancelled", "cancelled")
+    assert (terminal["seq"], terminal["observed"]["deltas"]) == (3, 3)
+
+
+@pytest.mark.parametrize("ends", ["cancel", "grace"])
+async def test_runner_cancelled_while_merged_text_finds_no_room_leaves_no_gap(
+    bench: Bench, ends: str
+) -> None:
+    """The held text is published once, and the delta behind it is not."""
+    call = data(chunk({"tool_calls": [{"index": 0}]}))
+    script: list[Step] = [word("a"), word("b"), 1.0, call + word("c"), asyncio.Event()]
+    runner = bench.begin(script, policy={"cancel_grace_s": 5 if ends == "grace" else 0}, **MERGED)
+    await until(lambda: bench.text == "a", every_s=0.001)
+    bench.sink.keeping_up.clear()
+    await asyncio.sleep(2)
+    runner.cancel("enough")
+    if ends == "grace":
+        bench.sink.keeping_up.set()
+    terminal = await bench.end()
+
+    assert told(bench) == ["a", "b"]
+    assert (terminal["status"], terminal["seq"], terminal["observed"]["deltas"]) == ("cancelled", 3, 2)
+
+
+async def test_runner_merged_text_restarts_the_idle_timeout(bench: Bench) -> None:
+    """Text that is held shows that the upstream generates."""
+    script: list[Step] = [word("a")]
+    for _ in range(5):
+        script += [0.9, word("b")]
+    script += [0.9, FINISH + DONE]
+    terminal = await bench.play(script, policy={"idle_timeout_s": 1}, **MERGED)
+    assert told(bench) == ["a", "bbbbb", ""]
+    assert outcome(terminal) == ("completed", None)
+
+
 async def test_runner_held_text_restarts_the_idle_timeout(bench: Bench) -> None:
     """The timeout runs from the arrival of text, not from its publication."""
     script: list[Step] = [word("a"), 0.8, word("b"), 0.9, word("c"), 0.9, FINISH + DONE]
