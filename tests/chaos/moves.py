@@ -37,6 +37,9 @@ __all__ = ["Plan", "Report", "play"]
 SLACK_S = 5.0
 """How much longer than its longest stream a partition may need to move."""
 
+READ_LATE_S = 1.0
+"""How long after a worker's death the upstream may read a request that the worker had sent."""
+
 LIMIT_S = 120.0
 _LONG = "long"
 
@@ -270,7 +273,7 @@ class _Run:
                 continue
             lived = [call for call in cut if not self._was_killed(job_id, call)]
             if lived or not cut:
-                found.append(f"{job_id}: {len(cut) + 1} calls")
+                found.append(f"{job_id}: {len(cut) + 1} calls; {self._times(job_id)}")
         if self._plan.long_s and repeated.get(_LONG) != 2:
             found.append(f"the long job had {repeated.get(_LONG, 1)} calls")
         return found
@@ -287,10 +290,17 @@ class _Run:
             if float(str(line["waited_s"])) > longest
         ]
 
+    def _times(self, job_id: str) -> str:
+        """Return when the job's calls began and ended, and the workers died: seconds since its first call."""
+        calls = self._stage.calls(job_id)
+        began = calls[0].started_at if calls else 0.0
+        spans = [f"{call.started_at - began:.1f} to {(call.ended_at or began) - began:.1f}" for call in calls]
+        return f"calls {', '.join(spans)}; deaths {[round(at - began, 1) for at in self._killed_at]}"
+
     def _was_killed(self, job_id: str, call: Call) -> bool:
         """Whether a worker died between the call's start and the job's terminal event."""
         end = self._stage.terminals()[job_id]["ts"] / 1000 - time.time() + self._loop.time()
-        return any(call.started_at <= at <= end for at in self._killed_at)
+        return any(call.started_at - READ_LATE_S <= at <= end for at in self._killed_at)
 
 
 def main() -> int:
