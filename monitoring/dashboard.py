@@ -146,8 +146,8 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Abandoned jobs", "Jobs left to the next owner of their partition, by reason.", "reqps", {"{{reason}}": rate("jobs_abandoned_total", "reason")}),
         Panel("Lost records", "Job offsets that retention deleted, or that the brokers lost, before their jobs had ended.", "none",
               {"{{reason}}": f"sum by (reason) (increase(streamworker_records_lost_total{{{WHERE}}}[$__rate_interval]))"}),
-        Panel("Skipped records", "Records that were delivered again although their job had ended or was running, and tombstones.", "reqps", {
-            "skipped": rate("records_skipped_total"), "tombstones": rate("tombstones_total"),
+        Panel("Skipped records", "Records that were delivered again although their job had ended or was running, job records that repeat an id, and tombstones.", "reqps", {
+            "skipped": rate("records_skipped_total"), "duplicates": rate("duplicates_skipped_total"), "tombstones": rate("tombstones_total"),
         }),
         Panel("Cancel records", "Records of the control topic, by their effect on open jobs.", "none", {
             "{{effect}}": f"sum by (effect) (increase(streamworker_cancels_total{{{WHERE}}}[$__rate_interval]))",

@@ -290,6 +290,7 @@ class App:
             topics=settings.topics.jobs,
             weights=settings.topics.weights,
             is_fair=bool(settings.worker.fair_by),
+            dedup_records=settings.worker.dedup_records,
         )
         return Worker(
             source=consumer,

@@ -110,6 +110,10 @@ class Observer(Protocol):
         """A record was skipped because its job is finished or in flight."""
         ...
 
+    def duplicate_skipped(self, job: Job, earlier: int) -> None:
+        """A job record was skipped because the record at the offset `earlier` of its partition has the same id."""
+        ...
+
     def job_crashed(self, job: Job) -> None:
         """An attempt ended with an unexpected exception; another attempt follows."""
         ...

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from streamworker.model import (
@@ -99,6 +99,15 @@ class Source(Protocol):
 
     def position(self, partition: TopicPartition) -> int | None:
         """Return the offset that is read next, after transaction markers and aborted records; None if unknown."""
+        ...
+
+    def read_back(
+        self, partition: TopicPartition, start: int, stop: int
+    ) -> AsyncGenerator[Sequence[ConsumerRecord]]:
+        """Iterate over the committed records from `start` to before `stop`, in batches; the position stays.
+
+        Records that the log has deleted are left out. Raises KafkaError.
+        """
         ...
 
     def announce_departure(self) -> None:

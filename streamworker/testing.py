@@ -19,7 +19,15 @@ from streamworker.model import CommitPoint, ConsumerRecord, Coordinates, TopicPa
 from streamworker.pump import Pump
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterator,
+        Callable,
+        Collection,
+        Iterable,
+        Mapping,
+        Sequence,
+    )
 
     from streamworker.model import ErrorCode, Headers, Job, JobError, ProducerRecord, Rejection, UsageEvent
     from streamworker.observe import CancelEffect, KafkaPart, LossReason
@@ -76,6 +84,8 @@ class MemorySource:
         self.errors: deque[KafkaError] = deque()
         self.delivering = _open_gate()
         """Gate: while cleared, `receive` delays records that it has already taken."""
+        self.read_back_errors: deque[KafkaError] = deque()
+        """The first of them ends each `read_back` after its first batch."""
         self.is_member = True
         self.is_leaving = False
         """Whether the worker announced its departure."""
@@ -150,6 +160,16 @@ class MemorySource:
     def position(self, partition: TopicPartition) -> int | None:
         """Return the offset that is read next."""
         return self.positions.get(partition)
+
+    async def read_back(
+        self, partition: TopicPartition, start: int, stop: int
+    ) -> AsyncGenerator[Sequence[ConsumerRecord]]:
+        """Iterate over the records from `start` to before `stop`, one in a batch."""
+        for record in [record for record in self.logs[partition] if start <= record.at.offset < stop]:
+            await asyncio.sleep(0)
+            yield [record]
+            if self.read_back_errors:
+                raise self.read_back_errors.popleft()
 
     def announce_departure(self) -> None:
         """Set `is_leaving`."""
@@ -491,6 +511,9 @@ class MemoryObserver:
 
     def record_skipped(self, partition: TopicPartition) -> None:
         self.calls.append(("record_skipped", (partition,)))
+
+    def duplicate_skipped(self, job: Job, earlier: int) -> None:
+        self.calls.append(("duplicate_skipped", (job, earlier)))
 
     def job_crashed(self, job: Job) -> None:
         self.calls.append(("job_crashed", (job,)))

@@ -21,7 +21,7 @@ from streamworker.kafka.log import open_log
 from streamworker.model import TopicPartition
 from streamworker.reader import Auditor, Breach, ResultAuditor
 from streamworker.wire.event import read_event
-from streamworker.wire.job import RERUN, job_id_of, read_job
+from streamworker.wire.job import is_rerun, job_id_of, read_job
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -145,7 +145,7 @@ class _Audit:
         try:
             for topic in self._settings.topics.jobs:
                 async for record in self._records(topic):
-                    if record.value is not None and any(name == RERUN for name, _ in record.headers):
+                    if record.value is not None and is_rerun(record.headers):
                         again.add(job_id_of(record, max_bytes=self._settings.worker.max_job_bytes))
         except KafkaError as error:
             click.echo(

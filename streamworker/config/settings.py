@@ -324,6 +324,12 @@ class WorkerSettings(_Section):
     max_deliveries: int = Field(
         5, ge=1, le=1000, description="deliveries of a job before it becomes a dead letter"
     )
+    dedup_records: int = Field(
+        1000,
+        ge=0,
+        le=100_000,
+        description="a job record that repeats the id of one of this many records before it in its partition is skipped; 0: it runs",
+    )
     max_job_bytes: int = Field(
         1_000_000,
         ge=1024,

@@ -18,7 +18,7 @@ The traps of aiokafka's consumer that this module handles:
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from functools import partial
 from math import inf
 from time import monotonic
@@ -50,13 +50,14 @@ from streamworker.kafka.compat import (
 )
 from streamworker.kafka.errors import describe_error, translate_errors
 from streamworker.kafka.read_records import ReadRecords, first_new_offset
+from streamworker.kafka.scan import LogScanner
 from streamworker.kafka.topic_ids import read_topic_ids
 from streamworker.log_throttle import LogThrottle
 from streamworker.model import ConsumerRecord, Coordinates, TopicPartition
 from streamworker.progress.moves import MoveSchedule
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 
     from streamworker.config import Settings
     from streamworker.model import CommitPoint
@@ -91,6 +92,7 @@ class GroupConsumer:
         self._settings = settings
         self._observer = observer
         self._acls = RequiredAcls.of_worker(settings)
+        self._scanner = LogScanner(settings.kafka, self._acls)
         self._consumer: Consumer | None = None
         self._membership: Membership | None = None
         self._assignments: Assignments | None = None
@@ -153,6 +155,19 @@ class GroupConsumer:
         if self._consumer is None or partition not in self._next:
             return None
         return known_position(self._consumer, KafkaTopicPartition(*partition))
+
+    async def read_back(
+        self, partition: TopicPartition, start: int, stop: int
+    ) -> AsyncGenerator[Sequence[ConsumerRecord]]:
+        """Iterate over the committed records from `start` to before `stop`, in batches. Raises KafkaError.
+
+        Other consumers read them, which are not members of the group: the position and the fetches stay as they are.
+        """
+        end = await self._scanner.end(partition, committed_only=True)  # the log may have lost its end
+        batches = self._scanner.scan(partition, start, min(stop, end), committed_only=True)
+        async with aclosing(batches):
+            async for batch in batches:
+                yield [record_of(record) for record in batch]
 
     def take_restart_offset(self, partition: TopicPartition) -> int | None:
         """Return where to read a partition whose log was reset, once; None if its committed offset counts."""
@@ -245,6 +260,7 @@ class GroupConsumer:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait([self._watching])
+        await self._scanner.stop()
         await self._leave()
 
     # Reading

@@ -136,6 +136,10 @@ RECORDS_SKIPPED = _counter(
     "records_skipped_total",
     "Records fetched again whose job had ended or was running; they were skipped.",
 )
+DUPLICATES_SKIPPED = _counter(
+    "duplicates_skipped_total",
+    "Job records that repeated the id of one of the last worker.dedup_records records; they were skipped.",
+)
 RECORDS_LOST = _counter(
     "records_lost_total",
     "Job offsets that were deleted by retention (retention), or lost by an unclean election or a replaced topic (reset), before their jobs had ended.",
@@ -281,6 +285,7 @@ TABLE = (
     DEAD_LETTERS,
     TOMBSTONES,
     RECORDS_SKIPPED,
+    DUPLICATES_SKIPPED,
     RECORDS_LOST,
     CANCELS,
     TIME_TO_FIRST_DELTA,

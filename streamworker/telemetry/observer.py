@@ -197,6 +197,12 @@ class Telemetry:
         """Count a fetched record whose job has ended or is running."""
         self._metrics.add(table.RECORDS_SKIPPED)
 
+    def duplicate_skipped(self, job: Job, earlier: int) -> None:
+        """Count and log a job record that repeats the id of an earlier one of its partition."""
+        self._metrics.add(table.DUPLICATES_SKIPPED)
+        place = {**_place(job.source), **_trace(job.trace)}
+        self._log.info("job.duplicate_skipped", job_id=job.job_id, earlier_offset=earlier, **place)
+
     def job_crashed(self, job: Job) -> None:  # noqa: ARG002 - `job.crashed` names the job
         """Count an attempt that ended with an unexpected exception."""
         self._metrics.add(table.JOB_CRASHES)

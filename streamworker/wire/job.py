@@ -11,7 +11,7 @@ import msgspec
 from streamworker.model import ConsumerRecord, Deltas, Headers, Job, OnBreak, Rejection
 from streamworker.wire.json import InvalidJSON, decode, encode
 
-__all__ = ["JOB_ID_PATTERN", "RERUN", "job_id_of", "read_job", "request_body", "trace_of"]
+__all__ = ["JOB_ID_PATTERN", "RERUN", "is_rerun", "job_id_of", "read_job", "request_body", "trace_of"]
 
 JOB_ID_PATTERN = r"^[A-Za-z0-9._:-]{1,200}$"
 MAX_METADATA = 16
@@ -113,6 +113,11 @@ def trace_of(headers: Headers) -> Headers:
         if name in TRACE_HEADERS and value and len(value) <= MAX_TRACE_BYTES
     }
     return tuple(found.items())
+
+
+def is_rerun(headers: Headers) -> bool:
+    """Return whether a job record with these headers asks for a new run under an id that was used before."""
+    return any(name == RERUN for name, _ in headers)
 
 
 class _NotAnObject(Exception):

@@ -109,6 +109,16 @@ class Intake:
             job = msgspec.structs.replace(job, trace=span.trace)
         return self._decide(record, job, deliveries)._replace(span=span)
 
+    def own_id(self, record: ConsumerRecord) -> str | None:
+        """Return the id that a record gives to its job; None if it gives none, or if the record is rejected."""
+        if record.value is None or record.unreadable is not None:
+            return None
+        job = read_job(record, max_bytes=self._rules.max_job_bytes)
+        if isinstance(job, Rejection) or job.job_id == str(record.at):
+            return None
+        upstreams = choose_upstreams(job.upstream, job.model, self._policies)
+        return None if self._find_fault(job, upstreams) else job.job_id
+
     @property
     def max_deliveries(self) -> int:
         """How often a record is delivered before it becomes a dead letter."""
@@ -125,24 +135,30 @@ class Intake:
     def _decide(self, record: ConsumerRecord, job: Job | Rejection, deliveries: int) -> Accepted | Refused:
         if isinstance(job, Rejection):
             return self._refuse(record, job, ErrorCode.INVALID_JOB)
+        upstreams = choose_upstreams(job.upstream, job.model, self._policies)
+        if (refusal := self._find_fault(job, upstreams)) is not None:
+            fault, code = refusal
+            return self._refuse(record, _rejection(job, fault), code)
+        to = self._partition(job.job_id, job.reply_to)
+        if deliveries > self._rules.max_deliveries:
+            return self._give_up(record, job, upstreams[0], to)
+        return Accepted(job, upstreams, to, value=self._fair_value(record, job))
+
+    def _find_fault(self, job: Job, upstreams: Sequence[str]) -> tuple[str, ErrorCode] | None:
+        """Return why a valid job cannot run with this configuration; None if it can."""
         if job.reply_to != self._allowed(job.reply_to):
             fault = "reply_to: is not one of the topics that the worker's topics.allowed_reply_to names"
-            return self._refuse(record, _rejection(job, fault), ErrorCode.INVALID_JOB)
-        upstreams = choose_upstreams(job.upstream, job.model, self._policies)
+            return fault, ErrorCode.INVALID_JOB
         if not upstreams:
             fault = (
                 "upstream: no upstream of that name is configured"
                 if job.upstream
                 else "upstream: none serves the model"
             )
-            return self._refuse(record, _rejection(job, fault), ErrorCode.UNKNOWN_UPSTREAM)
+            return fault, ErrorCode.UNKNOWN_UPSTREAM
         if _echoed_bytes(job) > self._rules.max_record_bytes:
-            fault = "metadata: is too large to be echoed in an event"
-            return self._refuse(record, _rejection(job, fault), ErrorCode.INVALID_JOB)
-        to = self._partition(job.job_id, job.reply_to)
-        if deliveries > self._rules.max_deliveries:
-            return self._give_up(record, job, upstreams[0], to)
-        return Accepted(job, upstreams, to, value=self._fair_value(record, job))
+            return "metadata: is too large to be echoed in an event", ErrorCode.INVALID_JOB
+        return None
 
     def _fair_value(self, record: ConsumerRecord, job: Job) -> bytes | str | None:
         """Return the value by which the job takes turns with others; None if it has none."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from streamworker.errors import StreamworkerError
+from streamworker.model import ErrorCode
 from streamworker.redaction import without_message
 from streamworker.worker.cancellations import Cancellations
 from streamworker.worker.delivery import Delivery
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from streamworker.model import Cause, ConsumerRecord, TopicPartition
     from streamworker.observe import CancelEffect
+    from streamworker.worker.duplicates import Duplicates
     from streamworker.worker.intake import Intake, Refused
     from streamworker.worker.partition import AssignedPartition
     from streamworker.worker.runner import Tools
@@ -46,6 +48,7 @@ class Jobs:
         self,
         tools: Tools,
         intake: Intake,
+        duplicates: Duplicates,
         *,
         in_key_order: bool,
         max_waiting: int,
@@ -66,6 +69,7 @@ class Jobs:
         self._tools = tools
         self._observer = tools.observer
         self._intake = intake
+        self._duplicates = duplicates
         self._in_key_order = in_key_order
         self._on_room = on_room
         has_others = len(tools.queues.queues) > 1
@@ -118,6 +122,7 @@ class Jobs:
         progress, offset = partition.committer.progress, record.at.offset
         deliveries = progress.begin(offset)
         if not deliveries:
+            self._duplicates.remember(partition.recent_ids, record)
             self._observer.record_skipped(record.topic_partition)
         elif record.value is None and record.unreadable is None:
             partition.committer.finish(offset, ())
@@ -148,7 +153,15 @@ class Jobs:
             self._retry_intake(partition, record, deliveries, error)
             return True
         if not isinstance(decision, Accepted):
+            if decision.code is ErrorCode.MAX_DELIVERIES:  # the job was valid, and has run
+                self._duplicates.check(partition.recent_ids, record, decision.rejection.job_id)
             self._refuse(partition, record, decision)
+            return True
+        earlier = self._duplicates.check(partition.recent_ids, record, decision.job.job_id)
+        if earlier is not None:
+            partition.committer.finish(record.at.offset, ())
+            decision.span.abandoned("duplicate")
+            self._observer.duplicate_skipped(decision.job, earlier)
             return True
         upstream = decision.upstreams[0]
         if self._waiting_at(upstream) >= self._max_waiting_per_upstream:

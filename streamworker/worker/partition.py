@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import structlog
 
 from streamworker.errors import KafkaError
+from streamworker.progress.dedup import RecentIds
 from streamworker.progress.ordering import KeyOrder
 from streamworker.worker.committer import MAX_COMMIT_RECORDS
 
@@ -64,6 +65,8 @@ class AssignedPartition:
     def __init__(self, committer: PartitionCommitter) -> None:
         self.committer = committer
         self.ownership = Ownership.OPENING
+        self.recent_ids = RecentIds(0)
+        """The ids of the records before the one that is accepted next. `Partitions` sets it before it opens."""
         self.opening: asyncio.Task[None] | None = None
         self.committing: asyncio.Task[None] | None = None
         self.leaving = "stopped"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from streamworker.model import TopicPartition
     from streamworker.observe import Observer
     from streamworker.ports import CommitStores, Source
+    from streamworker.worker.duplicates import Duplicates
     from streamworker.worker.supervisor import Supervisor
 
 __all__ = ["Partitions"]
@@ -36,6 +37,7 @@ class Partitions:
         commit_stores: CommitStores,
         supervisor: Supervisor,
         observer: Observer,
+        duplicates: Duplicates,
         *,
         on_opened: Callable[[], None],
     ) -> None:
@@ -43,6 +45,7 @@ class Partitions:
         self._commit_stores = commit_stores
         self._supervisor = supervisor
         self._observer = observer
+        self._duplicates = duplicates
         self._on_opened = on_opened
         self._commit_id = uuid4().hex[:12]
         self._assigned: dict[TopicPartition, AssignedPartition] = {}
@@ -181,6 +184,7 @@ class Partitions:
 
     async def _open(self, partition: AssignedPartition) -> None:
         offset = await partition.open()
+        partition.recent_ids = await self._duplicates.read_back(partition.id, offset)
         partition.committing = self._supervisor.spawn(
             partition.committer.run(), name=f"commit {partition.id}"
         )

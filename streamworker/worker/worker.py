@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from streamworker.worker.duplicates import Duplicates
 from streamworker.worker.jobs import Jobs
 from streamworker.worker.partition import Ownership
 from streamworker.worker.partitions import Partitions
@@ -33,7 +34,8 @@ log = structlog.get_logger()
 class WorkerLimits:
     """The worker's limits, from the settings. `max_waiting` bounds the jobs that are accepted and hold no slot.
 
-    `max_held_bytes` bounds the records of the accepted jobs.
+    `max_held_bytes` bounds the records of the accepted jobs. `dedup_records` is how far back each partition remembers the
+    ids of its jobs.
 
     Where there is a choice among waiting jobs, because there are several job `topics` or because their jobs take turns
     (`is_fair`), jobs are accepted while every slot is held, and `max_waiting` is shared by the topics' `weights`.
@@ -48,6 +50,7 @@ class WorkerLimits:
     topics: tuple[str, ...] = ()
     weights: Mapping[str, int] = field(default_factory=dict)
     is_fair: bool = False
+    dedup_records: int = 0
 
 
 class Worker:
@@ -73,12 +76,14 @@ class Worker:
         self._queues.on_room = self._room.set
         self._supervisor = Supervisor()
         self._supervisor.watch(failure)
+        duplicates = Duplicates(source, intake, records=limits.dedup_records)
         self._partitions = Partitions(
-            source, commit_stores, self._supervisor, tools.observer, on_opened=self._room.set
+            source, commit_stores, self._supervisor, tools.observer, duplicates, on_opened=self._room.set
         )
         self._jobs = Jobs(
             tools,
             intake,
+            duplicates,
             in_key_order=limits.in_key_order,
             max_waiting=limits.max_waiting,
             max_held_bytes=limits.max_held_bytes,

@@ -85,6 +85,7 @@ def test_config_without_a_source_has_the_documented_defaults() -> None:
             "session_timeout_s": 45,
             "move_timeout_s": 900,
             "max_deliveries": 5,
+            "dedup_records": 1000,
             "max_job_bytes": 1_000_000,
             "on_no_offset": "refuse",
             "max_event_bytes": 1_048_576,

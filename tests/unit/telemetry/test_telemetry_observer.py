@@ -339,6 +339,17 @@ def test_rebalance_tombstone_and_skipped_record_are_counted(watch: Watch) -> Non
     assert watch["records_skipped_total"] == 1
 
 
+def test_skipped_duplicate_is_counted_and_logged_with_both_offsets(watch: Watch) -> None:
+    """An operator finds the record that the duplicate repeats."""
+    with capture_logs() as lines:
+        watch.telemetry.duplicate_skipped(JOB, 3)
+
+    [line] = lines
+    assert (line["event"], line["job_id"]) == ("job.duplicate_skipped", JOB.job_id)
+    assert (line["earlier_offset"], line["offset"]) == (3, JOB.source.offset)
+    assert watch["duplicates_skipped_total"] == 1
+
+
 def test_circuit_that_opens_is_a_warning_and_its_other_states_are_info(watch: Watch) -> None:
     """Circuits and fallbacks are counted too, and no log line has an upstream's message."""
     with capture_logs() as lines:
