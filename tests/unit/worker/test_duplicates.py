@@ -44,9 +44,8 @@ def make(benches: list[Bench]) -> Any:
 
 def skipped(bench: Bench) -> list[tuple[str, int, int]]:
     """Return the id and both offsets of each skipped duplicate."""
-    return [
-        (job.job_id, job.source.offset, earlier) for job, earlier in bench.observer.all("duplicate_skipped")
-    ]
+    calls: list[tuple[Any, ...]] = bench.observer.all("duplicate_skipped")
+    return [(job.job_id, job.source.offset, earlier) for job, earlier in calls]
 
 
 async def passed(bench: Bench, offset: int) -> None:
