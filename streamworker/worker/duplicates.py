@@ -66,15 +66,17 @@ class Duplicates:
         if job_id is not None:
             recent.remember(job_id, record.at.offset)
 
-    def check(self, recent: RecentIds, record: ConsumerRecord, job_id: str) -> int | None:
+    def check(self, recent: RecentIds, record: ConsumerRecord, job_id: str, *, has_begun: bool) -> int | None:
         """Return the offset of the earlier record that this one repeats, None if it is to run; store its id.
 
-        A new run that somebody asked for is never a duplicate. The id that a record gets from its coordinates is not
-        stored.
+        A new run that somebody asked for is never a duplicate. Neither is a job that has begun under an owner that did
+        not know the earlier record: readers wait for its terminal event. The id that a record gets from its coordinates
+        is not stored.
         """
         if job_id == str(record.at):
             return None
-        earlier = None if is_rerun(record.headers) else recent.earlier(job_id, record.at.offset)
+        must_run = has_begun or is_rerun(record.headers)
+        earlier = None if must_run else recent.earlier(job_id, record.at.offset)
         recent.remember(job_id, record.at.offset)
         return earlier
 

@@ -154,10 +154,14 @@ class Jobs:
             return True
         if not isinstance(decision, Accepted):
             if decision.code is ErrorCode.MAX_DELIVERIES:  # the job was valid, and has run
-                self._duplicates.check(partition.recent_ids, record, decision.rejection.job_id)
+                self._duplicates.check(
+                    partition.recent_ids, record, decision.rejection.job_id, has_begun=True
+                )
             self._refuse(partition, record, decision)
             return True
-        earlier = self._duplicates.check(partition.recent_ids, record, decision.job.job_id)
+        earlier = self._duplicates.check(
+            partition.recent_ids, record, decision.job.job_id, has_begun=deliveries > 1
+        )
         if earlier is not None:
             partition.committer.finish(record.at.offset, ())
             decision.span.abandoned("duplicate")

@@ -168,6 +168,19 @@ async def test_finished_record_beyond_the_committed_offset_is_remembered(make: A
     assert skipped(bench) == [("j", 2, 1)]
 
 
+async def test_duplicate_that_has_begun_under_a_former_owner_gets_its_ending(make: Any) -> None:
+    """That owner did not know the earlier record and died; readers have the `started` of the second one."""
+    bench: Bench = make()
+    for _ in range(3):
+        bench.source.put(JOBS, job("j"))
+    bench.broker.points[JOBS] = CommitPoint(1, encode_map(1, OffsetMap(deliveries={1: 1})))
+    await bench.start(JOBS)
+    await passed(bench, 3)
+
+    assert bench.ends() == {"j": "completed"}
+    assert skipped(bench) == [("j", 2, 1)]
+
+
 async def test_partition_whose_ids_cannot_be_read_opens_and_keeps_what_was_read(make: Any) -> None:
     """The failure is logged, and jobs run: a job is run twice rather than not at all."""
     bench: Bench = make()
