@@ -69,7 +69,7 @@ class Duplicates:
     def check(self, recent: RecentIds, record: ConsumerRecord, job_id: str, *, has_begun: bool) -> int | None:
         """Return the offset of the earlier record that this one repeats, None if it is to run; store its id.
 
-        A new run that somebody asked for is never a duplicate. Neither is a job that has begun under an owner that did
+        A record with the header `streamworker-rerun` is never a duplicate. Neither is a job that has begun under an owner that did
         not know the earlier record: readers wait for its terminal event. The id that a record gets from its coordinates
         is not stored.
         """

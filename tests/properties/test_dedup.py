@@ -17,7 +17,7 @@ def test_duplicate_is_found_where_the_log_has_the_id_within_the_window(
 ) -> None:
     """A record that is delivered for the first time is looked up in the log; one delivered again is never a duplicate.
 
-    `steps` seek back by so many records before each delivery, 0 and 1 mostly going on.
+    A step of n > 1 seeks back by n - 1 records before the delivery; 0 and 1 go on.
     """
     log, end = [], 0
     for gap, job_id in records:
