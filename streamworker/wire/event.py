@@ -30,6 +30,8 @@ class EventWriter:
         headers = self._headers[type(event)]
         if self._is_cloud:
             headers += _cloud_headers(event)
+        if type(event) is UsageEvent:
+            headers += (("streamworker-status", event.status.value.encode()),)
         if type(event) is not DeltaEvent:
             headers += trace
         return ProducerRecord(to, key, _encoded(event), headers)

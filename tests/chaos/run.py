@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tests.brokers.apache import ApacheKafka
 from tests.chaos.plan import Act, Plan
 from tests.integration.checker import Breach, unfinished_below
+from tests.integration.results import result_breaches
 from tests.integration.stage import Process, Stage
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ async def play(
 ) -> Outcome:
     """Play a plan to its end; return the outcome."""
     async with Stage(broker, practice, name, directory) as stage:
-        await stage.open(partitions=plan.size.partitions, events_partitions=3)
+        await stage.open(partitions=plan.size.partitions, events_partitions=3, results_topic=name("results"))
         return await _Run(plan, broker, stage).play()
 
 
@@ -91,6 +92,7 @@ class _Run:
         watching.cancel()
         await asyncio.wait([watching])
         self._breaches += self._stage.breaches() + await self._stage.commit_breaches() + self._paid_again()
+        self._breaches += await result_breaches(self._stage, self._stage.variables["TOPICS__RESULTS"])
         self._breaches += self._too_far.values()
         opened = sum(len(process.lines("partition.opened")) for process in self._stage.processes)
         self._counts["take-over"] = opened

@@ -104,7 +104,11 @@ def test_event_value_is_compact_json_with_documented_names(event: Event, value: 
 
 @pytest.mark.parametrize(
     ("event", "name", "trace"),
-    [(STARTED, b"started", TRACE), (DELTA, b"delta", ()), (USAGE, b"usage", TRACE)],
+    [
+        (STARTED, b"started", TRACE),
+        (DELTA, b"delta", ()),
+        (USAGE, b"usage", (("streamworker-status", b"failed"), *TRACE)),
+    ],
 )
 def test_event_record_has_type_header_and_trace_on_first_and_last_only(
     event: Event, name: bytes, trace: Headers
@@ -138,6 +142,7 @@ def test_event_as_cloudevent_is_binary_mode_of_the_same_value(
         "ce_type": f"dev.streamworker.{name}.v1".encode(),
         "ce_source": b"/workers/1",
         "ce_id": ce_id,
+        **({"streamworker-status": b"failed"} if event is USAGE else {}),
         "ce_subject": b"j",
         "ce_time": time,
     } | (dict(TRACE) if name != "delta" else {})
