@@ -145,7 +145,7 @@ async def test_results_topic_is_created_compacted_and_checked(
     created = await command(apache, "topics", "create")
     assert (created.code, f"created {topic} " in created.out) == (0, True), created
     async with asyncio.timeout(10):
-        while "does not exist" in (checked := await command(apache, "topics", "check")).err:
+        while "does not exist" in (checked := await command(apache, "topics", "check")).err:  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.2)  # a broker may not know a topic yet that was just created
     assert checked.code == 0, checked
     async with open_admin(apache.settings()) as admin:
