@@ -212,6 +212,24 @@ async def test_result_over_the_limit_leaves_out_logprobs_then_the_completion(ben
     assert bench.observer.all("result_part_omitted") == [("logprobs",)]
 
 
+@pytest.mark.parametrize(("tokens", "omitted"), [(600, []), (800, ["logprobs"])])
+async def test_result_with_the_twenty_best_alternatives_has_room_for_600_tokens(
+    bench: Bench, tokens: int, omitted: list[str]
+) -> None:
+    """In a million bytes; of a longer answer the log probabilities are left out, and the text is whole."""
+    best = [
+        {"token": f" word{n}", "logprob": -12.345678, "bytes": [32, 119, 111, 114, 100]} for n in range(20)
+    ]
+    logprobs = {"content": [{"token": " word", "logprob": -0.123, "bytes": [32], "top_logprobs": best}]}
+    choice = {"index": 0, "delta": {"content": " word"}, "logprobs": logprobs}
+    one = data({"id": "c", "choices": [choice]})
+    result = await bench.play([one] * tokens + [FINISH + DONE], limit_bytes=1_000_000)
+
+    assert result["omitted"] == omitted
+    assert result["completion"]["choices"][0]["message"]["content"] == " word" * tokens
+    assert bench.broker.records()[-1].size <= 1_000_000
+
+
 async def test_result_whose_text_is_over_the_limit_has_no_completion(bench: Bench) -> None:
     """The terminal event's members are still there."""
     result = await bench.play(said(*["x" * 10_000] * 3), limit_bytes=16_384)
