@@ -91,6 +91,10 @@ ROWS: dict[str, list[Panel]] = {
         }),
         Panel("Tokens", "Prompt and completion tokens, by source of the count.", "cps",
               {"{{kind}} ({{source}})": rate("tokens_total", "kind", "source")}, is_stacked=True),
+        Panel("Jobs by metadata", "Terminal events by the value of telemetry.label_metadata, such as a tenant.", "reqps",
+              {"{{value}} {{status}}": rate("jobs_by_metadata_total", "value", "status")}, is_stacked=True),
+        Panel("Tokens by metadata", "Tokens by the value of telemetry.label_metadata.", "cps",
+              {"{{value}} {{kind}}": rate("tokens_by_metadata_total", "value", "kind")}, is_stacked=True),
     ],
     "Upstreams": [
         Panel("Circuits", "0 closed, 1 half-open, 2 open.", "none", {"{{upstream}}": worst("upstream_circuit_state", "upstream")}),

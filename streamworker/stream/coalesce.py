@@ -7,7 +7,7 @@ releases the held delta first, so that the order is the upstream's.
   releases the held delta after a while.
 * **Merged** (a job's `deltas: "merged"`): refusals, the arguments of a tool call and the input of a custom tool as
   well. A delta may also have members that many upstreams repeat in every delta: the role, nulls, empty texts, the id
-  and the name of the call, and equal members beside the delta.
+  of the call, and equal members beside the delta.
 """
 
 from __future__ import annotations
@@ -196,7 +196,9 @@ def _split_calls(calls: Any, around: dict[str, Any]) -> _Split | None:
             if (
                 _are_facts(rest, _CALL_MEMBERS)
                 and _are_facts(beside, {"name"})
-                and _is_of_one_call(rest, beside)
+                and not beside.get(
+                    "name"
+                )  # a repeated name is appended where the call's name differs from it
             ):
                 return ("tool_calls", body, member), (around, rest, beside), text
     return None
@@ -207,8 +209,3 @@ def _are_facts(members: dict[str, Any], known: frozenset[str] | set[str]) -> boo
     return known.issuperset(members) and all(
         value is None or type(value) is str or type(value) is int for value in members.values()
     )
-
-
-def _is_of_one_call(fragment: dict[str, Any], body: dict[str, Any]) -> bool:
-    """Whether equal fragments are one call's. A name without an id may open a call each time it comes."""
-    return not body.get("name") or bool(fragment.get("id"))

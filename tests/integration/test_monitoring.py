@@ -65,7 +65,9 @@ async def test_every_query_matches_a_metric_of_a_worker(
         await stage.submit("key", "practice?status=401", max_wait_s=0)
         await stage.submit_bytes(b"no job")
         await stage.submit_bytes(None, key=b"gone")
-        worker = stage.worker(telemetry__http_port=port, worker__max_in_flight=1)
+        worker = stage.worker(
+            telemetry__http_port=port, telemetry__label_metadata="tenant", worker__max_in_flight=1
+        )
         async with worker:
             gauge = partial(_gauge, worker)
             await eventually(lambda: gauge("records_behind") == 5)

@@ -179,11 +179,11 @@ NOT_MERGED = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_merged_practice_stream_is_a_few_deltas(shape: str) -> None:
-    """Sixty deltas of text and two calls become ten at most, but for upstreams that repeat other things with them."""
+    """Sixty deltas of text and two calls become twelve at most, but for upstreams that repeat other things with them."""
     stream = body_of(answer_to(f"practice?shape={shape}&deltas=40&reasoning=20&tool_calls=2"))
     count = len(list(merged(deltas_of(stream), Coalescer(merged=True))))
 
-    assert (count > 10) == (shape in NOT_MERGED)
+    assert (count > 12) == (shape in NOT_MERGED)
 
 
 @given(STREAMS | CHAT_STREAMS, CUTS, st.lists(st.sampled_from(range(3)), min_size=1, max_size=8))

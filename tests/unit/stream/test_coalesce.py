@@ -83,6 +83,7 @@ NEVER: dict[str, ChunkDelta] = {
     "a body with another member": call(body={"strict": True}),
     "audio": ChunkDelta(0, {"audio": {"data": "YQ=="}}),
     "much text": text("a" * (MAX_MERGED_BYTES + 1)),
+    "arguments with a name, which may be appended": call("a", id="c1", body={"name": "f"}),
     "much beside a text": ChunkDelta(0, {"content": "a"}, extra={"x": "a" * MAX_MERGED_BYTES}),
 }
 MERGED_ONLY: dict[str, Callable[[str], ChunkDelta]] = {
@@ -96,7 +97,6 @@ MERGED_ONLY: dict[str, Callable[[str], ChunkDelta]] = {
     "arguments": call,
     "arguments with an id": lambda said: call(said, id="c1", type="function"),
     "arguments with an empty id": lambda said: call(said, id=""),
-    "arguments with id and name": lambda said: call(said, id="c1", body={"name": "f"}),
     "arguments beside a role": lambda said: ChunkDelta(
         0, {"role": "assistant", "content": None, **call(said).delta}
     ),
