@@ -8,7 +8,7 @@ PEERS  := $(VENV)/.peers
 TOOLS  := $(VENV)/.tools
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos bench soak fuzz lint format docs chart-docs lock audit-deps clean
+.PHONY: help demo test test-long chaos bench soak fuzz lint format docs chart-docs lock audit-deps clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,7 +32,10 @@ demo: $(READY) ## broker, upstream, worker and several jobs side by side, on thi
 # Tests wait more than they compute, so two processes run whole files in order, the long ones first; each process has brokers of
 # its own. One process, for a debugger: make test ARGS="-n 0".
 test: $(READY) ## all tests, on the embedded broker and on Apache Kafka (skipped with the reason where it cannot run)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
+
+test-long: $(READY) ## rollouts, upgrades and backlogs under load, on Apache Kafka (one process: they measure time)
+	$(BIN)/python -m pytest -m long $(ARGS)
 
 chaos: $(READY) ## crash workers, brokers and upstreams at random, on Apache Kafka (ARGS="--seeds 20")
 	$(BIN)/python -m tests.chaos --apache --seeds 20 $(ARGS)

@@ -242,9 +242,11 @@ class Client:
         async with self._opening:
             if topics[0] not in self._sinks:
                 stack = self._open_stack
-                sink = KafkaSink(self._kafka, topics)
+                sink = KafkaSink(self._kafka, [])
                 stack.push_async_callback(sink.stop)
                 await sink.start()
+                for topic in topics:
+                    await sink.require(topic)  # a missing topic is reported at once, not after a timeout
                 self._sinks |= dict.fromkeys(topics, sink)
             return self._sinks[topics[0]]
 

@@ -139,6 +139,9 @@ async def test_secrets_are_in_no_output(
         "UPSTREAMS__ECHO__API_KEY_FILE": str(file),
         "UPSTREAMS__ECHO__MODELS": "echo-*",
         "UPSTREAMS__ECHO__MAX_TRIES": "2",
+        "UPSTREAMS__REFUSING__BASE_URL": echo,  # apart, because a refused key holds its upstream
+        "UPSTREAMS__REFUSING__API_KEY_FILE": str(file),
+        "UPSTREAMS__REFUSING__MAX_WAIT_S": "1",
         "WORKER__GROUP_INSTANCE_ID": "canary",  # the second worker takes over at once
         "TELEMETRY__LOG_LEVEL": "debug",
         "TELEMETRY__HTTP_PORT": str(port),
@@ -158,8 +161,9 @@ async def test_secrets_are_in_no_output(
     said = f"practice?text={TEXT}&deltas=3"
     jobs = [("fine", said), ("retried", f"{said}&status=503&times=1"), ("broken", f"{said}&break_after=2")]
     await apache.submit_many([(job_id, model, 0) for job_id, model in jobs], **members)
-    echoes = [(model, model, 0) for model in ("echo-401", "echo-html", "echo-500", "echo-frame")]
+    echoes = [(model, model, 0) for model in ("echo-html", "echo-500", "echo-frame")]
     await apache.submit_many(echoes, upstream="echo", **members)
+    await apache.submit("echo-401", "echo-401", upstream="refusing", **members)
     await apache.submit_bytes(json.dumps({"request": {"messages": messages}, "metadata": METADATA}).encode())
     await apache.submit_bytes(
         f'{{"request": "{PROMPT}'.encode(), headers=[("traceparent", PROMPT.encode() + b"\r\nx: y")]

@@ -7,12 +7,15 @@ import json
 from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from aiokafka import AIOKafkaProducer
 
 from tests.integration.stage import eventually
 
 if TYPE_CHECKING:
     from tests.integration.stage import InProcess, Stage
+
+pytestmark = pytest.mark.long
 
 BACKLOG = 600
 SLOT_S = 1.0

@@ -14,6 +14,8 @@ from tests.integration.stage import InProcess, Stage, eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+pytestmark = pytest.mark.long
+
 PARTITIONS = 6
 JOB_S = 3.0
 MODEL = "practice?deltas=30&pace_ms=100"  # takes JOB_S

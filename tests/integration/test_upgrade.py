@@ -18,6 +18,8 @@ from tests.integration.stage import Process, Stage, eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+pytestmark = pytest.mark.long
+
 PREVIOUS = "79617ef"
 """The last commit whose workers move partitions with their open streams."""
 
