@@ -21,12 +21,6 @@ SKIPPED = (
     "requirements/",
     "tests/unit/test_banned_phrases.py",
     "tools/banned_phrases.py",
-    # Not rewritten yet:
-    "streamworker/worker/committer.py",
-    "streamworker/worker/queues.py",
-    "tests/unit/worker/test_committer.py",
-    "tests/unit/worker/test_partition.py",
-    "tests/unit/worker/test_queues.py",
 )
 """Prefixes of the paths that are not checked."""
 

@@ -336,7 +336,7 @@ async def test_committer_with_a_map_over_the_limit_commits_without_it_and_logs_i
 
 
 class Chance:
-    """A lane driven at random, and the property that everything rests on, held against each commit."""
+    """A committer driven at random, and its main property checked at each commit."""
 
     def __init__(self) -> None:
         self.bench = Bench()

@@ -37,7 +37,7 @@ def one(**members: Any) -> UpstreamQueues:
 
 
 def sized(tokens: int) -> Job:
-    """A job whose completion may have so many tokens."""
+    """A job whose completion may have this number of tokens."""
     return msgspec.structs.replace(JOB, request={"max_tokens": msgspec.Raw(str(tokens).encode())})
 
 
