@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Duplicates"]
 
 READ_BACK_BYTES = 64 << 20
-"""Values that are read when a partition is opened. Beyond it, ids are not known."""
+"""Bytes of values read in one pass when a partition is opened. Beyond it, only the last ids are read."""
 
 READ_BACK_S = 5.0
 """How long reading a partition's ids may delay its opening."""
@@ -81,13 +81,22 @@ class Duplicates:
         return earlier
 
     async def _read(self, recent: RecentIds, partition: TopicPartition, start: int, stop: int) -> None:
+        """Read the ids of [start, stop). Where that is too much, skip to the last records: retries repeat those."""
+        reached = await self._read_some(recent, partition, start, stop)
+        if reached < stop:
+            reason = f"the records have more than {READ_BACK_BYTES} bytes"
+            log.warning("partition.ids_not_read", partition=str(partition), reason=reason)
+            fits = max(1, (reached - start) // 2)
+            await self._read_some(recent, partition, max(reached, stop - fits), stop)
+
+    async def _read_some(self, recent: RecentIds, partition: TopicPartition, start: int, stop: int) -> int:
+        """Read ids until `stop` or READ_BACK_BYTES; return the first offset that was not read."""
         size = 0
         async with aclosing(self._source.read_back(partition, start, stop)) as batches:
             async for batch in batches:
                 for record in batch:
                     size += len(record.value or b"")
                     if size > READ_BACK_BYTES:
-                        reason = f"the records have more than {READ_BACK_BYTES} bytes"
-                        log.warning("partition.ids_not_read", partition=str(partition), reason=reason)
-                        return
+                        return record.at.offset
                     self.remember(recent, record)
+        return stop

@@ -216,6 +216,23 @@ async def test_partition_with_large_records_reads_back_a_bounded_number_of_bytes
     ]
 
 
+async def test_partition_with_large_records_knows_the_ids_of_its_last_ones(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A retry repeats one of the last records, so their ids are read and not those of the first ones alone."""
+    monkeypatch.setattr(duplicates, "READ_BACK_BYTES", 3 * len(job("a")))
+    bench: Bench = make()
+    for job_id in "abcdef":
+        bench.source.put(JOBS, job(job_id))
+    bench.source.put(JOBS, job("f"))
+    bench.broker.points[JOBS] = CommitPoint(6)
+    await bench.start(JOBS)
+    await passed(bench, 7)
+
+    assert skipped(bench)
+    assert bench.sink.records == []
+
+
 async def test_job_given_back_is_run_although_its_duplicate_was_skipped(make: Any) -> None:
     """A partition that is promised and stays delivers the same offset again, which is not a duplicate."""
     gate = asyncio.Event()
