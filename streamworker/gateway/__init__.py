@@ -1,0 +1,1 @@
+"""The gateway: HTTP, event streams and websockets in front of Kafka."""
