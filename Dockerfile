@@ -11,6 +11,7 @@ COPY requirements/build.txt requirements/
 RUN --mount=type=cache,target=/pip-cache \
     pip install --cache-dir /pip-cache --require-hashes --no-deps --only-binary=:all: -r requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
+COPY schemas schemas
 COPY streamworker streamworker
 RUN hatchling build --target wheel --directory /dist
 

@@ -7,8 +7,8 @@ import signal
 
 import click
 
+from streamworker.cli.extras import needs_extra
 from streamworker.cli.shared import run_async
-from streamworker.errors import StreamworkerError
 
 __all__ = ["demo"]
 
@@ -21,12 +21,8 @@ def demo(model: str | None) -> int:
     With STREAMWORKER_KAFKA__BOOTSTRAP_SERVERS, or STREAMWORKER_UPSTREAMS__DEFAULT__BASE_URL and a key in
     STREAMWORKER_UPSTREAMS__DEFAULT__API_KEY_ENV, the demo uses those instead.
     """
-    try:
+    with needs_extra("streamworker demo", "demo"):
         from streamworker.demo.play import play  # noqa: PLC0415 - needs the demo extra
-    except ModuleNotFoundError as error:
-        raise StreamworkerError(
-            f"the demo needs the demo extra ({error.name} is missing): pip install 'streamworker[demo]', or '.[demo]' in a clone"
-        ) from error
 
     async def work() -> int:
         task = asyncio.ensure_future(play(model=model))
