@@ -1,6 +1,7 @@
-"""Public bug reports as cases: bytes of an upstream, what they contain, and how the job has to end.
+"""Cases of upstreams' habits: bytes of an upstream, what they contain, and how the job has to end.
 
-The cases are not part of the project; tests that need them are skipped where they are absent.
+The project's own are in `tests/vectors`. Cases made from public reports are added where a file of them is present beside the
+project.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import msgspec
 from streamworker.stream.usage import generated_text
 from tests.completions import completed, fed_live
 from tests.streams import bytewise, cut_at
+from tests.vectors.upstream_streams import STREAMS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,26 +26,25 @@ if TYPE_CHECKING:
     from tests.streams import Played
 
 __all__ = [
-    "ABSENT",
-    "REPORTS",
+    "CASES",
     "chunkings",
     "content_of",
     "ending_of",
     "expected_content",
     "expected_ending",
-    "stream_of",
 ]
 
 _FILE = Path(__file__).parents[2] / "shared" / "vectors" / "reports" / "chat.json"
-REPORTS: dict[str, dict[str, Any]] = (
-    {case["name"]: case for case in json.loads(_FILE.read_bytes())} if _FILE.exists() else {}
-)
-ABSENT = f"the cases of public bug reports are not part of the project ({_FILE.name} is absent)"
 
 
-def stream_of(case: Mapping[str, Any]) -> bytes:
-    """Return the response body of a case."""
-    return base64.b64decode(case["input_b64"])
+def _reported() -> dict[str, dict[str, Any]]:
+    if not _FILE.exists():
+        return {}
+    cases = {case["name"]: case for case in json.loads(_FILE.read_bytes())}
+    return {name: case | {"stream": base64.b64decode(case["input_b64"])} for name, case in cases.items()}
+
+
+CASES: dict[str, dict[str, Any]] = STREAMS | _reported()
 
 
 def chunkings(name: str, stream: bytes) -> dict[str, list[bytes]]:

@@ -45,7 +45,7 @@ class Environment(NamedTuple):
     def install(self, file: Path) -> None:
         """Install a distribution without its dependencies, from the file alone."""
         command = [
-            Path(sys.executable).with_name("uv"),
+            str(Path(sys.executable).with_name("uv")),
             "pip",
             "install",
             "--quiet",

@@ -1,28 +1,25 @@
-"""What people reported about upstreams: each case ends as it has to, for every chunking."""
+"""Known habits of upstreams: each case ends as it has to, for every chunking."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.reports import (
-    ABSENT,
-    REPORTS,
+    CASES,
     chunkings,
     content_of,
     ending_of,
     expected_content,
     expected_ending,
-    stream_of,
 )
 from tests.streams import play
 
 
-@pytest.mark.skipif(not REPORTS, reason=ABSENT)
-@pytest.mark.parametrize("name", REPORTS)
-def test_report_gives_its_content_and_its_ending_for_every_chunking(name: str) -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_habit_gives_its_content_and_its_ending_for_every_chunking(name: str) -> None:
     """Text, reasoning, tool calls; status, error, finish reasons and usage."""
-    case = REPORTS[name]
-    for how, pieces in chunkings(name, stream_of(case)).items():
+    case = CASES[name]
+    for how, pieces in chunkings(name, case["stream"]).items():
         played = play(pieces)
 
         assert content_of(played) == expected_content(case), how

@@ -1,4 +1,4 @@
-"""What people reported about upstreams, from a socket to the terminal event."""
+"""Known habits of upstreams, from a socket to the terminal event."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.reports import ABSENT, REPORTS, chunkings, ending_of, expected_ending, stream_of
+from tests.reports import CASES, chunkings, ending_of, expected_ending
 from tests.turnable import SocketLoop, run
 from tests.upstream.one_job import run_job
 from tests.upstream.raw import EVENT_STREAM, Peer, chunked, response, serving
@@ -28,13 +28,12 @@ async def outcome(answer: bytes) -> Outcome:
         return await run_job(server.base_url, max_tries=2)
 
 
-@pytest.mark.skipif(not REPORTS, reason=ABSENT)
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("name", REPORTS)
-def test_report_over_http_has_its_ending(name: str, head: str) -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_habit_over_http_has_its_ending(name: str, head: str) -> None:
     """The content type does not matter, as it does not matter to the SDKs. Only retriable errors are called again."""
-    case = REPORTS[name]
-    pieces = chunkings(name, stream_of(case))["at random 3"]
+    case = CASES[name]
+    pieces = chunkings(name, case["stream"])["at random 3"]
     got = run(outcome(chunked(*filter(None, pieces), headers=HEADS[head])), SocketLoop)
     if head != "chunked" and case["want"]["status"] == "failed":
         case = case | {"want": {name: value for name, value in case["want"].items() if name != "error_code"}}
