@@ -18,7 +18,7 @@ import aiokafka
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition, conn
 from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
-from aiokafka.conn import OAuthAuthenticator
+from aiokafka.conn import AIOKafkaConnection, OAuthAuthenticator
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import (
@@ -306,6 +306,25 @@ class _OAuthAuthenticator(OAuthAuthenticator):  # type: ignore[misc]  # aiokafka
 
 
 conn.OAuthAuthenticator = _OAuthAuthenticator  # aiokafka has no parameter for it
+
+
+class _Connection(AIOKafkaConnection):  # type: ignore[misc]  # aiokafka is untyped
+    """Release the socket of a closed TLS connection at once.
+
+    aiokafka closes the transport, which then waits for the broker's close_notify. uvloop cannot close a loop with such
+    a transport: `loop.close` raises OSError (EBUSY). Kafka's protocol does not need close_notify: every request has a
+    response with a length.
+    """
+
+    def close(self, reason: Any = None, exc: BaseException | None = None) -> Any:
+        writer = self._writer
+        closed = super().close(reason, exc)
+        if writer is not None and self._ssl_context is not None:
+            writer.transport.abort()
+        return closed
+
+
+conn.AIOKafkaConnection = _Connection  # aiokafka has no parameter for it
 
 
 async def fetch_all_metadata(owner: Any) -> Any:
