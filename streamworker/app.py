@@ -7,7 +7,7 @@ import signal
 import time
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
@@ -397,8 +397,28 @@ def open_tracing(settings: Settings) -> Tracing | None:
     return otlp.open_tracing(settings)
 
 
-async def run_until_signalled(app: App) -> int:
-    """Run a worker until it is drained by SIGTERM or SIGINT; a second signal stops it. Return the exit code."""
+class Drainable(Protocol):
+    """A process that ends when what it does is done."""
+
+    @property
+    def is_working(self) -> bool:
+        """Whether there may be something to drain."""
+        ...
+
+    async def run(self) -> None:
+        """Work until drained."""
+        ...
+
+    def drain(self) -> None:
+        """Begin nothing new, end what is going on, then stop."""
+        ...
+
+
+async def run_until_signalled(app: Drainable, name: str = "worker") -> int:
+    """Run a process until it is drained by SIGTERM or SIGINT; a second signal stops it. Return the exit code.
+
+    `name` is the first part of the names of its log events.
+    """
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(app.run())
     signals: list[signal.Signals] = []
@@ -420,6 +440,7 @@ async def run_until_signalled(app: App) -> int:
         raise
     except Exception as error:
         # The last line of the log: the exception's own text may repeat a prompt, so it is left out.
-        log.critical("worker.crashed", exc_info=without_message(error))
+        event = f"{name}.crashed"
+        log.critical(event, exc_info=without_message(error))
         return 1
     return 0

@@ -18,7 +18,8 @@ _SHAPES = re.compile(
                \\*["']?\s*[:=]\s*\\*["']?      # backslashes: JSON quoted inside JSON
              | ://[^\s/:@"']*: (?=[^\s/@"']+@)
     ) [^\s"'&,;@}\\]+
-    | \b(?:sk|pk|rk|gsk|hf|xai|csk|fw)[-_][A-Za-z0-9*_-]{8,}
+    | \b(?:sk|pk|rk|gsk|hf|xai|csk|fw|swk)[-_][A-Za-z0-9*_-]{8,}
+    | \bey[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*     # a JWT
     """,
 )
 

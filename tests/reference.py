@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from streamworker.config import Settings, describe
 from streamworker.kafka.acls import COMMANDS, acl_command
+from streamworker.telemetry.gateway_metrics import GATEWAY_TABLE
 from streamworker.telemetry.metrics import PREFIX, TABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from streamworker.telemetry.metrics import Definition
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -35,11 +42,15 @@ def metrics() -> str:
         "# Metrics\n\n"
         "Served at `/metrics`, with the `process_*` metrics of the Prometheus client (CPU, memory, open files; on Linux).\n"
         "Alerts and dashboard: [operations.md](operations.md#monitoring).\n\n"
-        "| metric | kind | labels | meaning |\n| --- | --- | --- | --- |\n"
     )
+    return f"{head}## Worker\n\n{_table(TABLE)}\n## Gateway\n\n{_table(GATEWAY_TABLE)}"
+
+
+def _table(table: Iterable[Definition]) -> str:
+    head = "| metric | kind | labels | meaning |\n| --- | --- | --- | --- |\n"
     rows = (
         f"| `{PREFIX}{one.name}` | {one.kind} | {', '.join(f'`{label}`' for label in one.labels)} | {one.help} |\n"
-        for one in TABLE
+        for one in table
     )
     return head + "".join(rows)
 

@@ -14,6 +14,7 @@ from streamworker.cli.cancel import cancel
 from streamworker.cli.check import check
 from streamworker.cli.demo import demo
 from streamworker.cli.dlq import dlq
+from streamworker.cli.gateway import gateway
 from streamworker.cli.practice import practice_upstream
 from streamworker.cli.retry import retry
 from streamworker.cli.run import run
@@ -47,6 +48,7 @@ def cli(context: click.Context, config: Path | None) -> None:
 
 for command in (
     run,
+    gateway,
     demo,
     submit,
     tail,

@@ -8,6 +8,7 @@ from streamworker.config.load import load, variables_read
 from streamworker.config.settings import (
     PREFIX,
     EventSettings,
+    GatewaySettings,
     KafkaSettings,
     Settings,
     TelemetrySettings,
@@ -20,6 +21,7 @@ from streamworker.config.settings import (
 __all__ = [
     "PREFIX",
     "EventSettings",
+    "GatewaySettings",
     "KafkaSettings",
     "Settings",
     "TelemetrySettings",

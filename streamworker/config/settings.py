@@ -11,13 +11,14 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     model_validator,
 )
 
+from streamworker.config.gateway import GatewaySettings
 from streamworker.config.secrets import read_api_key, read_headers, read_line, read_proxy_password
+from streamworker.config.types import Seconds, Section, comma_separated
 from streamworker.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = [
     "EXPECTED",
     "PREFIX",
     "EventSettings",
+    "GatewaySettings",
     "KafkaSettings",
     "Settings",
     "TelemetrySettings",
@@ -83,23 +85,17 @@ EXPECTED = {
 """The error text for each pattern of a setting: users do not read regular expressions."""
 
 
-def _comma_separated(value: Any) -> Any:
-    """Split `a,b` into a list: environment variables hold text only."""
-    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
-
-
 def _weights(value: Any) -> Any:
     """Split `chat=3,bulk=1` into a table: environment variables hold text only."""
     if not isinstance(value, str):
         return value
-    pairs = (item.partition("=") for item in _comma_separated(value))
+    pairs = (item.partition("=") for item in comma_separated(value))
     return {topic.strip(): weight.strip() for topic, _, weight in pairs}
 
 
 Topic = Annotated[str, Field(pattern=_TOPIC)]
-TopicList = Annotated[tuple[Topic, ...], BeforeValidator(_comma_separated)]
-NameList = Annotated[tuple[str, ...], BeforeValidator(_comma_separated), Field(min_length=1)]
-Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+TopicList = Annotated[tuple[Topic, ...], BeforeValidator(comma_separated)]
+NameList = Annotated[tuple[str, ...], BeforeValidator(comma_separated), Field(min_length=1)]
 
 
 def _has_ports(servers: str) -> str:
@@ -110,11 +106,7 @@ def _has_ports(servers: str) -> str:
     return servers
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-class KafkaSettings(_Section):
+class KafkaSettings(Section):
     """Connection to Kafka, and the size limits of what is written to it."""
 
     bootstrap_servers: Annotated[str, AfterValidator(_has_ports)] = Field(
@@ -235,7 +227,7 @@ def _set(named: Mapping[str, object]) -> list[str]:
     return [name for name, value in named.items() if value]
 
 
-class TopicSettings(_Section):
+class TopicSettings(Section):
     """Names of the topics. No topic may have two roles that conflict."""
 
     jobs: Annotated[TopicList, Field(min_length=1)] = Field(("streamworker.jobs",), description="job topics")
@@ -275,7 +267,7 @@ class TopicSettings(_Section):
         return self
 
 
-class WorkerSettings(_Section):
+class WorkerSettings(Section):
     """Concurrency, time limits and delivery guarantee of one worker process."""
 
     group_id: str = Field("streamworker", min_length=1, description="consumer group")
@@ -353,7 +345,7 @@ class WorkerSettings(_Section):
         return self
 
 
-class UpstreamSettings(_Section):
+class UpstreamSettings(Section):
     """One upstream: an HTTP service with the chat-completions API."""
 
     base_url: str = Field(
@@ -399,7 +391,7 @@ class UpstreamSettings(_Section):
     max_restarts: int = Field(
         2, ge=0, le=100, description="further attempts after a stream broke, for jobs with on_break = restart"
     )
-    fallback: Annotated[tuple[str, ...], BeforeValidator(_comma_separated)] = Field(
+    fallback: Annotated[tuple[str, ...], BeforeValidator(comma_separated)] = Field(
         (),
         description="upstreams to call, in this order, when this one fails a job; jobs that name their upstream stay with it",
     )
@@ -483,7 +475,7 @@ class UpstreamSettings(_Section):
         return read_api_key(self.api_key_env, self.api_key_file, environ)
 
 
-class EventSettings(_Section):
+class EventSettings(Section):
     """Format and batching of event records."""
 
     format: Literal["json", "cloudevents"] = Field(
@@ -504,7 +496,7 @@ class EventSettings(_Section):
     )
 
 
-class TelemetrySettings(_Section):
+class TelemetrySettings(Section):
     """Probes, metrics, logs and traces."""
 
     http_host: str = Field("0.0.0.0", min_length=1, description="address of /livez /readyz /metrics")  # noqa: S104
@@ -528,17 +520,25 @@ class TelemetrySettings(_Section):
     )
 
 
-class Settings(_Section):
+class Settings(Section):
     """The whole configuration. It is read once and does not change."""
 
     kafka: KafkaSettings = KafkaSettings()
     topics: TopicSettings = TopicSettings()
     worker: WorkerSettings = WorkerSettings()
-    upstreams: dict[Annotated[str, Field(pattern=_UPSTREAM_NAME)], UpstreamSettings] = {
+    upstreams: dict[Annotated[str, Field(pattern=_UPSTREAM_NAME)], UpstreamSettings] = {  # noqa: RUF012 - pydantic copies it
         "default": UpstreamSettings(base_url="http://localhost:8000/v1", api_key_env=None)
     }
     events: EventSettings = EventSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+    gateway: GatewaySettings = GatewaySettings()
+
+    @model_validator(mode="after")
+    def _gateway_submits_to_a_job_topic(self) -> Settings:
+        topic, jobs = self.gateway.topic, self.topics.jobs
+        if topic and topic not in jobs:
+            raise ValueError(f"gateway.topic: {topic} must be one of topics.jobs: {', '.join(jobs)}")
+        return self
 
     @model_validator(mode="after")
     def _fallbacks_are_others(self) -> Settings:

@@ -352,9 +352,11 @@ class Tally:
 
 
 class Metrics:
-    """The metrics of `TABLE` in one registry. Label values are passed in the order of their definition."""
+    """The metrics of a table in one registry. Label values are passed in the order of their definition."""
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+    def __init__(
+        self, registry: CollectorRegistry | None = None, table: tuple[Definition, ...] = TABLE
+    ) -> None:
         self.registry = registry or CollectorRegistry()
         self._hooks: list[Callable[[], None]] = []
         self.registry.register(
@@ -365,15 +367,15 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         self._metrics = {
             definition: _create(definition, self.registry)
-            for definition in TABLE
+            for definition in table
             if not definition.is_tallied
         }
-        self._tallies = {definition: _Tallies(definition) for definition in TABLE if definition.is_tallied}
+        self._tallies = {definition: _Tallies(definition) for definition in table if definition.is_tallied}
         for tallies in self._tallies.values():
             self.registry.register(tallies)
         # `labels()` takes a lock and builds a key at each call.
         self._children: dict[tuple[Definition, tuple[str, ...]], Counter | Gauge | Histogram] = {}
-        self._series = dict.fromkeys(TABLE, 0)
+        self._series = dict.fromkeys(table, 0)
         self.set(BUILD_INFO, 1, __version__, platform.python_version())
 
     def add(self, definition: Definition, amount: float = 1, *labels: str) -> None:

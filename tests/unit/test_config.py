@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -12,9 +13,6 @@ from streamworker.config.settings import EXPECTED
 from streamworker.config.suggestions import nearest_path
 from streamworker.errors import ConfigurationError
 from streamworker.kafka.topics import TopicFacts, faults_of
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 UPSTREAM = {"STREAMWORKER_UPSTREAMS__DEFAULT__BASE_URL": "http://up/v1"}
 SECRET = "hunter2-hunter2"
@@ -127,6 +125,33 @@ def test_config_without_a_source_has_the_documented_defaults() -> None:
             "log_level": "info",
             "label_metadata": "",
             "traces": "off",
+        },
+        "gateway": {
+            "host": "127.0.0.1",
+            "port": 8088,
+            "topic": "",
+            "auth": "keys",
+            "keys_file": Path("gateway-keys.toml"),
+            "token_secrets_file": None,
+            "token_audience": "streamworker-gateway",
+            "token_max_age_s": 3600,
+            "cors_origins": (),
+            "read": "subscribed",
+            "home_partitions": 0,
+            "lookback_s": 3600,
+            "search_max_records": 2_000_000,
+            "search_max_s": 10,
+            "keep_alive_s": 15,
+            "max_stream_age_s": 900,
+            "stall_s": 30,
+            "drain_s": 60,
+            "models": (),
+            "chat_timeout_s": 600,
+            "chat_max_wait_s": 30,
+            "former_partitions": (),
+            "chat_status_hold_s": 10,
+            "chat_usage": "chunk",
+            "chat_on_disconnect": "cancel",
         },
     }
 
@@ -787,3 +812,75 @@ def test_config_upstream_secret_of_a_proxy_in_the_environment_is_named(toml: Any
 
     assert upstream.secrets({"https_proxy": "http://user:hunter22@proxy:3128"}) == ["hunter22"]
     assert upstream.secrets({}) == []
+
+
+# The gateway
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        (
+            'auth = "off"\nhost = "0.0.0.0"',
+            (
+                'gateway: auth = "off" lets everybody in: it needs a loopback address as host, such as 127.0.0.1, '
+                'not 0.0.0.0; or set auth = "keys"'
+            ),
+        ),
+        (
+            'auth = "off"\nhost = "localhost.example.com"',
+            (
+                'gateway: auth = "off" lets everybody in: it needs a loopback address as host, such as 127.0.0.1, '
+                'not localhost.example.com; or set auth = "keys"'
+            ),
+        ),
+        (
+            'cors_origins = ["https://app.example.com/"]',
+            (
+                "gateway.cors_origins.0: must be an origin as browsers send it, such as https://app.example.com or "
+                "http://localhost:3000: lower case, without a path"
+            ),
+        ),
+        (
+            'cors_origins = ["*"]',
+            (
+                "gateway.cors_origins.0: must be an origin as browsers send it, such as https://app.example.com or "
+                "http://localhost:3000: lower case, without a path"
+            ),
+        ),
+        (
+            'topic = "other.jobs"',
+            "gateway.topic: other.jobs must be one of topics.jobs: streamworker.jobs",
+        ),
+        ("keep_alive_s = 0", "gateway.keep_alive_s: must be greater than 0"),
+        ("former_partitions = [0]", "gateway.former_partitions.0: must be greater than or equal to 1"),
+        ('read = "some"', "gateway.read: must be 'subscribed' or 'all'"),
+        ('chat_usage = "both"', "gateway.chat_usage: must be 'chunk' or 'finish'"),
+        ("port = 70000", "gateway.port: must be less than or equal to 65535"),
+        ("keepalive_s = 1", "gateway.keepalive_s: is not a setting; did you mean gateway.keep_alive_s?"),
+    ],
+)
+def test_config_gateway_setting_that_cannot_be_used_is_a_fault(toml: Any, line: str, fault: str) -> None:
+    """Each message says what is valid."""
+    assert faults(toml(f"[gateway]\n{line}\n")) == (fault,)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "localhost"])
+def test_config_gateway_without_authentication_is_accepted_on_a_loopback_address(
+    toml: Any, host: str
+) -> None:
+    """No other machine can connect there."""
+    assert load(toml(f'[gateway]\nauth = "off"\nhost = "{host}"\n'), {}).gateway.auth == "off"
+
+
+def test_config_gateway_lists_from_the_environment_are_comma_separated() -> None:
+    """Origins, names of models and partition counts."""
+    environ = {
+        "STREAMWORKER_GATEWAY__CORS_ORIGINS": "https://a.example.com, http://localhost:3000,null",
+        "STREAMWORKER_GATEWAY__MODELS": "one,two",
+        "STREAMWORKER_GATEWAY__FORMER_PARTITIONS": "6,12",
+    }
+    gateway = load(None, environ).gateway
+
+    assert gateway.cors_origins == ("https://a.example.com", "http://localhost:3000", "null")
+    assert (gateway.models, gateway.former_partitions) == (("one", "two"), (6, 12))

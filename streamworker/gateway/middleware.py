@@ -1,0 +1,175 @@
+"""What happens around every request: errors, request id, CORS, security headers, limits, access log, metrics."""
+
+from __future__ import annotations
+
+import re
+from time import monotonic
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import structlog
+from aiohttp import hdrs, web
+
+from streamworker.gateway.auth import CALLER
+from streamworker.gateway.cors import Cors
+from streamworker.gateway.errors import ApiError
+from streamworker.gateway.feed_errors import api_error
+from streamworker.gateway.feeds import FeedError
+from streamworker.gateway.gateway import JOB_ID
+from streamworker.gateway.server import Connection
+from streamworker.redaction import without_message
+from streamworker.telemetry import gateway_metrics as table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aiohttp.typedefs import Handler
+
+    from streamworker.gateway.gateway import Gateway
+    from streamworker.telemetry.metrics import Metrics
+
+__all__ = ["REQUEST_ID", "install"]
+
+REQUEST_ID = web.RequestKey("request_id", str)
+"""The client's X-Request-Id, or a new one."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
+_UNKNOWN = "unknown"
+_STREAMS = frozenset({"/v1/jobs/{job_id}/events", "/v1/ws", "/v1/chat/completions"})
+"""Routes whose responses last as long as a job does: they have no place in a histogram of durations."""
+
+_STATUSES = {
+    404: ("not_found", "there is no such path; /openapi.json lists them"),
+    405: ("method_not_allowed", "the path does not have this method"),
+    413: ("too_large", "the body is too large"),
+    415: ("unsupported_media_type", "the body must be application/json"),
+    426: ("upgrade_required", "this path is a websocket"),
+}
+"""Code and message for the errors that aiohttp raises."""
+
+log = structlog.get_logger()
+
+
+def install(app: web.Application, gateway: Gateway, is_full: Callable[[], bool]) -> None:
+    """Add the middleware to an application."""
+    around = _Around(gateway, is_full)
+
+    @web.middleware
+    async def handle(request: web.Request, handler: Handler) -> web.StreamResponse:
+        return await around.handle(request, handler)
+
+    app.middlewares.append(handle)
+    app.on_response_prepare.append(around.add_headers)
+
+
+class _Around:
+    def __init__(self, gateway: Gateway, is_full: Callable[[], bool]) -> None:
+        self._gateway = gateway
+        self._metrics: Metrics = gateway.metrics
+        self._cors = Cors(gateway.settings.gateway.cors_origins)
+        self._is_full = is_full
+
+    async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        headers = response.headers
+        headers["X-Content-Type-Options"] = "nosniff"
+        headers["Referrer-Policy"] = "no-referrer"
+        headers["X-Request-Id"] = request.get(REQUEST_ID, "")
+        headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
+        self._cors.add_headers(request, response)
+
+    async def handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if isinstance(request.protocol, Connection):
+            request.protocol.request_arrived()
+        given = request.headers.get("X-Request-Id", "")
+        request[REQUEST_ID] = given if _REQUEST_ID.match(given) else uuid4().hex
+        began = monotonic()
+        status = 499  # the client disconnected: the handler was cancelled
+        with self._gateway.drain.request():
+            try:
+                response = await self._answer(request, handler)
+                status = response.status
+            finally:
+                self._report(request, status, monotonic() - began)
+        return response
+
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if (preflight := self._cors.preflight(request)) is not None:
+            return preflight
+        try:
+            self._admit()
+            return await handler(request)
+        except ApiError as error:
+            return self._rendered(request, error)
+        except FeedError as error:
+            return self._rendered(request, api_error(error))
+        except web.HTTPException as error:
+            if error.status < 400:
+                raise
+            return self._rendered(request, _of_aiohttp(error))
+        except ConnectionError:
+            raise
+        except Exception as error:
+            log.exception(
+                "gateway.request_failed",
+                route=_route(request),
+                request_id=request[REQUEST_ID],
+                exc_info=without_message(error),
+            )
+            return self._rendered(
+                request, ApiError(500, "internal", "the gateway failed to handle the request")
+            )
+
+    def _admit(self) -> None:
+        if self._gateway.drain.is_draining:
+            raise ApiError(503, "draining", "this gateway is shutting down: try again, at another one")
+        if self._is_full():
+            raise ApiError(503, "overloaded", "this gateway has as many connections as it may have")
+
+    def _rendered(self, request: web.Request, error: ApiError) -> web.StreamResponse:
+        self._metrics.add(table.ERRORS, 1, error.code)
+        response = render(request, error)
+        if error.code in {"draining", "overloaded"}:
+            response.force_close()
+        return response
+
+    def _report(self, request: web.Request, status: int, seconds: float) -> None:
+        route = _route(request)
+        method = request.method if request.method in hdrs.METH_ALL else "other"
+        self._metrics.add(table.REQUESTS, 1, route, method, str(status))
+        if route not in _STREAMS:
+            self._metrics.observe(table.REQUEST_DURATION, seconds, route)
+        caller = request.get(CALLER)
+        log.info(
+            "gateway.request",
+            method=method,
+            route=route,
+            status=status,
+            ms=round(seconds * 1000, 1),
+            key=None if caller is None else caller.name,
+            job_id=request.get(JOB_ID),
+            request_id=request[REQUEST_ID],
+        )
+
+
+def render(request: web.Request, error: ApiError) -> web.Response:
+    """Return the response for an error."""
+    headers = dict(error.headers)
+    if request.method == hdrs.METH_POST:
+        headers["x-should-retry"] = "true" if error.retriable else "false"
+    return web.Response(
+        status=error.status, body=error.body(), content_type="application/json", headers=headers
+    )
+
+
+def _of_aiohttp(error: web.HTTPException) -> ApiError:
+    code, message = _STATUSES.get(error.status, ("invalid_request", "the request is not valid"))
+    headers = {}
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+    return ApiError(error.status, code, message, headers=headers)
+
+
+def _route(request: web.Request) -> str:
+    """Return the path's pattern: a path itself is text of the client."""
+    resource = request.match_info.route.resource
+    return _UNKNOWN if resource is None else resource.canonical

@@ -1,0 +1,197 @@
+"""The HTTP/1.1 server: a listening socket, and connections that bound what a client can hold."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from aiohttp import web
+
+from streamworker.errors import ConfigurationError
+from streamworker.gateway.errors import ApiError
+from streamworker.gateway.limits import MAX_CONNECTIONS
+from streamworker.log_throttle import LogThrottle
+from streamworker.redaction import without_message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aiohttp.web_protocol import RequestHandler
+
+__all__ = ["Server"]
+
+SEND_BUFFER_BYTES = 128 << 10
+"""Socket buffer of a connection. With the system's default, megabytes wait there for a client that does not read."""
+
+REQUEST_TIMEOUT_S = 20.0
+"""How long a new connection may take to send the headers of its first request."""
+
+_KEEP_ALIVE_S = 75.0
+_BACKLOG = 2048
+_MAX_LINE_BYTES = 32_768
+"""Of the request line and of a header: a read token that names 64 jobs has 18 KB."""
+
+log = structlog.get_logger()
+
+_silent = logging.getLogger("streamworker.gateway.aiohttp")
+_silent.addHandler(logging.NullHandler())
+_silent.propagate = False  # its records quote requests; `Connection` logs what is worth a line
+
+
+class Connection(web.RequestHandler):
+    """One connection. It is closed if its first request does not arrive in time."""
+
+    __slots__ = ("_guard", "_has_request", "_throttle")
+
+    def __init__(self, manager: web.Server, throttle: LogThrottle, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._throttle = throttle
+        self._has_request = False
+        self._guard: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin, and start the timer for the first request."""
+        super().connection_made(transport)
+        self._guard = asyncio.get_running_loop().call_later(REQUEST_TIMEOUT_S, self._close_if_silent)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """End, and stop the timer."""
+        if self._guard is not None:
+            self._guard.cancel()
+        super().connection_lost(exc)
+
+    def request_arrived(self) -> None:
+        """Stop the timer: the headers of a request have been read."""
+        self._has_request = True
+        if self._guard is not None:
+            self._guard.cancel()
+
+    def _close_if_silent(self) -> None:
+        if not self._has_request:
+            self.force_close()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 - the overridden method's
+    ) -> web.StreamResponse:
+        """Answer what is not valid HTTP. Neither the log nor the answer repeats it."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("a response was begun")
+        if status < 500 and exc is not None:
+            error = ApiError(400, "invalid_request", "the request is not valid HTTP/1.1", retriable=False)
+        else:
+            self.log_exception("request failed", exc_info=exc)
+            error = ApiError(500, "internal", "the gateway failed to handle the request")
+        response = web.Response(
+            status=error.status,
+            body=error.body(),
+            content_type="application/json",
+            headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"},
+        )
+        response.force_close()
+        return response
+
+    def log_exception(self, *_args: Any, **fields: Any) -> None:
+        """Log an exception of the server without its message, which may quote the request."""
+        if (repetition := self._throttle.failed(monotonic())) is not None:
+            error = fields.get("exc_info")
+            shown = without_message(error) if isinstance(error, BaseException) else None
+            log.error("gateway.connection_failed", exc_info=shown, **repetition)
+
+
+class Server:
+    """Serves an application on `host` and `port`. Port 0 selects a free port; `port` is it after `start`."""
+
+    def __init__(self, app: web.Application, host: str, port: int) -> None:
+        self.host = host
+        self.port = port
+        self._runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=1.0
+        )
+        self._listener: asyncio.Server | None = None
+        self._throttle = LogThrottle()
+
+    @property
+    def connections(self) -> int:
+        """Open connections."""
+        return len(self._runner.server.connections) if self._runner.server is not None else 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are more connections than the process may have."""
+        return self.connections > MAX_CONNECTIONS
+
+    async def start(self) -> None:
+        """Start listening. Raises ConfigurationError if the address is in use or cannot be bound."""
+        await self._runner.setup()
+        loop = asyncio.get_running_loop()
+        try:
+            listening = await loop.run_in_executor(None, _listening_socket, self.host, self.port)
+        except OSError as error:
+            await self._runner.cleanup()
+            raise ConfigurationError([self._fault(error)]) from error
+        self._listener = await loop.create_server(self._factory(), sock=listening, backlog=_BACKLOG)
+        self.port = listening.getsockname()[1]
+
+    async def stop(self) -> None:
+        """Stop listening and close all connections. May be called twice, and before `start`."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+        await self._runner.cleanup()
+
+    def _factory(self) -> Callable[[], RequestHandler]:
+        manager = self._runner.server
+        assert manager is not None
+        loop = asyncio.get_running_loop()
+
+        def connect() -> RequestHandler:
+            return Connection(
+                manager,
+                self._throttle,
+                loop=loop,
+                access_log=None,
+                logger=_silent,
+                keepalive_timeout=_KEEP_ALIVE_S,
+                max_line_size=_MAX_LINE_BYTES,
+                max_field_size=_MAX_LINE_BYTES,
+                auto_decompress=False,
+            )
+
+        return connect
+
+    def _fault(self, error: OSError) -> str:
+        place = f"{self.host}:{self.port}"
+        if error.errno == errno.EADDRINUSE:
+            return f"gateway.port: {place} is in use; choose another port, or 0 for a free one"
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+        return f"gateway.port: cannot listen on {place}: {reason}; choose another host or port"
+
+
+def _listening_socket(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES
+        )  # accepted sockets inherit it
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listening.bind(address)
+        listening.setblocking(False)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
