@@ -10,6 +10,7 @@ import click
 
 from streamworker import __version__
 from streamworker.cli.audit import audit
+from streamworker.cli.batch import batch
 from streamworker.cli.cancel import cancel
 from streamworker.cli.check import check
 from streamworker.cli.demo import demo
@@ -54,6 +55,7 @@ for command in (
     tail,
     cancel,
     retry,
+    batch,
     dlq,
     topics,
     check,

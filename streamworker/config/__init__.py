@@ -7,6 +7,7 @@ docs/configuration.md and the messages about unknown names are derived from thes
 from streamworker.config.load import load, variables_read
 from streamworker.config.settings import (
     PREFIX,
+    BatchSettings,
     EventSettings,
     GatewaySettings,
     KafkaSettings,
@@ -20,6 +21,7 @@ from streamworker.config.settings import (
 
 __all__ = [
     "PREFIX",
+    "BatchSettings",
     "EventSettings",
     "GatewaySettings",
     "KafkaSettings",

@@ -243,6 +243,11 @@ class TopicSettings(Section):
         "", description="results topic: one record per job, with the whole completion; empty: none is written"
     )
 
+    batch: Annotated[str, Field(pattern=_TOPIC_OR_NONE)] = Field(
+        "",
+        description="job topic to which `streamworker batch` submits, one of jobs; empty: the first of jobs",
+    )
+
     @model_validator(mode="after")
     def _no_loops(self) -> TopicSettings:
         ours = {self.events: "events", self.dlq: "dlq", self.control: "control"}
@@ -255,6 +260,10 @@ class TopicSettings(Section):
             raise ValueError("events, control and dlq must be three different topics")
         if strangers := sorted(set(self.weights) - set(self.jobs)):
             raise ValueError(f"weights: not a job topic: {', '.join(strangers)}")
+        if self.batch and self.batch not in self.jobs:
+            raise ValueError(
+                f"batch: {self.batch} is not a job topic: add it to jobs, so that workers read it"
+            )
         others = {
             **ours,
             **dict.fromkeys(self.jobs, "jobs"),
@@ -496,6 +505,15 @@ class EventSettings(Section):
     )
 
 
+class BatchSettings(Section):
+    """Batches: `streamworker batch`."""
+
+    merged_deltas: bool = Field(
+        False,
+        description="whether the jobs of a batch ask for merged deltas, which saves events; every worker must know the member `deltas`",
+    )
+
+
 class TelemetrySettings(Section):
     """Probes, metrics, logs and traces."""
 
@@ -530,6 +548,7 @@ class Settings(Section):
         "default": UpstreamSettings(base_url="http://localhost:8000/v1", api_key_env=None)
     }
     events: EventSettings = EventSettings()
+    batch: BatchSettings = BatchSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     gateway: GatewaySettings = GatewaySettings()
 

@@ -105,6 +105,30 @@ def _retry_acls(settings: Settings) -> list[Acl]:
     return [*_tail_acls(settings), *reads, *_submit_acls(settings)]
 
 
+def _batch_acls(settings: Settings) -> list[Acl]:
+    topics = settings.topics
+    jobs = topics.batch or topics.jobs[0]
+    acls = [
+        Acl("WRITE", "TOPIC", jobs, "submit lines"),
+        Acl("READ", "TOPIC", jobs, "find the lines that an earlier start has submitted"),
+    ]
+    if topics.results:
+        acls += [Acl("READ", "TOPIC", topics.results, "read results")]
+    acls += [
+        Acl(
+            "READ",
+            "TOPIC",
+            topics.events,
+            "read events: results without a completion, and whether jobs start",
+        )
+    ]
+    acls += [Acl("WRITE", "TOPIC", topics.control, "cancel lines")]
+    if settings.worker.delivery == "exactly_once":
+        purpose = "fence other processes of a run, with one transactional id per run"
+        acls += [Acl("WRITE", "TRANSACTIONAL_ID", "streamworker-batch.", purpose, is_prefix=True)]
+    return acls
+
+
 COMMANDS = {
     "run, check": worker_acls,
     "submit": _submit_acls,
@@ -113,6 +137,7 @@ COMMANDS = {
     "cancel": _cancel_acls,
     "retry": _retry_acls,
     "dlq": _dlq_acls,
+    "batch": _batch_acls,
 }
 """The ACLs of each command. `topics create` needs CREATE on the topics as well, which a worker does not."""
 

@@ -67,6 +67,13 @@ class LogScanner:
         with translate_errors(f"reading the end of {partition}", self._acls):
             return (await scout.end_offsets([at]))[at]
 
+    async def beginning(self, partition: TopicPartition) -> int:
+        """Return the offset of the first record that retention has kept, or the end. Raises KafkaError."""
+        at = KafkaTopicPartition(*partition)
+        scout = await self._scout(committed_only=False)
+        with translate_errors(f"reading the beginning of {partition}", self._acls):
+            return (await scout.beginning_offsets([at]))[at]
+
     async def offset_at(self, partition: TopicPartition, time_ms: int) -> int:
         """Return the first offset whose record is from `time_ms` or later, else the end. Raises KafkaError.
 

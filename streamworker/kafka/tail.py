@@ -1,4 +1,4 @@
-"""Follow every partition of a topic from its present end, without a consumer group.
+"""Follow every partition of a topic from its present end, or from given offsets, without a consumer group.
 
 One tail serves all readers of a process: each record is fetched once, whatever the number of jobs that are read.
 """
@@ -52,14 +52,17 @@ class TopicTail:
         *,
         committed_only: bool,
         acls: RequiredAcls | None = None,
+        start: Mapping[int, int] | None = None,
     ) -> None:
         """`on_records(partition, records, position)` is called in the tail's task and must return at once.
+
+        With `start`, offsets by partition, the topic is read from there instead of from its end.
 
         `position` is the next offset to read. Without records it has passed what the reader does not return: the
         markers of transactions and, for a committed reader, the records of aborted ones.
         """
         self.topic = topic
-        self.positions: dict[int, int] = {}
+        self.positions: dict[int, int] = dict(start or {})
         """The next offset to read, by partition. Complete when `start` returns."""
         self.crashed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Fails with the exception of `on_records`, if it raises one. The tail has then ended."""

@@ -68,6 +68,7 @@ def test_config_without_a_source_has_the_documented_defaults() -> None:
             "allowed_reply_to": (),
             "weights": {},
             "results": "",
+            "batch": "",
         },
         "worker": {
             "group_id": "streamworker",
@@ -118,6 +119,7 @@ def test_config_without_a_source_has_the_documented_defaults() -> None:
             }
         },
         "events": {"format": "json", "source": "/streamworker", "linger_ms": 5, "coalesce_ms": 0},
+        "batch": {"merged_deltas": False},
         "telemetry": {
             "http_host": "0.0.0.0",
             "http_port": 9464,

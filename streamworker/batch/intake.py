@@ -1,0 +1,111 @@
+"""Build the index of an input, and collect its faults."""
+
+from __future__ import annotations
+
+import asyncio
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from streamworker.batch.identity import faulty_digest
+from streamworker.batch.index import LineIndex, State
+from streamworker.batch.lines import Fault, FaultCode, LineSplitter, Request, read_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from streamworker.batch.jobs import JobWriter
+    from streamworker.batch.lines import RawLine
+    from streamworker.batch.ports import BatchInput
+
+__all__ = ["SHOWN_FAULTS", "Intake"]
+
+SHOWN_FAULTS = 20
+
+_YIELD_LINES = 100
+_MARGIN = 8192
+"""A body that is this much below the limit of a job is not measured with the rest of the job."""
+
+
+class Intake:
+    """Reads an input once. Afterwards `index` has its lines, and `faults` the first faults as (line number, fault)."""
+
+    def __init__(
+        self, source: BatchInput, *, limit: int | None = None, max_job_bytes: int, writer: JobWriter
+    ) -> None:
+        """Read at most `limit` lines. A line whose job passes `max_job_bytes` is a fault."""
+        self.index = LineIndex()
+        self.faults: list[tuple[int, Fault]] = []
+        self.faulty = 0
+        self.bytes = 0
+        self.models: dict[str, int] = {}
+        """Lines by model, of the first hundred models."""
+        self._source = source
+        self._limit = limit
+        self._max_job_bytes = max_job_bytes
+        self._writer = writer
+        self._hash = sha256()
+
+    @property
+    def sha256(self) -> str:
+        """The digest of the file, or of what was read of it."""
+        return self._hash.hexdigest()
+
+    async def run(self) -> None:
+        """Read the input. Raises OutputError."""
+        splitter = LineSplitter()
+        async for chunk in self._source.chunks():
+            self._hash.update(chunk)
+            self.bytes += len(chunk)
+            if not await self._add_all(splitter.feed(chunk)):
+                return
+        await self._add_all(splitter.finish())
+
+    async def _add_all(self, lines: Iterator[RawLine]) -> bool:
+        for line in lines:
+            if self._limit is not None and len(self.index) >= self._limit:
+                return False
+            await self._add(line)
+            if len(self.index) % _YIELD_LINES == 0:
+                await asyncio.sleep(0)  # a long input must not block other tasks
+        return True
+
+    async def _add(self, line: RawLine) -> None:
+        read = read_line(line.text)
+        if isinstance(read, Request):
+            read = self._too_large(read) or await self._duplicate(read) or read
+        position = (line.number, line.offset, line.length)
+        if isinstance(read, Request):
+            self.index.add(read.digest, read.custom_id, position)
+            if read.model in self.models or len(self.models) < 100:
+                self.models[read.model] = self.models.get(read.model, 0) + 1
+            return
+        self.faulty += 1
+        if len(self.faults) < SHOWN_FAULTS:
+            self.faults.append((line.number, read))
+        self.index.add(self._faulty_digest(line), read.custom_id, position, State.FAULTY, read.code)
+
+    def _too_large(self, request: Request) -> Fault | None:
+        if len(request.body) < self._max_job_bytes - _MARGIN:
+            return None
+        _, value = self._writer.write(request, 1)
+        if len(value) <= self._max_job_bytes:
+            return None
+        message = f"its job would have {len(value)} bytes, worker.max_job_bytes is {self._max_job_bytes}"
+        return Fault(FaultCode.TOO_LARGE, message, request.custom_id)
+
+    async def _duplicate(self, request: Request) -> Fault | None:
+        index = self.index
+        for line in index.named(request.custom_id):
+            text = await self._source.read(index.offsets[line], index.lengths[line])
+            other = read_line(text)
+            if other.custom_id == request.custom_id:
+                message = f"custom_id is that of line {index.numbers[line]}"
+                return Fault(FaultCode.DUPLICATE_CUSTOM_ID, message, request.custom_id)
+        return None
+
+    def _faulty_digest(self, line: RawLine) -> bytes:
+        occurrence = 0
+        text = line.text or b"%d" % line.length
+        while self.index.find(digest := faulty_digest(text, occurrence)) is not None:
+            occurrence += 1
+        return digest
