@@ -140,7 +140,7 @@ class Submission:
             )
 
     async def _recover(self, lines: list[int]) -> None:
-        """Fence what is left of a failed transaction, and mark those of its lines as pending that are not in the topic."""
+        """Fence a failed transaction, and mark those of its lines as pending that are not in the topic."""
         start = dict(self._topics.jobs_positions)
         until = asyncio.get_running_loop().time() + OUTAGE_S
         found: set[JobRef] = set()
