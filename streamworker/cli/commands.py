@@ -3,37 +3,58 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from streamworker import __version__
-from streamworker.cli.audit import audit
-from streamworker.cli.batch import batch
-from streamworker.cli.cancel import cancel
-from streamworker.cli.check import check
-from streamworker.cli.demo import demo
-from streamworker.cli.dlq import dlq
-from streamworker.cli.gateway import gateway
-from streamworker.cli.practice import practice_upstream
-from streamworker.cli.retry import retry
-from streamworker.cli.run import run
-from streamworker.cli.schema import schema
-from streamworker.cli.submit import submit
-from streamworker.cli.tail import tail
-from streamworker.cli.topics import topics
 from streamworker.errors import ConfigurationError, StreamworkerError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["cli", "run_command"]
+__all__ = ["COMMANDS", "cli", "run_command"]
 
 FAILED, BAD_USAGE = 1, 2
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+COMMANDS = {
+    "run": "run",
+    "gateway": "gateway",
+    "demo": "demo",
+    "submit": "submit",
+    "tail": "tail",
+    "cancel": "cancel",
+    "retry": "retry",
+    "batch": "batch",
+    "dlq": "dlq",
+    "topics": "topics",
+    "check": "check",
+    "audit": "audit",
+    "schema": "schema",
+    "practice-upstream": "practice",
+}
+"""The commands and their modules in `streamworker.cli`, where each is a function of the command's name."""
+
+
+class _Commands(click.Group):
+    """Imports a command's module when the command is used: all modules take half a second of processor time."""
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, _: click.Context, name: str) -> click.Command | None:
+        if (module := COMMANDS.get(name)) is None:
+            return None
+        command: click.Command = getattr(import_module(f"streamworker.cli.{module}"), name.replace("-", "_"))
+        return command
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="streamworker")
 @click.option(
     "--config",
@@ -45,25 +66,6 @@ FAILED, BAD_USAGE = 1, 2
 def cli(context: click.Context, config: Path | None) -> None:
     """Event-stream fan-out worker: prompt jobs from Kafka in, live deltas and one terminal usage event per job out."""
     context.obj = config
-
-
-for command in (
-    run,
-    gateway,
-    demo,
-    submit,
-    tail,
-    cancel,
-    retry,
-    batch,
-    dlq,
-    topics,
-    check,
-    audit,
-    schema,
-    practice_upstream,
-):
-    cli.add_command(command)
 
 
 def run_command(arguments: Sequence[str] | None = None) -> None:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from streamworker import __version__
-from streamworker.cli.commands import cli
+from streamworker.cli.topics import topics
 from streamworker.config import Settings, load
 from streamworker.errors import ConfigurationError
 from tests.deploy.schemas import schema
@@ -561,7 +561,7 @@ def test_topics_are_created_before_the_workers_with_the_same_configuration(
     job, own = manifests["Job topics"], manifests["ConfigMap topics"]
     (volume,) = [volume for volume in pod(manifests, "Job topics")["volumes"] if volume["name"] == "config"]
     arguments = container(manifests, "Job topics")["args"]
-    command = cli.commands["topics"].commands["create"]  # type: ignore[attr-defined]
+    command = topics.commands["create"]
 
     assert own["data"] == manifests["ConfigMap"]["data"]
     assert volume["configMap"]["name"] == own["metadata"]["name"]

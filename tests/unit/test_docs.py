@@ -68,8 +68,9 @@ def test_commands_in_docs_exist_with_their_options() -> None:
         while isinstance(command, click.Group) and not (
             command.invoke_without_command and (not words or words[0].startswith("-"))
         ):
-            assert words[0] in command.commands, line
-            command = command.commands[words.pop(0)]
+            found = command.get_command(click.Context(command), name := words.pop(0))
+            assert found, f"{name} in: {line}"
+            command = found
         known = {name for option in command.params for name in option.opts}
         assert [word for word in words if word.startswith("-") and word not in known] == [], line
 

@@ -17,7 +17,7 @@ import structlog
 from streamworker.log_throttle import QUIET_S
 from streamworker.model import Coordinates, Job, Status
 from streamworker.redaction import Redactor
-from streamworker.telemetry import configure_logging
+from streamworker.telemetry.logging import configure_logging
 from streamworker.telemetry.rendering import MAX_INT_BITS, MAX_ITEMS, MAX_TEXT, render_json
 
 CANARY = "canary-4f1c9a"
@@ -318,7 +318,7 @@ def test_process_without_stdout_logs_without_error(monkeypatch: pytest.MonkeyPat
 def test_reader_that_closes_the_pipe_changes_neither_the_run_nor_the_exit_code() -> None:
     """A warning on stderr reports that log lines are dropped."""
     program = (
-        "import structlog; from streamworker.telemetry import configure_logging; configure_logging('json')\n"
+        "import structlog; from streamworker.telemetry.logging import configure_logging; configure_logging('json')\n"
         "for _ in range(50): structlog.get_logger().info('a.b', text='x' * 10000)\n"
         "raise SystemExit(7)"
     )

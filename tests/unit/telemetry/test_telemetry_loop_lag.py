@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from streamworker.telemetry import LoopLag
+from streamworker.telemetry.loop_lag import LoopLag
 
 
 async def test_lag_after_a_stall_is_reported_for_the_length_of_the_window() -> None:

@@ -23,7 +23,7 @@ from streamworker.model import (
     UsageSource,
 )
 from streamworker.redaction import Redactor
-from streamworker.telemetry import Metrics, Telemetry, configure_logging
+from streamworker.telemetry.logging import configure_logging
 from streamworker.telemetry.metrics import (
     CIRCUIT_STATE,
     PREFIX,
@@ -31,7 +31,9 @@ from streamworker.telemetry.metrics import (
     STREAMS_OPEN,
     TABLE,
     UPSTREAM_WAITING,
+    Metrics,
 )
+from streamworker.telemetry.observer import Telemetry
 from streamworker.testing import MemoryClock
 
 AT = Coordinates("streamworker.jobs", 3, 42)

@@ -9,8 +9,9 @@ import aiohttp
 import pytest
 
 from streamworker.errors import StreamworkerError
-from streamworker.telemetry import Metrics, Probes
 from streamworker.telemetry import metrics as table
+from streamworker.telemetry.metrics import Metrics
+from streamworker.telemetry.probes import Probes
 
 
 class Worker:
