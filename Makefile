@@ -4,30 +4,41 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+DEMO   := $(VENV)/.demo
 PEERS  := $(VENV)/.peers
 TOOLS  := $(VENV)/.tools
 
+NEEDS_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	|| { echo "streamworker needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..."; exit 1; }
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long chaos bench soak fuzz lint format docs chart-docs lock audit-deps clean
+.PHONY: help demo test test-long coverage chaos bench soak fuzz lint format docs chart-docs lock audit-deps clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-$(READY): requirements/dev.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "streamworker needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..."; exit 1; }
-	@echo "creating the environment in $(VENV) (once)"
+$(READY): requirements/dev.txt requirements/uv.txt pyproject.toml
+	@$(NEEDS_PYTHON)
+	@echo "creating the environment of the developers in $(VENV) (once)"
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@tools/environment.sh $(VENV) requirements/dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@ $(DEMO)
+
+# Only what the demo needs; the developers' environment has it too.
+$(DEMO): requirements/demo.txt requirements/uv.txt
+	@$(NEEDS_PYTHON)
+	@echo "creating the environment of the demo in $(VENV) (once; about 60 MB)"
+	@[ -e $(READY) ] || $(PYTHON) -m venv --clear $(VENV)
+	@tools/environment.sh $(VENV) requirements/demo.txt
 	@touch $@
 
 $(TOOLS): $(READY) requirements/tools.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/tools.txt
 	@touch $@
 
-demo: $(READY) ## broker, upstream, worker and several jobs side by side, on this machine
-	@exec $(BIN)/streamworker demo $(ARGS)
+demo: $(DEMO) ## broker, upstream, two workers and several jobs side by side, on this machine; one worker is killed
+	@exec $(BIN)/python -m streamworker demo $(ARGS)
 
 # Tests wait more than they compute, so two processes run whole files in order, the long ones first; each process has brokers of
 # its own. One process, for a debugger: make test ARGS="-n 0".
@@ -36,6 +47,14 @@ test: $(READY) ## all tests, on the embedded broker and on Apache Kafka (skipped
 
 test-long: $(READY) ## rollouts, upgrades and backlogs under load, on Apache Kafka (one process: they measure time)
 	$(BIN)/python -m pytest -m long $(ARGS)
+
+# The embedded broker starts in 50 ms, so these run the shell as well as the core. ARGS="tests/integration" adds those on Kafka.
+coverage: $(READY) ## statements and branches that tests run, per module, and the lines that no test runs
+	@$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q -n 2 --dist loadfile -m "not long" tests/unit tests/properties tests/upstream $(ARGS)
+	@$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+	@echo "modules that are covered completely are left out; $(BIN)/coverage html shows every line in htmlcov/"
 
 chaos: $(READY) ## crash workers, brokers and upstreams at random, on Apache Kafka (ARGS="--seeds 20")
 	$(BIN)/python -m tests.chaos --apache --seeds 20 $(ARGS)
@@ -79,9 +98,13 @@ lock: $(READY) ## update the pins of all dependencies, with hashes
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 		--extra otel --extra gateway --extra objects --constraint requirements/dev.txt --custom-compile-command "make lock" $(ARGS) pyproject.toml -o requirements/runtime.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
+		--extra demo --constraint requirements/dev.txt --custom-compile-command "make lock" $(ARGS) pyproject.toml -o requirements/demo.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 		--group pyproject.toml:bench --constraint requirements/dev.txt --custom-compile-command "make lock" $(ARGS) -o requirements/bench.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 		--constraint requirements/dev.txt --custom-compile-command "make lock" $(ARGS) --group tools -o requirements/tools.txt
+	echo uv | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
+		--constraint requirements/dev.txt --custom-compile-command "make lock" $(ARGS) - -o requirements/uv.txt
 	echo hatchling | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 		--constraint requirements/dev.txt --custom-compile-command "make lock" $(ARGS) - -o requirements/build.txt
 
@@ -91,4 +114,4 @@ audit-deps: $(TOOLS) ## look up known vulnerabilities of all pins, and write an 
 	$(BIN)/pip-audit --strict --disable-pip --require-hashes $(ARGS) -r requirements/runtime.txt -r requirements/dev.txt -r requirements/build.txt
 
 clean: ## remove the environment and every cache
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache .import_linter_cache dist
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache .import_linter_cache .coverage htmlcov dist

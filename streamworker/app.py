@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from streamworker.config import Settings, UpstreamSettings
+    from streamworker.model import TopicPartition
     from streamworker.observe import Tracer
     from streamworker.ports import CommitStores
     from streamworker.stream.usage import Tokenizer
@@ -132,6 +133,11 @@ class App:
     def is_working(self) -> bool:
         """Whether the worker has joined the group: only then may there be jobs to drain."""
         return self._is_joined
+
+    @property
+    def partitions(self) -> frozenset[TopicPartition]:
+        """The job partitions that this worker owns and whose state it has read."""
+        return frozenset() if self._worker is None else self._worker.partitions
 
     def drain(self) -> None:
         """Accept no more jobs, wait for the open ones, then stop."""

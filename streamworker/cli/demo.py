@@ -15,8 +15,12 @@ __all__ = ["demo"]
 
 @click.command()
 @click.option("-m", "--model", help="Model to call, if the environment names an upstream.")
-def demo(model: str | None) -> int:
-    """Run broker, practice upstream, worker and several jobs on this machine, and show them side by side.
+@click.option("--stay", is_flag=True, help="Keep everything running after the account, until Ctrl-C.")
+def demo(model: str | None, *, stay: bool) -> int:
+    """Run a broker, a practice upstream, two workers and several jobs on this machine, and kill one of the workers.
+
+    In a terminal the jobs are shown side by side, else as one line per event. A configured upstream is not called twice: with
+    one, no worker is killed.
 
     With STREAMWORKER_KAFKA__BOOTSTRAP_SERVERS, or STREAMWORKER_UPSTREAMS__DEFAULT__BASE_URL and a key in
     STREAMWORKER_UPSTREAMS__DEFAULT__API_KEY_ENV, the demo uses those instead.
@@ -25,7 +29,7 @@ def demo(model: str | None) -> int:
         from streamworker.demo.play import play  # noqa: PLC0415 - needs the demo extra
 
     async def work() -> int:
-        task = asyncio.ensure_future(play(model=model))
+        task = asyncio.ensure_future(play(model=model, stays=stay))
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         try:

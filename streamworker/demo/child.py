@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 # In a process with threads only exec is safe after a fork, so a new interpreter requests a signal at the parent's death
 # (PR_SET_PDEATHSIG = 1) and then executes the server. It compares the parent's id: the parent may have ended before.
@@ -38,12 +38,13 @@ class ChildError(RuntimeError):
 class Child:
     """One server process with its output in the file `log`. On Linux it is killed even if this process gets SIGKILL.
 
-    It has a session of its own, so that Ctrl-C in the terminal does not reach it: the drain still needs it.
+    It gets the variables of `environ`, by default those of this process. It has a session of its own, so that Ctrl-C in the terminal does not reach it: the drain still needs it.
     """
 
-    def __init__(self, command: Sequence[str], log: Path) -> None:
+    def __init__(self, command: Sequence[str], log: Path, environ: Mapping[str, str] | None = None) -> None:
         self._command = list(command)
         self._log = log
+        self._environ = environ
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
 
@@ -66,7 +67,12 @@ class Child:
     def _fork(self) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
             return subprocess.Popen(  # noqa: S603 - the command comes from the caller
-                self._mortal(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                self._mortal(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=None if self._environ is None else dict(self._environ),
             )
 
     def _mortal(self) -> list[str]:
@@ -88,8 +94,11 @@ class Child:
             return log.read()
 
     def _failure(self, what: str) -> str:
-        tail = self._logged()[-_LOG_TAIL_BYTES:].decode(errors="replace")
-        return f"{Path(self._command[0]).name} {what}; its log ends:\n{tail}"
+        return f"{Path(self._command[0]).name} {what}; its log ends:\n{self.log_end()}"
+
+    def log_end(self) -> str:
+        """Return the end of the log since the start."""
+        return self._logged()[-_LOG_TAIL_BYTES:].decode(errors="replace")
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal if the process is running."""

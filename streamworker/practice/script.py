@@ -9,10 +9,11 @@ Content
     option               default      meaning
     ==================== ============ ===================================================================
     deltas=N             20           content deltas per choice; if `text` is given, its number of words
-    text=TEXT            counting     the words to send, one word or punctuation run per delta, repeated until
-                                      there are `deltas` of them
+    text=TEXT            counting     the words to send, one word, punctuation run or pair of ideographs per
+                                      delta, repeated until there are `deltas` of them
     choices=N            request's n  number of choices; their deltas are interleaved
     reasoning[=N]        0 (bare: 3)  reasoning deltas before the content
+    thoughts=TEXT        -            the words of the reasoning, one delta for each
     tool_calls[=N]       0 (bare: 1)  tool calls after the content; finish_reason "tool_calls"
     big_delta=N          -            the first content delta of each choice is N bytes of UTF-8
     finish=REASON        stop         the finish_reason; `none`: no choice ever finishes
@@ -148,6 +149,7 @@ class Script:
     text: str | None = None
     choices: int | None = None
     reasoning: int = 0
+    thoughts: str | None = None
     tool_calls: int = 0
     big_delta: int | None = None
     finish: str | None = None
@@ -268,6 +270,10 @@ def _checked(script: Script) -> Script:
         raise ScriptError("the model has no base name")
     if script.text is not None and not script.text:
         raise ScriptError("option 'text': must not be empty")
+    if script.thoughts is not None and (script.reasoning or not script.thoughts):
+        raise ScriptError(
+            "option 'thoughts': must not be empty, and its words are counted without 'reasoning'"
+        )
     headers = ("retry_after", "retry_after_ms", "retry_after_date", "should_retry")
     if script.status is None and any(getattr(script, name) is not None for name in headers):
         raise ScriptError(f"{', '.join(headers)} need status")
@@ -293,6 +299,7 @@ _OPTIONS: Final[dict[str, Callable[[str], object]]] = {
     "text": str,
     "choices": count(1, 128),
     "reasoning": count(0, 1_000_000, bare=3),
+    "thoughts": str,
     "tool_calls": count(0, 1_000, bare=1),
     "big_delta": count(1, 256 * 1024 * 1024),
     "finish": header_value,

@@ -37,6 +37,10 @@ WORDS: Final = (
 )
 
 
+_IDEOGRAPHS: Final = "\u3040-\u30ff\u3400-\u9fff"  # Japanese and Chinese, which put no spaces between words
+_WORD: Final = re.compile(rf"[{_IDEOGRAPHS}]{{1,2}}\s*|[^\W{_IDEOGRAPHS}]+\s*|[^\w\s]+\s*|\s+")
+
+
 class Piece(NamedTuple):
     """One delta that has more than a role or a finish reason. `content` and `reasoning` are its text, for the counts."""
 
@@ -55,7 +59,7 @@ def pieces(script: Script, messages: Sequence[Any], choices: int) -> Iterator[Pi
 def count(script: Script, choices: int) -> int:
     """Return the number of deltas that `pieces` yields."""
     calls = tools.count(script.speaks.calls, script.tool_calls)
-    return choices * (script.reasoning + _words(script)[1] + calls)
+    return choices * (_thoughts_count(script) + _words(script)[1] + calls)
 
 
 def check(script: Script, choices: int) -> None:
@@ -67,7 +71,7 @@ def check(script: Script, choices: int) -> None:
 def message(script: Script, messages: Sequence[Any], choice: int) -> dict[str, Any]:
     """Return the message of one choice of a whole completion."""
     whole: dict[str, Any] = {"role": "assistant", "content": "".join(_texts(script, messages, choice))}
-    if script.reasoning:
+    if script.reasoning or script.thoughts:
         whole["reasoning_content"] = "".join(_thoughts(script))
     if script.tool_calls:
         whole["tool_calls"] = [tools.tool_call(choice, number) for number in range(script.tool_calls)]
@@ -148,7 +152,13 @@ def _counted(how: str, text: str) -> str:
 
 
 def _thoughts(script: Script) -> Iterator[str]:
+    if script.thoughts is not None:
+        return iter(_split(script.thoughts))
     return (f"thought {number + 1} " for number in range(script.reasoning))
+
+
+def _thoughts_count(script: Script) -> int:
+    return script.reasoning if script.thoughts is None else len(_split(script.thoughts))
 
 
 def _texts(script: Script, messages: Sequence[Any], choice: int) -> Iterator[str]:
@@ -163,8 +173,12 @@ def _texts(script: Script, messages: Sequence[Any], choice: int) -> Iterator[str
 def _words(script: Script) -> tuple[Sequence[str], int]:
     if script.text is None:
         return WORDS, DEFAULT_DELTAS if script.deltas is None else script.deltas
-    words = re.findall(r"\w+\s*|[^\w\s]+\s*|\s+", script.text)
+    words = _split(script.text)
     return words, len(words) if script.deltas is None else script.deltas
+
+
+def _split(text: str) -> list[str]:
+    return _WORD.findall(text)
 
 
 def _big(text: str, size: int) -> str:

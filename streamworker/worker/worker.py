@@ -161,6 +161,13 @@ class Worker:
         """When the poll loop last polled, in seconds of the monotonic clock."""
         return self._poller.last_poll
 
+    @property
+    def partitions(self) -> frozenset[TopicPartition]:
+        """The partitions that this worker owns and whose state it has read."""
+        return frozenset(
+            partition.id for partition in self._partitions if partition.ownership is Ownership.OPEN
+        )
+
     def readiness(self) -> tuple[bool, dict[str, object]]:
         """Return whether the worker accepts jobs, and the details for `/readyz`."""
         opening = [

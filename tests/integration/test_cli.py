@@ -370,17 +370,6 @@ def demo_environment(tmp_path: Path) -> dict[str, str]:
     return {"TMPDIR": str(tmp_path), "COLUMNS": "100"}
 
 
-async def test_demo_shows_every_job_and_leaves_no_file(tmp_path: Path) -> None:
-    """The demo starts broker, upstream and worker, runs its jobs and prints a summary."""
-    result = await Cli(demo_environment(tmp_path))("demo")
-
-    assert (result.code, result.err) == (0, "")
-    assert "8 jobs" in result.out
-    for status in ("completed", "interrupted", "failed", "rejected"):
-        assert status in result.out
-    assert left_in(tmp_path) == []
-
-
 @pytest.mark.parametrize("after_s", [0.3, 0.8, 1.6])
 async def test_demo_that_is_interrupted_leaves_no_file(tmp_path: Path, after_s: float) -> None:
     """Ctrl-C may arrive at any time."""

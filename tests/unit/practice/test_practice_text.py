@@ -1,9 +1,11 @@
+from urllib.parse import quote
+
 import orjson
 import pytest
 
 from streamworker.practice import expected_text, expected_tool_calls, expected_usage
-from streamworker.practice.script import parse
-from streamworker.practice.text import WORDS, count, pieces
+from streamworker.practice.script import ScriptError, parse
+from streamworker.practice.text import WORDS, count, message, pieces
 from tests.unit.practice.practice_client import MESSAGES
 
 
@@ -24,13 +26,45 @@ def test_choices_have_different_texts() -> None:
 
 @pytest.mark.parametrize("text", ["Ciao!", " a  b\n", "d'un tratto, «così»…", "🐟🐟"])
 def test_given_text_is_sent_unchanged(text: str) -> None:
-    from urllib.parse import quote
-
     assert expected_text(f"p?text={quote(text)}", MESSAGES) == [text]
 
 
 def test_given_text_is_repeated_up_to_the_number_of_deltas() -> None:
     assert expected_text("p?text=ab%20cd%20&deltas=3", MESSAGES) == ["ab cd ab "]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Ciao, a te!", ["Ciao", ", ", "a ", "te", "!"]),
+        ("夜明けの港。", ["夜明", "けの", "港", "。"]),
+        ("Tea は お茶", ["Tea ", "は ", "お茶"]),
+    ],
+)
+def test_given_text_is_split_where_a_reader_expects_it(text: str, expected: list[str]) -> None:
+    """Japanese and Chinese have no spaces, so a delta has at most two of their characters."""
+    script = parse(f"p?text={quote(text)}")
+
+    assert [piece.content for piece in pieces(script, MESSAGES, 1)] == expected
+
+
+def test_given_thoughts_precede_the_text() -> None:
+    """One delta per word, and in the message of a whole completion."""
+    script = parse("p?thoughts=first%20this&text=then")
+
+    assert [piece.delta for piece in pieces(script, MESSAGES, 1)] == [
+        {"reasoning_content": "first "},
+        {"reasoning_content": "this"},
+        {"content": "then"},
+    ]
+    assert message(script, MESSAGES, 0)["reasoning_content"] == "first this"
+
+
+@pytest.mark.parametrize("model", ["p?thoughts=", "p?thoughts=a&reasoning=2"])
+def test_thoughts_that_contradict_are_refused(model: str) -> None:
+    """Empty ones, and a second number of them."""
+    with pytest.raises(ScriptError, match="thoughts"):
+        parse(model)
 
 
 @pytest.mark.parametrize("size", [1, 5, 100])
@@ -40,7 +74,14 @@ def test_big_delta_has_that_number_of_bytes_in_each_choice(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "model", ["p", "p?deltas=0", "p?deltas=2&reasoning&tool_calls=2", "p?text=a%20b%20c&tool_calls"]
+    "model",
+    [
+        "p",
+        "p?deltas=0",
+        "p?deltas=2&reasoning&tool_calls=2",
+        "p?text=a%20b%20c&tool_calls",
+        "p?thoughts=a%20b,%20c&deltas=2",
+    ],
 )
 def test_count_is_the_number_of_pieces(model: str) -> None:
     script = parse(model)

@@ -1,0 +1,79 @@
+"""What the demo does before its first act, and what it reports where it cannot go on."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+pytest.importorskip("noida_db", reason="needs the demo extra")
+
+from streamworker.demo.account import Verdict
+from streamworker.demo.play import play
+from streamworker.demo.stage import set_up
+from streamworker.errors import StreamworkerError
+from streamworker.practice import PracticeUpstream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+UPSTREAM = "STREAMWORKER_UPSTREAMS__DEFAULT__BASE_URL"
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """A server that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+
+
+async def reported(base_url: str, **variables: str) -> tuple[str, float]:
+    begun = time.monotonic()
+    with pytest.raises(StreamworkerError) as raised:
+        async with set_up(lambda _: None, {UPSTREAM: base_url, **variables}):
+            pass
+    return str(raised.value), time.monotonic() - begun
+
+
+async def test_upstream_that_refuses_connections_is_reported_at_once() -> None:
+    """With the variable that names it; no broker is started before."""
+    text, seconds = await reported("http://127.0.0.1:9/v1")
+
+    assert "http://127.0.0.1:9/v1" in text
+    assert UPSTREAM in text
+    assert seconds < 3
+
+
+async def test_upstream_that_does_not_answer_is_reported_within_3_s(silent: str) -> None:
+    """A visitor does not wait for a timeout of the worker."""
+    text, seconds = await reported(silent)
+
+    assert "no answer within 2.5 s" in text
+    assert seconds < 3
+
+
+async def test_upstream_that_refuses_the_key_is_reported() -> None:
+    """Its jobs would wait for another key."""
+    async with PracticeUpstream(api_key="right") as practice:
+        text, _ = await reported(
+            practice.base_url, STREAMWORKER_UPSTREAMS__DEFAULT__API_KEY_ENV="KEY", KEY="wrong-key"
+        )
+
+    assert "auth" in text
+    assert "wrong-key" not in text
+
+
+async def test_configured_upstream_needs_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo cannot know one."""
+    async with PracticeUpstream() as practice:
+        monkeypatch.setenv(UPSTREAM, practice.base_url)
+        with pytest.raises(StreamworkerError, match="demo --model NAME"):
+            await play(model=None)
+
+
+def test_verdict_is_one_line() -> None:
+    """As the account prints it."""
+    assert str(Verdict(8, 8, 0, 0)) == "audit: 8 jobs, 8 endings, 0 breaches"
+    assert str(Verdict(8, 8, 0, 3)) == "audit: 8 jobs, 8 endings, 3 attempts superseded, 0 breaches"
