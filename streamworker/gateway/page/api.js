@@ -1,0 +1,95 @@
+// Requests to the gateway. Addresses are relative to the page, so it works below any path.
+
+import { claims } from "./store.js";
+
+const TTL_S = 3600;
+const RENEW_AT = 0.8;
+
+/** Return an address of the gateway: `address("v1/ws")`. */
+export function address(path, scheme = "http") {
+	const url = new URL(path, document.baseURI);
+	url.hash = "";
+	if (scheme === "ws") url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
+	return url;
+}
+
+/** The caller's identity: a key that is kept in memory, or a read token that survives a reload of the tab. */
+export class Identity {
+	#store;
+	#key = "";
+	#token;
+	#renewal = null;
+
+	constructor(store, now) {
+		this.#store = store;
+		this.#token = store.token(now);
+		this.isRequired = true;
+	}
+
+	/** Whether prompts can be sent. */
+	get canSend() {
+		return !this.isRequired || this.#key !== "";
+	}
+
+	/** Whether a key is in use. */
+	get hasKey() {
+		return this.#key !== "";
+	}
+
+	/** Return the key or the token, or null. */
+	credential() {
+		return this.#key || this.#token?.token || null;
+	}
+
+	/** Return the read token, which may be part of an address, or null. */
+	token() {
+		return this.#token?.token ?? null;
+	}
+
+	use(key) {
+		this.#key = key;
+	}
+
+	/** Forget key and token. */
+	forget() {
+		clearTimeout(this.#renewal);
+		this.#key = "";
+		this.#token = null;
+		this.#store.saveToken(null);
+	}
+
+	/** Get a read token for these jobs, and renew it while the key is in memory. Keys without that right get none. */
+	async renew(jobIds) {
+		clearTimeout(this.#renewal);
+		if (!this.#key || jobIds().length === 0) return;
+		const body = { jobs: claims(jobIds()), scope: "read cancel", ttl_s: TTL_S };
+		const response = await this.post("v1/tokens", body).catch(() => null);
+		if (response?.status !== 201) return;
+		const { token, expires_at } = await response.json();
+		const expiresAt = typeof expires_at === "number" ? expires_at * 1000 : Date.parse(expires_at);
+		this.#token = { token, expiresAt };
+		this.#store.saveToken(this.#token);
+		const left = Math.min(expiresAt - Date.now(), TTL_S * 1000);
+		this.#renewal = setTimeout(() => this.renew(jobIds), Math.max(10_000, left * RENEW_AT));
+	}
+
+	get(path) {
+		return fetch(address(path), { headers: this.#headers(), cache: "no-store" });
+	}
+
+	post(path, body) {
+		const headers = { ...this.#headers(), "content-type": "application/json" };
+		return fetch(address(path), { method: "POST", headers, body: JSON.stringify(body) });
+	}
+
+	#headers() {
+		const credential = this.credential();
+		return credential === null ? {} : { authorization: `Bearer ${credential}` };
+	}
+}
+
+/** Return the members of an error body: `{code, message}`. */
+export async function errorOf(response) {
+	const body = await response.json().catch(() => null);
+	return body?.error ?? { code: String(response.status), message: `The gateway answered ${response.status}.` };
+}

@@ -1,0 +1,107 @@
+// The jobs of the page and their cards. Cards change once per animation frame, however many messages came.
+
+import { Card } from "./card.js";
+import { announcement } from "./format.js";
+import { announce } from "./header.js";
+import { isOver, newJob, reduce } from "./job.js";
+
+const MAX_CARDS = 200;
+const SAVE_MS = 1000;
+
+export class Board {
+	#jobs = new Map(); // key -> job, oldest first
+	#cards = new Map();
+	#changed = new Set();
+	#frame = 0;
+	#saving = null;
+	#nextKey = 1;
+	#root;
+	#store;
+	#figures;
+	#actions;
+
+	/** `actions` has `cancel(job)` and `again(job)`, which the cards call. */
+	constructor(root, store, figures, actions) {
+		this.#root = root;
+		this.#store = store;
+		this.#figures = figures;
+		this.#actions = actions;
+	}
+
+	get jobs() {
+		return [...this.#jobs.values()];
+	}
+
+	get(key) {
+		return this.#jobs.get(key);
+	}
+
+	/** Add a job with a card in front of all others, or in `root`; return its key. */
+	add(members, root = this.#root) {
+		const key = `j${this.#nextKey++}`;
+		const card = new Card({
+			cancel: () => this.#actions.cancel(this.get(key)),
+			again: () => this.#actions.again(this.get(key)),
+			copied: () => announce("Job id copied."),
+		});
+		this.#jobs.set(key, newJob({ ...members, key }));
+		this.#cards.set(key, card);
+		root.append(card.root);
+		if (root === this.#root) root.prepend(card.root);
+		this.touch(key);
+		this.#trim();
+		return key;
+	}
+
+	/** Apply an input to a job. */
+	take(key, input, cursor = null) {
+		const job = this.get(key);
+		const next = job && reduce(job, input, cursor);
+		if (next === job) return;
+		this.#jobs.set(key, next);
+		this.touch(key);
+		if (next.isLive) this.#count(job, next, input);
+		if (next.state !== job.state || next.attempts !== job.attempts) this.#saving ??= setTimeout(() => this.save(), SAVE_MS);
+	}
+
+	#count(job, next, { type }) {
+		const now = performance.now();
+		if (type === "delta") this.#figures.delta(now);
+		if (job.firstDeltaMs === null && next.firstDeltaMs !== null) this.#figures.first(now, next.firstDeltaMs);
+		if (next.state === "ended" && job.state !== "ended") announce(announcement(next));
+	}
+
+	// Ended jobs beyond the newest 200 leave the page; jobs that run stay.
+	#trim() {
+		for (const job of this.#jobs.values()) {
+			if (this.#jobs.size <= MAX_CARDS) return;
+			if (isOver(job)) this.remove(job.key);
+		}
+	}
+
+	remove(key) {
+		this.#cards.get(key)?.root.remove();
+		for (const all of [this.#cards, this.#jobs, this.#changed]) all.delete(key);
+	}
+
+	save() {
+		clearTimeout(this.#saving);
+		this.#saving = null;
+		this.#store.saveJobs(this.jobs.filter((job) => !job.isAlone));
+	}
+
+	/** Show a job's state in the next frame. */
+	touch(key) {
+		this.#changed.add(key);
+		this.#frame ||= requestAnimationFrame(() => this.#render());
+	}
+
+	#render() {
+		this.#frame = 0;
+		const due = [...this.#changed].filter((key) => this.#jobs.has(key));
+		this.#changed.clear();
+		const now = Date.now();
+		for (const key of due) if (this.#cards.get(key).render(this.get(key), now)) this.touch(key);
+		for (const key of due) this.#cards.get(key).follow();
+	}
+}

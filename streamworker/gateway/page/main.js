@@ -1,0 +1,232 @@
+// The page: jobs side by side over one websocket, or one job alone over EventSource.
+
+import { readJob } from "./alone.js";
+import { Identity, address, errorOf } from "./api.js";
+import { Board } from "./board.js";
+import { Figures } from "./figures.js";
+import { number } from "./format.js";
+import { isOver } from "./job.js";
+import { announce, setText, showFigures, showLink, showStrip } from "./header.js";
+import { Link } from "./socket.js";
+import { Store } from "./store.js";
+
+const TICK_MS = 100;
+const AGAIN_MS = 3000;
+
+const $ = (id) => document.getElementById(id);
+const store = new Store(window);
+const identity = new Identity(store, Date.now());
+const figures = new Figures();
+const board = new Board($("cards"), store, figures, { cancel, again });
+const link = new Link(address("v1/ws", "ws"), () => identity.credential(), { phase, live, message }, window);
+const ids = () => board.jobs.map((job) => job.jobId).filter(Boolean);
+let alone = null; // {key, stop}
+let probing = null;
+let ticks = 0;
+
+// Connection
+
+/** Ask for the models: the answer reveals whether the gateway is there, and whether it asks for a key. */
+async function probe() {
+	clearTimeout(probing);
+	const response = await identity.get("v1/models").catch(() => null);
+	if (response === null || response.status >= 500) {
+		link.pause(AGAIN_MS);
+		probing = setTimeout(probe, AGAIN_MS);
+	} else if (response.status === 401) {
+		link.reason = identity.hasKey ? "The gateway does not accept this key." : "";
+		link.stop(identity.credential() === null ? "forgotten" : "expired");
+	} else {
+		if (identity.credential() === null) identity.isRequired = false;
+		const { data = [] } = await response.json().catch(() => ({}));
+		$("models").replaceChildren(...data.map(({ id }) => new Option(id, id)));
+		$("model").value ||= data[0]?.id ?? "";
+		link.connect();
+		if (alone) read();
+	}
+}
+
+function phase() {
+	if (link.phase === "expired") identity.forget();
+	if (link.phase === "pausing" && link.failures === 3) explain();
+	showLink(link, identity);
+}
+
+// A browser does not reveal why a websocket was refused.
+async function explain() {
+	const response = await identity.get("v1/models").catch(() => null);
+	if (response?.status === 401) link.stop("expired");
+	if (response?.ok) link.reason = "HTTP works, websockets do not: does a proxy refuse upgrades, or gateway.cors_origins this origin?";
+}
+
+function live() {
+	for (const job of board.jobs) if (!job.isAlone) subscribe(job);
+	identity.renew(ids);
+}
+
+function subscribe(job) {
+	if (!job || job.jobId === null || isOver(job)) return;
+	const { key, jobId, place, cursor } = job;
+	const how = cursor ? { cursor } : { cursor: place ?? undefined, replay: "snapshot" };
+	link.send({ type: "subscribe", id: key, job_id: jobId, ...how });
+}
+
+function message({ type, id, event, error, cursor, reason, ...rest }) {
+	if (type === "event") board.take(id, event, cursor);
+	else if (type === "error") refuse(id, error);
+	else if (type !== "end") board.take(id, { type, cursor, ...rest });
+	else if (reason === "stalled" || reason === "error") setTimeout(() => subscribe(board.get(id)), AGAIN_MS);
+	if (type === "submitted") identity.renew(ids);
+}
+
+function refuse(id, error) {
+	const job = board.get(id);
+	if (job === undefined || job.state === "running") complain(error.message);
+	else board.take(id, { type: "refused", error });
+}
+
+// Actions
+
+function send() {
+	const prompt = $("prompt").value.trim();
+	const model = $("model").value.trim();
+	if (!prompt || !model) return $(prompt ? "model" : "prompt").focus();
+	const times = Math.min(50, Math.max(1, Math.round($("times").valueAsNumber) || 1));
+	for (let n = 0; n < times; n += 1) {
+		const key = board.add({ model, prompt, at: Date.now() });
+		const request = { model, messages: [{ role: "user", content: prompt }] };
+		link.send({ type: "submit", id: key, job: { request }, subscribe: true });
+	}
+	$("prompt").value = "";
+	showCount();
+	window.scrollTo({ top: 0 });
+}
+
+async function cancel({ key, jobId, isAlone }) {
+	if (!isAlone) return link.send({ type: "cancel", id: key, job_id: jobId, reason: "cancelled on the page" });
+	const response = await identity.post(`v1/jobs/${encodeURIComponent(jobId)}/cancel`, {}).catch(() => null);
+	if (response?.ok) board.take(key, { type: "cancelling" });
+	else complain(response === null ? "The gateway does not answer." : (await errorOf(response)).message);
+}
+
+function again({ key, isAlone }) {
+	board.take(key, { type: "retried" });
+	if (isAlone) read();
+	else subscribe(board.get(key));
+}
+
+/** Show what went wrong, and announce it. */
+function complain(words) {
+	showStrip(words);
+	announce(words);
+}
+
+// One job alone
+
+function route() {
+	const id = decodeURIComponent(/^#job=(.+)$/.exec(location.hash)?.[1] ?? "");
+	if (alone) {
+		alone.stop();
+		board.remove(alone.key);
+	}
+	$("all").hidden = $("composer").hidden = id !== "";
+	$("alone").hidden = id === "";
+	document.title = id ? `${id} · streamworker` : "streamworker";
+	const { model, prompt, at = Date.now() } = board.jobs.find((job) => job.jobId === id) ?? {};
+	alone = id ? { key: board.add({ jobId: id, model, prompt, at, isAlone: true }, $("alone")), stop: () => {} } : null;
+	if (id && link.phase === "live") read();
+	showCount();
+}
+
+async function read() {
+	const here = alone;
+	here.stop();
+	await identity.renew(ids);
+	if (here !== alone || isOver(board.get(here.key))) return;
+	here.stop = readJob(board.get(here.key), identity, {
+		event: (event, cursor) => board.take(here.key, event, cursor),
+		live: () => board.take(here.key, { type: "live" }),
+		expired: () => (identity.hasKey ? setTimeout(read, AGAIN_MS) : link.stop("expired")),
+		refused: (error) => board.take(here.key, { type: "refused", error }),
+	});
+}
+
+// What the page shows besides the cards
+
+function tick() {
+	for (const job of board.jobs) if (!isOver(job)) board.touch(job.key);
+	if (link.phase === "pausing") showLink(link, identity);
+	if (ticks++ % 5 === 0) showFigures(figures.at(performance.now()), board.jobs);
+	showCount();
+}
+
+function showCount() {
+	const shown = board.jobs.filter((job) => !job.isAlone);
+	$("nothing").hidden = shown.length > 0;
+	$("clear").hidden = !shown.some(isOver);
+	setText($("count"), shown.length ? number(shown.length) : "");
+}
+
+function on(id, type, act) {
+	$(id).addEventListener(type, (event) => {
+		event.preventDefault();
+		act();
+	});
+}
+
+on("composer", "submit", send);
+on("identity", "submit", () => {
+	identity.use($("key").value.trim());
+	$("key").value = "";
+	link.stop("forgotten");
+	probe();
+});
+on("key-forget", "click", () => {
+	identity.forget();
+	link.stop("forgotten");
+});
+on("open", "submit", () => {
+	const id = $("open-id").value.trim();
+	$("open-id").value = "";
+	if (id) location.hash = `job=${encodeURIComponent(id)}`;
+});
+on("clear", "click", () => {
+	for (const job of board.jobs) if (isOver(job)) board.remove(job.key);
+	board.save();
+	showCount();
+});
+for (const sample of document.querySelectorAll(".samples button")) {
+	sample.addEventListener("click", () => {
+		$("prompt").value = sample.textContent;
+		$("prompt").focus();
+	});
+}
+document.addEventListener("keydown", (event) => {
+	const isWriting = event.target.matches("input, textarea");
+	const isCommand = event.ctrlKey || event.metaKey;
+	if (event.key === "/" && !isWriting && !isCommand) {
+		event.preventDefault();
+		location.hash = "";
+		route();
+		$("prompt").focus();
+	} else if (event.key === "Enter" && isCommand && !$("send").disabled && !alone) {
+		send();
+	} else if (event.key === "Escape") {
+		if (isWriting) event.target.blur();
+		else location.hash = "";
+	}
+});
+window.addEventListener("hashchange", route);
+window.addEventListener("offline", () => link.stop("offline"));
+window.addEventListener("online", probe);
+window.addEventListener("pagehide", () => board.save());
+// A page that comes back from the cache for back and forward has dead connections.
+window.addEventListener("pageshow", ({ persisted }) => {
+	if (persisted) location.reload();
+});
+
+for (const saved of store.jobs()) board.add(saved);
+setInterval(tick, TICK_MS);
+route();
+showLink(link, identity);
+probe();
