@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from playwright.async_api import Page
 
-__all__ = ["SCENES", "Scene", "send_prompt"]
+__all__ = ["SCENES", "TEXT", "Scene", "new_job", "send_prompt"]
 
 TEXT = (
     "Sunlight looks white, but it is a mixture of all colours. When it meets the molecules of the air, the short, "
@@ -42,7 +42,7 @@ async def send_prompt(page: Page, prompt: str = "Why is the sky blue?", times: i
     await page.click("#send")
 
 
-async def _job(fake: FakeGateway, page: Page, *events: Any, prompt: str = "Why is the sky blue?") -> str:
+async def new_job(fake: FakeGateway, page: Page, *, prompt: str = "Why is the sky blue?") -> str:
     """Submit a job on the page; return its id."""
     known = len(fake.logs)
     await send_prompt(page, prompt)
@@ -68,11 +68,11 @@ async def _no_key(_fake: FakeGateway, page: Page) -> None:
 
 
 async def _waiting(fake: FakeGateway, page: Page) -> None:
-    await _job(fake, page)
+    await new_job(fake, page)
 
 
 async def _held(fake: FakeGateway, page: Page) -> None:
-    job_id = await _job(fake, page)
+    job_id = await new_job(fake, page)
     error = {"code": "auth", "message": "Incorrect API key provided", "http_status": 401}
     await fake.publish(
         usage(job_id, 0, "failed", usage=None, usage_source="none", error=error, timing={"total": 30000, "queued": 12})
@@ -81,19 +81,19 @@ async def _held(fake: FakeGateway, page: Page) -> None:
 
 async def _streaming(fake: FakeGateway, page: Page) -> None:
     for text, prompt in ((TEXT, "Why is the sky blue?"), (RUSSIAN, "Почему небо голубое?"), (GREEK, "Γιατί είναι μπλε ο ουρανός;")):
-        await _text(fake, await _job(fake, page, prompt=prompt), text)
+        await _text(fake, await new_job(fake, page, prompt=prompt), text)
 
 
 async def _reasoning(fake: FakeGateway, page: Page) -> None:
-    job_id = await _job(fake, page)
+    job_id = await new_job(fake, page)
     await fake.publish(started(job_id), delta(job_id, 1, reasoning_content=THOUGHT))
-    other = await _job(fake, page)
+    other = await new_job(fake, page)
     await fake.publish(started(other), delta(other, 1, reasoning_content=THOUGHT))
     await fake.publish_text(other, TEXT, 2)
 
 
 async def _tools(fake: FakeGateway, page: Page) -> None:
-    job_id = await _job(fake, page, prompt="What is the weather in Zürich?")
+    job_id = await new_job(fake, page, prompt="What is the weather in Zürich?")
     call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": ""}}
     await fake.publish(started(job_id), delta(job_id, 1, "I look it up."), delta(job_id, 2, tool_calls=[call]))
     for seq, piece in enumerate(('{"city": "Zürich",', ' "unit": "celsius"}'), 3):
@@ -101,12 +101,12 @@ async def _tools(fake: FakeGateway, page: Page) -> None:
 
 
 async def _completed(fake: FakeGateway, page: Page) -> None:
-    job_id = await _job(fake, page)
+    job_id = await new_job(fake, page)
     await fake.publish(usage(job_id, await _text(fake, job_id)))
 
 
 async def _interrupted(fake: FakeGateway, page: Page) -> None:
-    job_id = await _job(fake, page)
+    job_id = await new_job(fake, page)
     seq = await _text(fake, job_id, TEXT[:180])
     error = {"code": "truncated", "message": "the stream ended before [DONE]"}
     counts = {"prompt_tokens": 15, "completion_tokens": 31}
@@ -116,13 +116,13 @@ async def _interrupted(fake: FakeGateway, page: Page) -> None:
 
 
 async def _failed(fake: FakeGateway, page: Page) -> None:
-    job_id = await _job(fake, page)
+    job_id = await new_job(fake, page)
     error = {"code": "upstream_rejected", "message": "max_tokens is too large: 900000", "http_status": 400}
     await fake.publish(started(job_id), usage(job_id, 1, "failed", usage=None, usage_source="none", error=error))
 
 
 async def _cancelled(fake: FakeGateway, page: Page) -> None:
-    job_id = await _job(fake, page)
+    job_id = await new_job(fake, page)
     seq = await _text(fake, job_id, TEXT[:90])
     await page.click(".cancel")
     await page.wait_for_selector("text=Cancelling")
@@ -134,13 +134,13 @@ async def _cancelled(fake: FakeGateway, page: Page) -> None:
 
 
 async def _expired(fake: FakeGateway, page: Page) -> None:
-    job_id = await _job(fake, page)
+    job_id = await new_job(fake, page)
     error = {"code": "deadline", "message": "the deadline passed while the job waited"}
     await fake.publish(usage(job_id, 0, "expired", usage=None, usage_source="none", error=error, timing={"total": 0, "queued": 90000}))
 
 
 async def _superseded(fake: FakeGateway, page: Page) -> None:
-    job_id = await _job(fake, page)
+    job_id = await new_job(fake, page)
     await _text(fake, job_id, TEXT[:160])
     await page.wait_for_selector("text=molecules")
     await fake.publish(started(job_id, "a2", cause="redelivered"))

@@ -1,4 +1,4 @@
-// One job that stands alone, read with the browser's own EventSource. The page may be the example for yours.
+// One job alone, read with the browser's own EventSource.
 
 import { address, errorOf } from "./api.js";
 

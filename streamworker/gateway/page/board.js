@@ -15,17 +15,10 @@ export class Board {
 	#frame = 0;
 	#saving = null;
 	#nextKey = 1;
-	#root;
-	#store;
-	#figures;
-	#actions;
 
 	/** `actions` has `cancel(job)` and `again(job)`, which the cards call. */
 	constructor(root, store, figures, actions) {
-		this.#root = root;
-		this.#store = store;
-		this.#figures = figures;
-		this.#actions = actions;
+		Object.assign(this, { root, store, figures, actions });
 	}
 
 	get jobs() {
@@ -37,17 +30,16 @@ export class Board {
 	}
 
 	/** Add a job with a card in front of all others, or in `root`; return its key. */
-	add(members, root = this.#root) {
+	add(members, root = this.root) {
 		const key = `j${this.#nextKey++}`;
 		const card = new Card({
-			cancel: () => this.#actions.cancel(this.get(key)),
-			again: () => this.#actions.again(this.get(key)),
-			copied: () => announce("Job id copied."),
+			cancel: () => this.actions.cancel(this.get(key)),
+			again: () => this.actions.again(this.get(key)),
 		});
 		this.#jobs.set(key, newJob({ ...members, key }));
 		this.#cards.set(key, card);
 		root.append(card.root);
-		if (root === this.#root) root.prepend(card.root);
+		if (root === this.root) root.prepend(card.root);
 		this.touch(key);
 		this.#trim();
 		return key;
@@ -66,8 +58,8 @@ export class Board {
 
 	#count(job, next, { type }) {
 		const now = performance.now();
-		if (type === "delta") this.#figures.delta(now);
-		if (job.firstDeltaMs === null && next.firstDeltaMs !== null) this.#figures.first(now, next.firstDeltaMs);
+		if (type === "delta") this.figures.delta(now);
+		if (job.firstDeltaMs === null && next.firstDeltaMs !== null) this.figures.first(now, next.firstDeltaMs);
 		if (next.state === "ended" && job.state !== "ended") announce(announcement(next));
 	}
 
@@ -87,7 +79,7 @@ export class Board {
 	save() {
 		clearTimeout(this.#saving);
 		this.#saving = null;
-		this.#store.saveJobs(this.jobs.filter((job) => !job.isAlone));
+		this.store.saveJobs(this.jobs.filter((job) => !job.isAlone));
 	}
 
 	/** Show a job's state in the next frame. */

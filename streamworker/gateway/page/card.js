@@ -1,7 +1,7 @@
 // The card of one job. A card changes the page only where its job has changed, and only within an animation frame.
 
 import { age, describe, duration, elapsed, number, restartNote, shortId, tokens } from "./format.js";
-import { setIcon, setText } from "./header.js";
+import { announce, setIcon, setText } from "./header.js";
 import { isOver } from "./job.js";
 
 const VOIDED_MS = 1000;
@@ -24,8 +24,8 @@ class GrowingText {
 		let added = text.slice(this.#shown);
 		this.#shown = text.length;
 		while (added) {
-			const isFull = this.#last?.length > BLOCK_CHARACTERS;
-			const end = isFull ? added.indexOf("\n") + 1 : 0;
+			const room = BLOCK_CHARACTERS - (this.#last?.length ?? 0);
+			const end = added.indexOf("\n", room) + 1;
 			this.#append(end ? added.slice(0, end) : added);
 			if (end) this.#last = null;
 			added = end ? added.slice(end) : "";
@@ -99,7 +99,7 @@ export class Card {
 	#voidedUntil = 0;
 	#follows = true;
 
-	/** `on` has the callbacks `cancel()`, `again()` and `copied()`. */
+	/** `on` has the callbacks `cancel()` and `again()`. */
 	constructor(on) {
 		this.root = clone("card");
 		for (const node of this.root.querySelectorAll("[class], use")) {
@@ -111,7 +111,7 @@ export class Card {
 		});
 		cancel.addEventListener("click", () => on.cancel());
 		again.addEventListener("click", () => on.again());
-		id.addEventListener("click", () => this.#copy(on));
+		id.addEventListener("click", () => this.#copy());
 	}
 
 	/** Show the job at `now`; return whether the card must be rendered again in the next frame. */
@@ -202,12 +202,12 @@ export class Card {
 		}
 	}
 
-	async #copy(on) {
+	async #copy() {
 		const { id } = this.#parts;
 		try {
 			await navigator.clipboard.writeText(id.title);
 			id.textContent = "Copied";
-			on.copied();
+			announce("Job id copied.");
 			setTimeout(() => (id.textContent = shortId(id.title)), 1200);
 		} catch {
 			id.textContent = id.title; // no clipboard without TLS: the whole id can be selected

@@ -41,15 +41,13 @@ const ENDINGS = {
 
 function ended({ status, error }) {
 	const [word, tone] = ENDINGS[status] ?? [status, "off"];
-	const reason = (error && REASONS[error.code]) ?? "";
-	const isKept = status === "interrupted" ? "The text above is kept." : "";
-	return { word, tone, detail: [reason, isKept].filter(Boolean).join(" ") };
+	const reason = status === "interrupted" ? "The text above is kept." : REASONS[error?.code];
+	return { word, tone, detail: reason ?? "" };
 }
 
 function refused({ code, message }) {
-	if (code === "job_not_found") return { word: "Unknown job", tone: "off", detail: message ?? "" };
-	if (code === "cursor_lost") return { word: "No longer stored", tone: "off", detail: message ?? "" };
-	return { word: "Refused", tone: "failed", detail: message ?? "The gateway gave no reason." };
+	const word = { job_not_found: "Unknown job", cursor_lost: "No longer stored" }[code];
+	return { word: word ?? "Refused", tone: word ? "off" : "failed", detail: message ?? "The gateway gave no reason." };
 }
 
 /** Return the explanation of an attempt that is not the first; empty for the first. */
@@ -78,7 +76,7 @@ export function sourceWord(source) {
 	return { upstream: "reported", upstream_partial: "partial", estimated: "estimated", none: "none" }[source] ?? source;
 }
 
-/** Return a duration: "312 ms", "4.2 s", "42 s", "3:05". */
+/** Return a duration: "312 ms", "4.2 s", "3:05". */
 export function duration(ms) {
 	return ms < 999.5 ? `${Math.round(ms)} ms` : elapsed(ms);
 }
@@ -97,7 +95,7 @@ function clock(seconds) {
 	return minutes < 60 ? `${minutes}:${rest}` : `${Math.floor(minutes / 60)}:${two(minutes % 60)}:${rest}`;
 }
 
-/** Return how long a job has taken: queue and attempt when it has ended, else the time since its submission, in ms. */
+/** Return how long a job has taken, in ms: queue and attempt when it has ended, else since its submission. */
 export function age(job, now) {
 	const timing = job.ending?.timing;
 	if (timing && Number.isFinite(timing.total)) return timing.total + (timing.queued ?? 0);
@@ -109,7 +107,7 @@ export function number(value) {
 	return Math.round(value).toLocaleString("en-US");
 }
 
-/** Return the recognisable end of an id; ids of one minute differ only there. */
+/** Return the end of an id: ids of one minute differ there. */
 export function shortId(jobId) {
 	return jobId.length <= 16 ? jobId : `…${jobId.slice(-12)}`;
 }

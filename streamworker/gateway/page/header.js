@@ -5,7 +5,7 @@ import { describeLink } from "./link.js";
 
 const byId = (id) => document.getElementById(id);
 
-/** Set the text of an element if it differs: a change that is none would be announced and laid out. */
+/** Set the text of an element if it differs: equal text would be laid out and announced again. */
 export function setText(node, text) {
 	if (node.textContent !== text) node.textContent = text;
 }

@@ -22,11 +22,11 @@ const link = new Link(address("v1/ws", "ws"), () => identity.credential(), { pha
 const ids = () => board.jobs.map((job) => job.jobId).filter(Boolean);
 let alone = null; // {key, stop}
 let probing = null;
-let ticks = 0;
+let isAdmitted = false;
 
 // Connection
 
-/** Ask for the models: the answer reveals whether the gateway is there, and whether it asks for a key. */
+/** Ask for the models: the answer reveals whether the gateway asks for a key. */
 async function probe() {
 	clearTimeout(probing);
 	const response = await identity.get("v1/models").catch(() => null);
@@ -41,6 +41,7 @@ async function probe() {
 		const { data = [] } = await response.json().catch(() => ({}));
 		$("models").replaceChildren(...data.map(({ id }) => new Option(id, id)));
 		$("model").value ||= data[0]?.id ?? "";
+		isAdmitted = true;
 		link.connect();
 		if (alone) read();
 	}
@@ -48,7 +49,7 @@ async function probe() {
 
 function phase() {
 	if (link.phase === "expired") identity.forget();
-	if (link.phase === "pausing" && link.failures === 3) explain();
+	if (link.phase === "pausing" && link.tries === 3) explain();
 	showLink(link, identity);
 }
 
@@ -56,7 +57,7 @@ function phase() {
 async function explain() {
 	const response = await identity.get("v1/models").catch(() => null);
 	if (response?.status === 401) link.stop("expired");
-	if (response?.ok) link.reason = "HTTP works, websockets do not: does a proxy refuse upgrades, or gateway.cors_origins this origin?";
+	if (response?.ok) link.reason = "HTTP works, websockets do not: check the proxy, and gateway.cors_origins.";
 }
 
 function live() {
@@ -134,7 +135,7 @@ function route() {
 	document.title = id ? `${id} · streamworker` : "streamworker";
 	const { model, prompt, at = Date.now() } = board.jobs.find((job) => job.jobId === id) ?? {};
 	alone = id ? { key: board.add({ jobId: id, model, prompt, at, isAlone: true }, $("alone")), stop: () => {} } : null;
-	if (id && link.phase === "live") read();
+	if (id && isAdmitted) read();
 	showCount();
 }
 
@@ -156,7 +157,6 @@ async function read() {
 function tick() {
 	for (const job of board.jobs) if (!isOver(job)) board.touch(job.key);
 	if (link.phase === "pausing") showLink(link, identity);
-	if (ticks++ % 5 === 0) showFigures(figures.at(performance.now()), board.jobs);
 	showCount();
 }
 
@@ -227,6 +227,7 @@ window.addEventListener("pageshow", ({ persisted }) => {
 
 for (const saved of store.jobs()) board.add(saved);
 setInterval(tick, TICK_MS);
+setInterval(() => showFigures(figures.at(performance.now()), board.jobs), 5 * TICK_MS);
 route();
 showLink(link, identity);
 probe();

@@ -8,44 +8,29 @@ const DEAD_MS = 45_000;
 const WELCOME_MS = 10_000;
 
 export class Link {
-	#url;
-	#credential;
-	#on;
-	#browser;
 	#socket = null;
 	#timer = null;
 	#heartbeat = null;
 	#heardAt = 0;
-	#tries = 0;
+	tries = 0; // that failed one after another
 
 	/**
 	 * `credential()` returns a key, a token or null. `on` has the callbacks `phase()`, called after every change;
 	 * `live()`, called when messages may be sent; and `message(object)`. `browser` is the window, or a fake of it.
 	 */
 	constructor(url, credential, on, browser) {
-		this.#url = url;
-		this.#credential = credential;
-		this.#on = on;
-		this.#browser = browser;
-		this.phase = "idle";
-		this.reason = "";
-		this.retryAt = 0;
-	}
-
-	/** The number of connections that failed one after another. */
-	get failures() {
-		return this.#tries;
+		Object.assign(this, { url, credential, on, browser, phase: "idle", reason: "", retryAt: 0 });
 	}
 
 	/** Connect now, unless a connection is open or being opened. */
 	connect() {
 		if (!this.#change("connect")) return;
 		this.#clear();
-		const socket = new this.#browser.WebSocket(this.#url, [PROTOCOL]);
+		const socket = new this.browser.WebSocket(this.url, [PROTOCOL]);
 		this.#socket = socket;
 		let end = null;
 		socket.onopen = () => {
-			const token = this.#credential();
+			const token = this.credential();
 			if (token) socket.send(JSON.stringify({ type: "auth", token }));
 		};
 		socket.onmessage = ({ data }) => {
@@ -54,22 +39,21 @@ export class Link {
 			this.#heardAt = this.#now();
 			if (message.type === "welcome") this.#welcome();
 			else if (message.type === "closing") end = message;
-			else if (message.type !== "pong") this.#on.message(message);
+			else if (message.type !== "pong") this.on.message(message);
 		};
 		socket.onclose = ({ code, reason }) => {
 			if (socket === this.#socket) this.#closed(code, reason, end);
 		};
-		this.#timer = this.#browser.setTimeout(() => this.#lose(), WELCOME_MS);
+		this.#timer = this.browser.setTimeout(() => this.#lose(), WELCOME_MS);
 	}
 
 	/** Wait for `ms`; the caller connects then. */
 	pause(ms) {
-		this.#abandon();
 		this.retryAt = this.#now() + ms;
-		this.#change("lost");
+		this.stop("lost");
 	}
 
-	/** Close the connection until `connect` is called; `input` is "offline", "expired" or "forgotten". */
+	/** Close the connection until `connect` is called. `input` is one of `PHASES`. */
 	stop(input) {
 		this.#abandon();
 		this.#change(input);
@@ -84,11 +68,11 @@ export class Link {
 
 	#welcome() {
 		this.#clear();
-		this.#tries = 0;
+		this.tries = 0;
 		this.reason = "";
-		this.#heartbeat = this.#browser.setInterval(() => this.#beat(), PING_MS);
+		this.#heartbeat = this.browser.setInterval(() => this.#beat(), PING_MS);
 		this.#change("welcome");
-		this.#on.live();
+		this.on.live();
 	}
 
 	// A browser does not report a connection whose other end is gone, and answers pings unseen.
@@ -107,10 +91,10 @@ export class Link {
 		this.#clear();
 		const input = end?.reason === "token_expired" ? "expired" : verdict(code);
 		this.reason = input === "refused" ? reason : "";
-		const wait = end?.reconnect_after_ms ?? delay(this.#tries, this.#browser.Math.random());
-		this.#tries += 1;
+		const wait = end?.reconnect_after_ms ?? delay(this.tries, this.browser.Math.random());
+		this.tries += 1;
 		this.retryAt = this.#now() + wait;
-		if (input === "lost") this.#timer = this.#browser.setTimeout(() => this.connect(), wait);
+		if (input === "lost") this.#timer = this.browser.setTimeout(() => this.connect(), wait);
 		this.#change(input);
 	}
 
@@ -122,19 +106,19 @@ export class Link {
 	}
 
 	#clear() {
-		this.#browser.clearTimeout(this.#timer);
-		this.#browser.clearInterval(this.#heartbeat);
+		this.browser.clearTimeout(this.#timer);
+		this.browser.clearInterval(this.#heartbeat);
 	}
 
 	#change(input) {
 		const next = move(this.phase, input);
 		if (next === this.phase) return false;
 		this.phase = next;
-		this.#on.phase();
+		this.on.phase();
 		return true;
 	}
 
 	#now() {
-		return this.#browser.Date.now();
+		return this.browser.Date.now();
 	}
 }
