@@ -12,7 +12,7 @@ from aiohttp import web
 from streamworker.app import SystemClock
 from streamworker.descriptors import raise_nofile_limit
 from streamworker.errors import KafkaUnavailable
-from streamworker.gateway import job_routes, middleware
+from streamworker.gateway import job_routes, middleware, page_files
 from streamworker.gateway.auth import Authenticator
 from streamworker.gateway.drain import Drain
 from streamworker.gateway.gateway import Gateway
@@ -40,7 +40,7 @@ _CONNECT_BACKOFF_S = (0.5, 1, 2, 5)
 _HINT_S = 2.5
 """Seconds after which a connection that is still being made is logged."""
 
-_ROOMS = (job_routes,)
+_ROOMS = (job_routes, page_files)
 """The modules with handlers."""
 
 log = structlog.get_logger()

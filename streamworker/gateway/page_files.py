@@ -13,20 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CONTENT_SECURITY_POLICY", "PageFile", "load_page", "routes"]
 
-CONTENT_SECURITY_POLICY: Final = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "img-src 'self'",
-        "connect-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-        "require-trusted-types-for 'script'",
-        "trusted-types 'none'",
-    )
-)
+CONTENT_SECURITY_POLICY: Final = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 """The page may run its own scripts only, connect to its own origin only, and turn no text into markup."""
 
 _INDEX: Final = "index.html"
@@ -53,9 +40,13 @@ def load_page() -> tuple[str, dict[str, PageFile]]:
     The version is part of the address of every file, so that browsers may keep the files forever.
     """
     folder = files("streamworker.gateway") / "page"
-    bodies = {entry.name: entry.read_bytes() for entry in folder.iterdir() if _extension(entry.name) in _TYPES}
+    bodies = {
+        entry.name: entry.read_bytes() for entry in folder.iterdir() if _extension(entry.name) in _TYPES
+    }
     names = sorted(bodies)
-    version = hashlib.sha256(b"\0".join(name.encode() + b"\0" + bodies[name] for name in names)).hexdigest()[:12]
+    version = hashlib.sha256(b"\0".join(name.encode() + b"\0" + bodies[name] for name in names)).hexdigest()[
+        :12
+    ]
     bodies[_INDEX] = bodies[_INDEX].replace(b'="page/', f'="page/{version}/'.encode())
     return version, {name: _file(name, body) for name, body in bodies.items()}
 
@@ -105,6 +96,8 @@ def _response(request: web.Request, file: PageFile, cache_control: str) -> web.R
     if any(tag.value in {file.etag, "*"} for tag in known):
         response = web.Response(status=304, headers=headers)
     else:
-        response = web.Response(body=file.body, content_type=file.content_type, charset="utf-8", headers=headers)
+        response = web.Response(
+            body=file.body, content_type=file.content_type, charset="utf-8", headers=headers
+        )
     response.etag = file.etag
     return response

@@ -25,8 +25,16 @@ KEY = "swk_fake"
 def started(job_id: str, attempt: str = ATTEMPT, **members: Any) -> dict[str, Any]:
     """Return the first event of an attempt."""
     return {
-        **{"type": "started", "v": 1, "job_id": job_id, "attempt": attempt, "seq": 0, "ts": _ms()},
-        **{"model": "apertus-70b-instruct", "upstream": "default", "cause": "new", "metadata": {}},
+        "type": "started",
+        "v": 1,
+        "job_id": job_id,
+        "attempt": attempt,
+        "seq": 0,
+        "ts": _ms(),
+        "model": "apertus-70b-instruct",
+        "upstream": "default",
+        "cause": "new",
+        "metadata": {},
         **members,
     }
 
@@ -37,8 +45,15 @@ def delta(
     """Return a delta with this content, or with the members of a delta."""
     inner = members or {"content": content}
     return {
-        **{"type": "delta", "v": 1, "job_id": job_id, "attempt": attempt, "seq": seq, "ts": _ms()},
-        **{"choice": 0, "delta": inner, "finish_reason": None},
+        "type": "delta",
+        "v": 1,
+        "job_id": job_id,
+        "attempt": attempt,
+        "seq": seq,
+        "ts": _ms(),
+        "choice": 0,
+        "delta": inner,
+        "finish_reason": None,
     }
 
 
@@ -47,10 +62,19 @@ def usage(
 ) -> dict[str, Any]:
     """Return a terminal event."""
     return {
-        **{"type": "usage", "v": 1, "job_id": job_id, "attempt": attempt, "seq": seq, "ts": _ms()},
-        **{"status": status, "finish_reasons": {"0": "stop"}, "usage_source": "upstream", "error": None},
-        **{"usage": {"prompt_tokens": 15, "completion_tokens": 29}, "tries": 1},
-        **{"timing": {"queued": 40, "first_delta": 312, "total": 4200}},
+        "type": "usage",
+        "v": 1,
+        "job_id": job_id,
+        "attempt": attempt,
+        "seq": seq,
+        "ts": _ms(),
+        "status": status,
+        "finish_reasons": {"0": "stop"},
+        "usage_source": "upstream",
+        "error": None,
+        "usage": {"prompt_tokens": 15, "completion_tokens": 29},
+        "tries": 1,
+        "timing": {"queued": 40, "first_delta": 312, "total": 4200},
         **members,
     }
 
@@ -245,8 +269,8 @@ class FakeGateway:
                 if event["type"] == "usage":
                     return response
             async with self._changed:
-                log, known = self.logs[job_id], sent
-                await self._changed.wait_for(lambda: len(log) > known)
+                while len(self.logs[job_id]) == sent:
+                    await self._changed.wait()
 
 
 def _position(cursor: str | None) -> int:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from playwright.async_api import Page
 
-__all__ = ["SCENES", "TEXT", "Scene", "new_job", "send_prompt"]
+__all__ = ["SCENES", "TEXT", "Scene", "new_job", "send_prompt", "stored"]
 
 TEXT = (
     "Sunlight looks white, but it is a mixture of all colours. When it meets the molecules of the air, the short, "
@@ -23,7 +23,9 @@ TEXT = (
 )
 RUSSIAN = "Солнечный свет кажется белым, но состоит из всех цветов. Молекулы воздуха рассеивают синий сильнее красного."
 GREEK = "Το φως του ήλιου φαίνεται λευκό, αλλά είναι ένα μείγμα όλων των χρωμάτων."
-THOUGHT = "The reader wants three sentences. Scattering grows with the fourth power of the frequency, so blue wins."
+THOUGHT = (
+    "The reader wants three sentences. Scattering grows with the fourth power of the frequency, so blue wins."
+)
 
 
 class Scene(NamedTuple):
@@ -40,6 +42,15 @@ async def send_prompt(page: Page, prompt: str = "Why is the sky blue?", times: i
     await page.fill("#times", str(times))
     await page.wait_for_selector("#send:enabled")
     await page.click("#send")
+
+
+async def stored(page: Page, name: str) -> str:
+    """Wait until the tab has stored something under a name; return all that the origin has stored."""
+    everything = "JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, location.href])"
+    async with asyncio.timeout(10):
+        while name not in (kept := str(await page.evaluate(everything))):  # noqa: ASYNC110 - a tab has no event for it
+            await asyncio.sleep(0.02)
+    return kept
 
 
 async def new_job(fake: FakeGateway, page: Page, *, prompt: str = "Why is the sky blue?") -> str:
@@ -75,12 +86,24 @@ async def _held(fake: FakeGateway, page: Page) -> None:
     job_id = await new_job(fake, page)
     error = {"code": "auth", "message": "Incorrect API key provided", "http_status": 401}
     await fake.publish(
-        usage(job_id, 0, "failed", usage=None, usage_source="none", error=error, timing={"total": 30000, "queued": 12})
+        usage(
+            job_id,
+            0,
+            "failed",
+            usage=None,
+            usage_source="none",
+            error=error,
+            timing={"total": 30000, "queued": 12},
+        )
     )
 
 
 async def _streaming(fake: FakeGateway, page: Page) -> None:
-    for text, prompt in ((TEXT, "Why is the sky blue?"), (RUSSIAN, "Почему небо голубое?"), (GREEK, "Γιατί είναι μπλε ο ουρανός;")):
+    for text, prompt in (
+        (TEXT, "Why is the sky blue?"),
+        (RUSSIAN, "Почему небо голубое?"),
+        (GREEK, "Γιατί είναι μπλε ο ουρανός;"),
+    ):
         await _text(fake, await new_job(fake, page, prompt=prompt), text)
 
 
@@ -95,7 +118,9 @@ async def _reasoning(fake: FakeGateway, page: Page) -> None:
 async def _tools(fake: FakeGateway, page: Page) -> None:
     job_id = await new_job(fake, page, prompt="What is the weather in Zürich?")
     call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": ""}}
-    await fake.publish(started(job_id), delta(job_id, 1, "I look it up."), delta(job_id, 2, tool_calls=[call]))
+    await fake.publish(
+        started(job_id), delta(job_id, 1, "I look it up."), delta(job_id, 2, tool_calls=[call])
+    )
     for seq, piece in enumerate(('{"city": "Zürich",', ' "unit": "celsius"}'), 3):
         await fake.publish(delta(job_id, seq, tool_calls=[{"index": 0, "function": {"arguments": piece}}]))
 
@@ -111,14 +136,24 @@ async def _interrupted(fake: FakeGateway, page: Page) -> None:
     error = {"code": "truncated", "message": "the stream ended before [DONE]"}
     counts = {"prompt_tokens": 15, "completion_tokens": 31}
     await fake.publish(
-        usage(job_id, seq, "interrupted", usage=counts, usage_source="estimated", estimate_method="bytes", error=error)
+        usage(
+            job_id,
+            seq,
+            "interrupted",
+            usage=counts,
+            usage_source="estimated",
+            estimate_method="bytes",
+            error=error,
+        )
     )
 
 
 async def _failed(fake: FakeGateway, page: Page) -> None:
     job_id = await new_job(fake, page)
     error = {"code": "upstream_rejected", "message": "max_tokens is too large: 900000", "http_status": 400}
-    await fake.publish(started(job_id), usage(job_id, 1, "failed", usage=None, usage_source="none", error=error))
+    await fake.publish(
+        started(job_id), usage(job_id, 1, "failed", usage=None, usage_source="none", error=error)
+    )
 
 
 async def _cancelled(fake: FakeGateway, page: Page) -> None:
@@ -136,7 +171,17 @@ async def _cancelled(fake: FakeGateway, page: Page) -> None:
 async def _expired(fake: FakeGateway, page: Page) -> None:
     job_id = await new_job(fake, page)
     error = {"code": "deadline", "message": "the deadline passed while the job waited"}
-    await fake.publish(usage(job_id, 0, "expired", usage=None, usage_source="none", error=error, timing={"total": 0, "queued": 90000}))
+    await fake.publish(
+        usage(
+            job_id,
+            0,
+            "expired",
+            usage=None,
+            usage_source="none",
+            error=error,
+            timing={"total": 0, "queued": 90000},
+        )
+    )
 
 
 async def _superseded(fake: FakeGateway, page: Page) -> None:
@@ -169,8 +214,7 @@ async def _token_expired(fake: FakeGateway, page: Page) -> None:
     await page.fill("#key", KEY)
     await page.click("#key-use")
     await _streaming(fake, page)
-    while not await page.evaluate("sessionStorage['streamworker.token']"):
-        await asyncio.sleep(0.02)
+    await stored(page, "streamworker.token")
     await page.reload()
     await page.wait_for_selector("text=Read only")
     fake.credentials.clear()

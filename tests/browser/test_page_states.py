@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import pytest
 from playwright.async_api import Page, expect
 
 from tests.browser.fake_gateway import KEY, FakeGateway, delta, started, usage
-from tests.browser.scenes import SCENES, TEXT, new_job, send_prompt
+from tests.browser.scenes import SCENES, TEXT, new_job, send_prompt, stored
 
 if TYPE_CHECKING:
     from tests.browser.conftest import Tab
@@ -20,10 +19,16 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PHONE = {"width": 390, "height": 844}
 WINDOW = {"width": 1280, "height": 800}
-LOOKS: dict[str, tuple[Any, Any]] = {"dark": ("dark", WINDOW), "light": ("light", WINDOW), "phone": ("dark", PHONE)}
+LOOKS: dict[str, tuple[Any, Any]] = {
+    "dark": ("dark", WINDOW),
+    "light": ("light", WINDOW),
+    "phone": ("dark", PHONE),
+}
 
 
-@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] if name == "many" else []) for name in SCENES]
+)
 async def test_page_shows_each_state_in_words_on_every_screen(name: str, tab: Tab, tmp_path: Path) -> None:
     """The words of the state are visible in both colour schemes and on a phone, and nothing is cut at the side."""
     scene = SCENES[name]
@@ -57,7 +62,9 @@ async def test_page_shows_markup_of_a_model_as_text(tab: Tab) -> None:
     async with FakeGateway() as fake, tab(fake.url) as page:
         job_id = await new_job(fake, page, prompt=evil)
         await fake.publish(started(job_id, model=evil), delta(job_id, 1, evil))
-        await fake.publish(delta(job_id, 2, tool_calls=[{"index": 0, "function": {"name": evil, "arguments": evil}}]))
+        await fake.publish(
+            delta(job_id, 2, tool_calls=[{"index": 0, "function": {"name": evil, "arguments": evil}}])
+        )
         error = {"code": "upstream_error", "message": evil}
         await fake.publish(usage(job_id, 3, "interrupted", error=error))
         await expect(page.locator(".error")).to_contain_text("<b>bold</b>")
@@ -89,7 +96,9 @@ async def test_page_follows_the_end_unless_the_reader_scrolled_up(tab: Tab) -> N
         body = page.locator(".body")
         left = "node => Math.round(node.scrollHeight - node.scrollTop - node.clientHeight)"
         await expect(page.locator(".facts")).to_contain_text("deltas")
-        await expect(body).to_have_js_property("scrollTop", await body.evaluate("n => n.scrollHeight - n.clientHeight"))
+        await expect(body).to_have_js_property(
+            "scrollTop", await body.evaluate("n => n.scrollHeight - n.clientHeight")
+        )
         await body.evaluate("node => node.scrollTo(0, 40)")
         await page.evaluate("() => new Promise(requestAnimationFrame)")
         await fake.publish_text(job_id, "more and more " * 20, seq)
@@ -236,10 +245,7 @@ async def test_page_keeps_the_key_in_memory_and_a_read_token_in_the_tab(tab: Tab
         job_id = await new_job(fake, page)
         await fake.publish(started(job_id), delta(job_id, 1, "Hi"))
         await expect(page.locator(".answer")).to_have_text("Hi")
-        await page.wait_for_timeout(0)
-        stored = "JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, location.href])"
-        while "streamworker.token" not in (kept := await page.evaluate(stored)):
-            await asyncio.sleep(0.02)
+        kept = await stored(page, "streamworker.token")
         assert KEY not in kept
         assert await page.input_value("#key") == ""
 
@@ -265,7 +271,9 @@ async def test_page_names_a_key_that_is_not_accepted(tab: Tab) -> None:
         await expect(page.locator("#link")).to_have_text("No key")
 
 
-@pytest.mark.parametrize(("code", "word"), [(4400, "Refused"), (4403, "Refused"), (4429, "Refused"), (1012, "Live")])
+@pytest.mark.parametrize(
+    ("code", "word"), [(4400, "Refused"), (4403, "Refused"), (4429, "Refused"), (1012, "Live")]
+)
 async def test_page_connects_again_only_where_that_can_help(code: int, word: str, tab: Tab) -> None:
     """A close code that says "not before something changes" is final; a restart is not."""
     async with FakeGateway() as fake, tab(fake.url) as page:
@@ -314,7 +322,9 @@ async def test_page_announces_endings_and_not_tokens(tab: Tab) -> None:
 
         await expect(spoken).to_contain_text("completed. 29 tokens reported.")
         assert await spoken.count() == 1
-        assert await page.locator(".card :is([aria-live], [role=status], [role=alert], [role=log])").count() == 0
+        assert (
+            await page.locator(".card :is([aria-live], [role=status], [role=alert], [role=log])").count() == 0
+        )
 
 
 async def test_page_cancels_a_job(tab: Tab) -> None:
@@ -338,6 +348,7 @@ async def test_page_fills_a_sample_prompt(tab: Tab) -> None:
         await expect(page.locator("#nothing")).to_be_hidden()
 
 
+@pytest.mark.long
 async def test_page_drops_ended_cards_beyond_two_hundred_and_keeps_running_ones(tab: Tab) -> None:
     """The page does not grow without a bound; the oldest ended cards leave."""
     async with FakeGateway() as fake, tab(fake.url) as page:

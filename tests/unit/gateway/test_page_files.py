@@ -95,7 +95,7 @@ async def test_page_has_no_other_files(http: TestClient[web.Request, web.Applica
     assert (await http.get(path)).status == 404
 
 
-@pytest.mark.parametrize("tag", ['"other"', "W/\"other\"", '""', '"a", "b"'])
+@pytest.mark.parametrize("tag", ['"other"', 'W/"other"', '""', '"a", "b"'])
 async def test_page_file_with_another_tag_is_sent_whole(
     http: TestClient[web.Request, web.Application], tag: str
 ) -> None:
@@ -124,7 +124,9 @@ def test_page_file_names_no_other_host(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(SCRIPTS))
 def test_page_script_makes_no_markup_of_text(name: str) -> None:
     """A model's text is text: no script parses markup or evaluates code."""
-    banned = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|localStorage|\.cookie"
+    banned = (
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|localStorage|\.cookie"
+    )
 
     assert re.findall(banned, SCRIPTS[name]) == []
 
@@ -139,7 +141,12 @@ def test_page_script_imports_files_that_exist(name: str) -> None:
 
 def test_page_document_has_no_inline_code_or_style() -> None:
     """The policy would block both."""
-    assert re.findall(r"<script(?! type=\"module\" src)|<style|\son\w+=|\sstyle=|javascript:", SOURCES["index.html"]) == []
+    assert (
+        re.findall(
+            r"<script(?! type=\"module\" src)|<style|\son\w+=|\sstyle=|javascript:", SOURCES["index.html"]
+        )
+        == []
+    )
 
 
 def test_page_policy_allows_the_own_origin_only() -> None:
@@ -222,7 +229,10 @@ def test_page_names_each_colour_once() -> None:
 def test_page_moves_only_where_motion_is_welcome() -> None:
     """Animations and transitions are inside the query for readers who did not ask for less motion."""
     outside = re.sub(
-        r"@media \(prefers-reduced-motion: no-preference\) \{.*?\n\}", "", SOURCES["style.css"], flags=re.DOTALL
+        r"@media \(prefers-reduced-motion: no-preference\) \{.*?\n\}",
+        "",
+        SOURCES["style.css"],
+        flags=re.DOTALL,
     )
 
     assert re.findall(r"animation|transition|@keyframes", outside) == []

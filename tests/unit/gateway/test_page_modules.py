@@ -6,11 +6,14 @@ import re
 import shutil
 import subprocess
 from importlib.resources import as_file, files
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.node import HERE, node
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TESTS = sorted((HERE / "page").glob("*.test.mjs"))
 
@@ -33,7 +36,9 @@ def test_page_modules_behave_as_their_tests_say(tree: Path) -> None:
     command = [node(), "--test", "--test-reporter=tap", *(f"tests/{file.name}" for file in TESTS)]
     done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=60, check=False)
 
-    assert done.returncode == 0, re.sub(r"(?m)^\s*ok .*\n|^\s*---\n|^\s*\.\.\.\n|^\s*duration_ms.*\n", "", done.stdout)
+    assert done.returncode == 0, re.sub(
+        r"(?m)^\s*ok .*\n|^\s*---\n|^\s*\.\.\.\n|^\s*duration_ms.*\n", "", done.stdout
+    )
     passed = re.search(r"^# pass (\d+)$", done.stdout, re.MULTILINE)
     assert passed is not None
     assert int(passed[1]) >= 100
