@@ -67,6 +67,8 @@ class Delivery(NamedTuple):
     offset: int
     value: bytes
     is_whole: bool = True
+    seq: int = 0
+    attempt: str = ""
 
 
 class _Record(NamedTuple):
@@ -80,12 +82,15 @@ class Handover:
 
     Without a replay, `tail` and `committed` are the positions of the two readers at the subscription. With a replay,
     they are both the offset at which it begins, and `caught_up` is called at its end.
+
+    A subscriber that has had events before resumes behind the last one: `behind` is its offset and its head.
     """
 
     __slots__ = (
         "_attempt",
         "_committed_position",
         "_endings",
+        "_first",
         "_held_ending",
         "_is_late",
         "_is_over",
@@ -101,18 +106,28 @@ class Handover:
         "ready_bytes",
     )
 
-    def __init__(self, *, tail: int, committed: int, is_replaying: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        tail: int,
+        committed: int,
+        is_replaying: bool = False,
+        behind: tuple[int, EventHead] | None = None,
+    ) -> None:
         self.queued_bytes = 0
         """Size of everything that is queued, whether it can be taken yet or not."""
         self.ready_bytes = 0
         """Size of what can be taken."""
-        self._tail_position = tail
+        self._first = self._tail_position = tail
         self._committed_position = committed
         self._is_replaying = self._is_late = is_replaying
         self._is_over = False
         self._attempt: str | None = None
         self._next_seq = 0
         self._last_offset = -1
+        if behind is not None:
+            self._last_offset, head = behind
+            self._attempt, self._next_seq = head.attempt, head.seq + 1
         self._unresolved: int | None = (
             None  # offset of a terminal event that is neither committed nor aborted yet
         )
@@ -136,6 +151,11 @@ class Handover:
     def has_ready(self) -> bool:
         """Whether `take` returns an event."""
         return bool(self._ready)
+
+    @property
+    def next_kind(self) -> Kind | None:
+        """The kind of the event that `take` returns next; None if there is none yet."""
+        return self._ready[0].kind if self._ready else None
 
     def take(self) -> Delivery | None:
         """Return the next event; None if there is none yet."""
@@ -169,8 +189,34 @@ class Handover:
         if self._held_ending is not None and not self._is_over:
             self._finish(self._held_ending)
 
+    def leave(self) -> int:
+        """Follow the tail no longer, and drop what it returned and what cannot be taken yet.
+
+        Return the offset at which the replay has to begin that continues the subscription; `caught_up` ends it.
+        """
+        for queue in (self._live, self._tail):
+            while queue:
+                self._unqueue(queue)
+        self._is_replaying = True
+        self._unresolved = None
+        self._tail_position = self._first if self._last_offset < 0 else self._last_offset + 1
+        return self._tail_position
+
     def tail(self, offset: int, head: EventHead, value: bytes) -> None:
         """Take a record that the tail has returned."""
+        if (
+            head.seq == self._next_seq
+            and head.attempt == self._attempt
+            and head.type == "delta"
+            and not (self._tail or self._endings or self._is_replaying or self._is_over)
+            and self._unresolved is None
+            and offset > self._last_offset
+        ):  # nearly every record; the rest of this class comes to the same result in four times the time
+            self._last_offset = offset
+            self._next_seq = head.seq + 1
+            self._tail_position = max(self._tail_position, offset + 1)
+            self._deliver(Delivery(Kind.DELTA, offset, value, True, head.seq, head.attempt))
+            return
         self._queue(self._live if self._is_replaying else self._tail, _Record(offset, head, value))
         if not self._is_replaying:
             self._tail_position = max(self._tail_position, offset + 1)
@@ -244,7 +290,7 @@ class Handover:
 
     def _apply(self, record: _Record) -> None:
         """Deliver a record in its turn, or drop it by the rules for readers."""
-        offset, head, value = record
+        offset, head = record.offset, record.head
         if offset <= self._last_offset or self._is_over:
             return
         self._last_offset = offset
@@ -257,9 +303,9 @@ class Handover:
         elif head.seq >= self._next_seq and self._held_ending is None:
             self._next_seq = head.seq + 1
             if head.type == "usage":
-                self._end(Delivery(Kind.ENDED, offset, value), head.status)
+                self._end(_delivery(Kind.ENDED, record), head.status)
             elif head.type == "delta":
-                self._deliver(Delivery(Kind.DELTA, offset, value))
+                self._deliver(_delivery(Kind.DELTA, record))
 
     def _open(self, record: _Record) -> None:
         if record.head.attempt == self._attempt:
@@ -267,7 +313,7 @@ class Handover:
         kind = Kind.STARTED if self._attempt is None else Kind.RESTARTED
         self._attempt, self._next_seq = record.head.attempt, record.head.seq + 1
         self._held_ending = None
-        self._deliver(Delivery(kind, record.offset, record.value))
+        self._deliver(_delivery(kind, record))
 
     def _unopened(self, record: _Record) -> None:
         """Take a record of an attempt that is not the valid one.
@@ -278,7 +324,7 @@ class Handover:
         head = record.head
         if head.type == "usage" and self._attempt is None and (self._is_late or head.seq == 0):
             self._attempt, self._next_seq = head.attempt, head.seq + 1
-            self._end(Delivery(Kind.ENDED, record.offset, record.value, is_whole=head.seq == 0), head.status)
+            self._end(_delivery(Kind.ENDED, record, is_whole=head.seq == 0), head.status)
 
     def _end(self, ending: Delivery, status: str | None) -> None:
         """Deliver a terminal event. In a replay, the end of a job that did not complete waits for a further run."""
@@ -300,3 +346,8 @@ class Handover:
         size = len(delivery.value) + RECORD_OVERHEAD
         self.queued_bytes += size
         self.ready_bytes += size
+
+
+def _delivery(kind: Kind, record: _Record, *, is_whole: bool = True) -> Delivery:
+    offset, head, value = record
+    return Delivery(kind, offset, value, is_whole, head.seq, head.attempt)

@@ -160,7 +160,7 @@ _CLASSES = {Kind.STARTED: Started, Kind.RESTARTED: Restarted, Kind.DELTA: Delta}
 
 def event_of(delivery: Delivery) -> Event:
     """Return the event of a delivery."""
-    kind, offset, value, is_whole = delivery
+    kind, offset, value, is_whole = delivery[:4]
     if kind is Kind.ENDED:
         return Ended(value, offset, is_whole=is_whole)
     return _CLASSES[kind](value, offset)

@@ -19,10 +19,13 @@ import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition, conn
 from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
 from aiokafka.conn import AIOKafkaConnection, OAuthAuthenticator
+from aiokafka.consumer import fetcher
+from aiokafka.consumer.fetcher import PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import (
     AuthenticationFailedError,
+    CorruptRecordException,
     GroupAuthorizationFailedError,
     KafkaConnectionError,
     NotEnoughReplicasError,
@@ -33,6 +36,7 @@ from aiokafka.errors import (
 from aiokafka.errors import KafkaError as ForeignKafkaError
 from aiokafka.producer.sender import Sender, SendProduceReqHandler, TxnOffsetCommitHandler
 from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.structs import ConsumerRecord
 
 from streamworker.errors import ConfigurationError
 from streamworker.log_throttle import LogThrottle
@@ -45,6 +49,7 @@ __all__ = [
     "FENCED_INSTANCE_ID",
     "GROUP_MAX_SIZE_REACHED",
     "KNOWN_VERSIONS",
+    "AbortedRecord",
     "Credentials",
     "Membership",
     "abandon_batches",
@@ -58,6 +63,7 @@ __all__ = [
     "positions_of",
     "renew_credentials_in",
     "retry_first_requests_quickly",
+    "return_aborted_records",
     "unreachable_brokers",
 ]
 
@@ -347,6 +353,64 @@ def positions_of(consumer: AIOKafkaConsumer) -> dict[TopicPartition, int]:
 def has_stopped_fetching(consumer: AIOKafkaConsumer) -> bool:
     """Whether a started consumer's fetch task has ended. `getmany` does not notice it and returns nothing for ever."""
     return bool(consumer._fetcher.error_future.done())
+
+
+class AbortedRecord(ConsumerRecord):  # type: ignore[misc]  # aiokafka is untyped
+    """A record whose transaction was rolled back."""
+
+
+class _WithAborted(int):
+    """The isolation level of a consumer that returns committed and aborted records and can tell them apart."""
+
+
+def return_aborted_records(consumer: AIOKafkaConsumer) -> None:
+    """Let a started `read_committed` consumer return records of rolled back transactions too, as `AbortedRecord`.
+
+    The broker returns them together with a list of the rolled back transactions, and aiokafka leaves them out. With
+    this, one pass over a log finds every record and what became of it.
+    """
+    consumer._fetcher._isolation_level = _WithAborted(fetcher.READ_COMMITTED)
+
+
+class _PartitionRecords(PartitionRecords):  # type: ignore[misc]  # aiokafka is untyped
+    """The records of one fetch. It differs from aiokafka's class for consumers of `return_aborted_records` only."""
+
+    def _unpack_records(self) -> Iterator[Any]:
+        if type(self._isolation_level) is not _WithAborted:
+            records: Iterator[Any] = super()._unpack_records()
+            return records
+        return self._unpack_all_records()
+
+    def _unpack_all_records(self) -> Iterator[Any]:
+        self.next_fetch_offset: int
+        batches = self._records
+        while batches.has_next():
+            batch = batches.next_batch()
+            if self._check_crcs and not batch.validate_crc():
+                raise CorruptRecordException(f"Invalid CRC - {self._tp}")
+            is_aborted = batch.producer_id is not None and self._is_aborted(batch)
+            if not batch.is_control_batch:
+                for record in batch:
+                    if record.offset >= self.next_fetch_offset:
+                        self.next_fetch_offset = record.offset + 1
+                        yield self._consumer_record(self._tp, record, is_aborted=is_aborted)
+            self.next_fetch_offset = batch.next_offset
+
+    def _is_aborted(self, batch: Any) -> bool:
+        """Whether a batch belongs to a transaction that was rolled back; note the markers of such transactions."""
+        self._consume_aborted_up_to(batch.base_offset)
+        if batch.is_control_batch and self._contains_abort_marker(batch):
+            self._aborted_producers.discard(batch.producer_id)
+        return bool(batch.is_transactional and batch.producer_id in self._aborted_producers)
+
+    def _consumer_record(self, tp: TopicPartition, record: Any, *, is_aborted: bool = False) -> Any:
+        made = super()._consumer_record(tp, record)
+        if is_aborted:
+            made = AbortedRecord(**vars(made))
+        return made
+
+
+fetcher.PartitionRecords = _PartitionRecords  # aiokafka has no parameter for it
 
 
 def abandon_batches(producer: AIOKafkaProducer) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
+from enum import Enum, auto
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from aiokafka import TopicPartition as KafkaTopicPartition
@@ -12,7 +14,12 @@ from aiokafka.errors import KafkaError as ForeignKafkaError
 
 from streamworker.errors import KafkaRefused
 from streamworker.kafka.clients import new_consumer
-from streamworker.kafka.compat import fetch_all_metadata, positions_of
+from streamworker.kafka.compat import (
+    AbortedRecord,
+    fetch_all_metadata,
+    positions_of,
+    return_aborted_records,
+)
 from streamworker.kafka.errors import translate_errors
 
 if TYPE_CHECKING:
@@ -23,7 +30,7 @@ if TYPE_CHECKING:
     from streamworker.kafka.clients import Consumer, FetchedRecord
     from streamworker.model import TopicPartition
 
-__all__ = ["LogScanner"]
+__all__ = ["LogScanner", "is_aborted"]
 
 _SCANS = 4
 _POLL_MS = 50
@@ -33,6 +40,15 @@ _FETCH_WAIT_MS = 20
 _STOP_TIMEOUT_S = 2.0
 
 
+class _Isolation(Enum):
+    """What a consumer returns."""
+
+    UNCOMMITTED = auto()
+    COMMITTED = auto()
+    WITH_ABORTED = auto()
+    """What is below the last stable offset; `is_aborted` recognizes records of rolled back transactions."""
+
+
 class LogScanner:
     """Reads ranges of partitions. At most four scans run at once; their consumers are kept for the next ones."""
 
@@ -40,15 +56,15 @@ class LogScanner:
         self._settings = settings
         self._acls = acls
         self._slots = asyncio.Semaphore(_SCANS)
-        self._idle: dict[bool, list[Consumer]] = {False: [], True: []}
+        self._idle: dict[_Isolation, list[Consumer]] = {kind: [] for kind in _Isolation}
         self._scouts: dict[bool, Consumer] = {}
         self._connecting = asyncio.Lock()
 
     async def stop(self) -> None:
         """Close all consumers. Bounded in time; never raises."""
-        consumers = [*self._scouts.values(), *self._idle[False], *self._idle[True]]
+        consumers = [*self._scouts.values(), *chain.from_iterable(self._idle.values())]
         self._scouts.clear()
-        self._idle = {False: [], True: []}
+        self._idle = {kind: [] for kind in _Isolation}
         await asyncio.gather(*map(_stop, consumers))
 
     async def partitions(self, topic: str) -> int:
@@ -88,16 +104,24 @@ class LogScanner:
         return int(found.offset)
 
     async def scan(
-        self, partition: TopicPartition, start: int, stop: int, *, committed_only: bool
+        self,
+        partition: TopicPartition,
+        start: int,
+        stop: int,
+        *,
+        committed_only: bool,
+        with_aborted: bool = False,
     ) -> AsyncGenerator[Sequence[FetchedRecord], None]:
         """Yield the records at offsets from `start` to before `stop`, in batches. Raises KafkaError.
 
-        With `committed_only`, `stop` must not be greater than the partition's committed end. Close the iterator
-        (`contextlib.aclosing`) where it may not be exhausted.
+        With `committed_only`, `stop` must not be greater than the partition's committed end; `with_aborted` then
+        returns records of rolled back transactions too, which `is_aborted` recognizes. Close the iterator (`contextlib.aclosing`)
+        where it may not be exhausted.
         """
         if start >= stop:
             return
-        async with self._reader(committed_only=committed_only) as reader:
+        isolation = _Isolation.COMMITTED if committed_only else _Isolation.UNCOMMITTED
+        async with self._reader(_Isolation.WITH_ABORTED if with_aborted else isolation) as reader:
             at = KafkaTopicPartition(*partition)
             reader.assign([at])
             reader.seek(at, start)
@@ -112,11 +136,11 @@ class LogScanner:
                     yield records
 
     @asynccontextmanager
-    async def _reader(self, *, committed_only: bool) -> AsyncIterator[Consumer]:
+    async def _reader(self, isolation: _Isolation) -> AsyncIterator[Consumer]:
         """Lend a consumer for one scan. It is kept for the next one, unless the scan failed or was cancelled."""
         async with self._slots:
-            idle = self._idle[committed_only]
-            reader = idle.pop() if idle else await self._connect(committed_only=committed_only)
+            idle = self._idle[isolation]
+            reader = idle.pop() if idle else await self._connect(isolation)
             try:
                 yield reader
             except GeneratorExit:
@@ -134,14 +158,15 @@ class LogScanner:
     async def _scout(self, *, committed_only: bool) -> Consumer:
         async with self._connecting:
             if committed_only not in self._scouts:
-                self._scouts[committed_only] = await self._connect(committed_only=committed_only)
+                isolation = _Isolation.COMMITTED if committed_only else _Isolation.UNCOMMITTED
+                self._scouts[committed_only] = await self._connect(isolation)
             return self._scouts[committed_only]
 
-    async def _connect(self, *, committed_only: bool) -> Consumer:
+    async def _connect(self, isolation: _Isolation) -> Consumer:
         consumer = new_consumer(
             self._settings,
             group_id=None,
-            isolation_level="read_committed" if committed_only else "read_uncommitted",
+            isolation_level="read_uncommitted" if isolation is _Isolation.UNCOMMITTED else "read_committed",
             auto_offset_reset="earliest",
             fetch_max_wait_ms=_FETCH_WAIT_MS,
         )
@@ -151,6 +176,8 @@ class LogScanner:
         except BaseException:
             await _stop(consumer)
             raise
+        if isolation is _Isolation.WITH_ABORTED:
+            return_aborted_records(consumer)
         return consumer
 
 
@@ -167,3 +194,8 @@ async def _stop(consumer: Consumer) -> None:
     with suppress(TimeoutError, ForeignKafkaError):
         async with asyncio.timeout(_STOP_TIMEOUT_S):
             await consumer.stop()
+
+
+def is_aborted(record: FetchedRecord) -> bool:
+    """Whether the record's transaction was rolled back. Only records of a scan `with_aborted` can be asked."""
+    return type(record) is AbortedRecord

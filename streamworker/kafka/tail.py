@@ -53,13 +53,19 @@ class TopicTail:
         committed_only: bool,
         acls: RequiredAcls | None = None,
         start: Mapping[int, int] | None = None,
+        starts_paused: bool = False,
+        fetch_wait_ms: int = 500,
     ) -> None:
         """`on_records(partition, records, position)` is called in the tail's task and must return at once.
 
         With `start`, offsets by partition, the topic is read from there instead of from its end.
 
         `position` is the next offset to read. Without records it has passed what the reader does not return: the
-        markers of transactions and, for a committed reader, the records of aborted ones.
+        markers of transactions and, for a committed reader, the records of aborted ones. It is lower than before where
+        the log lost its end.
+
+        With `starts_paused`, all partitions are paused, until `move` and `resume` are called. `fetch_wait_ms` is how
+        long a broker may delay its response for want of records: a partition that is resumed waits for it.
         """
         self.topic = topic
         self.positions: dict[int, int] = dict(start or {})
@@ -70,7 +76,10 @@ class TopicTail:
         self._on_records = on_records
         self._isolation = "read_committed" if committed_only else "read_uncommitted"
         self._acls = acls
+        self._starts_paused = starts_paused
+        self._fetch_wait_ms = fetch_wait_ms
         self._paused: set[int] = set()
+        self._assigned: set[int] = set()
         self._consumer: Consumer | None = None
         self._task: asyncio.Task[None] | None = None
         self._outages = OutageLog("tail.recovered", topic=topic, isolation=self._isolation)
@@ -101,6 +110,13 @@ class TopicTail:
         with suppress(IllegalStateError):
             if self._consumer is not None:
                 self._consumer.resume(KafkaTopicPartition(self.topic, partition))
+
+    def move(self, partition: int, offset: int) -> None:
+        """Set the position of a paused partition."""
+        self.positions[partition] = offset
+        with suppress(IllegalStateError):
+            if self._consumer is not None:
+                self._consumer.seek(KafkaTopicPartition(self.topic, partition), offset)
 
     # The task
 
@@ -160,6 +176,7 @@ class TopicTail:
             isolation_level=self._isolation,
             auto_offset_reset="earliest",  # where retention deleted the position, nothing later is skipped
             metadata_max_age_ms=_METADATA_MAX_AGE_MS,
+            fetch_max_wait_ms=self._fetch_wait_ms,
         )
         try:
             with translate_errors(
@@ -192,6 +209,9 @@ class TopicTail:
     def _assign(self, consumer: Consumer, numbers: Iterable[int]) -> None:
         """Assign the partitions and seek to the positions; a partition without position is read from its beginning."""
         for number in numbers:
+            if self._starts_paused and number not in self._assigned:
+                self._paused.add(number)
+            self._assigned.add(number)
             self.positions.setdefault(number, 0)
         partitions = {number: KafkaTopicPartition(self.topic, number) for number in self.positions}
         consumer.assign(list(partitions.values()))

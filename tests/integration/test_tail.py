@@ -11,7 +11,7 @@ from aiokafka.admin import NewPartitions
 
 from streamworker.config import KafkaSettings
 from streamworker.errors import KafkaRefused
-from streamworker.kafka.scan import LogScanner
+from streamworker.kafka.scan import LogScanner, _Isolation
 from streamworker.kafka.tail import TopicTail
 from streamworker.model import TopicPartition
 from tests.integration.stage import eventually
@@ -213,7 +213,7 @@ async def test_scan_returns_exactly_the_records_of_its_range(
             assert await scanned(scanner, topic, start, stop) == [
                 b"%d" % number for number in range(start, stop)
             ]
-        assert len(scanner._idle[False]) == 1
+        assert len(scanner._idle[_Isolation.UNCOMMITTED]) == 1
 
 
 async def test_scan_committed_leaves_out_aborted_records_and_ends_at_markers(

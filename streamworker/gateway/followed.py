@@ -1,0 +1,187 @@
+"""The partitions that are read live: two readers for all of them, paused where nobody subscribes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from streamworker.kafka.tail import TopicTail
+from streamworker.model import TopicPartition
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from streamworker.config import KafkaSettings
+    from streamworker.kafka.acls import RequiredAcls
+    from streamworker.kafka.clients import FetchedRecord
+    from streamworker.kafka.scan import LogScanner
+
+__all__ = ["FollowedPartitions"]
+
+IDLE_S = 30.0
+"""For how long a partition is read after its last subscriber has left."""
+
+_FETCH_WAIT_MS = 100
+"""How long a broker may delay its response for want of records: a partition that is resumed waits for it."""
+
+_SWEEP_S = 5.0
+
+
+class FollowedPartitions:
+    """The tail and the committed reader of one topic.
+
+    `on_tail(partition, records, begin, end)` and `on_committed(…)` are called with every record from `begin` to before
+    `end` that the reader returns; `on_lost(partition)` where the log lost its end; `on_paused(partition)` when a
+    partition is read no longer.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        topic: str,
+        scanner: LogScanner,
+        *,
+        on_tail: Callable[[int, Sequence[FetchedRecord], int, int], None],
+        on_committed: Callable[[int, Sequence[FetchedRecord], int, int], None],
+        on_lost: Callable[[int], None],
+        on_paused: Callable[[int], None],
+        reads_all: bool = False,
+        idle_s: float = IDLE_S,
+        acls: RequiredAcls | None = None,
+    ) -> None:
+        self.topic = topic
+        self._scanner = scanner
+        self._on_tail, self._on_committed = on_tail, on_committed
+        self._on_lost, self._on_paused = on_lost, on_paused
+        self._reads_all = reads_all
+        self._idle_s = idle_s
+        self.tail = TopicTail(
+            settings,
+            topic,
+            self._read_tail,
+            committed_only=False,
+            acls=acls,
+            starts_paused=not reads_all,
+            fetch_wait_ms=_FETCH_WAIT_MS,
+        )
+        self.committed_tail = TopicTail(
+            settings,
+            topic,
+            self._read_committed,
+            committed_only=True,
+            acls=acls,
+            starts_paused=not reads_all,
+            fetch_wait_ms=_FETCH_WAIT_MS,
+        )
+        self._tail: dict[int, int] = {}  # positions up to which records were passed on
+        self._committed: dict[int, int] = {}
+        self._users: Counter[int] = Counter()
+        self._idle_since: dict[int, float] = {}
+        self._active: set[int] = set()
+        self._activating: dict[int, asyncio.Lock] = {}
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Connect both readers. Raises KafkaError."""
+        # A terminal event between the two positions must be above that of the committed reader, which reports it.
+        await self.committed_tail.start()
+        await self.tail.start()
+        self._committed = dict(self.committed_tail.positions)
+        self._tail = dict(self.tail.positions)
+        if self._reads_all:
+            self._active = set(self._tail)
+        self._sweeper = asyncio.create_task(self._sweep(), name="pause idle partitions")
+
+    async def stop(self) -> None:
+        """Close both readers. Bounded in time; never raises."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.wait([self._sweeper])
+        await asyncio.gather(self.tail.stop(), self.committed_tail.stop())
+
+    @property
+    def partitions(self) -> int:
+        """How many partitions the topic has."""
+        return len(self.tail.positions)
+
+    @property
+    def active(self) -> int:
+        """How many partitions are read."""
+        return len(self._active)
+
+    def tail_position(self, partition: int) -> int:
+        """Return the offset up to which the tail's records were passed on."""
+        return self._tail[partition]
+
+    def committed_position(self, partition: int) -> int:
+        """Return the offset up to which the committed reader's records were passed on."""
+        return self._committed[partition]
+
+    async def acquire(self, partition: int) -> None:
+        """Read a partition, until `release` was called as often as this. Raises KafkaError."""
+        self._users[partition] += 1
+        try:
+            async with self._activating.setdefault(partition, asyncio.Lock()):
+                if partition not in self._active:
+                    await self._activate(partition)
+        except BaseException:
+            self.release(partition)
+            raise
+
+    def hold(self, partition: int) -> None:
+        """Count one more user of a partition that the caller has acquired."""
+        self._users[partition] += 1
+
+    def release(self, partition: int) -> None:
+        """Undo one `acquire`. The partition is read for some time longer."""
+        self._users[partition] -= 1
+        if not self._users[partition]:
+            self._idle_since[partition] = asyncio.get_running_loop().time()
+
+    async def _activate(self, partition: int) -> None:
+        at = TopicPartition(self.topic, partition)
+        # In this order: what is committed in between is above the committed reader's position, which reports it.
+        committed = await self._scanner.end(at, committed_only=True)
+        end = await self._scanner.end(at, committed_only=False)
+        self._committed[partition], self._tail[partition] = committed, end
+        self.committed_tail.move(partition, committed)
+        self.tail.move(partition, end)
+        self.committed_tail.resume(partition)
+        self.tail.resume(partition)
+        self._active.add(partition)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(min(_SWEEP_S, self._idle_s))
+            before = asyncio.get_running_loop().time() - self._idle_s
+            for partition in list(self._active if not self._reads_all else ()):
+                lock = self._activating.setdefault(partition, asyncio.Lock())
+                if not self._users[partition] and not lock.locked() and self._idle_since[partition] <= before:
+                    self._pause(partition)
+
+    def _pause(self, partition: int) -> None:
+        self._active.discard(partition)
+        self.tail.pause(partition)
+        self.committed_tail.pause(partition)
+        self._on_paused(partition)
+
+    # Records
+
+    def _read_tail(self, partition: int, records: Sequence[FetchedRecord], end: int) -> None:
+        begin = self._tail.get(partition, 0)
+        self._tail[partition] = end
+        if records and records[0].offset < begin:
+            self._on_lost(partition)
+            begin = records[0].offset
+        if partition in self._active:
+            self._on_tail(partition, records, begin, end)
+
+    def _read_committed(self, partition: int, records: Sequence[FetchedRecord], end: int) -> None:
+        begin = self._committed.get(partition, 0)
+        self._committed[partition] = end
+        if records and records[0].offset < begin:
+            self._on_lost(partition)
+            begin = records[0].offset
+        if partition in self._active:
+            self._on_committed(partition, records, begin, end)

@@ -1,0 +1,165 @@
+"""One job's events for one client: the mailbox, and the waiting for it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Protocol
+
+from streamworker.gateway.cursors import Cursor, attempt8
+from streamworker.gateway.feeds import START, FeedEvent
+from streamworker.gateway.mailbox import Opening
+from streamworker.handover import Kind
+
+if TYPE_CHECKING:
+    from streamworker.gateway.mailbox import Mailbox
+    from streamworker.handover import Delivery
+
+__all__ = ["FeedOwner", "JobFeed"]
+
+_KINDS = {Kind.STARTED: "started", Kind.RESTARTED: "started", Kind.DELTA: "delta", Kind.ENDED: "usage"}
+
+
+class FeedOwner(Protocol):
+    """What a feed needs of the log that opened it."""
+
+    def refill(self, feed: JobFeed) -> None:
+        """Continue the replay of a feed whose mailbox has room again."""
+        ...
+
+    def forget(self, feed: JobFeed) -> None:
+        """Release what a feed holds. Repeated calls do nothing."""
+        ...
+
+    def position(self, partition: int) -> int:
+        """Return the position of the tail."""
+        ...
+
+
+class JobFeed:
+    """Implements `Feed`. `behind` is the cursor behind which it begins; None for the job's first event."""
+
+    __slots__ = (
+        "_attempt",
+        "_attempt8",
+        "_error",
+        "_first",
+        "_last",
+        "_waiter",
+        "is_over",
+        "mailbox",
+        "owner",
+        "resumed_from",
+    )
+
+    def __init__(
+        self,
+        owner: FeedOwner,
+        mailbox: Mailbox,
+        *,
+        behind: Cursor | None = None,
+    ) -> None:
+        self.owner = owner
+        self.mailbox = mailbox
+        self.is_over = False
+        self.resumed_from = START if behind is None else str(behind)
+        self._last: Cursor | str = behind or Cursor(mailbox.partition, mailbox.position)
+        self._attempt = self._attempt8 = ""
+        self._first: FeedEvent | None = None
+        self._error: BaseException | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def job_id(self) -> str:
+        """The job's id."""
+        return self.mailbox.job_id
+
+    @property
+    def cursor(self) -> str:
+        """The cursor of the last event that was taken; before the first one, a place."""
+        return str(self._last)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the replay is over."""
+        return self.mailbox.is_live or self.mailbox.is_over
+
+    def take(self) -> FeedEvent | None:
+        """Return the next event without waiting; None if there is none."""
+        if self._error is not None:
+            return None
+        if self._first is not None:
+            event, self._first = self._first, None
+            self._last = event.cursor
+            return event
+        delivery = self.fold()
+        if delivery is None:
+            return None
+        return FeedEvent(_KINDS[delivery.kind], self.cursor, delivery.value, delivery.seq, delivery.attempt)
+
+    def fold(self) -> Delivery | None:
+        """Take the next event as the mailbox has it; None if there is none."""
+        mailbox = self.mailbox
+        delivery = mailbox.take()
+        if delivery is None:
+            return None
+        if delivery.attempt != self._attempt:
+            self._attempt, self._attempt8 = delivery.attempt, attempt8(delivery.attempt)
+        cursor = f"{mailbox.partition}.{delivery.offset}.{delivery.seq}.{self._attempt8}"
+        if delivery.kind is Kind.ENDED:
+            self._last = f"{cursor}.end"
+            self.is_over = True
+            self.owner.forget(self)
+        else:
+            self._last = cursor
+            if not mailbox.is_live and mailbox.wants_records:
+                self.owner.refill(self)
+        return delivery
+
+    async def next(self) -> FeedEvent | None:
+        """Wait for the next event; None behind `usage`. Raises FeedLost, BrokerUnavailable."""
+        while (event := self.take()) is None:
+            if self.is_over:
+                return None
+            await self.changed()
+        return event
+
+    async def changed(self) -> None:
+        """Wait until the mailbox has news. Raises FeedLost, BrokerUnavailable."""
+        if self._error is not None:
+            raise self._error
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
+
+    async def opened(self) -> Opening:
+        """Wait until it is known whether the place is right. Raises as `next` does."""
+        while self.mailbox.opening is Opening.PENDING:
+            await self.changed()
+        return self.mailbox.opening
+
+    def put_first(self, event: FeedEvent) -> None:
+        """Let `take` return this event next."""
+        self._first = event
+
+    def place(self) -> str:
+        """Return a cursor from which to resume that is as late as possible."""
+        mailbox = self.mailbox
+        is_untouched = isinstance(self._last, Cursor) and not mailbox.queued_bytes
+        if is_untouched and mailbox.is_live and mailbox.opening is Opening.EMPTY:
+            return str(Cursor(mailbox.partition, self.owner.position(mailbox.partition)))
+        return self.cursor
+
+    def wake(self) -> None:
+        """Wake the task that waits."""
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def fail(self, error: BaseException) -> None:
+        """Drop what is queued, and raise this error in `next`."""
+        if self._error is None:
+            self._error = error
+        self.wake()
+
+    def close(self) -> None:
+        """End the feed."""
+        self.owner.forget(self)
