@@ -1,4 +1,4 @@
-"""Snapshots of jobs that have ended, for those who ask for the same job again."""
+"""A cache of the snapshots of ended jobs."""
 
 from __future__ import annotations
 

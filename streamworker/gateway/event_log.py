@@ -54,7 +54,7 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 _KNOWN_JOBS = 100_000
-"""Of so many jobs the offset of the first event is remembered."""
+"""The number of jobs of which the offset of the first event is remembered."""
 
 _APPEND_TIME = 1
 """`timestamp_type` of a record whose timestamp the broker has set."""
@@ -79,7 +79,7 @@ class LogOptions:
     history_bytes: int = HISTORY_BYTES
     idle_s: float = IDLE_S
     timeout_s: float = 10.0
-    """How long a request to the broker may take before the client is told that it is unavailable."""
+    """How long a request to the broker may take before BrokerUnavailable is raised."""
 
 
 class KafkaEventLog:

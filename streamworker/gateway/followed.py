@@ -1,4 +1,4 @@
-"""The partitions that are read live: two readers for all of them, paused where nobody subscribes."""
+"""The partitions that are read live: two readers for all of them, paused where no feed is open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recent records of the events topic, in memory: what the readers returned, for whoever joins or comes back soon.
+"""Recent records of the events topic, in memory, for clients that join or reconnect.
 
 Records are kept in blocks. A block covers a range of offsets of one partition completely and finds the records of one
 key without looking at others. When all blocks together exceed the limit, the oldest ones are dropped. A subscriber that

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_id", "home_partitions"]
 
 _DRAWS_PER_PARTITION = 64
-"""So many times the expected number of draws are tried: in vain once in 10^27."""
+"""A bound of the draws, in multiples of their expected number with one home partition. It is reached once in 10^27."""
 
 
 def home_partitions(name: str, count: int, partitions: int) -> frozenset[int]:

@@ -1,7 +1,7 @@
 """Replays from Kafka: merged scans, so that a part of the log is read once for all who wait for it.
 
-A mailbox waits at its position. A pass reads from the lowest position on, and serves each mailbox that it comes to. A
-pass ends when nobody waits shortly ahead of it; those behind it wait for the next one. A partition has at most two
+A mailbox waits at its position. A pass reads from the lowest position on, and serves each mailbox that it reaches. It
+ends when no mailbox waits shortly ahead of it; mailboxes behind it wait for the next pass. A partition has at most two
 passes, so that a client that resumes near the end does not wait for a search from far behind.
 """
 
@@ -33,10 +33,10 @@ PASSES = 2
 """Passes of one partition at the same time."""
 
 NEAR = 20_000
-"""A pass serves whoever waits at most so many records ahead of it."""
+"""A pass serves the mailboxes that wait at most this number of records ahead of it."""
 
 _KEPT = 100_000
-"""Records that are at most so far behind the tail are kept in memory: others will ask for them soon."""
+"""Records that are at most this far behind the tail are kept in memory: other clients will need them soon."""
 
 _BACKOFF_S = 0.5
 
@@ -120,7 +120,7 @@ class Replays:
         assert task is not None
         try:
             await self._pass(partition, task)
-        finally:  # at once, not in a callback: whoever comes next must not rely on this pass
+        finally:  # not in a callback: the next mailbox must not rely on this pass
             self._passes[partition].pop(task, None)
 
     async def _pass(self, partition: int, task: asyncio.Task[None]) -> None:
@@ -132,7 +132,7 @@ class Replays:
             except KafkaError as error:
                 self._outages.failed("gateway.replays_failed", monotonic(), reason=str(error))
                 await asyncio.sleep(_BACKOFF_S)
-            except Exception as error:  # noqa: BLE001 - whatever it is, nobody must wait for ever
+            except Exception as error:  # noqa: BLE001 - whatever it is, no mailbox must wait for ever
                 waiting = list(self._waiting.pop(partition, {}))
                 self._on_failed(waiting, error)
                 return
@@ -147,7 +147,7 @@ class Replays:
         )
 
     async def _scan(self, partition: int, start: int, task: asyncio.Task[None]) -> None:
-        """Read from `start` on until nobody waits near ahead, or the records are in memory, or the range ends."""
+        """Read from `start` on until no mailbox waits near ahead, or the records are in memory, or the range ends."""
         stop, is_committed = self._range(partition, start)
         passes, position = self._passes[partition], start
         at = TopicPartition(self._topic, partition)

@@ -367,7 +367,7 @@ def return_aborted_records(consumer: AIOKafkaConsumer) -> None:
     """Let a started `read_committed` consumer return records of rolled back transactions too, as `AbortedRecord`.
 
     The broker returns them together with a list of the rolled back transactions, and aiokafka leaves them out. With
-    this, one pass over a log finds every record and what became of it.
+    this, one scan of a log finds every record and what became of it.
     """
     consumer._fetcher._isolation_level = _WithAborted(fetcher.READ_COMMITTED)
 
