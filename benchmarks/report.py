@@ -24,6 +24,7 @@ _COLOURS = {
     "limit": "#8c8c8c",
     "streamworker": "#1f6feb",
     "with tokenizer": "#79b8ff",
+    "with results": "#56d4c4",
     "naive": "#d1495b",
     "faststream": "#edae49",
 }

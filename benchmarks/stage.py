@@ -39,6 +39,7 @@ class Contender(NamedTuple):
     """A program that is measured. Scenarios with more than `ceiling` deltas per second are skipped.
 
     `directory` is the checkout in which it runs; None for this one. `hides` names modules that it cannot import.
+    `has_results` gives it a results topic.
     """
 
     name: str
@@ -46,12 +47,14 @@ class Contender(NamedTuple):
     ceiling: float
     directory: Path | None = None
     hides: tuple[str, ...] = ()
+    has_results: bool = False
 
 
 CONTENDERS = (
     Contender("limit", "benchmarks.contenders.limit", 1e9),
     Contender("streamworker", "streamworker", 1e9, hides=("bpe_openai",)),
     Contender("with tokenizer", "streamworker", 1e9),
+    Contender("with results", "streamworker", 1e9, hides=("bpe_openai",), has_results=True),
     Contender("naive", "benchmarks.contenders.naive", 20_000),
     Contender("faststream", "benchmarks.contenders.faststream_docs", 2000),
 )
@@ -90,7 +93,7 @@ class Stage:
     async def run(self, contender: Contender, scenario: Scenario, window_s: float) -> Figures:
         """Start the contender, warm it up, run the scenario."""
         self._runs += 1
-        jobs, events = await self._topics()
+        jobs, events = await self._topics(contender)
         metrics_port = free_port()
         log = self._directory / f"{self._runs}-{contender.name}.log"
         async with Watcher(self._bootstrap, events, self._partitions) as watcher:
@@ -170,16 +173,16 @@ class Stage:
             ramp_s=seconds,
         )
 
-    async def _topics(self) -> tuple[str, str]:
+    async def _topics(self, contender: Contender) -> tuple[str, str]:
         """Create topics for this run."""
-        settings = load(None, self._kafka_environment())
+        settings = load(None, self._kafka_environment(contender))
         async with open_admin(settings) as admin:
             await admin.create(partitions=self._partitions)
         return settings.topics.jobs[0], settings.topics.events
 
-    def _kafka_environment(self) -> dict[str, str]:
+    def _kafka_environment(self, contender: Contender) -> dict[str, str]:
         """Return the broker and this run's topics, as streamworker's settings."""
-        kinds = ("jobs", "events", "control", "dlq")
+        kinds = ["jobs", "events", "control", "dlq", *(["results"] if contender.has_results else [])]
         topics = {f"STREAMWORKER_TOPICS__{kind.upper()}": f"bench.{kind}.{self._runs}" for kind in kinds}
         return {"STREAMWORKER_KAFKA__BOOTSTRAP_SERVERS": self._bootstrap, **topics}
 
@@ -193,7 +196,7 @@ class Stage:
             "BENCH_BASE_URL": base_url,
             "BENCH_JOBS": jobs,
             "BENCH_EVENTS": events,
-            **self._kafka_environment(),
+            **self._kafka_environment(contender),
             "STREAMWORKER_WORKER__GROUP_ID": jobs,
             "STREAMWORKER_WORKER__MAX_IN_FLIGHT": "4096",
             # The defaults of now, for versions that had others, which this run's topics refuse.

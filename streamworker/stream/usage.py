@@ -237,7 +237,7 @@ def _content(content: Any) -> tuple[str, str]:
 
 def _reasoning(delta: dict[str, Any]) -> str:
     for name in ("reasoning_content", "reasoning"):
-        if isinstance(reasoning := delta.get(name), str):
+        if isinstance(reasoning := delta.get(name), str) and reasoning:
             return reasoning
     details = _objects(delta.get("reasoning_details"))
     return "".join(_string(detail.get("text")) or _string(detail.get("summary")) for detail in details)

@@ -25,6 +25,8 @@ from streamworker.stream.usage import ESTIMATE_METHOD, Ledger, Tokenizer, genera
         ({"content": [{"type": "text", "text": "a"}, "x", None]}, "a", "", ""),
         ({"content": [{"type": "thinking", "thinking": [{"text": "b"}, {"text": 1}]}]}, "", "b", ""),
         ({"content": [{"type": "thinking", "thinking": "b"}, {"text": "a"}]}, "a", "b", ""),
+        ({"reasoning_content": "", "reasoning": "b"}, "", "b", ""),
+        ({"reasoning": "", "reasoning_details": [{"summary": "b"}]}, "", "b", ""),
         ({"refusal": "no"}, "", "", "no"),
         (
             {"tool_calls": [{"function": {"name": "f", "arguments": "{}"}}, {"custom": {"input": "i"}}]},
