@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from streamworker.model import (
         CommitPoint,
         ConsumerRecord,
+        Headers,
         ProducerRecord,
         TopicPartition,
     )
@@ -25,6 +26,7 @@ __all__ = [
     "CommitStore",
     "CommitStores",
     "Receipt",
+    "Series",
     "Sink",
     "Source",
     "Upstream",
@@ -135,6 +137,14 @@ class Receipt(Protocol):
         ...
 
 
+class Series(Protocol):
+    """Publishes a job's records that differ in their value alone."""
+
+    def publish(self, value: bytes) -> int:
+        """Queue a record; return its size in bytes. Never waits, as `Sink.publish`."""
+        ...
+
+
 class Sink(Protocol):
     """Publishes deltas: in order per partition, acknowledged by all in-sync replicas."""
 
@@ -144,6 +154,10 @@ class Sink(Protocol):
 
     def publish(self, record: ProducerRecord, receipt: Receipt) -> None:
         """Queue a record. Never waits: check `has_room` first, and wait for `room` if it is false."""
+        ...
+
+    def series(self, to: TopicPartition, key: bytes, headers: Headers, receipt: Receipt) -> Series:
+        """Return the publisher of a job's records that have this partition, key and headers."""
         ...
 
     @property

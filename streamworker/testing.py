@@ -15,7 +15,7 @@ from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from streamworker.errors import Fenced, KafkaError, KafkaRefused, RecordTooLarge
-from streamworker.model import CommitPoint, ConsumerRecord, Coordinates, TopicPartition
+from streamworker.model import CommitPoint, ConsumerRecord, Coordinates, ProducerRecord, TopicPartition
 from streamworker.pump import Pump
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         Sequence,
     )
 
-    from streamworker.model import ErrorCode, Headers, Job, JobError, ProducerRecord, Rejection, UsageEvent
+    from streamworker.model import ErrorCode, Headers, Job, JobError, Rejection, UsageEvent
     from streamworker.observe import CancelEffect, KafkaPart, LossReason
     from streamworker.ports import Assignments, Receipt
 
@@ -41,6 +41,7 @@ __all__ = [
     "MemoryCommitStores",
     "MemoryObserver",
     "MemoryReceipt",
+    "MemorySeries",
     "MemorySink",
     "MemorySource",
     "MemoryUpstream",
@@ -223,6 +224,25 @@ class MemoryReceipt:
             raise self._refusal
 
 
+class MemorySeries:
+    """Publishes a job's records that differ in their value alone to a `MemorySink`."""
+
+    def __init__(
+        self, sink: MemorySink, to: TopicPartition, key: bytes, headers: Headers, receipt: Receipt
+    ) -> None:
+        self._sink = sink
+        self._to = to
+        self._key = key
+        self._headers = headers
+        self._receipt = receipt
+
+    def publish(self, value: bytes) -> int:
+        """Store a record; return its size."""
+        record = ProducerRecord(self._to, self._key, value, self._headers)
+        self._sink.publish(record, self._receipt)
+        return record.size
+
+
 class MemorySink:
     """Stores published records in `records`. It acknowledges them at once, or by `acknowledge` if
     `acknowledges` is false."""
@@ -249,6 +269,10 @@ class MemorySink:
         self._owed.append(receipt)
         if self.acknowledges:
             self.acknowledge()
+
+    def series(self, to: TopicPartition, key: bytes, headers: Headers, receipt: Receipt) -> MemorySeries:
+        """Return the publisher of a job's records that have this partition, key and headers."""
+        return MemorySeries(self, to, key, headers, receipt)
 
     def acknowledge(self, refusal: RecordTooLarge | None = None) -> None:
         """Acknowledge every outstanding record, or reject it."""

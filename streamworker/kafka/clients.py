@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from aiokafka.structs import OffsetAndMetadata, OffsetAndTimestamp
 
     from streamworker.config import KafkaSettings
+    from streamworker.kafka.record_batch import RecordBatch
 
 __all__ = [
     "BATCH_BYTES",
     "Admin",
-    "Batch",
     "Consumer",
     "FetchedRecord",
     "Producer",
@@ -102,21 +102,6 @@ class Consumer(Protocol):
     async def commit(self, offsets: Mapping[KafkaTopicPartition, OffsetAndMetadata]) -> None: ...
 
 
-class Batch(Protocol):
-    """A batch under construction."""
-
-    def append(
-        self,
-        *,
-        timestamp: int | None,
-        key: bytes | None,
-        value: bytes | None,
-        headers: list[tuple[str, bytes | None]],
-    ) -> object | None:
-        """Add a record; return None if it does not fit."""
-        ...
-
-
 class Producer(Protocol):
     """`AIOKafkaProducer`. Methods raise aiokafka's KafkaError."""
 
@@ -124,8 +109,7 @@ class Producer(Protocol):
     async def stop(self) -> None: ...
     async def flush(self) -> None: ...
     async def partitions_for(self, topic: str) -> set[int]: ...
-    def create_batch(self) -> Batch: ...
-    async def send_batch(self, batch: Batch, topic: str, *, partition: int) -> asyncio.Future[Any]: ...
+    async def send_batch(self, batch: RecordBatch, topic: str, *, partition: int) -> asyncio.Future[Any]: ...
     async def send(
         self,
         topic: str,
@@ -169,7 +153,7 @@ def new_producer(settings: KafkaSettings, **arguments: Any) -> Producer:
     ours = {
         "enable_idempotence": True,  # implies acks=all
         "compression_type": None if settings.compression == "none" else settings.compression,
-        "max_batch_size": 2 * BATCH_BYTES,  # BATCH_BYTES is without framing
+        "max_batch_size": 2 * BATCH_BYTES,  # of a transaction's records; BATCH_BYTES is without framing
         "max_request_size": _NO_CLIENT_LIMIT,
     }
     producer = AIOKafkaProducer(**client_arguments(settings) | ours | arguments)

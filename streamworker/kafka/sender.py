@@ -14,51 +14,20 @@ from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 from streamworker.errors import RecordTooLarge
 from streamworker.kafka.clients import BATCH_BYTES
 from streamworker.kafka.errors import describe_error
+from streamworker.kafka.record_batch import RecordBatch
 from streamworker.log_throttle import OutageLog
 
 if TYPE_CHECKING:
     from streamworker.kafka.acls import RequiredAcls
     from streamworker.kafka.clients import Producer
-    from streamworker.model import ProducerRecord, TopicPartition
+    from streamworker.kafka.envelope import Entry
+    from streamworker.model import TopicPartition
 
-__all__ = ["Entry", "LingerScheduler", "PartitionSender", "SinkReceipt"]
+__all__ = ["LingerScheduler", "PartitionSender"]
 
 _BACKOFF_S = 0.2
 
 log = structlog.get_logger()
-
-
-class SinkReceipt:
-    """Counts the records of one job that are not acknowledged yet."""
-
-    __slots__ = ("_waiter", "error", "is_new", "offset", "pending")
-
-    def __init__(self) -> None:
-        self.pending = 0
-        self.is_new = True
-        """Whether no record was published yet. A job's first record does not wait for the linger."""
-        self.error: RecordTooLarge | None = None
-        self.offset: int | None = None
-        """The offset of the record that was acknowledged last, if the sink keeps offsets."""
-        self._waiter: asyncio.Future[None] | None = None
-
-    async def settled(self) -> None:
-        """Wait until every record is acknowledged. Raises RecordTooLarge if the broker refused one."""
-        if self.pending:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        if self.error is not None:
-            raise self.error
-
-    def acknowledge(self) -> None:
-        """Count one record as acknowledged or refused."""
-        self.pending -= 1
-        if not self.pending and self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-
-Entry = tuple["ProducerRecord", SinkReceipt, int]
-"""A record, its job's receipt, and its size in bytes. A plain tuple: a NamedTuple takes three times as long to create."""
 
 
 class BatchOwner(Protocol):
@@ -66,6 +35,9 @@ class BatchOwner(Protocol):
 
     keeps_offsets: bool
     """Whether receipts get the offsets of their records."""
+
+    compression: str
+    """The codec of batches, as the setting names it."""
 
     @property
     def producer(self) -> Producer:
@@ -80,8 +52,8 @@ class BatchOwner(Protocol):
         """Count a request that Kafka did not accept and that is repeated."""
         ...
 
-    def acknowledged(self, batch: list[Entry], seconds: float) -> None:
-        """Settle the records of a batch that took `seconds` to be acknowledged."""
+    def acknowledged(self, batch: list[Entry], size: int, seconds: float) -> None:
+        """Settle the records of a batch of `size` bytes that took `seconds` to be acknowledged."""
         ...
 
     def sender_ended(self, task: asyncio.Task[None]) -> None:
@@ -145,8 +117,10 @@ class PartitionSender:
         self._linger = linger
         self._acls = acls
         self._outage_log = OutageLog("sink.recovered", to=str(partition))
+        self._loop = asyncio.get_running_loop()
         self._queue: deque[Entry] = deque()
-        self._leaves = asyncio.Event()
+        self._may_leave = False
+        self._waiter: asyncio.Future[None] | None = None  # of the task, until the queue may leave
         self._empty = asyncio.Event()
         self._empty.set()
         self._is_idle = True  # the queue is empty and no batch is in flight
@@ -172,7 +146,9 @@ class PartitionSender:
     def leave(self) -> None:
         """Send the queue. Called by the linger scheduler."""
         self._is_waiting = self._is_urgent = False
-        self._leaves.set()
+        self._may_leave = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def idle(self) -> None:
         """Wait until every record is acknowledged or refused."""
@@ -189,24 +165,28 @@ class PartitionSender:
 
     async def _run(self) -> None:
         while True:
-            await self._leaves.wait()
-            self._leaves.clear()
-            batch, began = self._next_batch(), monotonic()
+            while not self._may_leave:
+                self._waiter = self._loop.create_future()
+                await self._waiter
+            self._may_leave = False
+            (batch, size), began = self._next_batch(), monotonic()
             await self._deliver(batch)
-            self._owner.acknowledged(batch, monotonic() - began)
+            self._owner.acknowledged(batch, size, monotonic() - began)
             if self._queue:
                 self._ask()
             else:
                 self._is_idle = True
                 self._empty.set()
 
-    def _next_batch(self) -> list[Entry]:
+    def _next_batch(self) -> tuple[list[Entry], int]:
+        """Take the records of the next batch from the queue; return them and their size in bytes."""
         queue = self._queue
         batch = [queue.popleft()]
         _, _, total = batch[0]
-        while queue and (total := total + queue[0][2]) <= BATCH_BYTES:
+        while queue and total + (size := queue[0][2]) <= BATCH_BYTES:
+            total += size
             batch.append(queue.popleft())
-        return batch
+        return batch, total
 
     async def _deliver(self, batch: list[Entry]) -> None:
         """Send a batch until the broker has acknowledged it.
@@ -227,28 +207,25 @@ class PartitionSender:
                 continue
             else:
                 if first is not None:
-                    for offset, (_, receipt, _) in enumerate(batch, first):
-                        receipt.offset = offset
+                    for offset, (envelope, _, _) in enumerate(batch, first):
+                        envelope.receipt.offset = offset
             self._outage_log.worked()
             return
 
     async def _send(self, producer: Producer, batch: list[Entry]) -> int | None:
         """Send a batch and wait for its acknowledgement; return the first record's offset if it is kept and known."""
-        builder = producer.create_batch()
-        append = builder.append
-        for record, _, _ in batch:
-            fits = append(timestamp=None, key=record.key, value=record.value, headers=list(record.headers))
-            assert fits is not None, "the builder's limit is twice the limit of a batch"
         acknowledged = await producer.send_batch(
-            builder, self._partition.topic, partition=self._partition.partition
+            RecordBatch(batch, compression=self._owner.compression),
+            self._partition.topic,
+            partition=self._partition.partition,
         )
         metadata = await acknowledged
         return metadata.offset if self._owner.keeps_offsets and metadata.offset >= 0 else None
 
     async def _deliver_in_halves(self, batch: list[Entry]) -> None:
         if len(batch) == 1:
-            _, receipt, size = batch[0]
-            receipt.error = RecordTooLarge(
+            envelope, _, size = batch[0]
+            envelope.receipt.error = RecordTooLarge(
                 f"the broker refused a record of {size} bytes for {self._partition}"
             )
             log.error("sink.record_refused", to=str(self._partition), bytes=size)

@@ -12,9 +12,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from streamworker.errors import KafkaRefused
+from streamworker.kafka.envelope import Envelope, SinkReceipt
 from streamworker.kafka.partitioner import partition_of
 from streamworker.kafka.producer import ReplaceableProducer
-from streamworker.kafka.sender import LingerScheduler, PartitionSender, SinkReceipt
+from streamworker.kafka.sender import LingerScheduler, PartitionSender
 from streamworker.limits.watermarks import Watermarks
 from streamworker.model import ProducerRecord, TopicPartition
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from streamworker.config import KafkaSettings
     from streamworker.kafka.acls import RequiredAcls
     from streamworker.kafka.clients import Producer
-    from streamworker.kafka.sender import Entry
+    from streamworker.kafka.envelope import Entry
+    from streamworker.model import Headers
     from streamworker.observe import Observer
     from streamworker.ports import Receipt
 
@@ -33,6 +35,34 @@ __all__ = ["KafkaSink", "publish"]
 STOP_TIMEOUT_S = 2.0
 """How long `stop` waits for records in flight. After a drain there are none; after a hard stop their attempts are
 superseded by the next owner's."""
+
+
+class KafkaSeries:
+    """Publishes a job's records that have one partition, one key and one set of headers."""
+
+    __slots__ = ("_envelope", "_sender", "_sink", "_watermarks")
+
+    def __init__(
+        self, sink: KafkaSink, watermarks: Watermarks, sender: PartitionSender, envelope: Envelope
+    ) -> None:
+        self._sink = sink
+        self._watermarks = watermarks
+        self._sender = sender
+        self._envelope = envelope
+
+    def publish(self, value: bytes | None) -> int:
+        """Append a record to its partition's queue; return its size. Never waits."""
+        envelope, sender = self._envelope, self._sender
+        receipt = envelope.receipt
+        size = envelope.size if value is None else envelope.size + len(value)
+        receipt.pending += 1
+        if self._watermarks.add(size):
+            self._sink.hold()
+        sender.put((envelope, value, size))
+        if receipt.is_new:
+            receipt.is_new = False
+            sender.hurry()
+        return size
 
 
 class KafkaSink:
@@ -53,6 +83,7 @@ class KafkaSink:
         With `keeps_offsets`, receipts have the offset of the record that was acknowledged last.
         """
         self.keeps_offsets = keeps_offsets
+        self.compression: str = settings.compression
         self._observer = observer
         self._acls = acls
         self._producer = ReplaceableProducer(settings, topics, acls)
@@ -90,21 +121,17 @@ class KafkaSink:
 
     def publish(self, record: ProducerRecord, receipt: Receipt) -> None:
         """Append a record to its partition's queue. Never waits."""
+        self.series(record.topic_partition, record.key, record.headers, receipt).publish(record.value)
+
+    def series(
+        self, to: TopicPartition, key: bytes | None, headers: Headers, receipt: Receipt
+    ) -> KafkaSeries:
+        """Return the publisher of a job's records that differ in their value alone."""
         assert isinstance(receipt, SinkReceipt), "the receipt is from another sink"
-        receipt.pending += 1
-        size = record.size
-        self._watermarks.add(size)
-        if self._watermarks.is_above_high:
-            self.has_room = False
-            self._room.clear()
-        sender = self._senders.get(record.topic_partition)
+        sender = self._senders.get(to)
         if sender is None:
-            sender = PartitionSender(self, record.topic_partition, self._linger, self._acls)
-            self._senders[record.topic_partition] = sender
-        sender.put((record, receipt, size))
-        if receipt.is_new:
-            receipt.is_new = False
-            sender.hurry()
+            sender = self._senders[to] = PartitionSender(self, to, self._linger, self._acls)
+        return KafkaSeries(self, self._watermarks, sender, Envelope(receipt, key, headers))
 
     @property
     def unacknowledged_bytes(self) -> int:
@@ -121,7 +148,7 @@ class KafkaSink:
             raise KafkaRefused(f"topic {topic} does not exist: create it with `streamworker topics create`")
         return TopicPartition(topic, partition_of(key, partitions))
 
-    # Called by the senders
+    # Called by the series and the senders
 
     @property
     def producer(self) -> Producer:
@@ -137,13 +164,21 @@ class KafkaSink:
         if self._observer is not None:
             self._observer.kafka_failed("sink")
 
-    def acknowledged(self, batch: list[Entry], seconds: float) -> None:
-        """Settle the records of a batch that took `seconds` to be acknowledged."""
+    def hold(self) -> None:
+        """Have no room until the broker has acknowledged enough."""
+        self.has_room = False
+        self._room.clear()
+
+    def acknowledged(self, batch: list[Entry], size: int, seconds: float) -> None:
+        """Settle the records of a batch of `size` bytes that took `seconds` to be acknowledged."""
         if self._observer is not None:
             self._observer.batch_acknowledged(len(batch), seconds)
-        self._watermarks.remove(sum(size for _, _, size in batch))
-        for _, receipt, _ in batch:
-            receipt.acknowledge()
+        self._watermarks.remove(size)
+        for envelope, _, _ in batch:
+            receipt = envelope.receipt
+            receipt.pending -= 1
+            if not receipt.pending:
+                receipt.settle()
         if not self._watermarks.is_above_high:
             self.has_room = True
             self._room.set()

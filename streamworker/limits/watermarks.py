@@ -23,11 +23,12 @@ class Watermarks:
         self.is_above_high = False
         """Whether the caller should pause."""
 
-    def add(self, amount: int) -> None:
-        """Raise the level."""
+    def add(self, amount: int) -> bool:
+        """Raise the level; return whether it is above high."""
         self.level += amount
         if self.level >= self.high:
             self.is_above_high = True
+        return self.is_above_high
 
     def remove(self, amount: int) -> None:
         """Lower the level."""

@@ -34,7 +34,7 @@ from streamworker.stream.body import BodyForm, is_json, looks_like_event_stream
 from streamworker.stream.chunks import ChunkReader
 from streamworker.stream.provider_errors import body_error, to_job_error
 from streamworker.stream.sse import EventStreamParser
-from streamworker.stream.template import decode_text, learn_template
+from streamworker.stream.template import UsualReads, learn_template
 from streamworker.stream.usage import Ledger, VoidedUsage
 from streamworker.text import RAW_TEXT_LIMIT, UPSTREAM_TEXT_LIMIT, truncate
 
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
     from streamworker.model import StreamItem
     from streamworker.stream.coalesce import Coalescer
-    from streamworker.stream.template import ChunkTemplate
     from streamworker.stream.usage import Tokenizer
 
 __all__ = ["TRANSITIONS", "Attempt", "Input", "InvalidTransition", "State", "Transition", "queued_ms"]
@@ -173,7 +172,7 @@ class Attempt:
         self.job = job
         self.id = attempt_id
         self.state = State.WAITING
-        self.ledger = Ledger(tokenizer)
+        self._ledger = Ledger(tokenizer)
         self.tries = tries
         self.voided = voided or VoidedUsage()
         """What the delivery's other calls reported."""
@@ -183,11 +182,9 @@ class Attempt:
         self._upstream = upstream
         self._cause: Cause = cause
         self.opened_ms = now_ms
-        self.seq = 0
-        """The `seq` of the next event."""
-        self.template: ChunkTemplate | None = None
-        """What the reads of `receive_usual` have in common."""
-        self._candidate = b""
+        self._seq = 0
+        self._usual: UsualReads | None = None
+        self._candidate = b""  # the last read, from which a template can be learnt
         self._misses = 0  # templates that were learnt since one was of use
         self._max_event_bytes = max_event_bytes
         self._scrub = scrub or Redactor()
@@ -198,7 +195,7 @@ class Attempt:
         self._content_type = ""
         self._opening = b""  # the stream's first bytes, kept until the first delta
         self._body = BodyForm(max_event_bytes)
-        self._reader = ChunkReader(self.ledger)
+        self._reader = ChunkReader(self._ledger)
         self._parser = self._new_parser()
 
     # State and results
@@ -214,6 +211,18 @@ class Attempt:
         # Compared by identity: an Enum's hash runs in Python, and this property is read once per socket read.
         state = self.state
         return state is _S.STREAMING or state is _S.LISTENING or state is _S.WINDING_UP
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the attempt received, and what the upstream reported."""
+        if self._usual is not None:
+            self._usual.settle()
+        return self._ledger
+
+    @property
+    def seq(self) -> int:
+        """The `seq` of the next event."""
+        return self._seq if self._usual is None else self._usual.seq
 
     @property
     def held_deltas(self) -> int:
@@ -239,7 +248,7 @@ class Attempt:
 
     def started(self) -> Started:
         """Return the attempt's first event."""
-        self.seq = 1
+        self._seq = 1
         return Started(
             job_id=self.job.job_id,
             attempt=self.id,
@@ -284,7 +293,7 @@ class Attempt:
         self._move(Input.CALL)
         self.error = None
         self.tries += 1
-        self.ledger.begin_try()
+        self._ledger.begin_try()
 
     def answer(self, status: int = 200, content_type: str = "text/event-stream") -> None:
         """Begin to read a body: the upstream answered with a success status. The body's first bytes decide its form."""
@@ -292,8 +301,8 @@ class Attempt:
         self._http_status, self._content_type = status, content_type
         self._opening = b""
         self._body = BodyForm(self._max_event_bytes)
-        self.template, self._candidate, self._misses = None, b"", 0
-        self._reader = ChunkReader(self.ledger)
+        self._candidate, self._misses = b"", 0
+        self._reader = ChunkReader(self._ledger)
         self._parser = self._new_parser()
 
     def receive(self, data: bytes, now_ms: int) -> Iterator[DeltaEvent]:
@@ -302,9 +311,9 @@ class Attempt:
         An event counts as published when the caller asks for the next one. A caller that cannot publish an event calls
         `fail` instead: the event is dropped, and the next event takes its `seq`.
         """
-        self.template = None
+        self._end_usual()
         self._candidate = data
-        self.ledger.bytes += len(data)
+        self._ledger.bytes += len(data)
         if self.state is _S.LISTENING:
             self._opening += data[: RAW_TEXT_LIMIT - len(self._opening)]
             if not self._body.is_stream:
@@ -313,30 +322,22 @@ class Attempt:
         read = self._read if self._coalescer is None else self._read_merging
         return read(chunks, now_ms, is_cut=self._parser.overflowed or self._body.overflowed)
 
-    def receive_usual(self, data: bytes) -> bytes | None:
-        """Take a read that differs from an earlier one in its text alone; return that text as a JSON string.
+    def usual_reads(self) -> UsualReads | None:
+        """Return what takes the reads that differ from the last one in one text alone; None if there cannot be such reads.
 
-        It counts as published with the `seq` that `seq` was before; `template` has the rest of its event. If the result
-        is None, nothing was done, and `receive` reads the data.
+        It takes reads instead of `receive` until something else happens to the attempt: another read, or a change of
+        its state.
         """
-        template = self.template
-        if template is None:
-            template = self._learn_template()
-        if template is None or not (data.startswith(template.head) and data.endswith(template.tail)):
+        read, self._candidate = self._candidate, b""
+        if not read or self.state is not _S.STREAMING or self._coalescer is not None:
             return None
-        text = data[template.text]
-        try:
-            decoded = decode_text(text)
-        except ValueError:
+        if self._misses >= _MAX_MISSES or not self._parser.is_between_events or self._reader.has_loose_ends:
             return None
-        if self.state is not _S.STREAMING:
-            return None
-        ledger = self.ledger
-        ledger.bytes += len(data)
-        ledger.count_text(decoded, text, is_reasoning=template.is_reasoning)
-        self.seq += 1
-        self._misses = 0
-        return text
+        self._misses += 1
+        template = learn_template(read)
+        if template is not None:
+            self._usual = UsualReads(template, self._ledger, self._seq)
+        return self._usual
 
     def flush(self) -> Iterator[DeltaEvent]:
         """Yield the held text as one event. Call it before `cancel`, `wind_up` and `expire`, and never inside `receive`."""
@@ -349,7 +350,7 @@ class Attempt:
             # Dropped only now: a caller that is interrupted before it publishes finds the text here again.
             self._coalescer.drop()
             self._published(news, held.since_ms)
-            self.ledger.deltas += held.parts - 1
+            self._ledger.deltas += held.parts - 1
 
     def close(self, now_ms: int, *, broken: JobError | None = None) -> Iterator[DeltaEvent]:
         """End the event stream; yield the delta events that were left in the parser.
@@ -415,6 +416,7 @@ class Attempt:
             to, status = TRANSITIONS[self.state][input_]
         except KeyError:
             raise InvalidTransition(f"{input_.name} in {self.state.name}") from None
+        self._end_usual()
         self.state = to
         self._is_whole = input_ is Input.DONE
         if status is not None:
@@ -479,22 +481,21 @@ class Attempt:
         """Return whether a yielded event was published; a `wind_up` in between does not undo it."""
         return self.state is before or self.state is _S.WINDING_UP
 
-    def _learn_template(self) -> ChunkTemplate | None:
-        """Try to make the last read a template, unless the former ones were of no use."""
-        read, self._candidate = self._candidate, b""
-        if not read or self.state is not _S.STREAMING or self._coalescer is not None:
-            return None
-        if self._misses >= _MAX_MISSES or not self._parser.is_between_events or self._reader.has_loose_ends:
-            return None
-        self._misses += 1
-        self.template = learn_template(read)
-        return self.template
+    def _end_usual(self) -> None:
+        """Let `usual_reads` take no more reads, and count what it took."""
+        usual, self._usual = self._usual, None
+        if usual is None:
+            return
+        usual.is_over = True
+        usual.settle()
+        if usual.seq != self._seq:
+            self._seq, self._misses = usual.seq, 0
 
     def _numbered(self, news: ChunkDelta, now_ms: int) -> DeltaEvent:
         return DeltaEvent(
             self.job.job_id,
             self.id,
-            self.seq,
+            self._seq,
             now_ms,
             news.choice,
             news.delta,
@@ -511,8 +512,8 @@ class Attempt:
                 self._move(Input.DELTA)
                 self.first_delta_ms = now_ms
                 self._opening = b""
-            self.ledger.count_delta(news.delta)
-        self.seq += 1
+            self._ledger.count_delta(news.delta)
+        self._seq += 1
 
     def _break(self, error: JobError) -> None:
         self._move(Input.BREAK, error)

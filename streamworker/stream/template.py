@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from streamworker.model import StreamItem
 
-__all__ = ["ChunkTemplate", "decode_text", "learn_template"]
+__all__ = ["ChunkTemplate", "UsualReads", "learn_template"]
 
 MAX_BYTES = 4096
 """Longest read that becomes a template: long reads are rare, and cost little per byte."""
@@ -31,7 +31,7 @@ MAX_BYTES = 4096
 _SAMPLE = "streamworker sample 9d1f"
 _TEXT = re.compile(rb'"(content|reasoning_content|reasoning)": ?("(?:[^"\\]|\\.)*")')
 
-decode_text = msgspec.json.Decoder(str).decode
+_decode_text = msgspec.json.Decoder(str).decode
 """Decode a JSON string. Raises ValueError if it is not one, or holds a lone surrogate."""
 
 
@@ -46,6 +46,107 @@ class ChunkTemplate(NamedTuple):
     is_reasoning: bool
     text: slice
     """Where in a read the text is, with its quotes."""
+
+
+class UsualReads:
+    """Takes the reads of a stream that fit a template. It is used for nearly every delta, so it counts as little as it can.
+
+    The ledger gets its counts by `settle`.
+    """
+
+    __slots__ = (
+        "_chars",
+        "_extra_bytes",
+        "_extra_utf8",
+        "_head",
+        "_keep",
+        "_ledger",
+        "_settled",
+        "_tail",
+        "_text",
+        "is_over",
+        "seq",
+        "template",
+    )
+
+    def __init__(self, template: ChunkTemplate, ledger: Ledger, seq: int) -> None:
+        """`seq` is that of the next event."""
+        self.template = template
+        self.seq = self._settled = seq
+        self.is_over = False
+        """Whether no read is taken any more."""
+        self._ledger = ledger
+        self._head, self._tail, self._text = template.head, template.tail, template.text
+        self._keep = ledger.keep if ledger.keeps_text else None
+        self._chars = 0
+        self._extra_bytes = 0  # of escapes and UTF-8: the text as it was sent is longer than its characters
+        self._extra_utf8 = 0
+
+    def take(self, data: bytes) -> bytes | None:
+        """Take a read that differs from the template in its text alone; return that text as a JSON string.
+
+        It counts as published with the `seq` that `seq` was before. If the result is None, nothing was done.
+        """
+        if self.is_over or not (data.startswith(self._head) and data.endswith(self._tail)):
+            return None
+        text = data[self._text]
+        try:
+            decoded = _decode_text(text)
+        except ValueError:
+            return None
+        self._count(text, decoded)
+        return text
+
+    def take_several(self, data: bytes, limit: int) -> list[bytes]:
+        """Take a read of several chunks, each of which differs from the template in its text alone; return their texts.
+
+        They count as published from the `seq` on that `seq` was before. If the result is empty, because there are other
+        chunks or more than `limit`, nothing was done.
+        """
+        if self.is_over or not (data.startswith(self._head) and data.endswith(self._tail)):
+            return []
+        # The end of one chunk and the beginning of the next contain quotes, so they cannot be part of a valid text.
+        between = self._tail + self._head
+        texts = [b'"%b"' % text for text in data[len(self._head) : -len(self._tail)].split(between, limit)]
+        if not 1 < len(texts) <= limit:
+            return []
+        try:
+            decoded = [_decode_text(text) for text in texts]
+        except ValueError:
+            return []
+        for text, characters in zip(texts, decoded, strict=True):
+            self._count(text, characters)
+        return texts
+
+    def _count(self, text: bytes, decoded: str) -> None:
+        size = len(decoded)
+        self.seq += 1
+        self._chars += size
+        if size != len(text) - 2:  # it has escapes, or characters beyond ASCII
+            utf8 = decoded.encode("utf-8", "replace")
+            self._extra_bytes += len(text) - 2 - size
+            self._extra_utf8 += len(utf8) - size
+            if self._keep is not None:
+                self._keep(utf8)
+        elif self._keep is not None:
+            self._keep(text[1:-1])
+
+    def settle(self) -> None:
+        """Add what was taken since the last time to the ledger."""
+        count = self.seq - self._settled
+        if not count:
+            return
+        self._settled = self.seq
+        chars, self._chars = self._chars, 0
+        extra_bytes, self._extra_bytes = self._extra_bytes, 0
+        extra_utf8, self._extra_utf8 = self._extra_utf8, 0
+        self._ledger.count_texts(
+            count,
+            chars,
+            size=count * (len(self._head) + len(self._tail)) + chars + extra_bytes,
+            utf8=chars + extra_utf8,
+            is_reasoning=self.template.is_reasoning,
+        )
 
 
 def learn_template(read: bytes) -> ChunkTemplate | None:

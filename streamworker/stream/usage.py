@@ -111,7 +111,7 @@ class Ledger:
             utf8 = content.encode("utf-8", "replace")
             self._generated_bytes += len(utf8)
             if self._tokenizer is not None:
-                self._keep(utf8)
+                self.keep(utf8)
             return
         text, reasoning, rest = generated_text(delta)
         if not (text or reasoning or rest) and _has_other_content(delta):
@@ -120,25 +120,32 @@ class Ledger:
         self.reasoning_chars += len(reasoning)
         self._generated_bytes += sum(len(part.encode("utf-8", "replace")) for part in (text, reasoning, rest))
         if self._tokenizer is not None:
-            self._keep((text + reasoning + rest).encode("utf-8", "replace"))
+            self.keep((text + reasoning + rest).encode("utf-8", "replace"))
 
-    def count_text(self, text: str, encoded: bytes, *, is_reasoning: bool) -> None:
-        """Count one chunk whose delta is one text. `encoded` is the text as a JSON string."""
-        self.chunks += 1
-        self.deltas += 1
-        size = len(text)
+    def count_texts(self, count: int, chars: int, *, size: int, utf8: int, is_reasoning: bool) -> None:
+        """Count chunks whose deltas are one text each, of `chars` characters and `utf8` bytes in all, in reads of `size` bytes.
+
+        If `keeps_text`, the caller gives the texts to `keep`.
+        """
+        self.chunks += count
+        self.deltas += count
+        self.bytes += size
         if is_reasoning:
-            self.reasoning_chars += size
+            self.reasoning_chars += chars
         else:
-            self.content_chars += size
-        if size != len(encoded) - 2:  # it has escapes, or characters beyond ASCII
-            utf8 = text.encode("utf-8", "replace")
-            self._generated_bytes += len(utf8)
-        else:
-            utf8 = encoded[1:-1] if self._tokenizer is not None else b""
-            self._generated_bytes += size
-        if self._tokenizer is not None:
-            self._keep(utf8)
+            self.content_chars += chars
+        self._generated_bytes += utf8
+
+    @property
+    def keeps_text(self) -> bool:
+        """Whether the generated text is buffered to be counted by a tokenizer."""
+        return self._tokenizer is not None
+
+    def keep(self, text: bytes) -> None:
+        """Buffer generated text until it is known whether the upstream reports its usage. The buffer is bounded."""
+        self._text += text
+        if len(self._text) >= _MAX_BUFFERED_BYTES and self._tokenizer is not None:
+            self._count_kept(self._tokenizer)
 
     @property
     def observed(self) -> Observed:
@@ -189,12 +196,6 @@ class Ledger:
         if self._other_deltas:
             method += f"; {self._other_deltas} delta(s) with other content count as one token each"
         return tokens + self._other_deltas, method
-
-    def _keep(self, text: bytes) -> None:
-        """Buffer generated text until it is known whether the upstream reports its usage. The buffer is bounded."""
-        self._text += text
-        if len(self._text) >= _MAX_BUFFERED_BYTES and self._tokenizer is not None:
-            self._count_kept(self._tokenizer)
 
     def _count_kept(self, tokenizer: Tokenizer) -> None:
         self._tokens += tokenizer.count(self._text.decode())

@@ -200,8 +200,11 @@ BATCH_DURATION = _histogram(
     "sink_batch_duration_seconds",
     "Time from sending a batch of deltas to its acknowledgement.",
     buckets=COMMIT_BUCKETS,
+    is_tallied=True,
 )
-BATCH_RECORDS = _histogram("sink_batch_records", "Records per batch of deltas.", buckets=SIZE_BUCKETS)
+BATCH_RECORDS = _histogram(
+    "sink_batch_records", "Records per batch of deltas.", buckets=SIZE_BUCKETS, is_tallied=True
+)
 UNACKNOWLEDGED = _gauge("sink_unacknowledged_bytes", "Bytes of events that no broker has acknowledged yet.")
 COMMIT_DURATION = _histogram(
     "commit_duration_seconds",

@@ -83,6 +83,10 @@ class Telemetry:
         self._rebalancing_since: float | None = None
         self._deltas = self._delta_bytes = 0  # since the last scrape
         self._gaps = {upstream: metrics.tally(table.DELTA_GAP, upstream) for upstream in self._upstreams}
+        self._batch_s, self._batch_records = (
+            metrics.tally(table.BATCH_DURATION),
+            metrics.tally(table.BATCH_RECORDS),
+        )
         metrics.before_scrape(self._count_deltas)
         metrics.track(table.JOBS_OPEN, lambda: len(self._open))
         metrics.track(table.OLDEST_JOB, self._oldest_s)
@@ -265,8 +269,8 @@ class Telemetry:
 
     def batch_acknowledged(self, count: int, seconds: float) -> None:
         """Record a batch of `count` deltas that was acknowledged `seconds` after it was sent."""
-        self._metrics.observe(table.BATCH_DURATION, seconds)
-        self._metrics.observe(table.BATCH_RECORDS, count)
+        self._batch_s.add(seconds)
+        self._batch_records.add(count)
 
     def kafka_failed(self, part: KafkaPart) -> None:
         """Count a failed request to Kafka that is repeated."""

@@ -9,7 +9,7 @@ import msgspec
 from streamworker.model import DeltaEvent, Event, Headers, ProducerRecord, Started, TopicPartition, UsageEvent
 from streamworker.wire.json import encode
 
-__all__ = ["EventWriter", "TextDeltas", "cloud_headers", "plain_headers", "read_event", "rfc3339"]
+__all__ = ["EventWriter", "cloud_headers", "plain_headers", "read_event", "rfc3339"]
 
 _TYPES = {Started: "started", DeltaEvent: "delta", UsageEvent: "usage"}
 _ENCODER = msgspec.json.Encoder()
@@ -37,54 +37,23 @@ class EventWriter:
         return ProducerRecord(to, key, _encoded(event), headers)
 
     @property
-    def has_constant_headers(self) -> bool:
-        """Whether all deltas have the same headers."""
-        return not self._is_cloud
+    def delta_headers(self) -> Headers | None:
+        """The headers that all deltas have; None where each delta has its own."""
+        return None if self._is_cloud else self._headers[DeltaEvent]
 
-    def text_deltas(
-        self,
-        job_id: str,
-        attempt: str,
-        choice: int,
-        delta: tuple[bytes, bytes],
-        to: TopicPartition,
-        key: bytes,
-    ) -> TextDeltas:
-        """Return a writer of deltas that differ in their text alone. It needs constant headers.
+    def text_pattern(self, job_id: str, attempt: str, choice: int, delta: tuple[bytes, bytes]) -> bytes:
+        """Return the value of an attempt's deltas that differ in their text alone: format it with `seq`, `ts` and text.
 
-        `delta` is the encoded delta before and after the text, without the quotes of the text.
+        `delta` is the encoded delta before and after the text, without the quotes of the text. The text to insert is a
+        JSON string, with its quotes.
         """
-        head = (encode(job_id), encode(attempt), encode(choice))
-        return TextDeltas(head, delta, to, key, self._headers[DeltaEvent])
-
-
-class TextDeltas:
-    """Writes the records of one attempt's deltas that differ in their text alone: the rest of them is encoded once."""
-
-    __slots__ = ("_headers", "_key", "_pattern", "_size", "_to")
-
-    def __init__(
-        self,
-        head: tuple[bytes, bytes, bytes],
-        delta: tuple[bytes, bytes],
-        to: TopicPartition,
-        key: bytes,
-        headers: Headers,
-    ) -> None:
-        """`head` is the encoded job id, attempt and choice."""
-        job_id, attempt, choice, before, after = (part.replace(b"%", b"%%") for part in (*head, *delta))
-        # The text is between the quotes that it brings along; the order of members is that of `DeltaEvent`.
-        self._pattern = (
+        before, after = delta
+        parts = (encode(job_id), encode(attempt), encode(choice), before[:-1], after[1:])
+        # The order of members is that of `DeltaEvent`.
+        return (
             b'{"type":"delta","job_id":%b,"attempt":%b,"seq":%%d,"ts":%%d,"choice":%b,"delta":%b%%b%b,"finish_reason":null,"v":1}'
-            % (job_id, attempt, choice, before[:-1], after[1:])
+            % tuple(part.replace(b"%", b"%%") for part in parts)
         )
-        self._to, self._key, self._headers = to, key, headers
-        self._size = ProducerRecord(to, key, b"", headers).size
-
-    def write(self, seq: int, ts: int, text: bytes) -> ProducerRecord:
-        """Return the record of one delta. `text` is its text as a JSON string."""
-        value = self._pattern % (seq, ts, text)
-        return ProducerRecord(self._to, self._key, value, self._headers, self._size + len(value))
 
 
 def _encoded(event: Event) -> bytes:

@@ -10,10 +10,9 @@ import asyncio
 from math import inf
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from streamworker.errors import RecordTooLarge
 from streamworker.model import ErrorCode, JobError
+from streamworker.worker.usual import DELTAS_PER_TURN, UsualDeltas
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,23 +20,13 @@ if TYPE_CHECKING:
     from streamworker.model import DeltaEvent, ProducerRecord, TopicPartition
     from streamworker.stream.attempt import Attempt
     from streamworker.stream.completion import CompletionAssembler
-    from streamworker.stream.template import ChunkTemplate
-    from streamworker.wire.event import TextDeltas
     from streamworker.worker.runner import Tools
     from streamworker.worker.timeouts import StreamTimeouts
 
-__all__ = ["DELTAS_PER_TURN", "DeltaPublisher", "too_large"]
-
-DELTAS_PER_TURN = 64
-"""Deltas of one stream that are published before other tasks run: about a millisecond of work. One read may hold
-thousands, and the group's heartbeats run on the same loop."""
-
+__all__ = ["DeltaPublisher", "too_large"]
 
 _MAX_EVENT_OVERHEAD = 4096
 """More than the members of a delta event besides those of the chunk, and the record's key and headers."""
-
-
-_decode = msgspec.json.Decoder(dict).decode
 
 
 class DeltaPublisher:
@@ -78,33 +67,33 @@ class DeltaPublisher:
         self._left_s = 0.0
         self._hold_s = inf if attempt.job.deltas == "merged" else tools.coalesce_s
         """How long text may be held to be merged; without a timer if there is no limit."""
-        can_be_usual = tools.writer.has_constant_headers and not self._hold_s
-        self._max_usual_bytes = tools.max_record_bytes - _MAX_EVENT_OVERHEAD if can_be_usual else -1
-        self._template: ChunkTemplate | None = None
-        self._writer: TextDeltas | _GatheredTexts | None = None
+        self._usual_headers = None if self._hold_s else tools.writer.delta_headers
+        """The headers of all deltas; None if these have headers of their own, or may be held."""
         self.on_crash: Callable[[Exception], None] = _raise
         """Is called with an exception of the timer that publishes held text."""
 
-    def publish_usual(self, data: bytes, now_ms: int) -> bool:
-        """Publish the delta of a read that differs from an earlier one in its text alone, if it may go on now.
-
-        If the result is false, nothing was done, and `publish_read` publishes the events of this read.
-        """
+    def usual_deltas(self) -> UsualDeltas | None:
+        """Return what publishes the reads that differ from the last one in their text alone; None if there are none."""
+        headers = self._usual_headers
+        if headers is None or not self._started.done():
+            return None
         attempt, tools = self._attempt, self._tools
-        if len(data) > self._max_usual_bytes or not (tools.sink.has_room and self._started.done()):
-            return False
-        seq = attempt.seq
-        text = attempt.receive_usual(data)
-        template = attempt.template
-        if text is None or template is None:
-            return False
-        writer = self._writer
-        if writer is None or template is not self._template:
-            writer = self._new_writer(template)
-        record = writer.write(seq, now_ms, text)
-        tools.sink.publish(record, self._receipt)
-        tools.observer.deltas_published(self._upstream, 1, record.known_size, self._timeouts.delta_came())
-        return True
+        reads = attempt.usual_reads()
+        if reads is None:
+            return None
+        template = reads.template
+        return UsualDeltas(
+            tools,
+            reads,
+            self._timeouts,
+            tools.sink.series(self._to, self._key, headers, self._receipt),
+            pattern=tools.writer.text_pattern(
+                attempt.job.job_id, attempt.id, template.choice, template.delta
+            ),
+            max_bytes=tools.max_record_bytes - _MAX_EVENT_OVERHEAD,
+            upstream=self._upstream,
+            completion=self._completion,
+        )
 
     def publish_read(self, events: Iterator[DeltaEvent]) -> bool:
         """Publish the events of one socket read, as far as they may go on now; return whether these are all.
@@ -177,15 +166,6 @@ class DeltaPublisher:
             self._set_timer(*self._before_read)
         return True
 
-    def _new_writer(self, template: ChunkTemplate) -> TextDeltas | _GatheredTexts:
-        attempt, completion = self._attempt, self._completion
-        self._template = template
-        writer = self._tools.writer.text_deltas(
-            attempt.job.job_id, attempt.id, template.choice, template.delta, self._to, self._key
-        )
-        self._writer = writer if completion is None else _GatheredTexts(writer, template, completion)
-        return self._writer
-
     def flush(self) -> None:
         """Publish the held text, also where the sink has no room: it is small, and was read when there was room."""
         self.stop_timer()
@@ -238,24 +218,6 @@ class DeltaPublisher:
         if attempt.first_delta_ms is not None:
             seconds = (attempt.first_delta_ms - attempt.opened_ms) / 1000
             self._tools.observer.first_delta(self._upstream, seconds)
-
-
-class _GatheredTexts:
-    """Writes records as `TextDeltas` does, and adds their deltas to a completion."""
-
-    __slots__ = ("_after", "_before", "_choice", "_completion", "_writer")
-
-    def __init__(self, writer: TextDeltas, template: ChunkTemplate, completion: CompletionAssembler) -> None:
-        self._writer = writer
-        self._completion = completion
-        self._choice = template.choice
-        before, after = template.delta
-        self._before, self._after = before[:-1], after[1:]  # the text has its quotes
-
-    def write(self, seq: int, ts: int, text: bytes) -> ProducerRecord:
-        """Return the record of one delta. `text` is its text as a JSON string."""
-        self._completion.add(self._choice, _decode(self._before + text + self._after))
-        return self._writer.write(seq, ts, text)
 
 
 def _gather(

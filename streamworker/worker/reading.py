@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from streamworker.ports import Answer, Clock
     from streamworker.stream.attempt import Attempt
     from streamworker.worker.publisher import DeltaPublisher
+    from streamworker.worker.usual import UsualDeltas
 
 __all__ = ["AnswerReader"]
 
@@ -22,6 +23,7 @@ class AnswerReader:
 
     def __init__(self, answer: Answer, attempt: Attempt, publisher: DeltaPublisher, clock: Clock) -> None:
         self._answer = answer
+        self._usual: UsualDeltas | None = None
         self._attempt = attempt
         self._publisher = publisher
         self._now_ms = clock.now_ms
@@ -59,11 +61,14 @@ class AnswerReader:
     def _receive(self, data: bytes) -> None:
         if self._is_over:
             return
-        attempt, now_ms = self._attempt, self._now_ms()
+        attempt, publisher = self._attempt, self._publisher
         try:
-            if self._publisher.publish_usual(data, now_ms):
+            usual = self._usual or publisher.usual_deltas()
+            if usual is not None and usual.publish(data):
+                self._usual = usual
                 return
-            is_published = self._publisher.publish_read(attempt.receive(data, now_ms))
+            self._usual = None
+            is_published = publisher.publish_read(attempt.receive(data, self._now_ms()))
         except Exception as error:  # noqa: BLE001 - `read` raises it; the loop would only log it
             self._fail(error)
             return

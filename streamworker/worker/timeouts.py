@@ -37,6 +37,26 @@ class StreamTimeouts:
     one timer is armed again only when it fires.
     """
 
+    __slots__ = (
+        "_cancelling",
+        "_clock",
+        "_due",
+        "_due_means",
+        "_end_means",
+        "_ends",
+        "_idle_s",
+        "_is_idle_due",
+        "_job_deadline",
+        "_last_delta",
+        "_loop",
+        "_on_cancel",
+        "_task",
+        "_time",
+        "_timer",
+        "cancel_reason",
+        "interrupted_by",
+    )
+
     def __init__(self, clock: Clock, deadline: float | None = None) -> None:
         """`deadline` is the job's, in seconds since the epoch."""
         self.interrupted_by: Interrupt | None = None
@@ -45,11 +65,15 @@ class StreamTimeouts:
         self._clock = clock
         self._job_deadline = deadline
         self._loop = asyncio.get_running_loop()
+        self._time = self._loop.time
         self._on_cancel: Callable[[], float] = _cut_at_once
         self._idle_s = self._due = self._ends = inf
         self._due_means = Interrupt.FIRST_DELTA
         self._end_means = Interrupt.DEADLINE
         self._last_delta: float | None = None
+        self._is_idle_due = (
+            False  # `_due` is the idle timeout after the last delta, and computed when it is needed
+        )
         self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._cancelling = 0
@@ -82,7 +106,8 @@ class StreamTimeouts:
         self.interrupted_by = None
         self._on_cancel = on_cancel or _cut_at_once
         self._idle_s = idle_s
-        self._due, self._due_means = now + first_delta_s, Interrupt.FIRST_DELTA
+        self._set_due(now + first_delta_s)
+        self._due_means = Interrupt.FIRST_DELTA
         self._ends, self._end_means = now + self.left_s, Interrupt.DEADLINE
         self._last_delta = None
         return self
@@ -124,24 +149,24 @@ class StreamTimeouts:
 
     def delta_came(self) -> float | None:
         """Restart the idle timeout; return the seconds since the delta before, None for the first delta."""
-        now, before = self._loop.time(), self._last_delta
+        now, before = self._time(), self._last_delta
         self._last_delta = now
-        self._due_means = Interrupt.IDLE
-        self._due = now + self._idle_s
-        if self._timer is None or self._due < self._timer.when():
-            # The timer is still set to the first-delta timeout, which is longer than the idle timeout.
-            self._arm()
+        if not self._is_idle_due:
+            self._is_idle_due, self._due_means = True, Interrupt.IDLE
+            if self._timer is None or now + self._idle_s < self._timer.when():
+                # The timer is still set to the first-delta timeout, which is longer than the idle timeout.
+                self._arm()
         return None if before is None else now - before
 
     def pause(self) -> float:
         """Stop the stream's timeouts while the worker does not read; return the seconds that were left."""
-        left = self._due - self._loop.time()
-        self._due = inf
+        left = self._next_due() - self._loop.time()
+        self._set_due(inf)
         return left
 
     def resume(self, left: float) -> None:
         """Restart the stream's timeouts with `left` seconds, as `pause` returned them."""
-        self._due = self._loop.time() + left
+        self._set_due(self._loop.time() + left)
         self._arm()
 
     def interrupt(self, reason: Interrupt) -> None:
@@ -150,17 +175,26 @@ class StreamTimeouts:
             self.interrupted_by = reason
             self._task.cancel()
 
+    def _set_due(self, when: float) -> None:
+        self._due, self._is_idle_due = when, False
+
+    def _next_due(self) -> float:
+        """Return when the stream's timeout is over, on the loop's clock."""
+        if self._is_idle_due and self._last_delta is not None:
+            return self._last_delta + self._idle_s
+        return self._due
+
     def _arm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        when = min(self._due, self._ends) if self._task is not None else inf
+        when = min(self._next_due(), self._ends) if self._task is not None else inf
         self._timer = None if when == inf else self._loop.call_at(when, self._on_timer)
 
     def _on_timer(self) -> None:
         now = self._loop.time()
         if now >= self._ends:
             self.interrupt(self._end_means)
-        elif now >= self._due:
+        elif now >= self._next_due():
             self.interrupt(self._due_means)
         else:  # a delta arrived after the timer was armed
             self._arm()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +13,10 @@ from streamworker.stream.usage import Tokenizer
 from streamworker.wire.event import EventWriter
 from tests.streams import chunk, data, listening
 
+if TYPE_CHECKING:
+    from streamworker.stream.template import UsualReads
+
+LIMIT = 4
 TO = TopicPartition("events", 0)
 TEXTS = st.text(max_size=5) | st.sampled_from(
     ['"', "\\", "\\n", "%d", "\u2028", "\U0001f41f", "\ud83d", "\ude00", ""]
@@ -59,11 +63,17 @@ def reads(draw: st.DrawFn) -> list[bytes]:
         result.append(b"data: " + text + b"\n\n")
     joined: list[bytes] = []
     for read in result:
-        if joined and draw(st.integers(0, 9)) == 0:
+        if joined and draw(st.integers(0, 3)) == 0:
             joined[-1] += read
         else:
             joined.append(read)
     return [*joined, data(b"[DONE]")]
+
+
+def taken(usual: UsualReads, read: bytes) -> list[bytes]:
+    """Return the texts of a read, if it is usual."""
+    text = usual.take(read)
+    return usual.take_several(read, LIMIT) if text is None else [text]
 
 
 def publish(stream: list[bytes], *, in_full: bool) -> tuple[list[Any], Any]:
@@ -71,21 +81,22 @@ def publish(stream: list[bytes], *, in_full: bool) -> tuple[list[Any], Any]:
     attempt = listening(tokenizer=Tokenizer("bytes", lambda text: len(text.encode())))
     writer = EventWriter()
     values: list[bytes | None] = []
+    usual: UsualReads | None = None
     for number, read in enumerate(stream):
         if not attempt.is_listening:
             break
+        usual = None if in_full else usual or attempt.usual_reads()
         seq = attempt.seq
-        text = None if in_full else attempt.receive_usual(read)
-        template = attempt.template
-        if text is not None and template is not None:
-            deltas = writer.text_deltas(
-                attempt.job.job_id, attempt.id, template.choice, template.delta, TO, b"k"
-            )
-            values.append(deltas.write(seq, number, text).value)
+        texts = [] if usual is None else taken(usual, read)
+        if usual is not None and texts:
+            template = usual.template
+            pattern = writer.text_pattern(attempt.job.job_id, attempt.id, template.choice, template.delta)
+            values += [pattern % (at, number, text) for at, text in enumerate(texts, seq)]
             continue
+        usual = None
         event: DeltaEvent
         for event in attempt.receive(read, number):
-            values.append(writer.write(event, TO, b"k").value)  # noqa: PERF401 - it counts when the next is asked for
+            values.append(writer.write(event, TO, b"k").value)
     if attempt.is_listening:
         values += [writer.write(event, TO, b"k").value for event in attempt.close(99)]
     if not attempt.is_ended:

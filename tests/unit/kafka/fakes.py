@@ -8,15 +8,17 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from aiokafka.errors import MessageSizeTooLargeError, ProducerClosed
+from aiokafka.record.memory_records import MemoryRecords
 
 from streamworker.config import Settings, load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from streamworker.kafka.record_batch import RecordBatch
     from streamworker.model import CommitPoint, TopicPartition
 
-__all__ = ["FakeBatch", "FakeBroker", "FakeConsumer", "FakeMembership", "FakeProducer", "settings"]
+__all__ = ["FakeBroker", "FakeConsumer", "FakeMembership", "FakeProducer", "records_of", "settings"]
 
 
 def settings(**over: str) -> Settings:
@@ -29,12 +31,20 @@ def settings(**over: str) -> Settings:
     )
 
 
+def records_of(batch: RecordBatch) -> list[Any]:
+    """Decode a batch as a consumer does. Raises CorruptRecordException where its checksum is wrong."""
+    decoded = MemoryRecords(bytes(batch._build())).next_batch()
+    assert decoded.validate_crc()
+    return list(decoded)
+
+
 class FakeBroker:
     """Keeps what producers wrote. `errors` are raised by the next batches, one each."""
 
     def __init__(self, partitions: int = 2) -> None:
         self.partitions = partitions
         self.batches: list[list[bytes]] = []
+        self.compressions: list[str] = []
         self.max_batch_bytes = 1 << 20
         self.errors: deque[Exception] = deque()
         self.is_answering = asyncio.Event()
@@ -58,21 +68,9 @@ class FakeBroker:
         await self.is_answering.wait()
         if self.errors:
             raise self.errors.popleft()
-        if sum(map(len, values)) > self.max_batch_bytes:
+        if sum(len(value or b"") for value in values) > self.max_batch_bytes:
             raise MessageSizeTooLargeError
         self.batches.append(values)
-
-
-class FakeBatch:
-    """A batch under construction."""
-
-    def __init__(self) -> None:
-        self.values: list[bytes] = []
-
-    def append(self, *, timestamp: int | None, key: bytes, value: bytes, headers: list[Any]) -> object:
-        """Add a record."""
-        self.values.append(value)
-        return self
 
 
 class FakeProducer:
@@ -103,13 +101,11 @@ class FakeProducer:
     async def partitions_for(self, topic: str) -> set[int]:
         return set(range(self.broker.partitions))
 
-    def create_batch(self) -> FakeBatch:
-        return FakeBatch()
-
-    async def send_batch(self, batch: FakeBatch, topic: str, *, partition: int) -> asyncio.Future[None]:
+    async def send_batch(self, batch: RecordBatch, topic: str, *, partition: int) -> asyncio.Future[None]:
         if self.is_closed:
             raise ProducerClosed
-        return asyncio.ensure_future(self.broker.write(batch.values))
+        self.broker.compressions.append(batch.compression)
+        return asyncio.ensure_future(self.broker.write([record.value for record in records_of(batch)]))
 
     async def begin_transaction(self) -> None:
         self._batch, self._offsets = [], None

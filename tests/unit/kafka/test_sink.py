@@ -12,13 +12,14 @@ from structlog.testing import capture_logs
 from streamworker.errors import KafkaRefused, RecordTooLarge
 from streamworker.kafka.sink import KafkaSink
 from streamworker.model import ProducerRecord, TopicPartition
+from streamworker.testing import MemorySink
 from tests.turnable import quiet
 from tests.unit.kafka.fakes import FakeBroker, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from streamworker.kafka.sender import SinkReceipt
+    from streamworker.kafka.envelope import SinkReceipt
 
 LINGER_S = 1.0
 AT = TopicPartition("events", 0)
@@ -127,6 +128,61 @@ async def test_sink_without_room_has_room_again_at_the_low_watermark(fake: FakeB
 
     assert sink.has_room
     assert sink.unacknowledged_bytes <= limit // 2
+    await sink.stop()
+
+
+async def test_series_publishes_records_of_one_key_in_order_with_those_of_others(fake: FakeBroker) -> None:
+    """A record of a series is a record like others: its receipt counts it, and it hurries if it is a job's first."""
+    sink = await started()
+    receipt = sink.receipt()
+    series = sink.series(AT, b"key", (("name", b"value"),), receipt)
+    assert series.publish(b"one") == len(b"keynamevalueone")
+    await quiet()
+    assert fake.values == [b"one"]  # a first record does not wait for the linger
+    assert receipt.pending == 0
+
+    series.publish(b"two")
+    publish(sink, b"three", receipt=receipt)
+    assert series.publish(None) == len(b"keynamevalue")
+    assert receipt.pending == 3
+    await receipt.settled()
+
+    assert fake.batches == [[b"one"], [b"two", b"three", None]]
+    assert sink.unacknowledged_bytes == 0
+    await sink.stop()
+
+
+async def test_series_of_a_sink_without_room_counts_its_bytes(fake: FakeBroker) -> None:
+    """`has_room` is false as soon as the limit is reached."""
+    sink = await started(kafka__max_unacknowledged_bytes=str(1 << 20))
+    fake.is_answering.clear()
+    series = sink.series(AT, b"key", (), sink.receipt())
+    series.publish(b"x" * (1 << 19))
+    assert sink.has_room
+    series.publish(b"x" * (1 << 19))
+
+    assert not sink.has_room
+    assert sink.unacknowledged_bytes == (1 << 20) + 2 * len(b"key")
+    fake.is_answering.set()
+    await sink.room()
+    await sink.stop()
+
+
+async def test_series_of_another_sinks_receipt_is_refused(fake: FakeBroker) -> None:
+    """It would never be acknowledged."""
+    sink = await started()
+    with pytest.raises(AssertionError, match="another sink"):
+        sink.series(AT, b"key", (), MemorySink().receipt())
+    await sink.stop()
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+async def test_batches_are_compressed_as_the_setting_says(fake: FakeBroker, compression: str) -> None:
+    """The producer's own setting is for transactions."""
+    sink = await started(kafka__compression=compression)
+    await publish(sink, b"value").settled()
+
+    assert fake.compressions == [compression]
     await sink.stop()
 
 

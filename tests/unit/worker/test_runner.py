@@ -21,7 +21,7 @@ from streamworker.testing import (
     Step,
 )
 from streamworker.worker.committer import PartitionCommitter
-from streamworker.worker.publisher import DELTAS_PER_TURN
+from streamworker.worker.usual import DELTAS_PER_TURN
 from tests.streams import NOW, chunk, data, make_job
 from tests.turnable import quiet, until
 from tests.unit.worker.bench import (
