@@ -56,7 +56,6 @@ if TYPE_CHECKING:
 __all__ = ["App", "SystemClock", "run_until_signalled"]
 
 _CONNECT_BACKOFF_S = (0.5, 1, 2, 5)
-_TOKENIZER_DELAY_S = 10.0
 _TOPICS_BACKOFF_S = (0.2, 0.3, 0.5, 1, 0)
 
 _STATS: Mapping[Definition, Callable[[WorkerStats], float]] = {
@@ -122,7 +121,7 @@ class App:
             worker = await self._start_worker(stack)
             self._is_joined = True
             if self._tokenizer is not None:
-                stack.callback(asyncio.create_task(_load_later(self._tokenizer)).cancel)
+                stack.callback(asyncio.create_task(_load(self._tokenizer)).cancel)
             log.info(
                 "worker.started", delivery=self._settings.worker.delivery, topics=self._settings.topics.jobs
             )
@@ -381,9 +380,8 @@ def _key_version(settings: UpstreamSettings) -> int | None:
         return None
 
 
-async def _load_later(tokenizer: Tokenizer) -> None:
-    """Load the tokenizer in a thread: at the start it would delay joining the group, and later the first estimate."""
-    await asyncio.sleep(_TOKENIZER_DELAY_S)
+async def _load(tokenizer: Tokenizer) -> None:
+    """Load the tokenizer in a thread, before the first estimate: that would stop the event loop for half a second."""
     await asyncio.to_thread(tokenizer.count, "")
 
 
