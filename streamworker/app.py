@@ -236,6 +236,7 @@ class App:
                 max_streams=min(settings.max_streams or max_in_flight, max_in_flight),
                 requests_per_minute=settings.requests_per_minute,
                 tokens_per_minute=settings.tokens_per_minute,
+                keeps_reserved_tokens=settings.tokens_counted == "reserved",
                 circuit_failure_threshold=settings.circuit_failure_threshold,
                 circuit_open_s=settings.circuit_open_s,
                 max_wait_s=settings.max_wait_s,

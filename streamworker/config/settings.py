@@ -411,7 +411,12 @@ class UpstreamSettings(Section):
     tokens_per_minute: int | None = Field(
         None,
         ge=1,
-        description="tokens of this process in any 60 seconds: estimated before a call, corrected by its usage report",
+        description="tokens of this process in any 60 seconds: estimated before a call; tokens_counted says what follows",
+    )
+    tokens_counted: Literal["usage", "reserved"] = Field(
+        "usage",
+        description="how the provider counts tokens_per_minute: the estimate is corrected by the call's usage report; or "
+        "prompt and max_tokens count in full (Azure OpenAI), whatever the call used",
     )
     circuit_failure_threshold: int = Field(
         10, ge=1, description="consecutive failed calls that open the circuit"

@@ -100,7 +100,9 @@ class UpstreamLimiter:
         max_streams: int,
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
+        keeps_reserved_tokens: bool = False,
     ) -> None:
+        """With `keeps_reserved_tokens` an answered call costs its estimate, also where it used fewer tokens."""
         self.name = name
         self.circuit = circuit
         self.streams = 0
@@ -110,6 +112,7 @@ class UpstreamLimiter:
         self._rate = CallRate()
         self._requests = None if requests_per_minute is None else SlidingWindow(requests_per_minute)
         self._tokens = None if tokens_per_minute is None else SlidingWindow(tokens_per_minute)
+        self._keeps_reserved_tokens = keeps_reserved_tokens
         self._usual_completion = _INITIAL_COMPLETION
 
     @property
@@ -209,13 +212,14 @@ class UpstreamLimiter:
         return Verdict.OWN
 
     def leave(self, slot: Slot, tokens: int | None, completion: int | None = None) -> None:
-        """End the call; it cost `tokens`, of which `completion` were generated. None is unknown."""
+        """End the call; it cost `tokens`, of which `completion` were generated. None is unknown, 0 a refused call."""
         self.streams -= 1
         self._streams_limit.left(was_answered=slot.is_answered)
         if slot.is_probe:
             self.circuit.probe_abandoned()
-        if self._tokens is not None and slot.tokens is not None and tokens is not None:
-            self._tokens.settle(slot.tokens, tokens)
+        is_settled = tokens is not None and not (tokens and self._keeps_reserved_tokens)
+        if self._tokens is not None and slot.tokens is not None and is_settled:
+            self._tokens.settle(slot.tokens, tokens or 0)
         if completion is not None:
             self._usual_completion += _LEARNING_RATE * (
                 min(completion, _MAX_COMPLETION) - self._usual_completion

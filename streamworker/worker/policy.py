@@ -36,6 +36,8 @@ class UpstreamPolicy:
     max_streams: int
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    keeps_reserved_tokens: bool = False
+    """Whether the provider counts a call's `max_tokens`, whatever the call used."""
     circuit_failure_threshold: int
     circuit_open_s: float
     max_wait_s: float = inf

@@ -256,6 +256,7 @@ class UpstreamQueue:
             max_streams=policy.max_streams,
             requests_per_minute=policy.requests_per_minute,
             tokens_per_minute=policy.tokens_per_minute,
+            keeps_reserved_tokens=policy.keeps_reserved_tokens,
         )
         self.waiters: FairQueue[Waiter] = FairQueue(TopicShares(queues.weights), queues.value_limit)
         self.queues = queues

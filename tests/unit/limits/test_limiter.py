@@ -54,6 +54,33 @@ def test_limiter_settles_tokens_when_a_call_has_left() -> None:
     assert limiter.wait_s(TokenEstimate(100, 100), 0) == 0
 
 
+@pytest.mark.parametrize(("used", "wait_s"), [(120, 60), (None, 60), (5000, 60), (0, 0)])
+def test_limiter_keeps_reserved_tokens_where_the_provider_counts_them(
+    used: int | None, wait_s: float
+) -> None:
+    """Prompt and `max_tokens` count for a minute, whatever the call used; a refused call is not counted."""
+    limiter = make_limiter(tokens_per_minute=1000, keeps_reserved_tokens=True)
+    limiter.leave(limiter.enter(TokenEstimate(100, 900), 0), used)
+
+    assert limiter.wait_s(TokenEstimate(100, 100), 1) == pytest.approx(wait_s)
+
+
+def test_limiter_that_keeps_reserved_tokens_never_exceeds_the_limit_of_a_provider_that_counts_them() -> None:
+    """Twenty calls that use a tenth of their `max_tokens`, one after another."""
+    limiter = make_limiter(tokens_per_minute=2000, keeps_reserved_tokens=True)
+    now = 0.0
+    counted: list[tuple[float, int]] = []
+    for _ in range(20):
+        estimate = TokenEstimate(100, 400)
+        now += limiter.wait_s(estimate, now)
+        limiter.leave(limiter.enter(estimate, now), 140, 40)
+        counted.append((now, 500))
+        assert sum(tokens for at, tokens in counted if at > now - 60) <= 2000
+        now += 1.0
+
+    assert now < 20 * 500 / 2000 * 62
+
+
 def test_limiter_learns_the_usual_length_of_completions() -> None:
     """A request that does not limit its completion is expected to be of the usual length."""
     limiter = make_limiter(tokens_per_minute=10_000)
