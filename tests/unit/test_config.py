@@ -110,6 +110,7 @@ def test_config_without_a_source_has_the_documented_defaults() -> None:
                 "max_streams": None,
                 "requests_per_minute": None,
                 "tokens_per_minute": None,
+                "tokens_counted": "usage",
                 "circuit_failure_threshold": 10,
                 "circuit_open_s": 5,
                 "max_wait_s": 3600,
