@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
     from streamworker.stream.members import Load
 
-__all__ = ["CompletionAssembler"]
+__all__ = ["MEMBERS_OF_THE_CHUNK", "CompletionAssembler", "second_of"]
 
 _LOGPROBS, _COMPLETION = "logprobs", "completion"
 _MAX_CREATED = 1 << 53  # the integers that every JSON reader keeps
 _REPORTED = frozenset({"upstream", "upstream_partial"})
 _ASSEMBLED = frozenset({"id", "object", "created", "model", "choices", "usage"})
-_OF_THE_CHUNK = frozenset(
+MEMBERS_OF_THE_CHUNK = frozenset(
     {
         "__verbose",
         "citations",
@@ -45,6 +45,7 @@ _OF_THE_CHUNK = frozenset(
         "provider",
         "related_questions",
         "search_results",
+        "streamworker",
         "time_info",
         "timings",
         "x_groq",
@@ -246,13 +247,13 @@ class CompletionAssembler:
         if not self._model and type(model) is str:
             self._model = clean(model)
             self._size += len(model)
-        self._created = self._created or _second(created)
+        self._created = self._created or second_of(created)
         for name in ("system_fingerprint", "service_tier"):
             self._size += self._extra.set(name, chunk.get(name))
 
     def _add_extra(self, extra: dict[str, Any], choice: Choice | None) -> None:
         for name, value in extra.items():
-            if choice is not None and name not in _OF_THE_CHUNK:
+            if choice is not None and name not in MEMBERS_OF_THE_CHUNK:
                 self._size += choice.add_extra(name, value)
             elif name not in _ASSEMBLED:
                 self._size += self._extra.set(name, value)
@@ -264,7 +265,7 @@ class CompletionAssembler:
         return clean(reason) if type(reason) is str else None
 
 
-def _second(created: Any) -> int:
+def second_of(created: Any) -> int:
     """Read a `created`; 0 if it is not a positive number."""
     is_number = type(created) is int or type(created) is float
     return int(created) if is_number and 1 <= created < _MAX_CREATED else 0
