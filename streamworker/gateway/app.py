@@ -12,7 +12,7 @@ from aiohttp import web
 from streamworker.app import SystemClock
 from streamworker.descriptors import raise_nofile_limit
 from streamworker.errors import KafkaUnavailable
-from streamworker.gateway import job_routes, middleware, page_files
+from streamworker.gateway import chat, job_routes, middleware, models, page_files
 from streamworker.gateway.auth import Authenticator
 from streamworker.gateway.drain import Drain
 from streamworker.gateway.gateway import Gateway
@@ -40,7 +40,7 @@ _CONNECT_BACKOFF_S = (0.5, 1, 2, 5)
 _HINT_S = 2.5
 """Seconds after which a connection that is still being made is logged."""
 
-_ROOMS = (job_routes, page_files)
+_ROOMS = (job_routes, chat, models, page_files)
 """The modules with handlers."""
 
 log = structlog.get_logger()
@@ -49,6 +49,7 @@ log = structlog.get_logger()
 def application(gateway: Gateway, is_full: Callable[[], bool] = lambda: False) -> web.Application:
     """Return the application with the handlers of all modules."""
     app = web.Application(client_max_size=gateway.settings.worker.max_job_bytes)
+    app.on_shutdown.append(gateway.drain.finish)
     middleware.install(app, gateway, is_full)
     for room in _ROOMS:
         app.add_routes(room.routes(gateway))

@@ -28,6 +28,8 @@ class Drain:
         self._idle = asyncio.Event()
         self._idle.set()
         self._began_at = 0.0
+        self.is_over = False
+        """Whether connections are closed now, whatever goes on in them: a client that is gone did not leave."""
 
     @property
     def is_draining(self) -> bool:
@@ -53,6 +55,10 @@ class Drain:
         self._begun.set()
         for close in self._closers.values():
             self._close_later(close)
+
+    async def finish(self, _: object = None) -> None:
+        """Note that the server closes all connections now."""
+        self.is_over = True
 
     @contextmanager
     def request(self) -> Iterator[None]:

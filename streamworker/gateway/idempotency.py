@@ -35,6 +35,7 @@ class Memory:
         self._keep_s = keep_s
         self._max_entries = max_entries
         self._entries: OrderedDict[object, Entry] = OrderedDict()
+        self._by_job: dict[str, object] = {}
 
     def __len__(self) -> int:
         """Return the number of entries."""
@@ -50,21 +51,32 @@ class Memory:
     ) -> Entry:
         """Remember a request."""
         self._expire(now)
-        self._entries.pop(key, None)
+        self._remove(key)
         while len(self._entries) >= self._max_entries:
-            self._entries.popitem(last=False)
+            self._remove(next(iter(self._entries)))
         entry = Entry(digest=digest, job_id=job_id, expires_at=now + self._keep_s, task=task)
         self._entries[key] = entry
+        self._by_job[job_id] = key
         return entry
 
     def forget(self, key: object, entry: Entry) -> None:
         """Forget a request, if the entry of its key is still this one."""
         if self._entries.get(key) is entry:
-            del self._entries[key]
+            self._remove(key)
+
+    def forget_job(self, job_id: str) -> None:
+        """Forget the request that made a job."""
+        if job_id in self._by_job:
+            self._remove(self._by_job[job_id])
+
+    def _remove(self, key: object) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is not None and self._by_job.get(entry.job_id) == key:
+            del self._by_job[entry.job_id]
 
     def _expire(self, now: float) -> None:
         while self._entries:
             key = next(iter(self._entries))
             if self._entries[key].expires_at > now:
                 return
-            del self._entries[key]
+            self._remove(key)

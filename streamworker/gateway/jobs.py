@@ -130,6 +130,7 @@ class Jobs:
 
     async def cancel(self, job_id: str, reason: str | None = None, *, face: str = "jobs") -> None:
         """Write a cancel record; return when Kafka has it. Raises ApiError, FeedError."""
+        self._by_body.forget_job(job_id)  # an SDK's retry would join a job that is about to end
         try:
             await self._write(self._control, job_id, write_cancel(job_id, reason))
         except NotAcknowledged as error:
