@@ -571,7 +571,7 @@ class Engine:
             now_ms = time.time_ns() // 1_000_000
             if record.expires is not None and now_ms >= record.expires and self.is_working:
                 await self._expire(record.expires, now_ms)
-            if not self.ledger.submitted or self.ledger.since_ending() < _NO_START_S:
+            if not self.ledger.submitted or self.ledger.since_ending() < _WATCH_S:
                 written, looked, answered = -1, loop.time(), loop.time()
             elif loop.time() - looked >= _NO_START_S or written < 0:
                 looked = loop.time()

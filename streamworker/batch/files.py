@@ -445,6 +445,7 @@ class LocalOutput:
 
     async def finish(self, index: LineIndex, *, sort: bool) -> Sequence[str]:
         """Give the files their names, ERRORS first. Raises OutputError."""
+        await self.flush()
         output = self._files[0]
         if sort and isinstance(output, _Part):
             await asyncio.to_thread(_sort, output, index)
