@@ -126,7 +126,7 @@ async def test_output_that_is_finished_continues(place: Place) -> None:
 
 
 async def test_output_and_part_that_both_have_lines_are_refused(place: Place) -> None:
-    """Nobody knows which one is wanted."""
+    """The user has to say which one is wanted."""
     place.output.write_bytes(line(1))
     place.output_part.write_bytes(line(2))
     with pytest.raises(RunRefused, match="both have lines"):
