@@ -30,7 +30,7 @@ from streamworker.gateway.history import HISTORY_BYTES, History
 from streamworker.gateway.home_partitions import draw_id, home_partitions
 from streamworker.gateway.job_feed import JobFeed
 from streamworker.gateway.log_observer import NullLogObserver
-from streamworker.gateway.mailbox import MAILBOX_BYTES, Mailbox, Opening
+from streamworker.gateway.mailbox import MAILBOX_BYTES, Fate, Mailbox, Opening
 from streamworker.gateway.replays import Replays
 from streamworker.gateway.search import SearchLimits, SearchPlan
 from streamworker.gateway.snapshot import SnapshotBuilder
@@ -527,7 +527,8 @@ class KafkaEventLog:
     # Live
 
     def _read_tail(self, partition: int, records: Sequence[FetchedRecord], begin: int, end: int) -> None:
-        self._history.extend(partition, begin, end, records)
+        block = self._history.extend(partition, begin, end, records)
+        committed = self._followed.committed_position(partition)
         by_key = self._by_key
         waiting = self._waiting.get(partition)
         touched: dict[JobFeed, None] = dict(waiting) if waiting else {}
@@ -542,12 +543,19 @@ class KafkaEventLog:
                     if mailbox.is_live and mailbox.partition == partition:
                         mailbox.tail(record.offset, head, value)
                         touched[feed] = None
+                        # The committed reader may be ahead of the tail: it has reported this ending before.
+                        if (
+                            record.offset < committed
+                            and block.fate(record.offset, value, committed) is Fate.FINAL
+                        ):
+                            mailbox.committed(record.offset, head, value)
         if records:
             self._has_append_time = records[-1].timestamp_type == _APPEND_TIME
         self._settle(partition, touched)
 
     def _read_committed(self, partition: int, records: Sequence[FetchedRecord], _: int, __: int) -> None:
         by_key = self._by_key
+        tail = self._followed.tail_position(partition)
         waiting = self._waiting.get(partition)
         touched: dict[JobFeed, None] = dict(waiting) if waiting else {}
         for record in records:
@@ -557,8 +565,11 @@ class KafkaEventLog:
             self._history.note_committed(partition, record.offset)
             if (feeds := by_key.get(record.key)) is not None and (head := read_head(value)) is not None:  # type: ignore[arg-type]  # None is not a key of it
                 for feed in feeds:
-                    if feed.mailbox.partition == partition:
-                        feed.mailbox.committed(record.offset, head, value)
+                    mailbox = feed.mailbox
+                    # The rest of the log, behind the tail's or the replay's position, is judged when it is read.
+                    passed = tail if mailbox.is_live else mailbox.position
+                    if mailbox.partition == partition and record.offset < passed:
+                        mailbox.committed(record.offset, head, value)
                         touched[feed] = None
         self._settle(partition, touched)
 

@@ -100,8 +100,8 @@ class History:
         self._by_age: deque[Block] = deque()
         self._early: dict[int, set[int]] = {}  # committed terminal events that the tail has not passed yet
 
-    def extend(self, partition: int, begin: int, end: int, records: Iterable[Record]) -> None:
-        """Keep what the tail returned: every record from `begin` to before `end`."""
+    def extend(self, partition: int, begin: int, end: int, records: Iterable[Record]) -> Block:
+        """Keep what the tail returned, every record from `begin` to before `end`; return the block that has it."""
         blocks = self._blocks.setdefault(partition, [])
         block = blocks[-1] if blocks else None
         if block is None or block.end != begin or block.size > BLOCK_BYTES:
@@ -112,6 +112,7 @@ class History:
             block.committed |= {offset for offset in early if offset < end}
             early -= block.committed
         self._evict()
+        return block
 
     def insert(self, block: Block) -> None:
         """Keep a block that a scan returned below the position of the committed reader, unless a part of it is there."""
