@@ -38,9 +38,12 @@ _BLOCK_OVERHEAD = 2000
 class Record(Protocol):
     """A record as a reader returns it."""
 
-    offset: int
-    key: bytes | None
-    value: bytes | None
+    @property
+    def offset(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
 
 
 class Block:

@@ -8,19 +8,26 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from aiokafka import TopicPartition as KafkaTopicPartition
+from aiokafka.admin import RecordsToDelete
 
 from streamworker.client.ids import new_job_id
 from streamworker.config import KafkaSettings
+from streamworker.errors import KafkaRefused
 from streamworker.gateway.event_log import KafkaEventLog, LogOptions
 from streamworker.gateway.feeds import (
     START,
+    BrokerUnavailable,
+    CursorLost,
     FeedEvent,
+    InvalidCursor,
     JobNotFound,
     Replay,
 )
 from streamworker.gateway.search import SearchLimits
 from tests.integration.events import delta, ended, home, started
-from tests.integration.test_brokers import create, producer
+from tests.integration.stage import eventually
+from tests.integration.test_brokers import admin, create, producer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -80,6 +87,12 @@ class Topic:
         """Write a whole job."""
         values = [delta(job_id, seq) for seq in range(1, deltas + 1)]
         return await self.write(job_id, started(job_id), *values, ended(job_id, deltas + 1))
+
+    async def delete_before(self, partition: int, offset: int) -> None:
+        """Delete the records before an offset, as retention does."""
+        at = KafkaTopicPartition(self.name, partition)
+        async with admin(self.broker) as client:
+            await client.delete_records({at: RecordsToDelete(before_offset=offset)})
 
     @asynccontextmanager
     async def log(self, observer: Counts | None = None, **options: Any) -> AsyncIterator[KafkaEventLog]:
@@ -223,3 +236,327 @@ async def test_event_log_replaces_the_replay(topic: Topic, replay: Replay) -> No
         assert first.kind == "snapshot"
         assert b'"content":"Hello"' in first.value
         assert first.seq == 2
+
+
+async def test_event_log_cursor_of_a_deleted_event_begins_anew_or_is_lost(topic: Topic) -> None:
+    """At the job's `started` if the log has it; else it is lost, as a place before the log's beginning is."""
+    other = new_job_id()
+    async with topic.log() as log:
+        old = await log.place(other)
+        await topic.write(other, *[delta(other, seq) for seq in range(1, 4)])
+        await topic.delete_before(home(other, PARTITIONS), 2)
+        job_id = next(one for one in iter(new_job_id, "") if home(one, PARTITIONS) == home(other, PARTITIONS))
+        await topic.write_job(job_id)
+        partition = home(job_id, PARTITIONS)
+        for lost in (f"{partition}.0.1.e8b7be43", f"{partition}.2.1.00000000", f"{partition}.99.1.e8b7be43"):
+            feed = await log.open(job_id, cursor=lost)
+            assert feed.resumed_from == START
+            assert seqs(await rest(feed)) == [0, 1, 2, 3, 4]
+        for gone in (old, f"{partition}.99.1.e8b7be43", f"{partition}.99.w", f"{1 - partition}.0.w"):
+            with pytest.raises(CursorLost):
+                await log.open(other, cursor=gone)
+        with pytest.raises(InvalidCursor):
+            await log.open(job_id, cursor="7")
+
+
+async def test_event_log_does_not_find_a_job_whose_events_were_deleted(topic: Topic) -> None:
+    """Its id is older than the log."""
+    old = new_job_id(time.time_ns() // 1_000_000 - 7_200_000)
+    partition = home(old, PARTITIONS)
+    async with topic.log() as log:
+        await topic.write_job(old)
+        await topic.delete_before(partition, 5)
+        await topic.write("noise", *[delta("noise", seq) for seq in range(3)])
+        with pytest.raises(JobNotFound, match="older than the log") as caught:
+            await log.open(old)
+    assert caught.value.searched_from <= time.time_ns() // 1_000_000 - 7_200_000
+
+
+async def test_event_log_snapshot_follows_a_job_from_queue_to_end(topic: Topic) -> None:
+    """`wait_s` returns as soon as the job ends; an ended job is remembered until it runs again."""
+    job_id = new_job_id()
+    async with topic.log() as log:
+        place = await log.place(job_id)
+        waiting = await log.snapshot(job_id, cursor=place)
+        assert (waiting.status, waiting.cursor, waiting.has_ended) == ("waiting", place, False)
+        await topic.write(job_id, started(job_id), delta(job_id, 1, "Hi"))
+        running = await log.snapshot(job_id)
+        assert (running.status, running.model, running.attempts_seen) == ("running", "m", 1)
+        assert running.choices[0]["message"]["content"] == "Hi"
+        assert (await log.snapshot(job_id, wait_s=0.05)).status == "running"
+        asking = asyncio.create_task(log.snapshot(job_id, cursor=place, wait_s=20))
+        await topic.write(job_id, ended(job_id, 2))
+        done = await asyncio.wait_for(asking, 10)
+        assert (done.status, done.ending_value) == ("completed", ended(job_id, 2))
+        assert done.cursor.endswith(".end")
+        assert await log.snapshot(job_id, cursor=running.cursor) is done
+        assert log._feeds == {}
+        again = started(job_id).replace(b'"attempt": "a"', b'"attempt": "b"').replace(b'"t"', b'"t2"')
+        await topic.write(job_id, again)
+        await eventually(lambda: log._ended.get(job_id.encode(), 0) is None)
+
+
+async def test_event_log_over_a_cursor_behind_the_end_has_nothing(topic: Topic) -> None:
+    """Without a request to Kafka."""
+    async with topic.log() as log:
+        feed = await log.open("j", cursor="0.7.1.e8b7be43.end")
+        assert feed.is_over
+        assert await feed.next() is None
+        feed.close()
+
+
+async def test_event_log_delta_waits_for_no_transaction_of_another_producer(
+    topic: Topic, topics: Callable[[str], str]
+) -> None:
+    """A worker that died within its transaction delays terminal events alone."""
+    job_id = new_job_id()
+    delays = []
+    async with topic.log() as log, producer(topic.broker, transactional_id=topics("tx")) as dead:
+        feed = await log.open(job_id, cursor=await log.place(job_id))
+        await dead.begin_transaction()
+        await dead.send_and_wait(topic.name, b"{}", key=b"x", partition=home(job_id, PARTITIONS))
+        await topic.write(job_id, started(job_id))
+        assert await feed.next() is not None
+        for seq in range(1, 101):
+            began = time.monotonic()
+            await topic.write(job_id, delta(job_id, seq))
+            event = await asyncio.wait_for(feed.next(), 5)
+            assert event is not None
+            assert event.seq == seq
+            delays.append(time.monotonic() - began)
+        await topic.write(job_id, ended(job_id, 101))
+        assert feed.take() is None
+        waiting = asyncio.create_task(feed.next())
+        assert not (await asyncio.wait([waiting], timeout=0.5))[0]
+        late = await log.open(job_id)
+        assert len([await late.next() for _ in range(101)]) == 101
+        await dead.abort_transaction()
+        last = await asyncio.wait_for(waiting, 10)
+        assert last is not None
+        assert last.kind == "usage"
+        assert seqs(await rest(late)) == [101]
+
+    delays.sort()
+    print(f"delta behind an open transaction: p50 {delays[50] * 1e3:.1f} ms, max {delays[-1] * 1e3:.1f} ms")  # noqa: T201
+    assert delays[50] < 0.1
+    assert delays[-1] < 1
+
+
+async def test_event_log_does_not_show_an_ending_that_is_rolled_back(
+    topic: Topic, topics: Callable[[str], str]
+) -> None:
+    """Neither live nor in a replay, before and after the rollback; the next attempt follows."""
+    job_id = new_job_id()
+    partition = home(job_id, PARTITIONS)
+    async with topic.log() as log, producer(topic.broker, transactional_id=topics("tx")) as worker:
+        feeds = [await log.open(job_id, cursor=await log.place(job_id))]
+        await topic.write(job_id, started(job_id), delta(job_id, 1))
+        await worker.begin_transaction()
+        await worker.send_and_wait(topic.name, ended(job_id, 2), key=job_id.encode(), partition=partition)
+        feeds.append(await log.open(job_id))
+        await worker.abort_transaction()
+        feeds.append(await log.open(job_id))
+        async with topic.log() as other:
+            feeds.append(await other.open(job_id))
+            assert (await other.snapshot(job_id)).status == "running"
+            again = [
+                value.replace(b'"attempt": "a"', b'"attempt": "b"').replace(b'"new"', b'"redelivered"')
+                for value in (started(job_id), delta(job_id, 1), ended(job_id, 2))
+            ]
+            await topic.write(job_id, *again)
+            found = [await rest(feed) for feed in feeds]
+    kinds = ["started", "delta", "started", "delta", "usage"]
+    assert [[event.kind for event in events] for events in found] == [kinds] * 4
+    assert {events[-1].attempt for events in found} == {"b"}
+
+
+async def test_event_log_slow_client_gets_everything_and_delays_no_other(topic: Topic) -> None:
+    """Its mailbox is bounded; the rest waits in the log."""
+    job_id = new_job_id()
+    counts = Counts()
+    values = [delta(job_id, seq, "x" * 500) for seq in range(1, 3000)]
+    async with topic.log(counts, mailbox_bytes=64 << 10, history_bytes=256 << 10) as log:
+        slow = await log.open(job_id, cursor=await log.place(job_id))
+        quick = await log.open(job_id, cursor=await log.place(job_id))
+        reading = asyncio.create_task(rest(quick))
+        await topic.write(job_id, started(job_id), *values, ended(job_id, 3000))
+        assert seqs(await reading) == list(range(3001))
+        assert not slow.is_live
+        assert slow.mailbox.queued_bytes < 70 << 10
+        found = []
+        while (event := await slow.next()) is not None:
+            assert slow.mailbox.queued_bytes < 70 << 10
+            found.append(event.seq)
+
+    assert found == list(range(3001))
+    assert counts.overflows >= 1
+    assert counts.feeds == 0
+
+
+async def test_event_log_many_reconnects_read_each_record_once(topic: Topic) -> None:
+    """500 clients come back one after the other, with cursors from all over the outage."""
+    jobs = [new_job_id() for _ in range(100)]
+    cursors: list[tuple[str, str, int]] = []
+    async with topic.log() as log:
+        feeds = [await log.open(job_id, cursor=await log.place(job_id)) for job_id in jobs]
+        for seq in range(6):
+            kind = started if seq == 0 else delta
+            await asyncio.gather(*(topic.write(job_id, kind(job_id, seq)) for job_id in jobs))
+        for job_id, feed in zip(jobs, feeds, strict=True):
+            for seq in range(5):
+                event = await feed.next()
+                assert event is not None
+                cursors.append((job_id, event.cursor, seq))
+    await topic.write("noise", *[delta("noise", seq) for seq in range(5000)])
+    counts = Counts()
+    async with topic.log(counts) as log:
+        reconnecting = []
+        for number, (job_id, cursor, _) in enumerate(cursors):
+            reconnecting.append(asyncio.create_task(log.open(job_id, cursor=cursor)))
+            if number % 25 == 0:
+                await asyncio.sleep(0.005)
+        feeds = await asyncio.gather(*reconnecting)
+        for feed, (_, cursor, seq) in zip(feeds, cursors, strict=True):
+            assert feed.resumed_from == cursor
+            events = [event for _ in range(5 - seq) if (event := await feed.next())]
+            assert seqs(events) == list(range(seq + 1, 6))
+        await asyncio.gather(*(topic.write(job_id, ended(job_id, 6)) for job_id in jobs))
+        endings = await asyncio.gather(*map(rest, feeds))
+
+    assert [seqs(events) for events in endings] == [[6]] * 500
+    print(f"500 reconnects read {counts.records} of {5000 + 600} records")  # noqa: T201
+    assert counts.records <= 2 * 5600
+
+
+async def test_event_log_survives_a_broker_restart_within_a_job(
+    topic: Topic, apache_kafka: ApacheKafka
+) -> None:
+    """A live feed, and one whose replay has just begun, go on by themselves."""
+    job_id = new_job_id()
+    async with topic.log() as log, topic.log() as other:
+        feed = await log.open(job_id, cursor=await log.place(job_id))
+        await topic.write(job_id, started(job_id), *[delta(job_id, seq) for seq in range(1, 4)])
+        reading = asyncio.create_task(rest(feed, 60))
+        late = await other.open(job_id)
+        await asyncio.to_thread(apache_kafka.restart)
+        assert log.is_ready
+        await topic.write(job_id, *[delta(job_id, seq) for seq in range(4, 7)], ended(job_id, 7))
+        assert seqs(await reading) == list(range(8))
+        assert seqs(await rest(late, 60)) == list(range(8))
+
+
+async def test_event_log_reports_a_broker_that_does_not_answer(
+    topic: Topic, apache_kafka: ApacheKafka
+) -> None:
+    """Only where it cannot be answered otherwise: a partition that is read already gives its place."""
+    job_id = new_job_id()
+    here = next(one for one in iter(new_job_id, "") if home(one) == home(job_id))
+    other = next(one for one in iter(new_job_id, "") if home(one) != home(job_id))
+    async with topic.log(timeout_s=1.0) as log:
+        await log.place(job_id)
+        apache_kafka.pause()
+        try:
+            assert await log.place(here)
+            feed = await log.open(here, cursor=await log.place(here))
+            for failing in (log.place(other), log.open(here), log.snapshot(other)):
+                with pytest.raises(BrokerUnavailable):
+                    await failing
+        finally:
+            apache_kafka.resume()
+        await topic.write_job(here)
+        assert seqs(await rest(feed)) == [0, 1, 2, 3, 4]
+        assert await asyncio.wait_for(log.place(other), 20)
+
+
+async def test_event_log_pauses_a_partition_without_feeds_and_reads_it_again(topic: Topic) -> None:
+    """What was written meanwhile is found; what is written then comes at once."""
+    job_id, later = new_job_id(), ""
+    counts = Counts()
+    async with topic.log(counts, idle_s=0.1) as log:
+        later = next(one for one in iter(new_job_id, "") if home(one) == home(job_id))
+        feed = await log.open(job_id, cursor=await log.place(job_id))
+        assert counts.followed == 1
+        await topic.write(job_id, started(job_id))
+        event = await feed.next()
+        assert event is not None
+        feed.close()
+        await eventually(lambda: counts.followed == 0)
+        place = log.position(home(job_id))
+        await topic.write(job_id, *[delta(job_id, seq) for seq in range(1, 4)])
+        assert log.position(home(job_id)) == place
+        resumed = await log.open(job_id, cursor=event.cursor)
+        events = [one for _ in range(3) if (one := await resumed.next())]
+        assert seqs(events) == [1, 2, 3]
+        await topic.write(job_id, ended(job_id, 4))
+        assert seqs(await rest(resumed)) == [4]
+        await topic.write_job(later)
+        assert seqs(await rest(await log.open(later))) == [0, 1, 2, 3, 4]
+
+
+async def test_event_log_that_reads_all_knows_every_job_by_its_id(topic: Topic) -> None:
+    """Also ids without a time, and without a scan."""
+    counts = Counts()
+    limits = SearchLimits(lookback_s=0.001, max_records=1)
+    async with topic.log(counts, reads_all=True, limits=limits) as log:
+        for number in range(20):
+            await topic.write_job(f"order-{number}")
+        await eventually(lambda: len(log._known) == 20)
+        found = [seqs(await rest(await log.open(f"order-{number}"))) for number in range(20)]
+    assert found == [[0, 1, 2, 3, 4]] * 20
+    assert counts.records == 0
+    assert counts.replays == ["known"] * 20
+
+
+async def test_event_log_finds_jobs_from_before_partitions_were_added(topic: Topic) -> None:
+    """In the partition of the former count."""
+    job_id = next(one for one in iter(new_job_id, "") if home(one) == 1)
+    await topic.writer.send_and_wait(topic.name, started(job_id), key=job_id.encode(), partition=0)
+    await topic.writer.send_and_wait(topic.name, ended(job_id, 1), key=job_id.encode(), partition=0)
+    async with topic.log(former_partitions=(1,)) as log:
+        feed = await log.open(job_id)
+        events = await rest(feed)
+        assert seqs(events) == [0, 1]
+        assert seqs(await rest(await log.open(job_id, cursor=events[0].cursor))) == [1]
+        fresh = await log.open(new_job_id())
+        fresh.close()
+        assert log._feeds == {}
+
+
+async def test_event_log_that_stops_ends_its_feeds(topic: Topic) -> None:
+    """A reader that waits is woken; the log is not ready any more."""
+    async with topic.log(home_name="gateway-1", home_count=1) as log:
+        ids = [log.new_id("acme") for _ in range(10)]
+        assert {log.partition(one) for one in ids} == log._home
+        assert all(one.startswith("acme.") for one in ids)
+        feed = await log.open(ids[0], cursor=await log.place(ids[0]))
+        waiting = asyncio.create_task(feed.next())
+        await asyncio.sleep(0)
+    with pytest.raises(BrokerUnavailable, match="stopping"):
+        await waiting
+    assert not log.is_ready
+    feed.close()
+
+
+async def test_event_log_position_cursor_skips_what_was_searched(topic: Topic) -> None:
+    """A quiet feed's place moves with the tail; after an event it is that event's cursor."""
+    job_id = new_job_id()
+    other = next(one for one in iter(new_job_id, "") if home(one) == home(job_id))
+    async with topic.log() as log:
+        feed = await log.open(job_id)
+        before = feed.place()
+        await topic.write_job(other)
+        await eventually(lambda: feed.place() != before)
+        resumed = await log.open(job_id, cursor=feed.place())
+        await topic.write(job_id, started(job_id))
+        event = await resumed.next()
+        assert event is not None
+        assert resumed.place() == event.cursor == resumed.cursor
+        assert feed.place() in {before, feed.cursor, resumed.resumed_from}
+
+
+async def test_event_log_of_a_topic_that_does_not_exist_says_so(topic: Topic) -> None:
+    """And leaves nothing open."""
+    topic.name = "never-created"
+    with pytest.raises(KafkaRefused, match="topics create"):
+        async with topic.log():
+            pass

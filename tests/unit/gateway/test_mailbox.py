@@ -57,7 +57,7 @@ def test_mailbox_behind_a_cursor_at_whose_offset_the_job_has_nothing_is_lost() -
     """The record there belongs to another job, or retention deleted it."""
     mailbox = Mailbox("j", 0, 5, committed=100, cursor=Cursor(0, 5, 1, A))
     mailbox.passed(5)
-    assert mailbox.opening is Opening.PENDING
+    assert mailbox.wants_records
     mailbox.passed(6)
     assert mailbox.opening is Opening.LOST
 
@@ -90,7 +90,7 @@ def test_mailbox_search_ends_at_its_limit() -> None:
     """Unless the first event was found before."""
     spent, found = (Mailbox("j", 0, 0, committed=100, scan_limit=10) for _ in range(2))
     spent.passed(10)
-    assert spent.opening is Opening.PENDING
+    assert spent.wants_records
     spent.passed(11)
     assert spent.opening is Opening.SPENT
     found.replay(3, started("j"), FINAL)
