@@ -56,7 +56,7 @@ class Topic:
 
 
 class Tail:
-    """Stands for `TopicTail`. It reads when it is told to."""
+    """Stands for `TopicTail`. It reads when the test calls `read`."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class Tail:
         self.positions[partition] = offset
 
     def read(self, count: int) -> None:
-        """Read at most so many offsets."""
+        """Read at most `count` offsets."""
         start = self.positions[0]
         stop = min(start + count, self.topic.end(committed_only=self.committed_only))
         if self.is_paused or start >= stop:

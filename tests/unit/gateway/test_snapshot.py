@@ -91,7 +91,7 @@ def test_snapshot_before_the_first_event_is_waiting() -> None:
     assert not job.has_ended
 
 
-def test_snapshot_of_a_message_beyond_the_limit_names_what_is_left_out() -> None:
+def test_snapshot_of_a_message_beyond_the_limit_names_the_omitted_parts() -> None:
     """Its memory is bounded."""
     deltas = [delivery(Kind.DELTA, delta("j", seq, "x" * 100)) for seq in range(1, 50)]
     event = json.loads(built(HELLO[0], *deltas, limit_bytes=1000).event())
