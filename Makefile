@@ -59,6 +59,7 @@ coverage: $(READY) ## statements and branches that tests run, per module, and th
 chaos: $(READY) ## crash workers, brokers and upstreams at random, on Apache Kafka (ARGS="--seeds 20")
 	$(BIN)/python -m tests.chaos --apache --seeds 20 $(ARGS)
 	$(BIN)/python -m tests.chaos.moves --kills --job-s 4 --returns 3
+	$(BIN)/python -m tests.chaos.holds
 
 $(PEERS): $(READY) requirements/bench.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt

@@ -308,7 +308,7 @@ class MemoryCommitStores:
 
     metadata_limit = 4096
 
-    def __init__(self, *, max_record_bytes: float = inf) -> None:
+    def __init__(self, *, max_record_bytes: float = inf, max_commit_bytes: float = inf) -> None:
         self.commits: list[Commit] = []
         self.points: dict[TopicPartition, CommitPoint] = {}
         self.under_way: list[Commit] = []
@@ -319,6 +319,8 @@ class MemoryCommitStores:
         self.opening = _open_gate()
         self.committing = _open_gate()
         self.max_record_bytes = max_record_bytes
+        self.max_commit_bytes = max_commit_bytes
+        """Bytes of all records of one commit, as a broker checks a batch."""
         self._owners: dict[TopicPartition, MemoryCommitStore | None] = {}
         self._offsets: defaultdict[TopicPartition, int] = defaultdict(int)
 
@@ -378,6 +380,8 @@ class MemoryCommitStores:
         for record in commit.records:
             if record.size > self.max_record_bytes:
                 raise RecordTooLarge(f"a record of {record.size} bytes")
+        if (size := sum(record.size for record in commit.records)) > self.max_commit_bytes:
+            raise RecordTooLarge(f"a commit of {size} bytes")
 
 
 class MemoryCommitStore:

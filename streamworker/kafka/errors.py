@@ -113,9 +113,13 @@ def _text(error: BaseException) -> str:
 
 def _original(error: BaseException) -> Any:
     """Return the broker's error behind aiokafka's "Unexpected error during batch delivery" and the like."""
-    while isinstance(error.__cause__, errors.KafkaError) and str(error).startswith("Unexpected error"):
+    while isinstance(error.__cause__, errors.KafkaError) and _is_wrapper(error):
         error = error.__cause__
     return error
+
+
+def _is_wrapper(error: BaseException) -> bool:
+    return bool(error.args) and str(error.args[0]).startswith("Unexpected error")
 
 
 def _translated_class(error: errors.KafkaError) -> type[KafkaError]:

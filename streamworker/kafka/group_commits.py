@@ -90,7 +90,8 @@ class GroupCommitStores:
         """Publish the records that are not in `written`, wait for them, then mark the point as ready to commit.
 
         `written` maps `id(record)` to the records of an earlier call that were acknowledged and their offsets, and is
-        updated. Returns the offsets of the records. Raises RecordTooLarge if the broker refused a record.
+        updated: a commit that is refused is repeated in parts. Returns the offsets of the records. Raises RecordTooLarge
+        if the broker refused a record.
         """
         unwritten = [(record, self._sink.receipt()) for record in records if id(record) not in written]
         for record, receipt in unwritten:
@@ -105,8 +106,7 @@ class GroupCommitStores:
                 written[id(record)] = record, receipt.offset
         if refusal is not None:
             raise refusal
-        offsets = [written[id(record)][1] for record in records]
-        written.clear()
+        offsets = [written.pop(id(record))[1] for record in records]
         self._points[partition] = _Uncommitted(epoch, point)
         return offsets
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec import UNSET
 
 from streamworker.limits.adaptive_limit import AdaptiveLimit, CallRate, RateLimitPause
+from streamworker.limits.call_budget import CallBudget
 from streamworker.limits.circuit import CircuitState, HoldReason
 from streamworker.limits.window import SlidingWindow
 from streamworker.model import ErrorCode
@@ -110,6 +111,7 @@ class UpstreamLimiter:
         self._pause = RateLimitPause()
         self._streams_limit = AdaptiveLimit(max_streams)
         self._rate = CallRate()
+        self._budget = CallBudget()
         self._requests = None if requests_per_minute is None else SlidingWindow(requests_per_minute)
         self._tokens = None if tokens_per_minute is None else SlidingWindow(tokens_per_minute)
         self._keeps_reserved_tokens = keeps_reserved_tokens
@@ -125,10 +127,10 @@ class UpstreamLimiter:
         """Whether the circuit is open."""
         return self.circuit.state is CircuitState.OPEN
 
-    @property
-    def is_limited(self) -> bool:
+    def is_limited(self, now: float) -> bool:
         """Whether calls wait for a limit that was learned from the upstream's refusals."""
-        return self._streams_limit.is_limited or self._rate.interval_s > 0 or self._pause.is_repeated
+        is_slowed = self._rate.interval_s > 0 or self._pause.is_repeated
+        return is_slowed or self._streams_limit.is_limited or self._budget.is_known(now)
 
     def pause_s(self, now: float) -> float:
         """Return the seconds until a pause after a 429 ends; 0 if there is none."""
@@ -140,6 +142,7 @@ class UpstreamLimiter:
             self.circuit.wait_s(now),
             self._pause.wait_s(now),
             self._rate.wait_s(now),
+            self._budget.wait_s(now),
             self._streams_limit.wait_s(self.streams, now),
         ]
         if self._requests is not None:
@@ -153,6 +156,7 @@ class UpstreamLimiter:
         self.streams += 1
         self._streams_limit.enter()
         self._rate.enter(now)
+        self._budget.enter(now)
         is_probe = self.circuit.enter(now)
         if self._requests is not None:
             self._requests.take(1, now)
@@ -231,6 +235,7 @@ class UpstreamLimiter:
 
     def _refused_for_rate(self, slot: Slot, error: JobError, now: float, random: float) -> None:
         advised_s = None if error.retry_after_ms is UNSET else error.retry_after_ms / 1000
+        self._budget.refused(slot.entered_at, now, advised_s)
         if not self._pause.refused(now, began=slot.entered_at, advised_s=advised_s, random=random):
             return
         cut = 1.0

@@ -9,7 +9,7 @@ from streamworker.progress.offset_map import FULL, LIMIT, OffsetMap, encode_map
 from streamworker.progress.tracker import OffsetTracker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
 __all__ = ["MAX_AHEAD", "PartitionProgress"]
 
@@ -69,17 +69,25 @@ class PartitionProgress:
         else:
             del self._deliveries[offset]
 
-    def point(self) -> CommitPoint:
-        """Return what to commit now. Every point is different, so that a commit can be recognised in the log."""
+    def point(self, *, finishing: Collection[int] = ()) -> CommitPoint:
+        """Return what to commit now, with the open offsets that this commit finishes.
+
+        They stay open until `finish`, because the broker may refuse the commit. Every point is different, so that a
+        commit can be recognised in the log.
+        """
         self._commits += 1
-        committed = self._tracker.position
         # A record that was compacted away after a crash is never fetched again; its count is dropped when it
         # is passed.
         self._deliveries = {
-            offset: count for offset, count in self._deliveries.items() if offset >= committed
+            offset: count for offset, count in self._deliveries.items() if offset >= self._tracker.position
         }
-        finished = self._tracker.finished_beyond
-        offset_map = OffsetMap(finished, self._deliveries, f"{self._commit_id}.{self._commits}")
+        committed, finished = self._tracker.after(finishing)
+        deliveries = {
+            offset: count
+            for offset, count in self._deliveries.items()
+            if offset >= committed and offset not in finished
+        }
+        offset_map = OffsetMap(finished, deliveries, f"{self._commit_id}.{self._commits}")
         metadata = encode_map(committed, offset_map)
         self._map_size, self._beyond = len(metadata), len(finished)
         self.is_cut = self._map_size > self._limit

@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
 __all__ = ["OffsetTracker"]
 
@@ -75,6 +75,17 @@ class OffsetTracker:
         """
         if not self._incomplete and offset > self._position:
             self._succeed(offset - 1)
+
+    def after(self, offsets: Collection[int]) -> tuple[int, frozenset[int]]:
+        """Return what `position` and `finished_beyond` will be when these open offsets are finished; change nothing."""
+        while self._order and self._order[0] not in self._incomplete:
+            heappop(self._order)
+        if self._order and self._order[0] not in offsets:  # the lowest one stays open
+            return self._position, frozenset(self._finished.union(offsets))
+        highest = max(self._highest_succeeded, *offsets) if offsets else self._highest_succeeded
+        lowest = min(self._incomplete.difference(offsets), default=highest + 1)
+        position = max(self._position, lowest)
+        return position, frozenset(one for one in self._finished.union(offsets) if one >= position)
 
     def is_finished(self, offset: int) -> bool:
         """Whether this offset is finished: below the position, or known as finished beyond it."""

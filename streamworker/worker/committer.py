@@ -50,10 +50,6 @@ class _Entry(NamedTuple):
     def size(self) -> int:
         return sum(record.size for record in self.records)
 
-    @property
-    def largest(self) -> int:
-        return max((record.size for record in self.records), default=0)
-
 
 class PartitionCommitter:
     """Open it, run `run` as a task, and add entries.
@@ -162,20 +158,14 @@ class PartitionCommitter:
             if not self._waiting:
                 self._filled.clear()
             try:
-                offsets = await self._commit(entries)
-                busy_s = self.busy_s
+                await self._commit(entries)
             except KafkaError as error:
                 self._lost(str(error))
                 return
             finally:
                 self._busy_since = None
                 self._succeeded.set()
-            for entry in entries:
-                if not entry.done.done():
-                    entry.done.set_result(offsets[0] if entry.records and offsets else None)
-                offsets = offsets[len(entry.records) :]
             self._under_way = []
-            self._report(entries, busy_s)
 
     async def close(self) -> None:
         """Cancel all entries and close the store. Waiting entries are not written; those in progress may be."""
@@ -210,32 +200,50 @@ class PartitionCommitter:
         self._filled.set()
         return done
 
-    async def _commit(self, entries: list[_Entry]) -> Sequence[int | None]:
-        """Commit the entries, or their fallbacks; return the offsets of their records."""
-        for entry in entries:
-            if entry.offset is not None:
-                self.progress.finish(entry.offset)
+    async def _commit(self, entries: list[_Entry]) -> None:
+        """Commit the entries; where the broker refuses them for their size, in halves.
+
+        An entry that is refused alone is replaced by its fallback.
+        """
         self._busy_since = asyncio.get_running_loop().time()
         while True:
-            records = [record for entry in entries for record in entry.records]
-            point = self.progress.point()
-            if self.progress.is_cut:
-                log.error("commit.offset_map_cut", partition=str(self.partition), size=self.progress.map_size)
             try:
-                return await self._committer.commit(records, point)
+                offsets = await self._write(entries)
             except RecordTooLarge as refusal:
-                log.error("commit.record_refused", partition=str(self.partition), reason=str(refusal))  # noqa: TRY400 - not a bug, so without a trace
-                if not _fall_back(entries):
+                facts = {"partition": str(self.partition), "entries": len(entries), "reason": str(refusal)}
+                log.error("commit.record_refused", **facts)  # noqa: TRY400 - not a bug, so without a trace
+                if len(entries) > 1:
+                    middle = len(entries) // 2
+                    await self._commit(entries[:middle])
+                    await self._commit(entries[middle:])
+                    return
+                if entries[0].fallback:
+                    entries = [entries[0]._replace(records=entries[0].fallback, fallback=())]
+                else:
                     # The topic accepts less than at the start. Nothing is skipped, and no job is run again, which would
                     # be paid for again: the commit waits until the topic's limit is raised.
                     await asyncio.sleep(_REFUSED_BACKOFF_S)
+            else:
+                self._settle(entries, offsets)
+                return
 
+    async def _write(self, entries: list[_Entry]) -> Sequence[int | None]:
+        """Commit the entries at once, and mark what they finish as finished; return the offsets of their records."""
+        finishing = [entry.offset for entry in entries if entry.offset is not None]
+        point = self.progress.point(finishing=finishing)
+        if self.progress.is_cut:
+            log.error("commit.offset_map_cut", partition=str(self.partition), size=self.progress.map_size)
+        offsets = await self._committer.commit([record for entry in entries for record in entry.records], point)
+        for offset in finishing:
+            self.progress.finish(offset)
+        return offsets
 
-def _fall_back(entries: list[_Entry]) -> bool:
-    """Replace the largest records that have a fallback; return False if there are none."""
-    replaceable = [index for index, entry in enumerate(entries) if entry.fallback]
-    if not replaceable:
-        return False
-    index = max(replaceable, key=lambda index: entries[index].largest)
-    entries[index] = entries[index]._replace(records=entries[index].fallback, fallback=())
-    return True
+    def _settle(self, entries: list[_Entry], offsets: Sequence[int | None]) -> None:
+        """Report a durable commit to those that wait for it, and to the observer."""
+        busy_s, self._busy_since = self.busy_s, None
+        self._succeeded.set()
+        for entry in entries:
+            if not entry.done.done():
+                entry.done.set_result(offsets[0] if entry.records and offsets else None)
+            offsets = offsets[len(entry.records) :]
+        self._report(entries, busy_s)

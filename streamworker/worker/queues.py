@@ -291,7 +291,8 @@ class UpstreamQueue:
         """Why jobs are held back: a `HoldReason`, or `rate_limited`; None if they are not."""
         if self.limiter.circuit.state is not CircuitState.CLOSED:
             return self.limiter.circuit.reason
-        is_limited = self.limiter.is_limited or self.limiter.pause_s(self._loop.time()) > 0
+        now = self._loop.time()
+        is_limited = self.limiter.is_limited(now) or self.limiter.pause_s(now) > 0
         return _RATE_LIMITED if is_limited else None
 
     @property

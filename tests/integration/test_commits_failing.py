@@ -63,3 +63,20 @@ async def test_commits_that_are_refused_start_no_new_calls(apache: Stage, tmp_pa
     assert await failing() == []
     assert len(apache.practice.calls) == 12
     assert apache.breaches() == []
+
+
+async def test_commit_that_the_topic_refuses_for_its_size_is_written_in_halves(apache: Stage) -> None:
+    """The events topic accepts less than at the start: each record fits, and many terminal events at once do not."""
+    await apache.open(events_partitions=1)
+    worker = await apache.process()
+    await worker.logged("worker.started")
+    await apache.set_topic(apache.events_topic, max_message_bytes=2500)
+    await apache.submit_many([(f"job-{number}", "practice?deltas=1", 0) for number in range(60)])
+    ends = await apache.ended()
+
+    assert {end["status"] for end in ends} == {"completed"}
+    assert len(apache.practice.calls) == 60
+    refused = [line["entries"] for line in worker.lines("commit.record_refused")]
+    assert refused
+    assert min(refused) > 1
+    assert apache.breaches() == []

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from aiokafka import conn
+from aiokafka import AIOKafkaConsumer, conn
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from structlog.testing import capture_logs
 
+from streamworker.app import App
 from streamworker.errors import KafkaRefused, KafkaUnavailable
 from streamworker.kafka import compat
 from streamworker.kafka.sink import KafkaSink
@@ -97,11 +99,28 @@ async def test_group_that_refuses_the_member_ends_the_worker_with_advice(
     await apache.open()
     settings = apache.settings(**over)
     settings.worker.__dict__["session_timeout_s"] = 3600.0
-    from streamworker.app import App
-
     with pytest.raises(KafkaRefused, match=text):
         async with asyncio.timeout(20):
             await App(settings).run()
+
+
+async def test_group_of_another_program_ends_the_worker_with_advice(apache: Stage) -> None:
+    """INCONSISTENT_GROUP_PROTOCOL: a consumer with another assignor has the same group id."""
+    await apache.open()
+    foreign = AIOKafkaConsumer(
+        apache.jobs_topic,
+        bootstrap_servers=apache.broker.bootstrap,
+        group_id=apache.group,
+        partition_assignment_strategy=(RoundRobinPartitionAssignor,),
+    )
+    await foreign.start()
+    try:
+        with pytest.raises(KafkaRefused, match="another program is a member of this group, with another assignor"):
+            async with asyncio.timeout(20):
+                await App(apache.settings()).run()
+        assert foreign.assignment()
+    finally:
+        await foreign.stop()
 
 
 async def test_member_that_holds_up_a_rebalance_is_reported(apache: Stage) -> None:

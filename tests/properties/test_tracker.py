@@ -70,6 +70,21 @@ class TopicPartition(RuleBasedStateMachine):
         self.tracker.finish(offset)
         self.done.add(offset)
 
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def finish_together(self, data: st.DataObject) -> None:
+        """A commit knows beforehand what it will have finished, and changes nothing if it is refused."""
+        offsets = data.draw(st.lists(st.sampled_from(sorted(self.open)), min_size=1, unique=True))
+        before = self.tracker.position, self.tracker.finished_beyond
+        after = self.tracker.after(offsets)
+        assert (self.tracker.position, self.tracker.finished_beyond) == before
+        if data.draw(st.booleans(), label="accepted"):
+            for offset in offsets:
+                self.tracker.finish(offset)
+            self.open -= set(offsets)
+            self.done |= set(offsets)
+            assert (self.tracker.position, self.tracker.finished_beyond) == after
+
     @rule()
     def commit(self) -> None:
         """Commit."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from aiokafka import errors
 
-from streamworker.kafka.errors import describe_error
+from streamworker.errors import Fenced, KafkaError, KafkaRefused, KafkaUnavailable, RecordTooLarge
+from streamworker.kafka.errors import describe_error, translate_errors
 
 
 @pytest.mark.parametrize(
@@ -38,3 +39,54 @@ from streamworker.kafka.errors import describe_error
 def test_error_of_kafka_is_described_without_class_names_and_reprs(error: Exception, text: str) -> None:
     """The text is the broker's name for the error and its description, followed by details and advice."""
     assert describe_error(error) == text
+
+
+def chain(*links: Exception) -> Exception:
+    """Return the first exception; each is caused by the next one."""
+    for error, cause in zip(links, links[1:], strict=False):
+        error.__cause__ = cause
+    return links[0]
+
+
+HIDDEN = "Unexpected error during batch delivery"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (
+            chain(errors.KafkaError(HIDDEN), errors.MessageSizeTooLargeError("12 bytes")),
+            RecordTooLarge,
+            "MESSAGE_SIZE_TOO_LARGE",
+        ),
+        (
+            chain(errors.KafkaError(HIDDEN), errors.KafkaError(HIDDEN), errors.InvalidTimestampError()),
+            KafkaUnavailable,
+            "is this machine's clock right?",
+        ),
+        (chain(errors.KafkaError(HIDDEN), errors.ProducerFenced()), Fenced, ""),
+        (
+            chain(errors.KafkaError("Unexpected error"), errors.TopicAuthorizationFailedError("events")),
+            KafkaRefused,
+            "names the missing ACL",
+        ),
+        # A cause that is not Kafka's says less than the error itself.
+        (chain(errors.KafkaError(HIDDEN), ValueError("private")), KafkaUnavailable, HIDDEN),
+        (
+            chain(errors.NodeNotReadyError("node 1"), errors.ProducerFenced()),
+            KafkaUnavailable,
+            "writing: node 1",
+        ),
+    ],
+    ids=["too large", "two links", "fenced", "refused", "not kafka's", "own text"],
+)
+def test_error_that_hides_the_brokers_reason_is_translated_by_its_cause(
+    error: Exception, kind: type[KafkaError], text: str
+) -> None:
+    """aiokafka wraps the broker's answer to a batch; its class and its text are those of the answer."""
+    with pytest.raises(KafkaError) as caught, translate_errors("writing"):
+        raise error
+
+    assert type(caught.value) is kind
+    assert text in str(caught.value)
+    assert (HIDDEN in str(caught.value)) is (text == HIDDEN)

@@ -116,9 +116,18 @@ class Outcome(NamedTuple):
 
 
 def run(  # noqa: C901 - one branch per happening
-    server: Server, *, jobs: int = 200, round_trip_s: float, stream_s: float, seed: int = 1
+    server: Server,
+    *,
+    jobs: int = 200,
+    round_trip_s: float,
+    stream_s: float,
+    seed: int = 1,
+    delay_s: float = 0.0,
 ) -> Outcome:
-    """Run jobs at a server, through a limiter that knows nothing about it."""
+    """Run jobs at a server, through a limiter that knows nothing about it.
+
+    The answer to a refused call takes up to `delay_s` longer: other calls are accepted in between.
+    """
     limiter = UpstreamLimiter("a", circuit=Circuit(failures=10, open_s=5), max_streams=256)
     random = Random(seed)
     happenings: list[tuple[float, int, str, Any]] = []
@@ -143,7 +152,8 @@ def run(  # noqa: C901 - one branch per happening
                 case "arrives":
                     is_accepted, after_s = server.call(now)
                     answer = "answered" if is_accepted else "refused"
-                    happen(now + round_trip_s / 2, answer, (subject, after_s))
+                    late_s = delay_s * random.random() if delay_s and not is_accepted else 0.0
+                    happen(now + round_trip_s / 2 + late_s, answer, (subject, after_s))
                     if is_accepted:
                         happen(now + stream_s, "ends at the server")
                 case "answered":

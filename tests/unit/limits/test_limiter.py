@@ -103,7 +103,7 @@ def test_limiter_refused_calls_lower_the_number_of_streams_but_open_no_circuit()
         limiter.leave(call, 0)
 
     assert verdicts == [Verdict.WAIT] * 3
-    assert (limiter.limit(2), limiter.is_limited) == (7, True)
+    assert (limiter.limit(2), limiter.is_limited(2)) == (7, True)
     assert limiter.pause_s(2) == limiter.wait_s(None, 2) == 0.5
     assert not limiter.is_open
 

@@ -99,6 +99,19 @@ def test_progress_count_of_a_compacted_record_is_dropped() -> None:
     assert deliveries(point) == {5: 1}
 
 
+def test_progress_point_of_a_commit_that_finishes_offsets_keeps_them_open() -> None:
+    """A commit that is refused is repeated in parts, which finish fewer offsets."""
+    progress = make()
+    for offset in (0, 1, 2):
+        begin(progress, offset)
+    whole = progress.point(finishing=[0, 2])
+    part = progress.point(finishing=[2])
+
+    assert (whole.offset, deliveries(whole), decode_map(*whole).finished) == (1, {1: 1}, {2})
+    assert (part.offset, deliveries(part), decode_map(*part).finished) == (0, {0: 1, 1: 1}, {2})
+    assert progress.incomplete == 3
+
+
 def test_progress_undo_count_removes_one_delivery() -> None:
     """Earlier deliveries are kept."""
     progress = make(0, OffsetMap(deliveries={1: 2}))

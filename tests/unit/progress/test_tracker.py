@@ -131,3 +131,23 @@ def test_position_advances_over_offsets_without_records_only_while_nothing_is_op
     assert tracker.position == 20
     assert tracker.finished_beyond == frozenset()
     assert tracker.begin(19) is False
+
+
+def test_after_returns_the_position_that_finishing_will_give() -> None:
+    """Nothing changes before `finish`: the broker may refuse the commit."""
+    tracker = OffsetTracker(0)
+    for offset in (0, 1, 2, 5):
+        tracker.begin(offset)
+    tracker.finish(1)
+
+    assert tracker.after([]) == (0, {1})
+    assert tracker.after([2]) == (0, {1, 2})
+    assert tracker.after([0]) == (2, frozenset())
+    assert tracker.after([0, 5]) == (2, {5})
+    assert tracker.after([0, 2, 5]) == (6, frozenset())
+    assert (tracker.position, tracker.finished_beyond, tracker.incomplete) == (0, {1}, 3)
+
+
+def test_after_without_open_offsets_is_the_present_position() -> None:
+    """A commit without ends changes no position."""
+    assert OffsetTracker(3, finished={5}).after([]) == (3, {5})

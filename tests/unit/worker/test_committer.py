@@ -222,16 +222,16 @@ async def test_committer_refused_for_size_writes_the_fallback(bench: Bench) -> N
     with capture_logs() as logs:
         await asyncio.gather(done, other)
 
-    commit = bench.only()
-    assert texts(commit.records) == ["usage 0", "usage 1"]
-    assert commit.point.offset == 2
-    assert [entry["event"] for entry in logs] == ["commit.record_refused"]
+    assert [(texts(commit.records), commit.point.offset) for commit in bench.broker.commits] == [
+        (["usage 0"], 1),
+        (["usage 1"], 2),
+    ]
+    refusals = [(entry["event"], entry["entries"]) for entry in logs]
+    assert refusals == [("commit.record_refused", 2), ("commit.record_refused", 1)]
     assert bench.lost == []
 
 
-async def test_committer_refused_for_size_replaces_the_largest_first_and_only_as_much_as_needed(
-    bench: Bench,
-) -> None:
+async def test_committer_refused_for_size_replaces_only_what_is_refused_alone(bench: Bench) -> None:
     """A dead letter that fits keeps its value when another one does not fit."""
     await bench.open(0, 1, 2)
     bench.broker.max_record_bytes = 100
@@ -241,7 +241,49 @@ async def test_committer_refused_for_size_replaces_the_largest_first_and_only_as
     ]
     await asyncio.gather(*done)
 
-    assert texts(bench.only().records) == ["0" * 50, "emptied 1", "emptied 2"]
+    assert texts(bench.broker.records()) == ["0" * 50, "emptied 1", "emptied 2"]
+
+
+async def test_committer_whose_whole_commit_is_too_large_halves_it(bench: Bench) -> None:
+    """The topic accepts each record but not all of them in one batch: none is replaced, and none is written twice."""
+    await bench.open(*range(8))
+    bench.broker.max_commit_bytes = 3 * record("x" * 50).size
+    entries = [
+        bench.committer.finish(offset, [record(str(offset) * 50)], fallback=[record("emptied")])
+        for offset in range(8)
+    ]
+    await asyncio.gather(*entries)
+
+    assert [len(commit.records) for commit in bench.broker.commits] == [2, 2, 2, 2]
+    assert texts(bench.broker.records()) == [str(offset) * 50 for offset in range(8)]
+    assert [commit.point.offset for commit in bench.broker.commits] == [2, 4, 6, 8]
+
+
+async def test_committer_half_of_a_refused_commit_finishes_only_its_own_offsets(bench: Bench) -> None:
+    """A worker that dies between the halves repeats the jobs of the second one, and no other job."""
+    await bench.open(0, 1, 2, 3)
+    bench.broker.max_commit_bytes = 2 * record("x" * 50).size
+    done = [bench.committer.finish(offset, [record(str(offset) * 50)]) for offset in (1, 3, 0, 2)]
+    await asyncio.gather(*done)
+
+    first, second = [commit.point for commit in bench.broker.commits]
+    assert [finished_by(first, offset) for offset in range(4)] == [False, True, False, True]
+    assert second.offset == 4
+
+
+async def test_committer_refused_entry_without_fallback_delays_no_entry_before_it(bench: Bench) -> None:
+    """The entries before the refused one are committed, and their jobs end, while it waits for a higher limit."""
+    await bench.open(0, 1)
+    bench.broker.max_record_bytes = 100
+    before = bench.committer.finish(0, [record("usage 0")])
+    refused = bench.committer.finish(1, [record("x" * 200)])
+    await before
+    assert not refused.done()
+    assert bench.committer.progress.position == 1
+    bench.broker.max_record_bytes = 1000
+    await refused
+
+    assert [commit.point.offset for commit in bench.broker.commits] == [1, 2]
 
 
 async def test_committer_refused_for_size_repeats_the_commit_with_the_same_entries(bench: Bench) -> None:

@@ -1,4 +1,4 @@
-"""A broker with a small `offset.metadata.max.bytes`."""
+"""A broker with a small `offset.metadata.max.bytes`, and a `group.max.size` of two."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def small_kafka() -> Iterator[brokers.ApacheKafka]:
-    """Start a broker that accepts 80 bytes of offset metadata."""
+    """Start a broker that accepts 80 bytes of offset metadata, and two members in a group."""
+    limits = "offset.metadata.max.bytes=80\ngroup.max.size=2\n"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(brokers, "PROPERTIES", brokers.PROPERTIES + "offset.metadata.max.bytes=80\n")
+        patch.setattr(brokers, "PROPERTIES", brokers.PROPERTIES + limits)
         kafka = brokers.ApacheKafka()
         try:
             kafka.start()
@@ -59,3 +60,17 @@ async def test_jobs_are_accepted_as_far_as_the_offset_map_fits(small: Stage) -> 
     assert worker.lines("commit.offset_map_cut") == []
     assert worker.lines("commit.transaction_failed") == []
     assert small.breaches() == []
+
+
+@pytest.mark.kafka
+async def test_group_that_is_full_ends_the_worker_with_advice(small: Stage) -> None:
+    """The third worker names the broker's setting; the two others go on."""
+    await small.open(partitions=2)
+    members = [await small.process() for _ in range(2)]
+    for member in members:
+        await member.logged("worker.started")
+    third = await small.process()
+
+    assert await third.exit_code() == 1
+    assert "has as many members as the broker's group.max.size allows: raise it, or run fewer workers" in third.tail()
+    assert [member.is_running for member in members] == [True, True]
