@@ -9,6 +9,7 @@
     │   ├── KafkaRefused        the broker rejected the request; a person has to change something
     │   │   └── InstanceFenced  another process joined the group under this worker's instance id
     │   ├── RecordTooLarge      one record exceeds the limit; the next ones may not
+    │   ├── MetadataTooLarge    the metadata of a commit exceeds the broker's limit
     │   └── Fenced              another worker owns this partition now
     ├── UpstreamError           a try failed outside of the event stream; carries a `JobError`
     └── Stopped                 the worker is stopping; the request that was waiting is abandoned
@@ -32,6 +33,7 @@ __all__ = [
     "KafkaError",
     "KafkaRefused",
     "KafkaUnavailable",
+    "MetadataTooLarge",
     "RecordTooLarge",
     "Stopped",
     "StreamworkerError",
@@ -74,6 +76,10 @@ class InstanceFenced(KafkaRefused):
 
 class RecordTooLarge(KafkaError):
     """A record exceeds the producer's or the topic's size limit."""
+
+
+class MetadataTooLarge(KafkaError):
+    """The metadata of a commit exceeds the broker's `offset.metadata.max.bytes`."""
 
 
 class Fenced(KafkaError):

@@ -165,6 +165,10 @@ class Observer(Protocol):
         """A request to Kafka failed and will be retried."""
         ...
 
+    def telemetry_failed(self) -> None:
+        """A method of this observer raised an exception after a durable commit, which is a bug."""
+        ...
+
 
 class TrySpan(Protocol):
     """The span of one upstream call."""

@@ -189,7 +189,8 @@ class CommitStore(Protocol):
 
         Raises:
             Fenced: another worker owns the partition; nothing was written.
-            RecordTooLarge: the broker rejected one of the records; nothing was written.
+            RecordTooLarge: the broker rejected one of the records, or all of them at once; nothing was committed.
+            MetadataTooLarge: the broker rejected the point's metadata; nothing was committed.
         """
         ...
 

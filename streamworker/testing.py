@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
-from streamworker.errors import Fenced, KafkaError, KafkaRefused, RecordTooLarge
+from streamworker.errors import Fenced, KafkaError, KafkaRefused, MetadataTooLarge, RecordTooLarge
 from streamworker.model import CommitPoint, ConsumerRecord, Coordinates, ProducerRecord, TopicPartition
 from streamworker.pump import Pump
 
@@ -306,8 +306,6 @@ class Commit(NamedTuple):
 class MemoryCommitStores:
     """The broker's side of commits: `commits` lists them in order, `points` holds each partition's last one."""
 
-    metadata_limit = 4096
-
     def __init__(self, *, max_record_bytes: float = inf, max_commit_bytes: float = inf) -> None:
         self.commits: list[Commit] = []
         self.points: dict[TopicPartition, CommitPoint] = {}
@@ -318,6 +316,8 @@ class MemoryCommitStores:
         self.commit_errors: deque[KafkaError] = deque()
         self.opening = _open_gate()
         self.committing = _open_gate()
+        self.metadata_limit = 4096
+        """Characters of metadata that a commit may have. A store that is created knows it; a later change is not known."""
         self.max_record_bytes = max_record_bytes
         self.max_commit_bytes = max_commit_bytes
         """Bytes of all records of one commit, as a broker checks a batch."""
@@ -377,6 +377,8 @@ class MemoryCommitStores:
             raise Fenced(f"{owner.partition} is another's")
         if self.commit_errors:
             raise self.commit_errors.popleft()
+        if len(commit.point.metadata) > self.metadata_limit:
+            raise MetadataTooLarge(f"metadata of {len(commit.point.metadata)} characters")
         for record in commit.records:
             if record.size > self.max_record_bytes:
                 raise RecordTooLarge(f"a record of {record.size} bytes")
@@ -578,6 +580,9 @@ class MemoryObserver:
 
     def kafka_failed(self, part: KafkaPart) -> None:
         self.calls.append(("kafka_failed", (part,)))
+
+    def telemetry_failed(self) -> None:
+        self.calls.append(("telemetry_failed", ()))
 
 
 async def _wait(step: Step) -> None:

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from aiokafka import errors
 
-from streamworker.errors import Fenced, KafkaError, KafkaRefused, KafkaUnavailable, RecordTooLarge
+from streamworker.errors import (
+    Fenced,
+    KafkaError,
+    KafkaRefused,
+    KafkaUnavailable,
+    MetadataTooLarge,
+    RecordTooLarge,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,6 +134,8 @@ def _translated_class(error: errors.KafkaError) -> type[KafkaError]:
         return Fenced
     if isinstance(error, _TOO_LARGE):
         return RecordTooLarge
+    if isinstance(error, errors.OffsetMetadataTooLargeError):
+        return MetadataTooLarge
     if isinstance(error, _REFUSED):
         return KafkaRefused
     return KafkaUnavailable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
-from streamworker.errors import KafkaError, RecordTooLarge
+from streamworker.errors import KafkaError, MetadataTooLarge, RecordTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +44,7 @@ class GroupCommitStores:
         self._consumer = consumer
         self._sink = sink
         self._points: dict[TopicPartition, _Uncommitted] = {}
+        self._refused: set[TopicPartition] = set()  # their metadata may be what a commit was refused for
         self._committing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
@@ -91,8 +92,11 @@ class GroupCommitStores:
 
         `written` maps `id(record)` to the records of an earlier call that were acknowledged and their offsets, and is
         updated: a commit that is refused is repeated in parts. Returns the offsets of the records. Raises RecordTooLarge
-        if the broker refused a record.
+        if the broker refused a record, and MetadataTooLarge if it refused the metadata of an earlier point.
         """
+        if partition in self._refused:
+            self._refused.remove(partition)
+            raise MetadataTooLarge(f"{partition}: the broker refused the metadata of an earlier commit")
         unwritten = [(record, self._sink.receipt()) for record in records if id(record) not in written]
         for record, receipt in unwritten:
             self._sink.publish(record, receipt)
@@ -140,6 +144,8 @@ class GroupCommitStores:
                     {partition: point for partition, (_, point) in points.items()}
                 )
             except KafkaError as error:
+                if isinstance(error, MetadataTooLarge):  # the error does not name the partition
+                    self._refused |= {partition for partition, (_, point) in points.items() if point.metadata}
                 log.warning("offsets.commit_failed", reason=str(error))
                 if self._observer is not None:
                     self._observer.kafka_failed("commit")

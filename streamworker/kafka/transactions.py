@@ -14,7 +14,7 @@ from aiokafka import TopicPartition as KafkaTopicPartition
 from aiokafka.errors import KafkaError as ForeignKafkaError
 from aiokafka.structs import OffsetAndMetadata
 
-from streamworker.errors import Fenced, KafkaError, KafkaUnavailable, RecordTooLarge
+from streamworker.errors import Fenced, KafkaError, KafkaUnavailable, MetadataTooLarge, RecordTooLarge
 from streamworker.kafka.acls import RequiredAcls, transactional_id
 from streamworker.kafka.clients import close_producer, new_transactional_producer, start_producer
 from streamworker.kafka.errors import translate_errors
@@ -113,7 +113,8 @@ class _TransactionalCommitStore:
 
         Raises:
             Fenced: another worker owns the partition.
-            RecordTooLarge: the broker refuses one of the records; nothing was committed.
+            RecordTooLarge: the broker refuses one of the records, or all of them at once; nothing was committed.
+            MetadataTooLarge: the broker refuses the point's metadata; nothing was committed.
         """
         while True:
             try:
@@ -124,7 +125,7 @@ class _TransactionalCommitStore:
                 self._failed("commit.transaction_failed", error)
                 if await self._recover(point):
                     break
-                if isinstance(error, RecordTooLarge):
+                if isinstance(error, RecordTooLarge | MetadataTooLarge):
                     raise
         self._last = point
         self._outage_log.worked()

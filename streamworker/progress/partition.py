@@ -18,6 +18,10 @@ MAX_AHEAD = 16_384
 """Finished offsets that may lie beyond the committed one. Each commit iterates over all of them."""
 
 
+MIN_LIMIT = 64
+"""Characters of metadata that every broker is taken to accept: a map without offsets has fewer."""
+
+
 class PartitionProgress:
     """Progress of one assignment of one partition.
 
@@ -92,6 +96,14 @@ class PartitionProgress:
         self._map_size, self._beyond = len(metadata), len(finished)
         self.is_cut = self._map_size > self._limit
         return CommitPoint(committed, _cut(committed, offset_map, self._limit) if self.is_cut else metadata)
+
+    def metadata_refused(self) -> int:
+        """Halve the limit, because the broker refused the last point's metadata; return the new limit.
+
+        The broker's own limit cannot be read without the permission DESCRIBE_CONFIGS.
+        """
+        self._limit = max(MIN_LIMIT, min(self._map_size, self._limit) // 2)
+        return self._limit
 
     @property
     def map_size(self) -> int:

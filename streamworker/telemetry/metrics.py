@@ -87,6 +87,10 @@ JOB_ERRORS = _counter("job_errors_total", "Durable terminal events with an error
 JOB_CRASHES = _counter(
     "job_crashes_total", "Attempts that ended with an unexpected exception of the worker and were repeated."
 )
+TELEMETRY_FAILURES = _counter(
+    "telemetry_failures_total",
+    "Exceptions in logs or metrics after a durable commit, which are bugs; the commit stays, and no job runs again.",
+)
 JOBS_ABANDONED = _counter(
     "jobs_abandoned_total",
     "Jobs returned without a terminal event, for the next owner of their partition.",
@@ -277,6 +281,7 @@ TABLE = (
     JOBS_ENDED,
     JOB_ERRORS,
     JOB_CRASHES,
+    TELEMETRY_FAILURES,
     JOBS_ABANDONED,
     JOBS_OPEN,
     OLDEST_JOB,

@@ -276,6 +276,10 @@ class Telemetry:
         """Count a failed request to Kafka that is repeated."""
         self._metrics.add(table.KAFKA_FAILURES, 1, part)
 
+    def telemetry_failed(self) -> None:
+        """Count an exception in logs or metrics after a durable commit."""
+        self._metrics.add(table.TELEMETRY_FAILURES)
+
     def _begin_reasons_at_zero(self) -> None:
         for reason in get_args(LossReason):
             self._metrics.add(table.RECORDS_LOST, 0, reason)

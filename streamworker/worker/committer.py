@@ -8,11 +8,12 @@ all, and the number of deliveries is committed with `started`.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
-from streamworker.errors import KafkaError, RecordTooLarge
+from streamworker.errors import KafkaError, MetadataTooLarge, RecordTooLarge
 from streamworker.progress.offset_map import LIMIT, Damaged, OffsetMap, decode_map
 from streamworker.progress.partition import PartitionProgress
 from streamworker.redaction import without_message
@@ -33,6 +34,7 @@ MAX_COMMIT_BYTES = 1 << 20
 """Bytes of one commit's records; a commit has at least one entry, however large."""
 
 _REFUSED_BACKOFF_S = 5.0
+_METADATA_BACKOFF_S = 0.1
 
 STALLED_S = 5.0
 """How long a commit may take before its partition accepts and starts no more jobs, and the worker is not ready."""
@@ -191,6 +193,8 @@ class PartitionCommitter:
             self._observer.committed([record for entry in entries for record in entry.records], busy_s)
         except Exception as error:
             log.error("telemetry.failed", exc_info=without_message(error))  # noqa: TRY400 - without the exception's text
+            with suppress(Exception):
+                self._observer.telemetry_failed()
 
     def _add(
         self, offset: int | None, records: Sequence[ProducerRecord], fallback: Sequence[ProducerRecord] = ()
@@ -223,6 +227,11 @@ class PartitionCommitter:
                     # The topic accepts less than at the start. Nothing is skipped, and no job is run again, which would
                     # be paid for again: the commit waits until the topic's limit is raised.
                     await asyncio.sleep(_REFUSED_BACKOFF_S)
+            except MetadataTooLarge as refusal:
+                limit = self.progress.metadata_refused()
+                facts = {"partition": str(self.partition), "limit": limit, "reason": str(refusal)}
+                log.error("commit.metadata_refused", **facts)  # noqa: TRY400 - not a bug, so without a trace
+                await asyncio.sleep(_METADATA_BACKOFF_S)
             else:
                 self._settle(entries, offsets)
                 return
@@ -233,7 +242,9 @@ class PartitionCommitter:
         point = self.progress.point(finishing=finishing)
         if self.progress.is_cut:
             log.error("commit.offset_map_cut", partition=str(self.partition), size=self.progress.map_size)
-        offsets = await self._committer.commit([record for entry in entries for record in entry.records], point)
+        offsets = await self._committer.commit(
+            [record for entry in entries for record in entry.records], point
+        )
         for offset in finishing:
             self.progress.finish(offset)
         return offsets

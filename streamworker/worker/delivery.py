@@ -61,7 +61,6 @@ class Delivery:
         if self._timeouts.pending is None:
             async with self._timeouts.watch():
                 await held.enter_async_context(self._turn)
-                await self._committer.flowing()
         upstreams: Sequence[str] = self._accepted.upstreams
         while upstreams:
             upstreams = await self._make_attempt(upstreams)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from random import uniform
 from typing import TYPE_CHECKING
 
@@ -280,6 +280,8 @@ class Jobs:
                 except Exception as error:
                     if delivery.is_finished:  # nothing may run a job again whose terminal event is durable
                         log.error("job.crashed_after_its_end", exc_info=without_message(error))  # noqa: TRY400 - the text may repeat the prompt
+                        with suppress(Exception):
+                            self._observer.telemetry_failed()
                         return None
                     log.error("job.crashed", job_id=delivery.job.job_id, exc_info=without_message(error))  # noqa: TRY400 - the exception's text may repeat the prompt
                     self._observer.job_crashed(delivery.job)

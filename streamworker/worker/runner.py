@@ -204,17 +204,26 @@ class AttemptRunner:
             if self._next_try_s:
                 await self._queues.rest(self._next_try_s)
             try:
-                self._slot = await self._queues.enter(
-                    upstreams,
-                    self._job,
-                    value=self._accepted.value,
-                    is_retry=is_retry,
-                    is_patient=not (is_retry and self._queues.has_open(self.fallbacks)),
-                    since=self._waits_since,
-                )
+                self._slot = await self._enter(upstreams, is_retry=is_retry)
             except UpstreamError as refusal:
                 return refusal.error
         return self._timeouts.interrupted_by
+
+    async def _enter(self, upstreams: Sequence[str], *, is_retry: bool) -> Slot:
+        """Wait for a slot, and for commits to succeed: the result of a call could not be recorded. Raises UpstreamError."""
+        while True:
+            await self._committer.flowing()
+            slot = await self._queues.enter(
+                upstreams,
+                self._job,
+                value=self._accepted.value,
+                is_retry=is_retry,
+                is_patient=not (is_retry and self._queues.has_open(self.fallbacks)),
+                since=self._waits_since,
+            )
+            if not self._committer.is_stalled:
+                return slot
+            self._queues.release(slot)  # commits began to fail while the job waited
 
     # Tries
 

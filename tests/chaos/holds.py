@@ -70,9 +70,7 @@ SCENARIOS = {
 
 async def play(scenario: Scenario, broker: Broker, topics: Callable[[str], str], directory: Path) -> Report:
     """Run the jobs of one scenario through one worker; return the report."""
-    directory.mkdir(parents=True, exist_ok=True)
-    key = directory / "key"
-    key.write_text("sk-wrong" if scenario.refused_s else _KEY)
+    key = _write_key(directory, "sk-wrong" if scenario.refused_s else _KEY)
     loop = asyncio.get_running_loop()
     async with (
         PracticeUpstream(api_key=_KEY, limits=scenario.limits) as practice,
@@ -106,9 +104,15 @@ async def play(scenario: Scenario, broker: Broker, topics: Callable[[str], str],
         )
 
 
+def _write_key(directory: Path, key: str) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    (path := directory / "key").write_text(key)
+    return path
+
+
 async def _replace(key: Path, after_s: float) -> None:
     await asyncio.sleep(after_s)
-    key.write_text(_KEY)
+    _write_key(key.parent, _KEY)
 
 
 def _code(end: Mapping[str, dict[str, object] | None]) -> str:

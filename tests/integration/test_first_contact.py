@@ -115,7 +115,9 @@ async def test_group_of_another_program_ends_the_worker_with_advice(apache: Stag
     )
     await foreign.start()
     try:
-        with pytest.raises(KafkaRefused, match="another program is a member of this group, with another assignor"):
+        with pytest.raises(
+            KafkaRefused, match="another program is a member of this group, with another assignor"
+        ):
             async with asyncio.timeout(20):
                 await App(apache.settings()).run()
         assert foreign.assignment()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -62,6 +63,40 @@ async def test_jobs_are_accepted_as_far_as_the_offset_map_fits(small: Stage) -> 
     assert small.breaches() == []
 
 
+_LIMIT_UNKNOWN = """
+import streamworker.kafka.committed_offsets as committed_offsets
+
+async def read_metadata_limit(admin):
+    return committed_offsets.METADATA_LIMIT
+
+committed_offsets.read_metadata_limit = read_metadata_limit
+"""
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+async def test_limit_that_cannot_be_read_is_learned_from_a_refused_commit(
+    small: Stage, delivery: str
+) -> None:
+    """A worker without DESCRIBE_CONFIGS takes Kafka's default, and lowers it until its commits are accepted."""
+    small.bug = _LIMIT_UNKNOWN
+    await small.open()
+    worker = await small.process(
+        worker__delivery=delivery, worker__commit_interval_s=0.2, worker__max_in_flight=700
+    )
+    await small.submit("older", "practice?deltas=60&pace_ms=60")
+    chance = Random(1)  # in no pattern, which an offset map would shorten
+    jobs = [(f"job-{n}", f"practice?deltas={chance.choice([2, 40])}&pace_ms=50", 0) for n in range(600)]
+    await small.submit_many(jobs)
+    ends = await small.ended(limit_s=60)
+
+    assert {end["status"] for end in ends} == {"completed"}
+    assert len(small.practice.calls) == len(small.jobs)
+    assert worker.lines("commit.metadata_refused")
+    assert await small.commit_breaches() == []
+    assert small.breaches() == []
+
+
 @pytest.mark.kafka
 async def test_group_that_is_full_ends_the_worker_with_advice(small: Stage) -> None:
     """The third worker names the broker's setting; the two others go on."""
@@ -72,5 +107,8 @@ async def test_group_that_is_full_ends_the_worker_with_advice(small: Stage) -> N
     third = await small.process()
 
     assert await third.exit_code() == 1
-    assert "has as many members as the broker's group.max.size allows: raise it, or run fewer workers" in third.tail()
+    assert (
+        "has as many members as the broker's group.max.size allows: raise it, or run fewer workers"
+        in third.tail()
+    )
     assert [member.is_running for member in members] == [True, True]

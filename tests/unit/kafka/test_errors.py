@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from aiokafka import errors
 
@@ -43,7 +45,7 @@ def test_error_of_kafka_is_described_without_class_names_and_reprs(error: Except
 
 def chain(*links: Exception) -> Exception:
     """Return the first exception; each is caused by the next one."""
-    for error, cause in zip(links, links[1:], strict=False):
+    for error, cause in pairwise(links):
         error.__cause__ = cause
     return links[0]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pytest
-from aiokafka.errors import MessageSizeTooLargeError, ProducerFenced
+from aiokafka.errors import MessageSizeTooLargeError, OffsetMetadataTooLargeError, ProducerFenced
 
-from streamworker.errors import Fenced, RecordTooLarge
+from streamworker.errors import Fenced, MetadataTooLarge, RecordTooLarge
 from streamworker.kafka.transactions import TransactionalCommitStores
 from streamworker.model import CommitPoint, ProducerRecord, TopicPartition
 from streamworker.testing import MemoryObserver
@@ -100,3 +100,14 @@ async def test_commit_with_a_record_that_is_too_large_leaves_the_store_usable(st
     await stage.store.commit([record(b"smaller")], SECOND)
 
     assert stage.broker.values == [b"first", b"smaller"]
+
+
+async def test_commit_with_too_much_metadata_leaves_the_store_usable(stage: Stage) -> None:
+    """The committer lowers its limit and commits again, with a new producer."""
+    stage.broker.errors.append(OffsetMetadataTooLargeError())
+
+    with pytest.raises(MetadataTooLarge, match=r"offset\.metadata\.max\.bytes is below"):
+        await stage.store.commit([record(b"second")], SECOND)
+    await stage.store.commit([record(b"second")], SECOND)
+
+    assert stage.broker.values == [b"first", b"second"]

@@ -36,9 +36,7 @@ def test_limit_per_minute_that_names_its_waits_is_exceeded_by_the_first_burst_al
     stream_s: float, delay_s: float
 ) -> None:
     """Every later period makes as many calls as the upstream accepts, or tries one more."""
-    outcome = run(
-        PerMinute(is_exact=True), jobs=600, round_trip_s=0.005, stream_s=stream_s, delay_s=delay_s
-    )
+    outcome = run(PerMinute(is_exact=True), jobs=600, round_trip_s=0.005, stream_s=stream_s, delay_s=delay_s)
 
     assert outcome.calls <= 600 + 31 + 10
     assert outcome.seconds <= 600 + 60

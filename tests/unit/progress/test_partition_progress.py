@@ -6,7 +6,7 @@ import random
 from typing import TYPE_CHECKING
 
 from streamworker.progress.offset_map import FULL, LIMIT, MAX_OFFSETS, OffsetMap, decode_map
-from streamworker.progress.partition import PartitionProgress
+from streamworker.progress.partition import MIN_LIMIT, PartitionProgress
 
 if TYPE_CHECKING:
     from streamworker.model import CommitPoint
@@ -255,3 +255,28 @@ def test_progress_with_a_small_limit_is_full_before_its_map_exceeds_it() -> None
     progress.finish(0)
     progress.point()
     assert not progress.is_full
+
+
+def test_progress_whose_metadata_is_refused_halves_its_limit_down_to_a_bound() -> None:
+    """Every broker accepts a map without offsets."""
+    progress = make()
+    for offset in range(4000):
+        begin(progress, offset)
+    for offset in random.Random(1).sample(range(1, 4000), 400):
+        progress.finish(offset)
+    size = len(progress.point().metadata)
+    limits = []
+    for _ in range(8):
+        limits.append(progress.metadata_refused())
+        assert len(progress.point().metadata) <= limits[-1]
+
+    assert limits[:2] == [size // 2, size // 4]
+    assert limits[-1] == MIN_LIMIT
+    assert progress.is_full
+
+
+def test_progress_map_without_offsets_fits_the_least_limit() -> None:
+    """The commit id is at its longest."""
+    progress = PartitionProgress(1 << 60, OffsetMap(), commit_id="0" * 32)
+
+    assert len(progress.point().metadata) <= MIN_LIMIT

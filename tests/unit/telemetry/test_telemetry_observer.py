@@ -404,7 +404,10 @@ def test_failures_are_counted(watch: Watch) -> None:
     watch.telemetry.partition_fenced(TopicPartition("t", 0))
     watch.telemetry.kafka_failed("sink")
     watch.telemetry.kafka_failed("sink")
+    assert watch["telemetry_failures_total"] == 0
+    watch.telemetry.telemetry_failed()
 
+    assert watch["telemetry_failures_total"] == 1
     assert watch["job_crashes_total"] == watch["partitions_fenced_total"] == 1
     assert watch["kafka_failures_total{part=sink}"] == 2
     assert watch["kafka_failures_total{part=commit}"] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -479,7 +480,7 @@ async def test_committer_whose_observer_raises_goes_on(bench: Bench) -> None:
         def committed(self, *_: object) -> None:
             raise ZeroDivisionError("a bug")
 
-    bench.committer._observer = Observer()
+    observer = bench.committer._observer = Observer()
     await bench.open(0, 1)
     with capture_logs() as logs:
         await bench.committer.finish(0, [record("first")])
@@ -487,6 +488,43 @@ async def test_committer_whose_observer_raises_goes_on(bench: Bench) -> None:
 
     assert len(bench.broker.commits) == 2
     assert [entry["event"] for entry in logs] == ["telemetry.failed"] * 2
+    assert observer.all("telemetry_failed") == [()] * 2
+
+
+async def test_committer_whose_observer_raises_also_when_that_is_counted_goes_on(bench: Bench) -> None:
+    """The metric of the failure may be what is broken."""
+
+    class Observer(MemoryObserver):
+        def committed(self, *_: object) -> None:
+            raise ZeroDivisionError("a bug")
+
+        def telemetry_failed(self) -> None:
+            raise ZeroDivisionError("the same bug")
+
+    bench.committer._observer = Observer()
+    await bench.open(0)
+    await bench.committer.finish(0, [record("first")])
+
+    assert len(bench.broker.commits) == 1
+    assert not bench.has_ended
+
+
+async def test_committer_refused_for_its_metadata_halves_the_limit_until_it_fits(bench: Bench) -> None:
+    """The broker's limit cannot be read without a permission. The records are written once, with a shorter map."""
+    bench.broker.metadata_limit = 80
+    await bench.open(*range(2000))
+    ended = Random(1).sample(range(1, 2000), 400)  # in no pattern, which a map would shorten
+    with capture_logs() as logs:
+        await asyncio.gather(*(bench.committer.finish(offset, [record(str(offset))]) for offset in ended))
+
+    commit = bench.only()
+    assert commit.point.offset == 0
+    assert len(commit.point.metadata) <= 80
+    limits = [entry["limit"] for entry in logs if entry["event"] == "commit.metadata_refused"]
+    assert limits == sorted(limits, reverse=True)
+    assert limits[0] > 80
+    assert texts(commit.records) == [str(offset) for offset in ended]
+    assert not bench.has_ended
 
 
 async def test_committer_whose_commit_takes_long_is_stalled_until_it_succeeds(bench: Bench) -> None:

@@ -20,7 +20,7 @@ from streamworker.testing import (
     Script,
     Step,
 )
-from streamworker.worker.committer import PartitionCommitter
+from streamworker.worker.committer import STALLED_S, PartitionCommitter
 from streamworker.worker.usual import DELTAS_PER_TURN
 from tests.streams import NOW, chunk, data, make_job
 from tests.turnable import quiet, until
@@ -807,3 +807,23 @@ async def test_runner_time_of_other_tasks_does_not_count_as_silence(bench: Bench
     task.cancel()
 
     assert outcome(terminal) == ("completed", None)
+
+
+async def test_runner_that_waited_for_a_slot_makes_no_call_while_commits_fail(bench: Bench) -> None:
+    """The slot is released for a partition whose commits succeed; the job is called when its own succeed again."""
+    runner = bench.runner([FINISH, DONE], policy={"max_streams": 1})
+    queues = runner.runner._queues
+    other = await queues.enter(["default"], make_job())
+    bench.task = asyncio.create_task(runner.play())
+    await quiet()
+    bench.broker.committing.clear()
+    bench.committer.touch()
+    await asyncio.sleep(STALLED_S + 1)
+    assert bench.committer.is_stalled
+    queues.release(other)
+    await quiet()
+
+    assert (bench.upstream.calls, queues.in_flight) == ([], 0)
+    bench.broker.committing.set()
+    terminal = await bench.end()
+    assert (terminal["status"], len(bench.upstream.calls)) == ("completed", 1)
