@@ -277,7 +277,11 @@ class MemorySink:
     def acknowledge(self, refusal: RecordTooLarge | None = None) -> None:
         """Acknowledge every outstanding record, or reject it."""
         while self._owed:
-            self._owed.popleft().acknowledge(refusal)
+            self.acknowledge_next(refusal)
+
+    def acknowledge_next(self, refusal: RecordTooLarge | None = None) -> None:
+        """Acknowledge the oldest outstanding record, or reject it."""
+        self._owed.popleft().acknowledge(refusal)
 
     @property
     def has_room(self) -> bool:

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 __all__ = ["GroupCommitStores"]
 
-_LAST_COMMIT_TIMEOUT_S = 2.0
+_REBALANCE_TIMEOUT_S = 2.0
+"""How long a rebalance waits for the last commit of its generation."""
+
+_STOP_TIMEOUT_S = 10.0
+_STOP_RETRY_S = 0.1
 
 log = structlog.get_logger()
 
@@ -55,13 +59,21 @@ class GroupCommitStores:
         self._consumer.uncommitted = lambda: self._points
 
     async def stop(self) -> None:
-        """Commit the remaining offsets. Bounded in time."""
-        self._consumer.before_rebalance = None
+        """Commit the remaining offsets. Bounded in time.
+
+        A commit is refused while the group rebalances; what is not committed here is run again by the next owner.
+        """
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-        await self._commit_soon()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_TIMEOUT_S):
+                await self._commit()
+                while self._points:
+                    await asyncio.sleep(_STOP_RETRY_S)
+                    await self._commit()
+        self._consumer.before_rebalance = None
 
     @property
     def metadata_limit(self) -> int:
@@ -122,7 +134,7 @@ class GroupCommitStores:
     async def _commit_soon(self) -> None:
         with suppress(TimeoutError):
             # Not asyncio.wait_for: before Python 3.12 it can swallow a cancellation.
-            async with asyncio.timeout(_LAST_COMMIT_TIMEOUT_S):
+            async with asyncio.timeout(_REBALANCE_TIMEOUT_S):
                 await self._commit()
 
     async def _commit(self) -> None:

@@ -70,7 +70,7 @@ async def test_commit_that_the_topic_refuses_for_its_size_is_written_in_halves(a
     await apache.open(events_partitions=1)
     worker = await apache.process()
     await worker.logged("worker.started")
-    await apache.set_topic(apache.events_topic, max_message_bytes=2500)
+    await apache.set_topic(apache.events_topic, max_message_bytes="2500")
     await apache.submit_many([(f"job-{number}", "practice?deltas=1", 0) for number in range(60)])
     ends = await apache.ended()
 

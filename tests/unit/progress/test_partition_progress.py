@@ -107,8 +107,8 @@ def test_progress_point_of_a_commit_that_finishes_offsets_keeps_them_open() -> N
     whole = progress.point(finishing=[0, 2])
     part = progress.point(finishing=[2])
 
-    assert (whole.offset, deliveries(whole), decode_map(*whole).finished) == (1, {1: 1}, {2})
-    assert (part.offset, deliveries(part), decode_map(*part).finished) == (0, {0: 1, 1: 1}, {2})
+    assert (whole.offset, deliveries(whole), decode_map(*whole).finished) == (1, {1: 1}, frozenset({2}))
+    assert (part.offset, deliveries(part), decode_map(*part).finished) == (0, {0: 1, 1: 1}, frozenset({2}))
     assert progress.incomplete == 3
 
 

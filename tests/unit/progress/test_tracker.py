@@ -140,14 +140,14 @@ def test_after_returns_the_position_that_finishing_will_give() -> None:
         tracker.begin(offset)
     tracker.finish(1)
 
-    assert tracker.after([]) == (0, {1})
-    assert tracker.after([2]) == (0, {1, 2})
+    assert tracker.after([]) == (0, frozenset({1}))
+    assert tracker.after([2]) == (0, frozenset({1, 2}))
     assert tracker.after([0]) == (2, frozenset())
-    assert tracker.after([0, 5]) == (2, {5})
+    assert tracker.after([0, 5]) == (2, frozenset({5}))
     assert tracker.after([0, 2, 5]) == (6, frozenset())
-    assert (tracker.position, tracker.finished_beyond, tracker.incomplete) == (0, {1}, 3)
+    assert (tracker.position, tracker.finished_beyond, tracker.incomplete) == (0, frozenset({1}), 3)
 
 
 def test_after_without_open_offsets_is_the_present_position() -> None:
     """A commit without ends changes no position."""
-    assert OffsetTracker(3, finished={5}).after([]) == (3, {5})
+    assert OffsetTracker(3, finished={5}).after([]) == (3, frozenset({5}))
