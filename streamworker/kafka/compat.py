@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import contextmanager
+from contextvars import ContextVar
 from time import monotonic
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import aiokafka
 import structlog
@@ -545,6 +546,8 @@ class Membership:
         self._coordinator.on_heartbeat = on_heartbeat
         self._coordinator.refusal = 0
         self._coordinator.doubted_id = None
+        self._coordinator.joins = 0
+        self._coordinator.is_joining = False
 
     @property
     def identity(self) -> tuple[str, int]:
@@ -553,8 +556,13 @@ class Membership:
 
     @property
     def is_rejoining(self) -> bool:
-        """Whether the consumer is about to join the group anew."""
-        return bool(self._coordinator._rejoin_needed_fut.done())
+        """Whether the consumer is about to join the group anew, or is joining it."""
+        return self.is_joining or bool(self._coordinator._rejoin_needed_fut.done())
+
+    @property
+    def is_joining(self) -> bool:
+        """Whether the consumer waits for the other members of the group, or for its assignment."""
+        return bool(self._coordinator.is_joining)
 
     @property
     def has_died(self) -> bool:
@@ -573,9 +581,10 @@ class Membership:
     async def heartbeat(self) -> bool:
         """Send a heartbeat now; return whether the coordinator accepted it. Raises aiokafka's KafkaError.
 
-        If the group does not know the member any more, `identity` changes.
+        If the group does not know the member any more, `identity` changes. None is sent while the consumer joins: the
+        broker would answer it after the JoinGroup request, which may wait for the other members for a whole session.
         """
-        return bool(await self._coordinator._do_heartbeat())
+        return not self.is_joining and bool(await self._coordinator._do_heartbeat())
 
     @property
     def knows_coordinator(self) -> bool:
@@ -592,12 +601,55 @@ class Membership:
         self._coordinator.check_errors()
 
 
+class _Identity(NamedTuple):
+    """What a heartbeat was sent as."""
+
+    member_id: str
+    generation: int
+    joins: int
+
+
+_heartbeat_of: ContextVar[_Identity | None] = ContextVar("heartbeat", default=None)
+"""The identity of the heartbeat whose response this task handles; None outside of a heartbeat."""
+
+
 class _Coordinator(GroupCoordinator):  # type: ignore[misc]  # aiokafka is untyped
-    """A group coordinator that reports answered heartbeats and lets itself be fenced."""
+    """A group coordinator that reports answered heartbeats and lets itself be fenced.
+
+    A response to a heartbeat that was sent before the present join says nothing about it. aiokafka would give up the
+    member id of the new generation for an ILLEGAL_GENERATION of the former one, and the group would wait for that
+    member for a whole session.
+    """
 
     on_heartbeat: Callable[[], None]
     refusal: int
     doubted_id: str | None
+    joins: int
+    is_joining: bool
+
+    async def _do_rejoin_group(self, subscription: Any) -> bool:
+        """Join the group. `joins` counts the attempts."""
+        self.joins += 1
+        self.is_joining = True
+        try:
+            return bool(await super()._do_rejoin_group(subscription))
+        finally:
+            self.is_joining = False
+
+    @property
+    def _is_stale(self) -> bool:
+        """Whether this task handles the response to a heartbeat that another join has overtaken."""
+        sent = _heartbeat_of.get()
+        return sent is not None and (sent != self._identity or self.is_joining)
+
+    @property
+    def _identity(self) -> _Identity:
+        return _Identity(self.member_id, self.generation, self.joins)
+
+    def request_rejoin(self) -> None:
+        """Join the group anew, unless the reason is a response to a heartbeat that is stale."""
+        if not self._is_stale:
+            super().request_rejoin()
 
     async def _send_req(self, request: Any) -> Any:
         """Note error codes that aiokafka does not know: it raises "UnknownError" for them."""
@@ -614,8 +666,14 @@ class _Coordinator(GroupCoordinator):  # type: ignore[misc]  # aiokafka is untyp
         broker answers FENCED_INSTANCE_ID if there is such a process (KIP-345), and UNKNOWN_MEMBER_ID if the session
         has only expired.
         """
+        if self._is_stale:
+            return
         member_id: str = self.member_id  # type: ignore[has-type]
-        super().reset_generation()
+        token = _heartbeat_of.set(None)  # it changes the identity, and then asks for a rejoin
+        try:
+            super().reset_generation()
+        finally:
+            _heartbeat_of.reset(token)
         if (
             self._group_instance_id
             and member_id
@@ -627,9 +685,14 @@ class _Coordinator(GroupCoordinator):  # type: ignore[misc]  # aiokafka is untyp
 
     async def _do_heartbeat(self) -> bool:
         """Send a heartbeat. Nothing else distinguishes a broker that is away from one without records."""
-        if is_answered := await super()._do_heartbeat():
+        token = _heartbeat_of.set(self._identity)
+        try:
+            is_answered = bool(await super()._do_heartbeat())
+        finally:
+            _heartbeat_of.reset(token)
+        if is_answered:
             self.on_heartbeat()
-        return bool(is_answered)
+        return is_answered
 
 
 def _has_failed(task: asyncio.Task[None] | None) -> bool:

@@ -74,6 +74,8 @@ _NOTHING = KafkaTopicPartition("no-topic", 0)
 _NEVER_MS = 10**9
 _JOIN_TIMEOUT_MARGIN_MS = 15_000
 _JOIN_POLL_S = 0.05
+_JOINING_S = 2.0
+"""How long the question for our membership waits for the end of a rebalance."""
 _WATCH_S = 5.0
 _OPEN_TRANSACTION_S = 10.0
 _PAUSE_S = 1.0
@@ -245,6 +247,7 @@ class GroupConsumer:
         membership = self._membership
         if membership is None:
             raise KafkaUnavailable("the worker is joining the group again")
+        await self._wait_while_joining(membership)
         with translate_errors("asking the group's coordinator for our membership", self._acls):
             is_answered = await membership.heartbeat()
         member_id, generation = membership.identity
@@ -254,6 +257,12 @@ class GroupConsumer:
         if not (is_answered and is_settled):
             raise KafkaUnavailable("the group's coordinator is away, or the group is rebalancing")
         return True
+
+    async def _wait_while_joining(self, membership: Membership) -> None:
+        waited_s = 0.0
+        while membership.is_joining and waited_s < _JOINING_S:
+            await asyncio.sleep(_JOIN_POLL_S)
+            waited_s += _JOIN_POLL_S
 
     async def stop(self) -> None:
         """Leave the group. Bounded in time; never raises."""
