@@ -73,3 +73,17 @@ async def test_static_member_whose_session_expired_joins_again(apache: Stage) ->
     await apache.ended("after")
 
     assert worker.is_running
+
+
+async def test_workers_that_start_at_once_keep_their_member_ids(apache: Stage) -> None:
+    """Partitions open while others join. A member that gave up its id would hold up the group for a whole session."""
+    await apache.open(partitions=16)
+    workers = [await apache.process(worker__session_timeout_s=20) for _ in range(5)]
+
+    def is_settled() -> bool:
+        changes = [worker.lines("partitions.changed") for worker in workers]
+        return all(changes) and sum(lines[-1]["owned"] for lines in changes) == 16
+
+    await eventually(is_settled, 15)
+    messages = [str(line["message"]) for worker in workers for line in worker.lines("library.logged")]
+    assert [text for text in messages if "not recognized" in text or "not  current" in text] == []

@@ -103,7 +103,7 @@ async def test_heartbeat_that_a_new_generation_has_overtaken_changes_nothing(sta
 
 @pytest.mark.parametrize("code", [REBALANCE_IN_PROGRESS, ILLEGAL_GENERATION, UNKNOWN_MEMBER_ID])
 async def test_heartbeat_whose_answer_arrives_during_a_join_changes_nothing(stage: Stage, code: int) -> None:
-    """The join tells what the group knows of the member; another one after it would be in vain."""
+    """The join shows what the group knows of the member; another one after it would be in vain."""
     joins: list[asyncio.Task[bool]] = []
     stage.code = code
     stage.meanwhile = lambda: joins.append(stage.join())
