@@ -58,6 +58,10 @@ class Child:
         self._log_start = self._log.stat().st_size if self._log.exists() else 0
         self._process = _FORKER.submit(self._fork).result()
         atexit.register(self.kill)
+        self.wait_until(ready, timeout_s)
+
+    def wait_until(self, ready: Callable[[bytes], bool], timeout_s: float) -> None:
+        """Wait until `ready` returns true for the log output since the start; kill the process otherwise. Raises ChildError."""
         try:
             self._wait(ready, time.monotonic() + timeout_s)
         except BaseException:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 from aiokafka import TopicPartition as KafkaTopicPartition
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 from aiokafka.errors import KafkaError as ForeignKafkaError
 
 from streamworker.errors import KafkaRefused, KafkaUnavailable
@@ -19,6 +20,8 @@ from streamworker.kafka.topics import METADATA_LIMIT, read_metadata_limit
 from streamworker.model import CommitPoint
 
 if TYPE_CHECKING:
+    from aiokafka.structs import OffsetAndMetadata
+
     from streamworker.config import Settings
     from streamworker.kafka.consumer import GroupConsumer
     from streamworker.model import TopicPartition
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["CommittedOffsets"]
 
 _CLOSE_TIMEOUT_S = 2.0
+_COORDINATOR_S = 3.0
+_COORDINATOR_RETRY_S = 0.2
 
 log = structlog.get_logger()
 
@@ -72,7 +77,7 @@ class CommittedOffsets:
         """
         policy, group = self._settings.worker.on_no_offset, self._settings.worker.group_id
         with translate_errors(f"reading the committed offsets of group {group}", self._acls):
-            offsets = await self._connected.list_consumer_group_offsets(group)
+            offsets = await self._list_offsets()
         known = {partition.topic for partition, point in offsets.items() if point.offset >= 0}
         unknown = [topic for topic in self._settings.topics.jobs if topic not in known]
         if policy == "latest":
@@ -93,9 +98,7 @@ class CommittedOffsets:
         """Return what is committed for a partition; None if nothing is. Raises KafkaError."""
         topic_partition = KafkaTopicPartition(*partition)
         with translate_errors(f"reading the committed offset of {partition}", self._acls):
-            offsets = await self._connected.list_consumer_group_offsets(
-                self._settings.worker.group_id, partitions=[topic_partition]
-            )
+            offsets = await self._list_offsets([topic_partition])
         found = offsets.get(topic_partition)
         if found is None:
             # The broker answers every partition that was asked for, with -1 if nothing is committed. aiokafka ignores
@@ -117,6 +120,25 @@ class CommittedOffsets:
         if partition.topic in self._from_end:
             return CommitPoint(await self._consumer.end(partition))
         return CommitPoint(await self._consumer.beginning(partition))
+
+    async def _list_offsets(
+        self, partitions: list[KafkaTopicPartition] | None = None
+    ) -> dict[KafkaTopicPartition, OffsetAndMetadata]:
+        """Return the group's committed offsets, of all partitions by default. Raises aiokafka's KafkaError.
+
+        The first request of a new cluster makes it create the topic of the offsets, which takes a second or two.
+        """
+        now = asyncio.get_running_loop().time
+        until = now() + _COORDINATOR_S
+        while True:
+            try:
+                return await self._connected.list_consumer_group_offsets(
+                    self._settings.worker.group_id, partitions=partitions
+                )
+            except GroupCoordinatorNotAvailableError:
+                if now() >= until:
+                    raise
+            await asyncio.sleep(_COORDINATOR_RETRY_S)
 
     @property
     def _connected(self) -> Admin:

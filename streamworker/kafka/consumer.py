@@ -74,6 +74,9 @@ _NOTHING = KafkaTopicPartition("no-topic", 0)
 _NEVER_MS = 10**9
 _JOIN_TIMEOUT_MARGIN_MS = 15_000
 _JOIN_POLL_S = 0.05
+_STATIC_REBALANCE_S = 3.0
+"""A worker learns of a rebalance by its next heartbeat, after a second at most."""
+
 _JOINING_S = 2.0
 """How long the question for our membership waits for the end of a rebalance."""
 _WATCH_S = 5.0
@@ -524,10 +527,21 @@ class GroupConsumer:
             session_timeout_ms=session_ms,
             # A member learns of a rebalance by its heartbeat, and the others wait for it.
             heartbeat_interval_ms=min(1000, session_ms // 10),
-            rebalance_timeout_ms=session_ms,
+            rebalance_timeout_ms=round(self._rebalance_timeout_s * 1000),
             max_poll_interval_ms=_NEVER_MS,  # jobs take longer than any interval; the probes watch the poll loop
             partition_assignment_strategy=[assignor],
         )
+
+    @property
+    def _rebalance_timeout_s(self) -> float:
+        """How long the others wait for this member in a rebalance.
+
+        The broker removes a member that is late, unless it is static (KIP-345): then it keeps its partitions. So a static
+        worker that is being replaced, or was removed by an autoscaler, holds up no move for the rest of its session.
+        """
+        session_s = self._settings.worker.session_timeout_s
+        is_static = self._settings.worker.group_instance_id is not None
+        return min(_STATIC_REBALANCE_S, session_s) if is_static else session_s
 
     async def _wait_for_assignment(self, membership: Membership) -> None:
         """Wait until the listener was called. Raises aiokafka's KafkaError if the group refuses us."""
@@ -566,7 +580,7 @@ class GroupConsumer:
     def _reason_to_wait(self, membership: Membership) -> str:
         if not membership.knows_coordinator:
             return "the group's coordinator cannot be reached"
-        limit_s = self._settings.worker.session_timeout_s
+        limit_s = self._rebalance_timeout_s
         return f"a member of the group has not rejoined; the broker waits for it for at most {limit_s:g} s"
 
     def _note_heartbeat(self) -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from tests.brokers.security import Credentials, format_arguments, listener_prope
 POM = Path(__file__).with_name("kafka-pom.xml")
 EXTERNAL = os.environ.get("STREAMWORKER_TEST_KAFKA")
 NEEDS = "Apache Kafka needs {}; or set STREAMWORKER_TEST_KAFKA=host:port"
+
+CLUSTER_ID = "c3RyZWFtd29ya2VyLXRlcw"
 
 FETCH_S = 600
 START_S = 60
@@ -85,7 +88,6 @@ class ApacheKafka:
         self._child.start(lambda log: b"Kafka Server started" in log and accepts(self.port), START_S)
 
     def _prepared(self) -> Child:
-        libraries = fetched()
         self._directory = Path(tempfile.mkdtemp(prefix="streamworker-kafka-"))
         self._credentials = make_credentials(self._directory, secrets.token_hex(12))
         self.port, self.sasl_port, self.mtls_port = free_port(), free_port(), free_port()
@@ -93,35 +95,7 @@ class ApacheKafka:
         ports = {"port": self.port, "sasl_port": self.sasl_port, "mtls_port": self.mtls_port}
         text = PROPERTIES.format(**ports, controller_port=free_port(), data=self._directory / "data")
         properties.write_text(text + listener_properties(self._credentials), "ascii")
-        java = [
-            "java",
-            "-Xmx512m",
-            "-XX:+UseSerialGC",
-            "-XX:TieredStopAtLevel=1",  # the broker does not run long enough for the second compiler to pay off
-            "-Dorg.apache.logging.log4j.level=INFO",
-            "-cp",
-            f"{libraries}/*",
-        ]
-        format_ = [
-            *java,
-            "kafka.tools.StorageTool",
-            "format",
-            "--cluster-id",
-            "c3RyZWFtd29ya2VyLXRlcw",
-            "--config",
-        ]
-        formatted = subprocess.run(
-            [*format_, str(properties), *format_arguments(self._credentials)],
-            capture_output=True,
-            text=True,
-            timeout=START_S,
-            check=False,
-        )
-        assert formatted.returncode == 0, formatted.stdout + formatted.stderr
-        return Child(
-            [shutil.which("java") or "java", *java[1:], "kafka.Kafka", str(properties)],
-            self._directory / "log",
-        )
+        return prepared_node(properties, format_arguments(self._credentials))
 
     def stop(self) -> None:
         """Stop the broker at the end of the session, without a clean shutdown: its data is not needed."""
@@ -168,6 +142,29 @@ class ApacheKafka:
                 else "not started"
             )
         return self._child
+
+
+def prepared_node(properties: Path, arguments: Sequence[str] = ()) -> Child:
+    """Format the storage of a node that `properties` describe; return its process, which is not started."""
+    java = [
+        shutil.which("java") or "java",
+        "-Xmx512m",
+        "-XX:+UseSerialGC",
+        "-XX:TieredStopAtLevel=1",  # the broker does not run long enough for the second compiler to pay off
+        "-Dorg.apache.logging.log4j.level=INFO",
+        "-cp",
+        f"{fetched()}/*",
+    ]
+    format_ = ["kafka.tools.StorageTool", "format", "--cluster-id", CLUSTER_ID, "--config", str(properties)]
+    formatted = subprocess.run(
+        [*java, *format_, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=START_S,
+        check=False,
+    )
+    assert formatted.returncode == 0, formatted.stdout + formatted.stderr
+    return Child([*java, "kafka.Kafka", str(properties)], properties.with_name("log"))
 
 
 @cache

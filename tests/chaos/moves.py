@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Broker
 
-__all__ = ["Plan", "Report", "play"]
+__all__ = ["Plan", "Report", "Run", "play", "show"]
 
 SLACK_S = 5.0
 """How much longer than its longest stream a partition may need to move."""
@@ -87,10 +87,12 @@ async def play(plan: Plan, broker: Broker, name: Callable[[str], str], directory
     """Run all phases; return the report."""
     async with PracticeUpstream() as practice, Stage(broker, practice, name, directory) as stage:
         await stage.open(partitions=plan.partitions)
-        return await _Run(plan, stage).play()
+        return await Run(plan, stage).play()
 
 
-class _Run:
+class Run:
+    """One run on an open stage."""
+
     def __init__(self, plan: Plan, stage: Stage) -> None:
         self._plan = plan
         self._stage = stage
@@ -102,15 +104,13 @@ class _Run:
         self._phases: list[Phase] = []
 
     async def play(self) -> Report:
+        """Play all phases under load; return the report."""
         plan, began = self._plan, self._loop.time()
-        await self._join(plan.scales[0] if plan.long_s else 3)
+        await self._join_first()
         await self._settled()
         async with self._load():
             await asyncio.sleep(plan.job_s)
-            if plan.long_s:
-                await self._phase("2 workers for 1, one long job", self._meet_long_job)
-            else:
-                await self._play_rollouts()
+            await self._play_phases()
         for process in self._members:
             process.signal(signal.SIGTERM)
         codes = [await process.exit_code(LIMIT_S) for process in self._members]
@@ -130,6 +130,15 @@ class _Run:
         )
 
     # Phases
+
+    async def _join_first(self) -> None:
+        await self._join(self._plan.scales[0] if self._plan.long_s else 3)
+
+    async def _play_phases(self) -> None:
+        if self._plan.long_s:
+            await self._phase("2 workers for 1, one long job", self._meet_long_job)
+        else:
+            await self._play_rollouts()
 
     async def _play_rollouts(self) -> None:
         plan = self._plan
@@ -335,11 +344,12 @@ def main() -> int:
             )
         finally:
             broker.stop()
-    _print(report)
+    show(report)
     return 1 if report.breaches else 0
 
 
-def _print(report: Report) -> None:
+def show(report: Report) -> None:
+    """Print a report."""
     write = sys.stdout.write
     write(f"{'phase':32} {'seconds':>8} {'rebalances':>11} {'moves':>6} {'longest wait':>13} {'cut':>4}\n")
     for phase in report.phases:

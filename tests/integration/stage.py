@@ -62,6 +62,8 @@ class Stage:
         self.jobs: list[JobRecord] = []
         self.records: list[EventRecord] = []
         self.processes: list[Process] = []
+        self.replicas = 1
+        """Of each topic that is created."""
         self.bug = ""
         """Python code that each worker process runs before the worker."""
         self.source: Path | None = None
@@ -122,7 +124,9 @@ class Stage:
             self.variables["TOPICS__RESULTS"] = results_topic
         limits = {self.dlq_topic: {"max.message.bytes": "2000000"}}
         new = [
-            NewTopic(topic, count, 1, topic_configs={**limits.get(topic, {}), **(topic_settings or {})})
+            NewTopic(
+                topic, count, self.replicas, topic_configs={**limits.get(topic, {}), **(topic_settings or {})}
+            )
             for topic, count in wanted
         ]
         self._topics = [topic for topic, _ in wanted]
@@ -373,7 +377,7 @@ class Stage:
     async def create_topic(self, topic: str) -> None:
         """Create a topic with one partition; the stage deletes it with its own."""
         self._topics.append(topic)
-        answer = await self._admin.create_topics([NewTopic(topic, 1, 1)])
+        answer = await self._admin.create_topics([NewTopic(topic, 1, self.replicas)])
         assert {error[1] for error in answer.topic_errors} == {0}, answer.topic_errors
 
     async def set_topic(self, topic: str, **settings: str) -> None:
@@ -442,6 +446,11 @@ class Process:
         self._child = child
         self._log = log
         self.name = log.stem
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._child.pid
 
     @property
     def is_running(self) -> bool:

@@ -177,3 +177,12 @@ async def test_records_of_a_refused_commit_are_not_published_twice(stage: Stage)
     await store.commit([other], CommitPoint(3))
 
     assert [one.value for one in stage.sink.records] == [b"small", b"large", b"other", b"short"]
+
+
+async def test_records_of_a_commit_are_not_kept_after_it(stage: Stage) -> None:
+    """A record with the same identity later is another one."""
+    store: Any = stage.stores.store(JOBS)
+    await store.open()
+    await store.commit([record(b"one"), record(b"two")], CommitPoint(2))
+
+    assert store._written == {}
