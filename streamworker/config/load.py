@@ -108,6 +108,7 @@ def _fault(fault: Any, variables: Mapping[str, str]) -> str:
         return _reason(fault, None)
     variable = next((name for at, name in variables.items() if at == path or at.startswith(path + ".")), None)
     meant = nearest_path(path) if variable is None else nearest_variable(variable)
+    meant = None if meant in {path, variable} else meant
     where = f"{path} ({variable})" if variable else path
     return f"{where}: {_reason(fault, meant)}"
 

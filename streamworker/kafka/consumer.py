@@ -6,7 +6,7 @@ The traps of aiokafka's consumer that this module handles:
   thing that happens on assignment, before anything can await, is a seek to the offset that is read next. A new
   partition is paused until its committed offset was read, after its former owner was fenced.
 * aiokafka resets a position that the log does not have, and logs it at level info. Here the position is never reset:
-  deleted records are reported and skipped, and a log that lost its end or was replaced is reported and read anew.
+  `LogWatch` reports what happened to the log.
 * A record that aiokafka cannot decode blocks its partition. It is returned as an unreadable record instead.
 * `getmany` may wait for an assignment for longer than its timeout, and a cancelled call leaks aiokafka's fetch count.
   So it is called in a task of its own, which is cancelled only at the end.
@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing, suppress
 from functools import partial
-from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -49,9 +48,9 @@ from streamworker.kafka.compat import (
     offset_of_unreadable_record,
 )
 from streamworker.kafka.errors import describe_error, translate_errors
-from streamworker.kafka.read_records import ReadRecords, first_new_offset
+from streamworker.kafka.log_watch import LogWatch, Positions
+from streamworker.kafka.read_records import ReadRecords
 from streamworker.kafka.scan import LogScanner
-from streamworker.kafka.topic_ids import read_topic_ids
 from streamworker.log_throttle import LogThrottle
 from streamworker.model import ConsumerRecord, Coordinates, TopicPartition
 from streamworker.progress.moves import MoveSchedule
@@ -61,7 +60,7 @@ if TYPE_CHECKING:
 
     from streamworker.config import Settings
     from streamworker.model import CommitPoint
-    from streamworker.observe import LossReason, Observer
+    from streamworker.observe import Observer
     from streamworker.ports import Assignments
 
 __all__ = ["GroupConsumer"]
@@ -79,10 +78,6 @@ _STATIC_REBALANCE_S = 3.0
 
 _JOINING_S = 2.0
 """How long the question for our membership waits for the end of a rebalance."""
-_WATCH_S = 5.0
-_OPEN_TRANSACTION_S = 10.0
-_PAUSE_S = 1.0
-"""Time between two reads after which a topic may have been replaced in between."""
 _UNREADABLE = "the record cannot be decoded: a header name is not UTF-8"
 _SILENCE_S = 3.0
 """How long a wait may last before the log says what is waited for."""
@@ -95,24 +90,16 @@ class GroupConsumer:
 
     def __init__(self, settings: Settings, observer: Observer | None = None) -> None:
         self._settings = settings
-        self._observer = observer
         self._acls = RequiredAcls.of_worker(settings)
         self._scanner = LogScanner(settings.kafka, self._acls)
         self._consumer: Consumer | None = None
         self._membership: Membership | None = None
         self._assignments: Assignments | None = None
-        self._next: dict[TopicPartition, int] = {}  # owned partition -> offset that is read next
-        self._epochs: dict[TopicPartition, object] = {}
-        self._read: dict[TopicPartition, ReadRecords] = {}
-        self._restart_at: dict[
-            TopicPartition, int
-        ] = {}  # partition whose log was reset -> offset to read from
-        self._topic_ids: dict[str, bytes] = {}
-        self._blocked: dict[TopicPartition, tuple[int, float]] = {}  # see _report_open_transactions
-        self._watching: asyncio.Task[None] | None = None
+        self._positions = Positions()
+        self._watch = LogWatch(settings, self, self._positions, observer)
         self._assigned_as: tuple[str, int] | None = None  # member id and generation of the last assignment
         self._moves = MoveSchedule(move_timeout_s=settings.worker.move_timeout_s)
-        self._heartbeat_at = self._received_at = monotonic()
+        self._heartbeat_at = monotonic()
         self.before_rebalance: Callable[[], Awaitable[None]] | None = None
         """Awaited while the generation that is about to end can still commit. Must be bounded in time."""
         self.uncommitted: Callable[[], Collection[TopicPartition]] = tuple
@@ -122,7 +109,7 @@ class GroupConsumer:
         """Join the group and wait for the first assignment. Raises KafkaError."""
         self._assignments = assignments
         await self._join()
-        self._watching = asyncio.create_task(self._watch(), name="watch logs")
+        self._watch.start()
 
     async def receive(self, partitions: Collection[TopicPartition], limit: int) -> list[ConsumerRecord]:
         """Return at most `limit` records of these partitions, waiting up to POLL_S for them.
@@ -144,20 +131,25 @@ class GroupConsumer:
             # aiokafka has advanced the positions of the partitions that it drained before the one that failed.
             self._rewind(partitions)
             return await self._receive_one_by_one(partitions, max(1, limit))
-        await self._check_after_pause()
+        await self._watch.check_after_pause()
         return [record for partition, batch in fetched.items() for record in self._note(partition, batch)]
+
+    def log_reset(self, partition: TopicPartition, reason: str) -> None:
+        """Have a partition taken over anew whose offsets mean other records now."""
+        if self._assignments is not None:
+            self._assignments.log_reset(partition, reason)
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """Read this partition from `offset`. Does nothing if the partition is not owned any more."""
-        self._next[partition] = offset
+        self._positions.next[partition] = offset
         topic_partition = KafkaTopicPartition(*partition)
         with suppress(IllegalStateError, KafkaUnavailable):
-            self._joined.seek(topic_partition, offset)
-            self._joined.resume(topic_partition)
+            self.joined.seek(topic_partition, offset)
+            self.joined.resume(topic_partition)
 
     def position(self, partition: TopicPartition) -> int | None:
         """Return the offset that is read next, behind transaction markers and aborted records; None if unknown."""
-        if self._consumer is None or partition not in self._next:
+        if self._consumer is None or partition not in self._positions.next:
             return None
         return known_position(self._consumer, KafkaTopicPartition(*partition))
 
@@ -176,7 +168,7 @@ class GroupConsumer:
 
     def take_restart_offset(self, partition: TopicPartition) -> int | None:
         """Return where to read a partition whose log was reset, once; None if its committed offset counts."""
-        return self._restart_at.pop(partition, None)
+        return self._positions.restart_at.pop(partition, None)
 
     async def commit(self, points: Mapping[TopicPartition, CommitPoint]) -> bool:
         """Commit offsets in the current generation; return False if a rebalance prevents it. Raises KafkaError."""
@@ -186,7 +178,7 @@ class GroupConsumer:
         try:
             with translate_errors("committing offsets", self._acls):
                 async with asyncio.timeout(self._settings.kafka.request_timeout_s):
-                    await self._joined.commit(offsets)
+                    await self.joined.commit(offsets)
         except KafkaUnavailable as error:
             if isinstance(error.__cause__, CommitFailedError | IllegalStateError):
                 return False
@@ -197,14 +189,14 @@ class GroupConsumer:
         """Return the partition's first offset. Raises KafkaError."""
         topic_partition = KafkaTopicPartition(*partition)
         with translate_errors(f"reading the first offset of {partition}", self._acls):
-            offsets = await self._joined.beginning_offsets([topic_partition])
+            offsets = await self.joined.beginning_offsets([topic_partition])
         return offsets[topic_partition]
 
     async def end(self, partition: TopicPartition) -> int:
         """Return the offset behind the partition's last readable record. Raises KafkaError."""
         topic_partition = KafkaTopicPartition(*partition)
         with translate_errors(f"reading the end offset of {partition}", self._acls):
-            offsets = await self._joined.end_offsets([topic_partition])
+            offsets = await self.joined.end_offsets([topic_partition])
         return offsets[topic_partition]
 
     def announce_departure(self) -> None:
@@ -226,7 +218,7 @@ class GroupConsumer:
         if self._consumer is None:
             return 0
         behind = 0
-        for partition in self._next:
+        for partition in self._positions.next:
             end, position = self._end_of(self._consumer, partition), self.position(partition)
             if end is not None and position is not None:
                 behind += max(0, end - position)
@@ -234,7 +226,7 @@ class GroupConsumer:
 
     def epoch(self, partition: TopicPartition) -> object:
         """Return the ownership epoch of a partition: a new object each time it is gained; None if it is not owned."""
-        return self._epochs.get(partition)
+        return self._positions.epochs.get(partition)
 
     @property
     def owners_are_fenced(self) -> bool:
@@ -269,9 +261,7 @@ class GroupConsumer:
 
     async def stop(self) -> None:
         """Leave the group. Bounded in time; never raises."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.wait([self._watching])
+        await self._watch.stop()
         await self._scanner.stop()
         await self._leave()
 
@@ -282,7 +272,7 @@ class GroupConsumer:
     ) -> dict[KafkaTopicPartition, list[FetchedRecord]]:
         with translate_errors("reading jobs", self._acls):
             try:
-                return await self._joined.getmany(*wanted, timeout_ms=wait_ms, max_records=limit)
+                return await self.joined.getmany(*wanted, timeout_ms=wait_ms, max_records=limit)
             except (
                 UnicodeDecodeError
             ) as error:  # raised by aiokafka's C code for a header name that is not UTF-8
@@ -291,11 +281,11 @@ class GroupConsumer:
     def _note(self, partition: KafkaTopicPartition, batch: list[FetchedRecord]) -> list[ConsumerRecord]:
         """Remember records as read, and convert them. Drops those of a partition whose log was reset meanwhile."""
         topic_partition = TopicPartition(*partition)
-        if topic_partition not in self._next:
+        if topic_partition not in self._positions.next:
             return []
-        self._read.setdefault(topic_partition, ReadRecords()).add(batch)
+        self._positions.read.setdefault(topic_partition, ReadRecords()).add(batch)
         if batch:
-            self._next[topic_partition] = batch[-1].offset + 1
+            self._positions.next[topic_partition] = batch[-1].offset + 1
         return [record_of(record) for record in batch]
 
     async def _receive_one_by_one(
@@ -328,7 +318,7 @@ class GroupConsumer:
         except KafkaError as error:
             cause = error.__cause__
             if isinstance(cause, OffsetOutOfRangeError):
-                await self._locate(partition)
+                await self._watch.locate(partition)
                 return []
             if isinstance(cause, CorruptRecordException) and isinstance(cause.__cause__, UnicodeDecodeError):
                 return await self._read_around_unreadable(partition, limit)
@@ -338,8 +328,8 @@ class GroupConsumer:
     async def _read_around_unreadable(self, partition: TopicPartition, limit: int) -> list[ConsumerRecord]:
         """Return the records before the one that cannot be decoded, or that one as an unreadable record."""
         at = KafkaTopicPartition(*partition)
-        position = self._next[partition]
-        offset = offset_of_unreadable_record(self._joined, at)
+        position = self._positions.next[partition]
+        offset = offset_of_unreadable_record(self.joined, at)
         if offset is None or offset < position:
             raise KafkaUnavailable(f"{partition}: a record after {position} cannot be decoded")
         if offset > position:
@@ -351,109 +341,11 @@ class GroupConsumer:
         log.warning("jobs.record_unreadable", at=str(coordinates), reason=_UNREADABLE)
         return [ConsumerRecord(at=coordinates, timestamp=-1, key=None, value=None, unreadable=_UNREADABLE)]
 
-    # Logs that lost records
-
-    async def _locate(self, partition: TopicPartition) -> None:
-        """Find out why the log does not have the position, report it, and read on. Raises KafkaError."""
-        at, position = KafkaTopicPartition(*partition), self._next[partition]
-        with translate_errors(f"reading the bounds of {partition}", self._acls):
-            begin = (await self._joined.beginning_offsets([at]))[at]
-            end = (await self._joined.end_offsets([at]))[at]
-        if position < begin:
-            log.warning(
-                "jobs.deleted_unread",
-                partition=str(partition),
-                records=begin - position,
-                from_offset=position,
-                to_offset=begin,
-                reason="the topic's retention deleted records before a worker read them, or before their jobs ended",
-            )
-            self._report_lost("retention", begin - position)
-            self.seek(partition, begin)
-        else:
-            start = await first_new_offset(
-                self._settings.kafka, partition, self._read.get(partition), (begin, end)
-            )
-            self._reset(partition, start, "the log ends before the offset that is read next")
-
-    def _reset(self, partition: TopicPartition, start: int, reason: str) -> None:
-        """Report a log whose offsets mean other records now, and have the partition taken over anew."""
-        position = self._next.pop(partition, start)
-        log.warning(
-            "jobs.log_reset",
-            partition=str(partition),
-            position=position,
-            read_from=start,
-            reason=f"{reason}: an unclean leader election lost records, or the topic was replaced",
-        )
-        self._report_lost("reset", max(0, position - start))
-        self._read.pop(partition, None)
-        self._restart_at[partition] = start
-        self._epochs[partition] = object()
-        with suppress(IllegalStateError, KafkaUnavailable):
-            self._joined.pause(KafkaTopicPartition(*partition))
-        if self._assignments is not None:
-            self._assignments.log_reset(partition, reason)
-
-    def _report_lost(self, reason: LossReason, records: int) -> None:
-        if self._observer is not None:
-            self._observer.records_lost(reason, records)
-
-    async def _watch(self) -> None:
-        """Compare topic ids and report foreign transactions every few seconds, until cancelled."""
-        while True:
-            await asyncio.sleep(_WATCH_S)
-            try:
-                with translate_errors("reading topic ids", self._acls):
-                    await self._compare_topic_ids()
-                self._report_open_transactions()
-            except KafkaError as error:
-                log.debug("watch.failed", reason=str(error))
-
-    async def _check_after_pause(self) -> None:
-        """Compare topic ids before records are returned, if this process was suspended. Raises KafkaError."""
-        paused_s, self._received_at = monotonic() - self._received_at, monotonic()
-        if paused_s > _PAUSE_S:
-            with translate_errors("reading topic ids", self._acls):
-                await self._compare_topic_ids()
-
-    async def _compare_topic_ids(self) -> None:
-        """Reset the partitions of a topic that was deleted and created again while it was read."""
-        found = await read_topic_ids(client_of(self._joined), self._settings.topics.jobs)
-        for topic, topic_id in found.items():
-            if self._topic_ids.setdefault(topic, topic_id) != topic_id:
-                self._topic_ids[topic] = topic_id
-                for partition in [one for one in self._next if one.topic == topic]:
-                    start = await self.beginning(partition)
-                    self._reset(partition, start, "the topic was deleted and created again")
-
-    def _report_open_transactions(self) -> None:
-        """Warn of jobs that cannot be read because another program's transaction before them is open."""
-        now = monotonic()
-        for partition in list(self._next):
-            position, at = self.position(partition), KafkaTopicPartition(*partition)
-            with suppress(IllegalStateError, KafkaUnavailable):
-                stable, end = self._joined.last_stable_offset(at), self._joined.highwater(at)
-                if position is None or stable is None or end is None or not position == stable < end:
-                    self._blocked.pop(partition, None)
-                    continue
-                offset, since = self._blocked.setdefault(partition, (position, now))
-                if offset != position:
-                    self._blocked[partition] = (position, now)
-                elif now - since >= _OPEN_TRANSACTION_S:
-                    self._blocked[partition] = (position, inf)  # reported
-                    log.warning(
-                        "jobs.behind_open_transaction",
-                        partition=str(partition),
-                        offset=position,
-                        records=end - position,
-                        reason="a transaction of another producer is open; its records and those after it cannot be "
-                        "read until it ends: see kafka-transactions.sh --find-hanging",
-                    )
+    # Positions
 
     def _rewind(self, partitions: Collection[TopicPartition]) -> None:
         for partition in partitions:
-            if (offset := self._next.get(partition)) is not None:
+            if (offset := self._positions.next.get(partition)) is not None:
                 self.seek(partition, offset)
 
     def _end_of(self, consumer: Consumer, partition: TopicPartition) -> int | None:
@@ -464,7 +356,8 @@ class GroupConsumer:
     # Membership
 
     @property
-    def _joined(self) -> Consumer:
+    def joined(self) -> Consumer:
+        """The consumer that joined the group. Raises KafkaUnavailable while there is none."""
         if self._consumer is None:
             raise KafkaUnavailable("the worker left the group and has not joined it again yet")
         return self._consumer
@@ -487,7 +380,7 @@ class GroupConsumer:
                 f"joining the consumer group at {self._settings.kafka.bootstrap_servers}", self._acls
             ):
                 await consumer.start()
-                await self._compare_topic_ids()
+                await self._watch.compare_topic_ids()
                 self._heartbeat_at = monotonic()
                 self._membership = Membership(consumer, on_heartbeat=self._note_heartbeat)
                 assigned = partial(self._assigned, consumer, self._membership, assignor)
@@ -541,7 +434,7 @@ class GroupConsumer:
         """
         session_s = self._settings.worker.session_timeout_s
         is_static = self._settings.worker.group_instance_id is not None
-        return min(_STATIC_REBALANCE_S, session_s) if is_static else session_s
+        return _STATIC_REBALANCE_S if is_static else session_s
 
     async def _wait_for_assignment(self, membership: Membership) -> None:
         """Wait until the listener was called. Raises aiokafka's KafkaError if the group refuses us."""
@@ -617,7 +510,7 @@ class GroupConsumer:
     ) -> None:
         """Return kept partitions to the offset that is read next, before anything else; then report the assignment."""
         for topic_partition in assigned:
-            if (offset := self._next.get(TopicPartition(*topic_partition))) is not None:
+            if (offset := self._positions.next.get(TopicPartition(*topic_partition))) is not None:
                 consumer.seek(topic_partition, offset)
             else:  # a position, so that aiokafka looks for none, and no fetch until the partition is open
                 consumer.seek(topic_partition, 0)
@@ -625,12 +518,7 @@ class GroupConsumer:
         self._assigned_as = membership.identity
         owned = frozenset(TopicPartition(*topic_partition) for topic_partition in assigned)
         kept = assignor.outcome.kept & owned
-        self._next = {partition: offset for partition, offset in self._next.items() if partition in owned}
-        self._read = {partition: read for partition, read in self._read.items() if partition in self._next}
-        self._epochs = {
-            partition: (self._epochs.get(partition) if partition in kept else None) or object()
-            for partition in owned
-        }
+        self._positions.assigned(owned, kept)
         if self._assignments is not None:
             self._assignments.assigned(owned, kept=kept, promised=assignor.outcome.promised)
 

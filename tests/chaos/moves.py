@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import logging
 import random
 import secrets
@@ -205,13 +204,14 @@ class Run:
         for _ in range(count):
             instance = name or f"member-{secrets.token_hex(3)}"
             static = {"worker__group_instance_id": instance} if plan.is_static else {}
+            named = {f"upstreams__default__headers__{_WORKER}": f"worker-{len(self._stage.processes)}"}
             process = await self._stage.process(
-                upstreams__default__headers=json.dumps({_WORKER: f"worker-{len(self._stage.processes)}"}),
                 worker__delivery=plan.delivery,
                 worker__drain_timeout_s=3 * plan.job_s,
                 worker__move_timeout_s=plan.move_timeout_s,
                 worker__session_timeout_s=plan.session_timeout_s,
                 **static,
+                **named,
             )
             self._names[process] = instance
             joined.append(process)

@@ -27,7 +27,7 @@ DELIVERIES = ["exactly_once", "at_least_once"]
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look for changes several times a second."""
-    monkeypatch.setattr("streamworker.kafka.consumer._WATCH_S", 0.2)
+    monkeypatch.setattr("streamworker.kafka.log_watch._WATCH_S", 0.2)
     monkeypatch.setattr("streamworker.kafka.connection._METADATA_MAX_AGE_MS", 500)
 
 
@@ -128,7 +128,7 @@ async def test_open_transaction_of_another_program_before_the_jobs_is_reported(
     apache: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once, with the number of records behind it; the jobs run when it ends."""
-    monkeypatch.setattr("streamworker.kafka.consumer._OPEN_TRANSACTION_S", 0.5)
+    monkeypatch.setattr("streamworker.kafka.log_watch._OPEN_TRANSACTION_S", 0.5)
     await apache.open()
     with capture_logs() as logs:
         async with apache.worker():

@@ -887,3 +887,12 @@ def test_config_gateway_lists_from_the_environment_are_comma_separated() -> None
 
     assert gateway.cors_origins == ("https://a.example.com", "http://localhost:3000", "null")
     assert (gateway.models, gateway.former_partitions) == (("one", "two"), (6, 12))
+
+
+def test_variable_that_holds_a_whole_table_is_not_suggested_for_itself() -> None:
+    """Each entry of a table has a variable of its own."""
+    variable = "STREAMWORKER_UPSTREAMS__DEFAULT__HEADERS"
+    with pytest.raises(ConfigurationError) as caught:
+        load(None, {"STREAMWORKER_UPSTREAMS__DEFAULT__BASE_URL": "http://127.0.0.1/v1", variable: "{}"})
+
+    assert caught.value.faults == (f"upstreams.default.headers ({variable}): must be a table",)

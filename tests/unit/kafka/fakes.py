@@ -139,6 +139,7 @@ class FakeConsumer:
     """A consumer that records its seeks; the test calls the listener that subscribed."""
 
     def __init__(self) -> None:
+        self.arguments: dict[str, Any] = {}
         self.listener: Any = None
         self.assignor: Any = None
         self.calls: list[tuple[Any, ...]] = []
@@ -172,12 +173,13 @@ class FakeMembership:
 
     def __init__(self, consumer: FakeConsumer, *, on_heartbeat: Any) -> None:
         self.identity = ("member-1", 1)
-        self.is_rejoining = self.has_died = False
+        self.is_rejoining = self.is_joining = self.has_died = False
         self.refusal = 0
         self.knows_coordinator = True
 
         self.rejoins = 0
         """How often a rebalance was asked for."""
+        self.heartbeats = 0
 
     def check_errors(self) -> None: ...
 
@@ -185,6 +187,7 @@ class FakeMembership:
         self.rejoins += 1
 
     async def heartbeat(self) -> bool:
+        self.heartbeats += 1
         return True
 
 

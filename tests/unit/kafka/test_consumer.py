@@ -87,8 +87,9 @@ async def group(monkeypatch: pytest.MonkeyPatch) -> Group:
     fake = FakeConsumer()
     memberships: list[FakeMembership] = []
 
-    def new_consumer(*_: object, partition_assignment_strategy: list[Any], **__: object) -> FakeConsumer:
+    def new_consumer(*_: object, partition_assignment_strategy: list[Any], **named: object) -> FakeConsumer:
         [fake.assignor] = partition_assignment_strategy
+        fake.arguments = named
         return fake
 
     def membership(*arguments: Any, **named: Any) -> FakeMembership:
@@ -98,7 +99,7 @@ async def group(monkeypatch: pytest.MonkeyPatch) -> Group:
     async def topic_ids(*_: object) -> dict[str, bytes]:
         return {"jobs": fake.topic_id}
 
-    monkeypatch.setattr("streamworker.kafka.consumer.read_topic_ids", topic_ids)
+    monkeypatch.setattr("streamworker.kafka.log_watch.read_topic_ids", topic_ids)
     monkeypatch.setattr("streamworker.kafka.consumer.new_consumer", new_consumer)
     monkeypatch.setattr("streamworker.kafka.consumer.Membership", membership)
     consumer = GroupConsumer(settings(topics__jobs="jobs"))
@@ -247,3 +248,46 @@ async def test_joining_that_takes_long_says_what_it_waits_for(group: Group) -> N
     assert logs[0]["reason"] == (
         "a member of the group has not rejoined; the broker waits for it for at most 45 s"
     )
+
+
+@pytest.mark.parametrize(
+    ("over", "timeout_ms"),
+    [
+        ({}, 45_000),
+        ({"worker__group_instance_id": "pod-0"}, 3000),
+    ],
+    ids=["dynamic", "static"],
+)
+async def test_rebalance_waits_for_a_static_member_for_seconds_and_for_another_one_a_session(
+    group: Group, over: dict[str, str], timeout_ms: int
+) -> None:
+    """The broker removes a dynamic member that is late, with its streams; a static one keeps its partitions."""
+    group.configure(**over)
+    await group.join()
+
+    assert group.fake.arguments["rebalance_timeout_ms"] == timeout_ms
+
+
+async def test_membership_is_confirmed_after_the_rebalance_that_is_under_way(group: Group) -> None:
+    """No heartbeat is sent meanwhile; a partition that opens then waits no longer than the rebalance."""
+    await group.join()
+    group.membership().is_joining = True
+    confirmed = asyncio.ensure_future(group.consumer.confirm_membership())
+    await asyncio.sleep(1)
+    assert group.membership().heartbeats == 0
+    group.membership().is_joining = False
+
+    assert await confirmed
+    assert group.membership().heartbeats == 1
+
+
+async def test_membership_that_a_long_rebalance_leaves_open_is_asked_for_after_two_seconds(
+    group: Group,
+) -> None:
+    """The caller asks again; its task may have been cancelled by then."""
+    await group.join()
+    group.membership().is_joining = True
+    began = asyncio.get_running_loop().time()
+    await group.consumer.confirm_membership()
+
+    assert asyncio.get_running_loop().time() - began == pytest.approx(2, abs=0.1)
