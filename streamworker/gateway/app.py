@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -12,12 +14,15 @@ from aiohttp import web
 from streamworker.app import SystemClock
 from streamworker.descriptors import raise_nofile_limit
 from streamworker.errors import KafkaUnavailable
-from streamworker.gateway import chat, job_routes, middleware, models, page_files
+from streamworker.gateway import chat, event_stream, job_routes, middleware, models, page_files, websocket
 from streamworker.gateway.auth import Authenticator
 from streamworker.gateway.drain import Drain
+from streamworker.gateway.event_log import KafkaEventLog, LogOptions
 from streamworker.gateway.gateway import Gateway
 from streamworker.gateway.jobs import Jobs
 from streamworker.gateway.limits import MAX_CONNECTIONS, Limits
+from streamworker.gateway.log_metrics import LogMetrics
+from streamworker.gateway.search import SearchLimits
 from streamworker.gateway.server import Server
 from streamworker.gateway.writer import KafkaWriter
 from streamworker.kafka.connection import silence_abandoned_futures
@@ -40,7 +45,10 @@ _CONNECT_BACKOFF_S = (0.5, 1, 2, 5)
 _HINT_S = 2.5
 """Seconds after which a connection that is still being made is logged."""
 
-_ROOMS = (job_routes, chat, models, page_files)
+FACES = ("sse", "ndjson", "json", "websocket", "chat")
+"""Kinds of streams, in metrics."""
+
+_ROOMS = (job_routes, event_stream, websocket, chat, models, page_files)
 """The modules with handlers."""
 
 log = structlog.get_logger()
@@ -51,17 +59,31 @@ def application(gateway: Gateway, is_full: Callable[[], bool] = lambda: False) -
     app = web.Application(client_max_size=gateway.settings.worker.max_job_bytes)
     app.on_shutdown.append(gateway.drain.finish)
     middleware.install(app, gateway, is_full)
+    _count_streams(gateway)
     for room in _ROOMS:
         app.add_routes(room.routes(gateway))
     return app
 
 
+def _count_streams(gateway: Gateway) -> None:
+    """Have the metrics of streams read at each scrape."""
+    metrics, limits = gateway.metrics, gateway.limits
+    for face in FACES:
+        metrics.track(table.STREAMS_OPEN, partial(limits.open.__getitem__, face), face)
+
+    def count_delivered() -> None:
+        for face, events in limits.delivered.items():
+            metrics.add(table.EVENTS_DELIVERED, events, face)
+        limits.delivered.clear()
+
+    metrics.before_scrape(count_delivered)
+
+
 class GatewayApp:
     """One gateway process. `run` it inside a loop; `drain` it from a signal."""
 
-    def __init__(self, settings: Settings, *, open_log: Callable[[Settings], EventLog] | None = None) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._open_log = open_log or _open_log
         self._clock = SystemClock()
         self._drain: Drain | None = None
         self._event_log: EventLog | None = None
@@ -131,7 +153,7 @@ class GatewayApp:
         settings = self._settings
         limits = Limits()
         authenticator = Authenticator(settings, admit=limits.admit, refused=self._auth_refused)
-        self._event_log = event_log = self._open_log(settings)
+        self._event_log = event_log = _open_log(settings, self.metrics)
         topics = (settings.gateway.topic or settings.topics.jobs[0], settings.topics.control)
         self._writer = writer = KafkaWriter(settings, topics)
         assert self._drain is not None
@@ -226,5 +248,17 @@ class GatewayApp:
         return self._writer
 
 
-def _open_log(settings: Settings) -> EventLog:
-    raise NotImplementedError
+def _open_log(settings: Settings, metrics: Metrics) -> KafkaEventLog:
+    gateway = settings.gateway
+    options = LogOptions(
+        reads_all=gateway.read == "all",
+        home_name=f"{socket.gethostname()}:{gateway.port}",
+        home_count=gateway.home_partitions,
+        former_partitions=gateway.former_partitions,
+        limits=SearchLimits(
+            lookback_s=gateway.lookback_s,
+            max_records=gateway.search_max_records,
+            max_s=gateway.search_max_s,
+        ),
+    )
+    return KafkaEventLog(settings.kafka, settings.topics.events, options, observer=LogMetrics(metrics))

@@ -118,6 +118,10 @@ class Authenticator:
                 headers={"WWW-Authenticate": challenge},
             )
 
+    def has_credential(self, request: web.Request) -> bool:
+        """Whether the request itself is enough to find its caller. Raises ApiError 401 for a malformed header."""
+        return self._is_open or _credential(request)[0] is not None
+
     def identify(self, credential: str) -> Caller:
         """Return the holder of a key or token. Raises ApiError 401."""
         return self._checked(credential, may_be_key=True)

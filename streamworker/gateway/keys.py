@@ -38,12 +38,18 @@ def _is_tenant(tenant: str) -> str:
     return tenant
 
 
+def _has_one(scopes: tuple[str, ...]) -> tuple[str, ...]:
+    if not scopes:
+        raise ValueError(f"must name at least one of {', '.join(SCOPES)}")
+    return scopes
+
+
 class KeySettings(Section):
     """One key of the file."""
 
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     tenant: Annotated[str, AfterValidator(_is_tenant)]
-    scopes: Annotated[tuple[Literal["submit", "read", "cancel", "token"], ...], Field(min_length=1)]
+    scopes: Annotated[tuple[Literal["submit", "read", "cancel", "token"], ...], AfterValidator(_has_one)]
     max_streams: Annotated[int, Field(ge=1)] = 1000
     requests_per_minute: Annotated[int, Field(ge=1)] = 6000
 

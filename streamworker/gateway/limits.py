@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -26,14 +27,13 @@ class Limits:
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         self._streams: dict[str, int] = {}
+        self.open: Counter[str] = Counter()
+        """Open streams by their face: `sse`, `ndjson`, `json`, `chat`, `websocket`."""
+        self.delivered: Counter[str] = Counter()
+        """Events written since the last scrape, by face."""
         self._allowances: dict[
             str, tuple[float, float]
         ] = {}  # of keys only: their number is that of the file
-
-    @property
-    def streams(self) -> int:
-        """Streams that are open."""
-        return sum(self._streams.values())
 
     def admit(self, caller: Caller) -> None:
         """Count a request. Raises ApiError 429 where the caller's allowance for a minute is spent.
@@ -58,7 +58,7 @@ class Limits:
         self._allowances[caller.account] = (left - 1, now)
 
     @contextmanager
-    def stream(self, caller: Caller) -> Iterator[None]:
+    def stream(self, caller: Caller, face: str) -> Iterator[None]:
         """Count a stream while the block runs. Raises ApiError 429 where the caller has too many."""
         account = caller.account
         if self._streams.get(account, 0) >= caller.max_streams:
@@ -68,9 +68,11 @@ class Limits:
                 f"the credential may have {caller.max_streams} streams open at once",
             )
         self._streams[account] = self._streams.get(account, 0) + 1
+        self.open[face] += 1
         try:
             yield
         finally:
+            self.open[face] -= 1
             self._streams[account] -= 1
             if not self._streams[account]:
                 del self._streams[account]

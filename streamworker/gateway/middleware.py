@@ -13,9 +13,11 @@ from aiohttp import hdrs, web
 from streamworker.gateway.auth import CALLER
 from streamworker.gateway.cors import Cors
 from streamworker.gateway.errors import ApiError
+from streamworker.gateway.event_stream import EVENTS_PATH, closing_response
 from streamworker.gateway.feed_errors import api_error
 from streamworker.gateway.feeds import FeedError
 from streamworker.gateway.gateway import JOB_ID
+from streamworker.gateway.negotiation import wants_event_stream
 from streamworker.gateway.server import Connection
 from streamworker.redaction import without_message
 from streamworker.telemetry import gateway_metrics as table
@@ -127,6 +129,9 @@ class _Around:
 
     def _rendered(self, request: web.Request, error: ApiError) -> web.StreamResponse:
         self._metrics.add(table.ERRORS, 1, error.code)
+        is_temporary = error.status in {429, 503} and error.retriable
+        if is_temporary and _route(request) == EVENTS_PATH and wants_event_stream(request):
+            return closing_response(error)
         response = render(request, error)
         if error.code in {"draining", "overloaded"}:
             response.force_close()

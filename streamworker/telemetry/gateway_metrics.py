@@ -78,6 +78,35 @@ STREAMS_CLOSED = _counter(
 SUBSCRIPTIONS = _gauge("subscriptions", "Jobs that clients follow now, each client counted.")
 EVENTS_DELIVERED = _counter("events_delivered_total", "Events written to clients.", "face")
 
+# The reader of the events topic
+PARTITIONS_FOLLOWED = _gauge(
+    "partitions_followed", "Partitions of the events topic that are read as they grow."
+)
+REPLAYS = _counter(
+    "replays_total",
+    "Reads of past events for a client, by where they begin: cursor, place, known (an id seen before), search, or slow (a client that fell behind).",
+    "kind",
+)
+RECORDS_SCANNED = _counter("records_scanned_total", "Records that replays have read from Kafka, of all jobs.")
+SEARCHED_RECORDS = _counter(
+    "searched_records_total",
+    "Records that searches for a job's first event have passed, by outcome: found, empty or not_found.",
+    "outcome",
+)
+SEARCH_DURATION = _histogram(
+    "search_duration_seconds",
+    "Duration of the search for a job's first event, by outcome: found, empty (no event yet) or not_found.",
+    "outcome",
+    buckets=COMMIT_BUCKETS,
+)
+MAILBOX_OVERFLOWS = _counter(
+    "mailbox_overflows_total",
+    "Streams whose client was slower than the job, and which continued with a replay.",
+)
+HISTORY_BYTES = _gauge(
+    "history_bytes", "Bytes of recent event records in memory, for clients that reconnect."
+)
+
 GATEWAY_TABLE = (
     REQUESTS,
     REQUEST_DURATION,
@@ -92,6 +121,13 @@ GATEWAY_TABLE = (
     STREAMS_CLOSED,
     SUBSCRIPTIONS,
     EVENTS_DELIVERED,
+    PARTITIONS_FOLLOWED,
+    REPLAYS,
+    RECORDS_SCANNED,
+    SEARCHED_RECORDS,
+    SEARCH_DURATION,
+    MAILBOX_OVERFLOWS,
+    HISTORY_BYTES,
     UNACKNOWLEDGED,
     KAFKA_FAILURES,
     READY,

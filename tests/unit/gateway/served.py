@@ -80,6 +80,12 @@ class Served:
         """The base URL."""
         return f"http://127.0.0.1:{self.server.port}"
 
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes that wait in the transports of all connections."""
+        server: Any = self.server._runner.server
+        return sum(int(one.transport.get_write_buffer_size()) for one in server.connections)
+
     def metric(self, name: str, **labels: str) -> float:
         """Return the value of a metric; 0 if its series does not exist."""
         return self.gateway.metrics.registry.get_sample_value(PREFIX + name, labels) or 0.0

@@ -1,0 +1,108 @@
+"""`GET /v1/ws`: many jobs over one websocket."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from aiohttp import hdrs, web
+
+from streamworker.gateway.cors import Cors
+from streamworker.gateway.errors import ApiError
+from streamworker.gateway.websocket_session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streamworker.gateway.auth import Caller
+    from streamworker.gateway.gateway import Gateway
+
+__all__ = ["PROTOCOL", "routes"]
+
+PROTOCOL = "streamworker.v1"
+PING_S = 25.0
+PONG_S = 10.0
+
+_BEARER = "bearer."
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def routes(gateway: Gateway) -> list[web.RouteDef]:
+    """Return the routes of this module."""
+    return [web.get("/v1/ws", _Handlers(gateway).connect, allow_head=False)]
+
+
+class _Socket(web.WebSocketResponse):
+    def __init__(self, max_message_bytes: int) -> None:
+        super().__init__(
+            heartbeat=PING_S,
+            protocols=(PROTOCOL,),
+            compress=False,
+            max_msg_size=max_message_bytes,
+            timeout=2.0,
+        )
+        self._pong_heartbeat = PONG_S  # aiohttp's is half of the time between pings
+
+
+class _Handlers:
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._cors = Cors(gateway.settings.gateway.cors_origins)
+
+    async def connect(self, request: web.Request) -> web.StreamResponse:
+        gateway = self._gateway
+        if request.headers.get(hdrs.UPGRADE, "").lower() != "websocket":
+            raise ApiError(
+                426, "upgrade_required", "this path is a websocket", headers={"Upgrade": "websocket"}
+            )
+        self._check_origin(request)
+        protocols = [name.strip() for name in request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")]
+        if PROTOCOL not in protocols:
+            raise ApiError(400, "invalid_request", f"the subprotocol {PROTOCOL} is required")
+        caller = self._caller(request, protocols)
+        gateway.require_broker()
+        socket = _Socket(gateway.settings.worker.max_job_bytes)
+        if not socket.can_prepare(request):
+            raise ApiError(400, "invalid_request", "the request is not a valid websocket handshake")
+        if caller is None:
+            await socket.prepare(request)
+            await Session(gateway, request, socket).run()
+            return socket
+        with gateway.limits.stream(caller, "websocket"):
+            await socket.prepare(request)
+            await Session(gateway, request, socket, caller).run()
+        return socket
+
+    def _caller(self, request: web.Request, protocols: Sequence[str]) -> Caller | None:
+        """Return the caller; None if the first message is to name it."""
+        bearer = next((name for name in protocols if name.startswith(_BEARER)), None)
+        if bearer is not None:
+            caller = self._gateway.authenticator.identify(bearer.removeprefix(_BEARER))
+        elif self._gateway.authenticator.has_credential(request):
+            caller = self._gateway.authenticator.caller(request)
+        else:
+            return None
+        return caller
+
+    def _check_origin(self, request: web.Request) -> None:
+        """Refuse pages of other origins: browsers open websockets across origins without asking."""
+        origin = request.headers.get(hdrs.ORIGIN)
+        if origin is None or self._cors.allows(origin) or self._is_own(request, origin):
+            return
+        raise ApiError(
+            403, "origin_not_allowed", "pages of this origin may not connect: add it to gateway.cors_origins"
+        )
+
+    def _is_own(self, request: web.Request, origin: str) -> bool:
+        """Whether the page was served by this gateway.
+
+        Without authentication only under a loopback name: any page can give its own name to this address (DNS
+        rebinding).
+        """
+        try:
+            parts = urlsplit(origin)
+            is_loopback = parts.hostname in _LOOPBACK
+        except ValueError:
+            return False
+        is_own = parts.scheme in {"http", "https"} and parts.netloc == request.host
+        return is_own and (is_loopback or self._gateway.settings.gateway.auth != "off")

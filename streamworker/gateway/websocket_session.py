@@ -1,0 +1,413 @@
+"""One websocket: its caller, its subscriptions, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack, closing, suppress
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from aiohttp import WSMsgType, web
+
+from streamworker.gateway import websocket_frames as frames
+from streamworker.gateway.client_stream import lifetime_s
+from streamworker.gateway.cursors import Cursor
+from streamworker.gateway.errors import ApiError
+from streamworker.gateway.feed_errors import api_error, timestamp
+from streamworker.gateway.feeds import FeedError, Replay
+from streamworker.gateway.frames import retry_ms
+from streamworker.gateway.jobs import check_job_id, check_record_key
+from streamworker.gateway.outbound import Outbound
+from streamworker.gateway.requests import since_ms
+from streamworker.redaction import without_message
+from streamworker.telemetry import gateway_metrics as table
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Mapping
+
+    from streamworker.gateway.auth import Caller
+    from streamworker.gateway.feeds import Feed
+    from streamworker.gateway.gateway import Gateway
+
+__all__ = ["MAX_SUBSCRIPTIONS", "Session"]
+
+MAX_SUBSCRIPTIONS = 256
+AUTH_S = 5.0
+"""How long a connection may be open without a credential."""
+
+BATCH_BYTES = 65_536
+_CLOSE_S = 2.0
+_FACE = "websocket"
+
+GOING_AWAY, INTERNAL, TRY_AGAIN, TOO_LARGE = 1012, 1011, 1013, 1009
+BAD_MESSAGE, NOT_AUTHENTICATED, FORBIDDEN, NO_AUTH, TOO_MANY = 4400, 4401, 4403, 4408, 4429
+
+_CODES = {
+    "age": GOING_AWAY,
+    "shutdown": GOING_AWAY,
+    "overload": TRY_AGAIN,
+    "stalled": TRY_AGAIN,
+    "token_expired": NOT_AUTHENTICATED,
+    "error": INTERNAL,
+}
+
+log = structlog.get_logger()
+
+
+class _Closed(Exception):
+    """The websocket is to be closed with a code."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Session:
+    """Serves one websocket. `caller` is None until the first message names it."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        request: web.Request,
+        socket: web.WebSocketResponse,
+        caller: Caller | None = None,
+    ) -> None:
+        self._gateway = gateway
+        self._settings = gateway.settings.gateway
+        self._socket = socket
+        self._caller = caller
+        self._loop = asyncio.get_running_loop()
+        self._out = Outbound(request, self._settings.stall_s, lambda: self.close("stalled"))
+        self._work: dict[str, asyncio.Task[None]] = {}
+        self._feeds: dict[str, Feed] = {}
+        self._unsubscribed: set[str] = set()
+        self._limit = asyncio.timeout(None)
+        self._is_open = True
+        self._reason: str | None = None
+        self._stack = ExitStack()
+        self._expiry: asyncio.TimerHandle | None = None
+
+    async def run(self) -> None:
+        """Serve until the end of the connection."""
+        reason = "disconnected"
+        with self._stack as stack:
+            stack.callback(self._stop_timers)
+            stack.enter_context(self._gateway.drain.stream(lambda: self.close("shutdown")))
+            stack.callback(
+                self._loop.call_later(lifetime_s(self._settings.max_stream_age_s), self.close, "age").cancel
+            )
+            try:
+                reason = await self._serve()
+            except ConnectionError:
+                pass
+            finally:
+                self._is_open = False
+                await self._end_work()
+                self._gateway.metrics.add(table.STREAMS_CLOSED, 1, _FACE, reason)
+
+    async def _serve(self) -> str:
+        """Serve, and close the websocket; return the reason."""
+        try:
+            async with self._limit:
+                if self._caller is None:
+                    await self._await_auth()
+                else:
+                    self._welcome(self._caller)
+                await self._read()
+        except TimeoutError:
+            if self._reason is None:
+                raise
+            await self._end_work()
+            await self._close_with(self._reason)
+            return self._reason
+        except _Closed as closed:
+            await self._end_work()
+            await self._close(closed.code, closed.message)
+            return "refused"
+        return "disconnected"
+
+    def close(self, reason: str) -> None:
+        """End the connection with a `closing` message."""
+        if self._is_open and self._reason is None:
+            self._reason = reason
+            self._limit.reschedule(self._loop.time())
+
+    # The caller
+
+    async def _await_auth(self) -> None:
+        deadline = monotonic() + AUTH_S
+        while self._caller is None:
+            try:
+                async with asyncio.timeout(max(0.0, deadline - monotonic())):
+                    message = await self._receive()
+            except TimeoutError:
+                if self._reason is not None:
+                    raise
+                raise _Closed(NO_AUTH, f"no auth message within {AUTH_S:g} s") from None
+            if isinstance(message, frames.Ping):
+                self._send({"type": "pong"})
+            elif isinstance(message, frames.Auth):
+                self._authenticate(message)
+            else:
+                raise _Closed(NOT_AUTHENTICATED, "the first message must be auth")
+
+    def _authenticate(self, message: frames.Auth) -> None:
+        try:
+            caller = self._gateway.authenticator.identify(message.token)
+        except ApiError as error:
+            self._send_error(error)
+            raise _Closed(NOT_AUTHENTICATED, error.message) from None
+        if self._caller is None:
+            try:
+                self._gateway.limits.admit(caller)
+                self._stack.enter_context(self._gateway.limits.stream(caller, _FACE))
+            except ApiError as error:
+                self._send_error(error)
+                raise _Closed(TOO_MANY, error.message) from None
+        elif not all(caller.allows(feed.job_id) for feed in self._feeds.values()):
+            raise _Closed(FORBIDDEN, "the new credential does not allow a job that is subscribed to")
+        self._caller = caller
+        self._welcome(caller)
+
+    def _welcome(self, caller: Caller) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        if (expires_at := caller.expires_at) is not None:
+            left_s = max(0.0, expires_at - self._gateway.clock.now_ms() / 1000)
+            self._expiry = self._loop.call_later(left_s, self.close, "token_expired")
+        self._send(
+            {
+                "type": "welcome",
+                "expires_at": None if expires_at is None else timestamp(round(expires_at * 1000)),
+                "limits": {
+                    "subscriptions": MAX_SUBSCRIPTIONS,
+                    "message_bytes": frames.MAX_FRAME_BYTES,
+                    "submit_bytes": self._gateway.settings.worker.max_job_bytes,
+                },
+            }
+        )
+
+    # Messages of the client
+
+    async def _receive(self) -> frames.Message | None:
+        """Return the next message; None behind the last one. Raises _Closed."""
+        message = await self._socket.receive()
+        match message.type:
+            case WSMsgType.TEXT:
+                data = message.data
+            case WSMsgType.BINARY:
+                raise _Closed(BAD_MESSAGE, "messages must be text")
+            case WSMsgType.ERROR:
+                raise ConnectionResetError("the websocket failed")
+            case _:
+                raise ConnectionResetError("the websocket is closed")
+        try:
+            return frames.read(
+                data.encode(errors="surrogatepass"), self._gateway.settings.worker.max_job_bytes
+            )
+        except frames.BadFrame as error:
+            self._send_error(ApiError(400, "invalid_request", str(error)))
+            raise _Closed(BAD_MESSAGE, str(error)) from None
+        except OverflowError:
+            raise _Closed(TOO_LARGE, f"messages may have {frames.MAX_FRAME_BYTES} bytes") from None
+
+    async def _read(self) -> None:
+        while True:
+            message = await self._receive()
+            match message:
+                case frames.Ping():
+                    self._send({"type": "pong"})
+                case frames.Auth():
+                    self._authenticate(message)
+                case frames.Subscribe():
+                    self._begin(message.id, self._subscribe(message), "read")
+                case frames.Unsubscribe():
+                    self._unsubscribe(message.id)
+                case frames.Submit():
+                    self._begin(message.id, self._submit(message), "submit")
+                case frames.Cancel():
+                    self._begin(message.id, self._cancel(message), "cancel")
+            if self._out.is_full:
+                await self._out.drained()
+
+    def _begin(self, id_: str, work: Coroutine[Any, Any, None], scope: str) -> None:
+        """Carry out a message in a task of its own. Raises _Closed for an id that is in use."""
+        caller = self._caller
+        assert caller is not None
+        if id_ in self._work:
+            work.close()
+            raise _Closed(BAD_MESSAGE, "the id is in use on this connection")
+        try:
+            if len(self._work) >= MAX_SUBSCRIPTIONS:
+                raise ApiError(  # noqa: TRY301
+                    429, "too_many_streams", f"a websocket may have {MAX_SUBSCRIPTIONS} subscriptions"
+                )
+            self._gateway.authenticator.check_scope(caller, scope)
+            self._gateway.limits.admit(caller)
+        except ApiError as error:
+            work.close()
+            self._send_error(error, id_)
+            return
+        task = self._loop.create_task(self._guarded(id_, work))
+        self._work[id_] = task
+        task.add_done_callback(lambda _: self._work.pop(id_, None))
+
+    async def _guarded(self, id_: str, work: Coroutine[Any, Any, None]) -> None:
+        """Report the errors of a task to the client."""
+        try:
+            await work
+        except ApiError as error:
+            self._send_error(error, id_)
+        except FeedError as error:
+            self._send_error(api_error(error), id_)
+        except ConnectionError:
+            pass
+        except Exception as error:
+            log.error(  # noqa: TRY400 - without the exception's message
+                "gateway.request_failed", route="/v1/ws", exc_info=without_message(error)
+            )
+            self._send_error(ApiError(500, "internal", "the gateway failed to handle the message"), id_)
+
+    def _unsubscribe(self, id_: str) -> None:
+        task = self._work.get(id_)
+        if task is None or id_ not in self._feeds:
+            self._send_error(ApiError(400, "invalid_request", "no subscription has this id"), id_)
+            return
+        self._unsubscribed.add(id_)
+        task.cancel()
+
+    # What the messages ask for
+
+    async def _subscribe(self, message: frames.Subscribe) -> None:
+        caller = self._caller
+        assert caller is not None
+        check_job_id(message.job_id, caller)
+        since = since_ms(message.since)
+        if message.cursor and Cursor.parse(message.cursor).is_end:
+            self._send(
+                {"type": "subscribed", "id": message.id, "job_id": message.job_id}
+                | {"resumed_from": message.cursor}
+            )
+            self._send({"type": "end", "id": message.id, "reason": "ended", "cursor": message.cursor})
+            return
+        await self._follow(
+            message.id,
+            message.job_id,
+            cursor=message.cursor or None,
+            since=since,
+            replay=Replay(message.replay),
+        )
+
+    async def _submit(self, message: frames.Submit) -> None:
+        caller = self._caller
+        assert caller is not None
+        if message.subscribe:
+            self._gateway.authenticator.check_scope(caller, "read")
+        key = check_record_key(message.key)
+        self._gateway.require_broker()
+        submitted = await self._gateway.jobs.submit(message.job, key=key, tenant=caller.tenant, face=_FACE)
+        job_id, cursor, _ = submitted
+        self._send({"type": "submitted", "id": message.id, "job_id": job_id, "cursor": cursor})
+        if message.subscribe:
+            await self._follow(message.id, job_id, cursor=cursor)
+
+    async def _cancel(self, message: frames.Cancel) -> None:
+        caller = self._caller
+        assert caller is not None
+        job_id = check_job_id(message.job_id, caller)
+        self._gateway.require_broker()
+        await self._gateway.jobs.cancel(job_id, message.reason, face=_FACE)
+        self._send({"type": "cancelling", "id": message.id})
+
+    async def _follow(
+        self,
+        id_: str,
+        job_id: str,
+        *,
+        cursor: str | None,
+        since: int | None = None,
+        replay: Replay = Replay.EVENTS,
+    ) -> None:
+        self._gateway.require_broker()
+        feed = await self._gateway.event_log.open(job_id, cursor=cursor, since_ms=since, replay=replay)
+        reason = "error"
+        with closing(feed):
+            self._feeds[id_] = feed
+            self._send({"type": "subscribed", "id": id_, "job_id": job_id, "resumed_from": feed.resumed_from})
+            try:
+                await self._deliver(id_, feed)
+                reason = "ended"
+            except asyncio.CancelledError:
+                if id_ not in self._unsubscribed:
+                    raise
+                reason = "unsubscribed"
+            finally:
+                del self._feeds[id_]
+                self._unsubscribed.discard(id_)
+                self._gateway.metrics.add(table.STREAMS_CLOSED, 1, "subscription", reason)
+                if self._is_open and self._reason is None:
+                    self._send({"type": "end", "id": id_, "reason": reason, "cursor": feed.cursor})
+
+    async def _deliver(self, id_: str, feed: Feed) -> None:
+        head, out, delivered = frames.event_head(id_), self._out, self._gateway.limits.delivered
+        is_live = False
+        while not feed.is_over:
+            event = feed.take()
+            if event is None:
+                if not is_live and feed.is_live:
+                    is_live = True
+                    self._send({"type": "live", "id": id_})
+                event = await feed.next()
+                if event is None:
+                    return
+            data = [frames.event_frame(head, event.cursor, event.value)]
+            size = len(data[0])
+            while size < BATCH_BYTES and (event := feed.take()) is not None:
+                data.append(frame := frames.event_frame(head, event.cursor, event.value))
+                size += len(frame)
+            out.write(data[0] if len(data) == 1 else b"".join(data))
+            delivered[_FACE] += len(data)
+            if out.is_full:
+                await out.drained()
+            elif size >= BATCH_BYTES:
+                await asyncio.sleep(0)
+
+    # The end
+
+    def _stop_timers(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+
+    async def _end_work(self) -> None:
+        tasks = [*self._work.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _close_with(self, reason: str) -> None:
+        if reason == "stalled":
+            self._out.abort()  # a close frame would wait behind what the client does not take
+            return
+        self._send({"type": "closing", "reason": reason, "reconnect_after_ms": retry_ms()})
+        await self._close(_CODES[reason], reason)
+
+    async def _close(self, code: int, message: str) -> None:
+        with suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                await self._socket.close(code=code, message=message.encode()[:120])
+
+    # What the gateway sends
+
+    def _send(self, value: Mapping[str, Any]) -> None:
+        self._out.write(frames.text_frame(value))
+
+    def _send_error(self, error: ApiError, id_: str | None = None) -> None:
+        self._gateway.metrics.add(table.ERRORS, 1, error.code)
+        value: dict[str, Any] = {"type": "error"}
+        if id_ is not None:
+            value["id"] = id_
+        self._send(value | {"error": error.value()})
