@@ -70,7 +70,7 @@ class _Handlers:
         if not is_served(gateway.settings, chat.model):
             raise unknown_model(chat.model)
         gateway.require_broker()
-        with gateway.limits.stream(caller):
+        with gateway.limits.stream(caller, _FACE):
             submitting = asyncio.ensure_future(self._submit(request, caller, body, chat))
             submitting.add_done_callback(_retrieve)
             try:

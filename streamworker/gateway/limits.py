@@ -35,6 +35,11 @@ class Limits:
             str, tuple[float, float]
         ] = {}  # of keys only: their number is that of the file
 
+    @property
+    def streams(self) -> int:
+        """Streams that are open."""
+        return sum(self._streams.values())
+
     def admit(self, caller: Caller) -> None:
         """Count a request. Raises ApiError 429 where the caller's allowance for a minute is spent.
 

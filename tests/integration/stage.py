@@ -263,13 +263,17 @@ class Stage:
 
     async def process(self, **over: object) -> Process:
         """Start a worker process. It is killed at the end of the test if it still runs."""
-        log = self._directory / f"worker-{len(self.processes)}.log"
+        return await self.start_command("run", over)
+
+    async def start_command(self, command: str, over: Mapping[str, object]) -> Process:
+        """Start a process that runs a command of streamworker. It is killed at the end of the test."""
+        log = self._directory / f"{command}-{len(self.processes)}.log"
         environment = {**os.environ, **self._environment(over)}
         if self.source is not None:
             environment["PYTHONPATH"] = str(self.source)
         with log.open("wb") as output:
             child = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-c", f"{self.bug}\nfrom streamworker.cli import main; main()", "run"),
+                *(sys.executable, "-c", f"{self.bug}\nfrom streamworker.cli import main; main()", command),
                 env=environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
