@@ -34,6 +34,9 @@ class Display(Protocol):
     def begin(self, act: str) -> None:
         """Show what is to be seen next."""
 
+    def titled(self) -> None:
+        """Show the title, which has changed."""
+
     def running(self) -> object:
         """Return an asynchronous context manager that shows the board meanwhile."""
 
@@ -51,6 +54,10 @@ class Lines:
         """Print the act."""
         self.act = act
         self._print(act)
+
+    def titled(self) -> None:
+        """Print the title."""
+        self._print(self.title)
 
     def event(self, view: JobView, kind: str) -> None:
         """Print what happened to a job."""
@@ -70,8 +77,7 @@ class Lines:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Print the title first."""
-        self._print(self.title)
+        """Print nothing of its own: every line is printed when it is known."""
         yield
 
     def _print(self, text: str) -> None:
@@ -91,6 +97,9 @@ class Panels:
         """Show the act in the second line."""
         self.act = act
 
+    def titled(self) -> None:
+        """Do nothing: the next frame has the title."""
+
     def event(self, view: JobView, kind: str) -> None:
         """Do nothing: the next frame shows the board."""
 
@@ -108,7 +117,7 @@ class Panels:
     async def _paint(self, live: Live) -> None:
         painted: object = None
         while True:
-            state = (self._board.version, self._board.figures(), self.act, self._console.size)
+            state = (self._board.version, self._board.figures(), self.title, self.act, self._console.size)
             if state != painted:
                 live.update(screen(self._console, self._board, self.title, self.act), refresh=True)
                 painted = state

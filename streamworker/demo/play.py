@@ -57,8 +57,7 @@ async def play(
             practice_jobs(stage.run, speed=speed) if stage.practice else real_jobs(stage.run, _needed(model))
         )
         board = Board(time.monotonic)
-        where = f"page {stage.page}" if stage.page else f"broker {stage.settings.kafka.bootstrap_servers}"
-        display = display_for(console, board, f"streamworker demo · {where}")
+        display = display_for(console, board, "streamworker demo · its page is starting")
         console.print(f"workers    {FIRST} and {SECOND}, joining their group", markup=False)
         await stage.wait_until_shared()
         async with Client(stage.settings) as client, display.running():
@@ -66,7 +65,7 @@ async def play(
         await _conclude(stage, jobs, board, console)
         if stays:
             console.print(
-                f"everything runs until Ctrl-C{'; the page is ' + stage.page if stage.page else ''}"
+                f"everything runs until Ctrl-C{'; the page is ' + stage.page.url if stage.page.is_served else ''}"
             )
             await asyncio.Event().wait()
     return 0
@@ -98,11 +97,16 @@ class _Play:
         acts = "Act 1 of 3" if kills else "Act 1 of 2"
         self._display.begin(f"{acts}: {len(self._jobs)} jobs stream side by side, on two workers")
         self._board.submit(self._jobs, self._worker_of)
-        async with asyncio.TaskGroup() as group:
-            for job in self._jobs:
-                group.create_task(self._follow(await self._submit(job)))
-            if kills:
-                await self._kill(before_kill_s)
+        page = asyncio.create_task(self._announce_page())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for job in self._jobs:
+                    group.create_task(self._follow(await self._submit(job)))
+                if kills:
+                    await self._kill(before_kill_s)
+        finally:
+            page.cancel()
+            await asyncio.wait([page])
 
     def _is_of_second(self, key: bytes) -> bool:
         own = {partition.partition for partition in self._stage.app.partitions}
@@ -118,6 +122,12 @@ class _Play:
         topic = self._stage.settings.topics.jobs[0]
         await publish(self._stage.settings.kafka, topic, [(key, encode(job.value))])
         return self._client.job(job.job_id)
+
+    async def _announce_page(self) -> None:
+        page = self._stage.page
+        served = await page.wait_until_served()
+        self._display.title = f"streamworker demo · page {page.url}" if served else "streamworker demo"
+        self._display.titled()
 
     async def _follow(self, submitted: Job) -> None:
         seen = False
@@ -164,7 +174,7 @@ async def _conclude(stage: Stage, jobs: Sequence[DemoJob], board: Board, console
 def _next_commands(stage: Stage) -> list[tuple[str, str]]:
     """Return what to type next, each with its purpose."""
     program = _program()
-    look = "open the page" if stage.page else "look at it with other commands"
+    look = "open the page" if stage.page.is_served else "look at it with other commands"
     return [
         (f"Keep everything running, and {look}", f"{program} demo --stay"),
         (

@@ -7,7 +7,6 @@ import os
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import TYPE_CHECKING, Final
@@ -16,7 +15,8 @@ from uuid import uuid4
 from streamworker.app import App
 from streamworker.config import PREFIX, Settings, load
 from streamworker.demo.broker import EmbeddedBroker
-from streamworker.demo.child import Child, free_port
+from streamworker.demo.child import Child
+from streamworker.demo.page import Page
 from streamworker.errors import StreamworkerError, UpstreamError
 from streamworker.kafka.topics import open_admin
 from streamworker.practice import PracticeUpstream
@@ -43,7 +43,6 @@ _UPSTREAM: Final = f"{PREFIX}UPSTREAMS__DEFAULT__BASE_URL"
 _UPSTREAM_S: Final = 2.5
 _KAFKA_S: Final = 10.0
 _JOIN_S: Final = 30.0
-_STOP_S: Final = 5.0
 _POLL_S: Final = 0.05
 _REACHABLE: Final = range(400, 500)
 
@@ -85,7 +84,7 @@ class SecondWorker:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """The parts of the demo. `practice` is None if the environment names an upstream; `page` is "" without a gateway.
+    """The parts of the demo. `practice` is None if the environment names an upstream.
 
     `app` is the first worker, in this process. `second` is a process of its own.
     """
@@ -95,7 +94,7 @@ class Stage:
     app: App
     second: SecondWorker
     practice: PracticeUpstream | None
-    page: str
+    page: Page
 
     async def wait_until_shared(self) -> None:
         """Wait until each worker owns half of the partitions. Raises StreamworkerError."""
@@ -128,7 +127,9 @@ async def set_up(say: Callable[[str], None], environ: Mapping[str, str] = os.env
         settings = load(None, variables)
         await stack.enter_async_context(_topics(settings))
         app = App(settings)
-        page = _start_page(stack, folder, variables)
+        page = Page(_command("gateway"), folder, _environ(variables))
+        stack.callback(page.stop)
+        page.start()
         second = SecondWorker(folder / "second.log", variables)
         stack.callback(second.kill)
         second.start()  # it takes a second to import its packages; the first worker joins the group before it
@@ -196,19 +197,6 @@ async def _running(app: App) -> AsyncIterator[None]:
         app.drain()
         task.cancel()
         await asyncio.wait([task])
-
-
-def _start_page(stack: AsyncExitStack, folder: Path, variables: Mapping[str, str]) -> str:
-    """Start the gateway, and return the address of its page; "" if this version has no gateway."""
-    if find_spec("streamworker.gateway") is None or find_spec("streamworker.gateway.app") is None:
-        return ""
-    port = free_port()
-    gateway = {"AUTH": "off", "HOST": "127.0.0.1", "PORT": str(port)}
-    own = {f"{PREFIX}GATEWAY__{name}": value for name, value in gateway.items()}
-    child = Child(_command("gateway"), folder / "gateway.log", _environ({**variables, **own}))
-    stack.callback(child.terminate, _STOP_S)
-    child.start(lambda _: True, timeout_s=1)
-    return f"http://127.0.0.1:{port}/"
 
 
 async def _require_answer(settings: Settings) -> None:
