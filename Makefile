@@ -87,9 +87,10 @@ format: $(READY) ## format the code and apply ruff's fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(READY) ## write the pages and the dashboard that are generated from code
+docs: $(READY) ## write the pages, the dashboard and the schema that are generated from code
 	$(BIN)/python -m tests.reference
 	$(BIN)/python -m monitoring.dashboard
+	$(BIN)/python tools/chart_schema.py
 
 chart-docs: ## write the chart's README from its values (needs Go)
 	go run github.com/norwoodj/helm-docs/cmd/helm-docs@v1.14.2 --chart-search-root helm --skip-version-footer --log-level warning

@@ -22,6 +22,7 @@ from streamworker.errors import ConfigurationError
 from tests.deploy.schemas import schema
 from tests.deploy.tools import promtool
 from tests.queries import DASHBOARD, rules
+from tools import chart_schema
 
 Values = dict[str, Any]
 Manifests = dict[str, dict[str, Any]]
@@ -34,7 +35,7 @@ VALUE_SETS = {
 }
 EVERYTHING, BARE = VALUE_SETS["everything"], VALUE_SETS["bare"]
 
-CUSTOM = {"PodMonitor", "PrometheusRule", "ScaledObject"}
+CUSTOM = {"HTTPRoute", "PodMonitor", "PrometheusRule", "ScaledObject"}
 """Kinds that an operator defines; their schemas are in `schemas`."""
 
 
@@ -43,8 +44,12 @@ def render(helm: ModuleType, root: Path) -> Callable[..., Manifests]:
     """Render the chart by Helm's library. Manifests are keyed by kind; those of other components by `Kind component`."""
 
     def rendered(values: str = "{}", release: str = "release") -> Manifests:
+        given = yaml.safe_load(values)
+        given["image"] = {"repository": "streamworker"} | given.get("image", {})
         with helm.Chart.load(root / CHART) as chart:
-            files = chart.render(helm.values_from_yaml(values), name=release, namespace="inference")
+            files = chart.render(
+                helm.values_from_yaml(yaml.safe_dump(given)), name=release, namespace="inference"
+            )
         texts = [text for name, text in files.items() if name.endswith(".yaml")]
         manifests = [one for text in texts for one in yaml.safe_load_all(text) if one]
         named = {_name(manifest): manifest for manifest in manifests}
@@ -56,7 +61,7 @@ def render(helm: ModuleType, root: Path) -> Callable[..., Manifests]:
 
 def _name(manifest: dict[str, Any]) -> str:
     component = manifest["metadata"]["labels"]["app.kubernetes.io/component"]
-    is_own = component == "worker" or manifest["kind"] in CUSTOM
+    is_own = component == "worker" or (manifest["kind"] in CUSTOM and component != "gateway")
     return manifest["kind"] if is_own else f"{manifest['kind']} {component}"
 
 
@@ -73,9 +78,10 @@ def pod(manifests: Manifests, of: str = "") -> dict[str, Any]:
 
 
 def container(manifests: Manifests, of: str = "") -> dict[str, Any]:
-    (only,) = pod(manifests, of)["containers"]
-    assert isinstance(only, dict)
-    return only
+    """Return the chart's own container; those of the user follow it."""
+    first, *_ = pod(manifests, of)["containers"]
+    assert isinstance(first, dict)
+    return first
 
 
 def toml(manifests: Manifests) -> dict[str, Any]:
@@ -124,8 +130,9 @@ def test_manifests_fit_the_schemas_of_their_operators(render: Callable[..., Mani
 
 def test_schemas_of_operators_refuse_an_unknown_member(render: Callable[..., Manifests]) -> None:
     """A misspelt member makes the test before this one fail."""
+    manifests = render(EVERYTHING) | render(VALUE_SETS["sidecars"])
     for kind in CUSTOM:
-        manifest = render(EVERYTHING)[kind]
+        manifest = manifests["HTTPRoute gateway" if kind == "HTTPRoute" else kind]
         manifest["spec"]["misspelt"] = True
         with pytest.raises(jsonschema.ValidationError, match="misspelt"):
             jsonschema.validate(manifest, schema(kind))
@@ -134,12 +141,22 @@ def test_schemas_of_operators_refuse_an_unknown_member(render: Callable[..., Man
 def test_chart_renders_only_the_enabled_objects(render: Callable[..., Manifests]) -> None:
     """Optional objects are rendered only if their value enables them."""
     always, usual = {"ConfigMap", "Pod check"}, {"PodDisruptionBudget", "ServiceAccount"}
-    extra = {"NetworkPolicy", "ConfigMap topics", "Job topics", "ConfigMap dashboard", *CUSTOM}
+    extra = {"NetworkPolicy", "ConfigMap topics", "Job topics", "ConfigMap dashboard", *CUSTOM} - {
+        "HTTPRoute"
+    }
+    gateway = {f"{kind} gateway" for kind in ("ConfigMap", "Deployment", "Service")}
 
     assert set(render()) == {"Deployment", *always, *usual}
     assert set(render(BARE)) == {"Deployment", *always}
     assert set(render(EVERYTHING)) == {"Deployment", *always, *usual, *extra}
     assert set(render(VALUE_SETS["static"])) == {"StatefulSet", "Service", *always, *usual}
+    assert set(render(VALUE_SETS["gateway"])) == {
+        "Deployment", "NetworkPolicy", "PodMonitor", *always, *usual, *gateway, "Ingress gateway",
+        "HorizontalPodAutoscaler gateway", "PodDisruptionBudget gateway", "NetworkPolicy gateway", "PodMonitor gateway",
+    }  # fmt: skip
+    assert set(render(VALUE_SETS["sidecars"])) == {
+        "Deployment", "ConfigMap topics", "Job topics", *always, *usual, *gateway, "HTTPRoute gateway"
+    }  # fmt: skip
 
 
 def test_value_sets_enable_every_optional_object(render: Callable[..., Manifests]) -> None:
@@ -147,7 +164,8 @@ def test_value_sets_enable_every_optional_object(render: Callable[..., Manifests
     kinds = {kind for values in VALUE_SETS.values() for kind in render(values)}
 
     assert len(VALUE_SETS) >= 6
-    assert {"StatefulSet", "Service", "NetworkPolicy", "Job topics", "ConfigMap dashboard", *CUSTOM} <= kinds
+    custom = CUSTOM - {"HTTPRoute"} | {"HTTPRoute gateway"}
+    assert {"StatefulSet", "Service", "NetworkPolicy", "Job topics", "ConfigMap dashboard", *custom} <= kinds
 
 
 def test_chart_deploys_this_version_of_the_worker(
@@ -178,22 +196,29 @@ def test_grace_period_is_the_drain_and_a_margin(
     assert workload(manifests)["spec"]["progressDeadlineSeconds"] > grace
 
 
+def merged(base: Values, given: Values) -> Values:
+    """Merge values as Helm does: null removes a member."""
+    result = copy.deepcopy(base)
+    for name, value in given.items():
+        if value is None:
+            result.pop(name, None)
+        elif isinstance(value, dict) and isinstance(result.get(name, {}), dict):
+            result[name] = merged(result.get(name, {}), value)
+        else:
+            result[name] = value
+    return {name: value for name, value in result.items() if value != {}}
+
+
 @pytest.mark.parametrize("values", VALUE_SETS.values(), ids=VALUE_SETS.keys())
 def test_config_reaches_the_worker_as_toml(
     helm: ModuleType, root: Path, render: Callable[..., Manifests], values: str
 ) -> None:
     """Every value keeps its type and content, whole numbers and special characters included."""
-    expected = copy.deepcopy(yaml.safe_load((root / CHART / "values.yaml").read_text())["config"])
-    for section, settings in yaml.safe_load(values).get("config", {}).items():
-        expected.setdefault(section, {})
-        for name, setting in settings.items():
-            merged = {**expected[section].get(name, {}), **setting} if isinstance(setting, dict) else setting
-            expected[section][name] = (
-                {key: value for key, value in merged.items() if value is not None}
-                if isinstance(merged, dict)
-                else merged
-            )
-    expected["upstreams"] = {name: upstream for name, upstream in expected["upstreams"].items() if upstream}
+    expected = merged(
+        yaml.safe_load((root / CHART / "values.yaml").read_text())["config"],
+        yaml.safe_load(values).get("config", {}),
+    )
+    expected.pop("gateway", None)  # the workers' file leaves it out
 
     actual = toml(render(values))
 
@@ -234,6 +259,8 @@ def test_worker_accepts_the_config_and_environment_of_its_pod(
     given = {
         variable["name"]: variable.get("value", "given") for variable in container(manifests).get("env", ())
     }
+    if "envFrom" in container(manifests):
+        given["OPENAI_API_KEY"] = "given"
     mounted = [mount["mountPath"] for mount in container(manifests)["volumeMounts"]]
     try:
         load(file, given)
@@ -394,7 +421,6 @@ def test_key_that_nothing_provides_fails_the_install(
         ("config: {wroker: {}}", "wroker"),
         ("config: {worker: {drain_timeout_s: '120'}}", "/config/worker/drain_timeout_s"),
         ("config: {worker: {drain_timeout_s: -1}}", "/config/worker/drain_timeout_s"),
-        ("config: {worker: {drain_timeout_s: null}}", "drain_timeout_s"),
         ("config: {worker: {delivery: at_most_once}}", "/config/worker/delivery"),
         ("config: {telemetry: {http_port: 80}}", "/config/telemetry/http_port"),
         ("config: {kafka: {bootstrap_servers: kafka}}", "/config/kafka/bootstrap_servers"),
@@ -407,6 +433,30 @@ def test_key_that_nothing_provides_fails_the_install(
         ("probes: {liveness: {httpGet: {path: /}}}", "httpGet"),
         # secrets, by value
         ("config: {kafka: {sasl_password: hunter2}}", "sasl_password"),
+        ("config: {gateway: {host: 0.0.0.0}}", "host"),
+        # misspelt names, in every section
+        ("config: {kafka: {bootstrap_server: 'a:1'}}", "bootstrap_server"),
+        ("config: {topics: {event: e}}", "event"),
+        ("config: {worker: {max_inflight: 3}}", "max_inflight"),
+        ("config: {events: {coalesce: 3}}", "coalesce"),
+        ("config: {telemetry: {port: 9464}}", "port"),
+        ("config: {gateway: {drain: 3}}", "drain"),
+        ("config: {upstreams: {vllm: {base_url: 'http://h/v1', max_stream: 3}}}", "max_stream"),
+        ("config: {workers: {}}", "workers"),
+        ("config: {upstreams: {default: {base_url: null}}}", "base_url"),
+        # types and bounds of the settings
+        ("config: {worker: {dedup_records: -1}}", "/config/worker/dedup_records"),
+        ("config: {worker: {max_held_bytes: 256Mi}}", "/config/worker/max_held_bytes"),
+        ("config: {gateway: {drain_s: 1.5}}", "/config/gateway/drain_s"),
+        ("config: {gateway: {read: some}}", "/config/gateway/read"),
+        # values of the gateway
+        ("gateway: {keysSecret: keys}", "/gateway/keysSecret"),
+        ("gateway: {ingress: {hosts: api.example.com}}", "/gateway/ingress/hosts"),
+        ("gateway: {autoscaling: {targetCPUUtilizationPercentage: 170}}", "targetCPUUtilizationPercentage"),
+        ("gateway: {service: {type: ExternalName}}", "/gateway/service/type"),
+        ("gateway: {extraEnv: [{name: STREAMWORKER_GATEWAY__TOKEN, value: x}]}", "/gateway/extraEnv/0"),
+        ("lifecycle: {preStart: {}}", "preStart"),
+        ("extraContainers: [{image: a}]", "/extraContainers/0"),
         ("config: {upstreams: {default: {api_key: sk-1}}}", "api_key"),
         ("config: {upstreams: {default: {base_url: 'https://me:sk-1@h.example/v1'}}}", "base_url"),
         ("extraEnv: [{name: OPENAI_API_KEY, value: sk-1}]", "/extraEnv/0"),
@@ -461,7 +511,8 @@ def test_objects_are_named_after_the_release(
 def test_notes_describe_the_release(helm: ModuleType, root: Path) -> None:
     """The notes name workload, topics, grace period and Secrets."""
     with helm.Chart.load(root / CHART) as chart:
-        notes = chart.render({}, name="eu", namespace="inference")["streamworker/templates/NOTES.txt"]
+        values = {"image": {"repository": "registry.example/streamworker"}}
+        notes = chart.render(values, name="eu", namespace="inference")["streamworker/templates/NOTES.txt"]
 
     assert "deployment/eu-streamworker" in notes
     assert "streamworker.jobs in, streamworker.events out" in notes
@@ -478,6 +529,12 @@ def test_notes_describe_the_release(helm: ModuleType, root: Path) -> None:
             "provide STREAMWORKER_KAFKA__SASL_PASSWORD in secretEnv",
         ),
         ("autoscaling: {enabled: true}", "set autoscaling.partitions to the number"),
+        ("image: {repository: ''}", "docker build -t REGISTRY/streamworker"),
+        ("gateway: {enabled: true}", "streamworker gateway key NAME --tenant TENANT --print"),
+        (
+            "gateway: {enabled: true, keysSecret: {name: keys}, httpRoute: {enabled: true}}",
+            "parentRefs is empty",
+        ),
         (
             "autoscaling: {enabled: true, partitions: 3, minReplicas: 4}",
             "minReplicas is 4, but .* only 3 partitions",
@@ -711,3 +768,212 @@ def test_readme_example_installs(root: Path, render: Callable[..., Manifests]) -
 
     assert toml(manifests)["kafka"]["security_protocol"] == "SASL_SSL"
     assert "api_key_env" not in toml(manifests)["upstreams"]["default"]
+
+
+def test_schema_of_the_configuration_is_that_of_the_settings(root: Path) -> None:
+    """`make docs` has been run since the settings changed."""
+    assert (root / CHART / "values.schema.json").read_text() == chart_schema.rendered()
+
+
+def test_chart_knows_the_defaults_that_null_stands_for(root: Path) -> None:
+    """The templates repeat the defaults of settings from which they derive others."""
+    text = "".join(path.read_text() for path in (root / CHART / "templates").rglob("*.*"))
+    used = set(re.findall(r'\(list [.$] "(\w+)" "(\w+)" "?([^")]+)"?\)', text))
+    default = Settings()
+
+    assert len({name for _, name, _ in used}) >= 8
+    for section, name, value in used:
+        setting = getattr(getattr(default, section), name)
+        assert value == (f"{setting:g}" if isinstance(setting, float) else str(setting)), f"{section}.{name}"
+
+
+def test_null_for_any_default_renders_a_chart_that_the_worker_accepts(
+    tmp_path: Path, chart_values: Values, render: Callable[..., Manifests]
+) -> None:
+    """One setting after the other, and whole sections: null stands for the worker's default."""
+    config = chart_values["config"]
+    nulls: list[Values] = [{section: None} for section in config if section != "upstreams"]
+    nulls += [
+        {section: {name: None}} for section in config if section != "upstreams" for name in config[section]
+    ]
+    nulls += [
+        {"upstreams": {"default": {name: None}}}
+        for name in config["upstreams"]["default"]
+        if name != "base_url"
+    ]
+    file = tmp_path / "config.toml"
+    for given in nulls:
+        manifests = render(yaml.safe_dump({"config": given}))
+        file.write_text(manifests["ConfigMap"]["data"]["config.toml"])
+        load(file, {"OPENAI_API_KEY": "key"})
+        assert pod(manifests)["terminationGracePeriodSeconds"] == 150
+        assert container(manifests)["ports"][0]["containerPort"] == 9464
+
+
+@pytest.mark.parametrize(
+    ("config", "requested", "limit"),
+    [
+        ({}, "208Mi", "528Mi"),
+        ({"worker": {"max_in_flight": 4096}}, "448Mi", "768Mi"),
+        ({"worker": {"max_held_bytes": 1 << 30}}, "400Mi", "1296Mi"),
+        (
+            {"worker": {"max_held_bytes": 64 << 20}, "kafka": {"max_unacknowledged_bytes": 64 << 20}},
+            "160Mi",
+            "368Mi",
+        ),
+    ],
+)
+def test_memory_is_derived_from_what_the_worker_may_hold(
+    render: Callable[..., Manifests], config: Values, requested: str, limit: str
+) -> None:
+    """128 MiB, 64 KiB per stream, and for the limit all held records and unacknowledged events."""
+    resources = container(render(yaml.safe_dump({"config": config})))["resources"]
+
+    assert resources == {"requests": {"cpu": "500m", "memory": requested}, "limits": {"memory": limit}}
+
+
+def test_given_resources_replace_the_derived_ones(render: Callable[..., Manifests]) -> None:
+    """Each one on its own."""
+    resources = container(render(VALUE_SETS["sidecars"]))["resources"]
+
+    assert resources == {"requests": {"cpu": "2", "memory": "400Mi"}, "limits": {"memory": "4Gi"}}
+
+
+def test_containers_of_the_user_are_beside_the_worker(render: Callable[..., Manifests]) -> None:
+    """With hooks, sources of variables and annotations; the Job and the test Pod get what concerns them."""
+    manifests = render(VALUE_SETS["sidecars"])
+
+    for of, own in (("", "worker"), ("Deployment gateway", "gateway")):
+        spec = pod(manifests, of)
+        assert spec["containers"][0]["name"] == own
+        assert len(spec["containers"]) == 2
+        assert [one["name"] for one in spec["initContainers"]] == ["wait"]
+        assert "preStop" in spec["containers"][0]["lifecycle"]
+        assert len(spec["containers"][0]["envFrom"]) == 1
+    assert workload(manifests)["metadata"]["annotations"] == {"example.com/team": "inference"}
+    job, check = manifests["Job topics"], manifests["Pod check"]
+    assert job["spec"]["template"]["spec"]["serviceAccountName"] == "topic-admin"
+    assert check["spec"]["serviceAccountName"] == "checker"
+    for of, made in (("Job topics", job["spec"]["template"]), ("Pod check", check)):
+        assert made["metadata"]["annotations"]["sidecar.istio.io/inject"] == "false"
+        assert container(manifests, of)["resources"]["limits"]["memory"]
+        assert container(manifests, of)["envFrom"] == container(manifests)["envFrom"]
+        assert len(pod(manifests, of)["containers"]) == 1
+
+
+def test_gateway_reads_its_configuration_keys_and_no_key_of_an_upstream(
+    tmp_path: Path, render: Callable[..., Manifests]
+) -> None:
+    """File and variables of its pod are valid, apart from files that exist only in a cluster."""
+    manifests = render(VALUE_SETS["gateway"])
+    gateway = container(manifests, "Deployment gateway")
+    variables = {one["name"]: one.get("value", "given") for one in gateway["env"]}
+    mounts = {one["mountPath"] for one in gateway["volumeMounts"]}
+    file = tmp_path / "config.toml"
+    file.write_text(manifests["ConfigMap gateway"]["data"]["config.toml"])
+    settings = load(file, variables, needs_keys=False).gateway
+
+    assert gateway["args"] == ["gateway", "--config", "/etc/streamworker/config.toml"]
+    assert "OPENAI_API_KEY" not in variables
+    assert variables["STREAMWORKER_KAFKA__SASL_PASSWORD"] == "given"
+    assert (settings.host, settings.port, settings.auth, settings.drain_s) == ("0.0.0.0", 8088, "keys", 90)
+    assert str(settings.keys_file.parent) in mounts
+    assert settings.token_secrets_file is not None
+    assert str(settings.token_secrets_file.parent) in mounts
+    assert pod(manifests, "Deployment gateway")["terminationGracePeriodSeconds"] == 90 + 15
+
+
+def test_gateway_is_selected_apart_from_the_workers(render: Callable[..., Manifests]) -> None:
+    """Service, budget, autoscaler, policy and monitor concern its pods only."""
+    manifests = render(VALUE_SETS["gateway"])
+    deployment = manifests["Deployment gateway"]
+    selector = deployment["spec"]["selector"]["matchLabels"]
+
+    assert selector["app.kubernetes.io/component"] == "gateway"
+    assert selector.items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+    assert manifests["Service gateway"]["spec"]["selector"] == selector
+    assert manifests["PodDisruptionBudget gateway"]["spec"]["selector"]["matchLabels"] == selector
+    assert manifests["PodMonitor gateway"]["spec"]["selector"]["matchLabels"] == selector
+    assert manifests["NetworkPolicy gateway"]["spec"]["podSelector"]["matchLabels"] == selector
+    assert manifests["NetworkPolicy"]["spec"]["podSelector"]["matchExpressions"] == [
+        {"key": "app.kubernetes.io/component", "operator": "NotIn", "values": ["gateway"]}
+    ]
+    target = manifests["HorizontalPodAutoscaler gateway"]["spec"]["scaleTargetRef"]
+    assert target["name"] == deployment["metadata"]["name"]
+    assert "replicas" not in deployment["spec"]
+    out = manifests["NetworkPolicy gateway"]["spec"]["egress"]
+    assert [{port["port"] for port in rule["ports"]} for rule in out] == [{53}, {9093}]
+
+
+def test_gateway_is_reached_through_its_named_port(render: Callable[..., Manifests]) -> None:
+    """By the Service, the Ingress and the HTTPRoute."""
+    ingress, route = render(VALUE_SETS["gateway"]), render(VALUE_SETS["sidecars"])
+    (port,) = ingress["Service gateway"]["spec"]["ports"]
+    (rule,) = ingress["Ingress gateway"]["spec"]["rules"]
+    backend = rule["http"]["paths"][0]["backend"]["service"]
+    (reference,) = route["HTTPRoute gateway"]["spec"]["rules"][0]["backendRefs"]
+
+    assert port["targetPort"] == container(ingress, "Deployment gateway")["ports"][0]["name"] == "http"
+    assert (rule["host"], backend) == (
+        "api.example.com",
+        {"name": ingress["Service gateway"]["metadata"]["name"], "port": {"name": "http"}},
+    )
+    assert reference == {"name": route["Service gateway"]["metadata"]["name"], "port": 8080}
+
+
+def test_change_of_the_gateway_does_not_replace_the_workers(render: Callable[..., Manifests]) -> None:
+    """It has a configuration and a checksum of its own."""
+    on = "gateway: {enabled: true, keysSecret: {name: keys}}, config: {gateway: {drain_s: %d}}"
+    first, second = render("{" + on % 60 + "}"), render("{" + on % 90 + "}")
+
+    assert workload(first) == workload(second) == workload(render())
+    assert first["ConfigMap gateway"] != second["ConfigMap gateway"]
+    annotations = [
+        made["Deployment gateway"]["spec"]["template"]["metadata"]["annotations"] for made in (first, second)
+    ]
+    assert annotations[0] != annotations[1]
+
+
+PREVIOUS = Path(__file__).with_name("previous")
+"""Values of the former chart, and what it rendered from them."""
+
+
+def flat(value: Any, path: str = "") -> Values:
+    """Return the scalars of a manifest by their paths."""
+    if isinstance(value, dict):
+        return {key: one for name, part in value.items() for key, one in flat(part, f"{path}.{name}").items()}
+    if isinstance(value, list):
+        return {
+            key: one
+            for number, part in enumerate(value)
+            for key, one in flat(part, f"{path}[{number}]").items()
+        }
+    return {path: value}
+
+
+def test_upgrade_from_the_previous_values_changes_only_what_is_listed(
+    render: Callable[..., Manifests],
+) -> None:
+    """The former values are still valid. Selectors and names, which cannot change, are the same; no pod gets less memory."""
+    before = {_name(one): one for one in yaml.safe_load_all((PREVIOUS / "manifests.yaml").read_text())}
+    after = render((PREVIOUS / "values.yaml").read_text())
+    changed = {
+        f"{name}{path}": (old.get(path), new.get(path))
+        for name in before
+        for old, new in [(flat(before[name]), flat(after[name]))]
+        for path in old.keys() | new.keys()
+        if old.get(path) != new.get(path)
+        and "helm.sh/chart" not in path
+        and "app.kubernetes.io/version" not in path
+    }
+
+    assert set(after) == set(before)
+    assert changed == UPGRADE_CHANGES
+
+
+UPGRADE_CHANGES = {
+    "Pod check.spec.containers[0].resources.limits.memory": (None, "256Mi"),
+    "Pod check.spec.containers[0].resources.requests.cpu": (None, "50m"),
+    "Pod check.spec.containers[0].resources.requests.memory": (None, "128Mi"),
+}
+"""What an upgrade changes: the test Pod gets resources. The pods of the workers are the same, so they are not replaced."""

@@ -14,13 +14,17 @@ spec:
   serviceAccountName: {{ include "streamworker.serviceAccountName" . }}
   {{- include "streamworker.podBasics" . | nindent 2 }}
   terminationGracePeriodSeconds: {{ include "streamworker.terminationGracePeriodSeconds" . }}
+  {{- with .Values.initContainers }}
+  initContainers:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
   containers:
     - name: worker
       args: [run, --config, /etc/streamworker/config.toml]
       {{- include "streamworker.containerBasics" . | nindent 6 }}
       ports:
         - name: telemetry
-          containerPort: {{ .Values.config.telemetry.http_port }}
+          containerPort: {{ include "streamworker.setting" (list . "telemetry" "http_port" 9464) }}
       startupProbe:
         httpGet: {path: /livez, port: telemetry}
         {{- toYaml .Values.probes.startup | nindent 8 }}
@@ -31,7 +35,11 @@ spec:
         httpGet: {path: /readyz, port: telemetry}
         {{- toYaml .Values.probes.readiness | nindent 8 }}
       resources:
-        {{- toYaml .Values.resources | nindent 8 }}
+        {{- include "streamworker.resources" . | nindent 8 }}
+      {{- include "streamworker.containerExtras" .Values | nindent 6 }}
+    {{- with .Values.extraContainers }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   {{- include "streamworker.volumes" (dict "root" . "config" (include "streamworker.fullname" .)) | nindent 2 }}
   {{- with .Values.affinity }}
   affinity:

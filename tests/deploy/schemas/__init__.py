@@ -28,6 +28,9 @@ _OPERATOR = "github.com/prometheus-operator/prometheus-operator@v0.85.0"
 _CRDS = "example/prometheus-operator-crd/monitoring.coreos.com"
 
 SOURCES = {
+    "HTTPRoute": Source(
+        "sigs.k8s.io/gateway-api@v1.3.0", "config/crd/standard/gateway.networking.k8s.io_httproutes.yaml"
+    ),
     "PodMonitor": Source(_OPERATOR, f"{_CRDS}_podmonitors.yaml"),
     "PrometheusRule": Source(_OPERATOR, f"{_CRDS}_prometheusrules.yaml"),
     "ScaledObject": Source(
