@@ -27,7 +27,7 @@ from streamworker.batch.jobs import JobWriter
 from streamworker.batch.ledger import Ledger
 from streamworker.batch.lines import Fault, FaultCode, read_line
 from streamworker.batch.output import CANCELLED, EXPIRED, fault_line
-from streamworker.batch.progress import NO_START
+from streamworker.batch.progress import NO_START, STALL_S
 from streamworker.batch.record import InputFacts, RunRecord
 from streamworker.batch.restore import Restore
 from streamworker.batch.submission import OUTAGE_S, Submission, request_at
@@ -571,6 +571,12 @@ class Engine:
             now_ms = time.time_ns() // 1_000_000
             if record.expires is not None and now_ms >= record.expires and self.is_working:
                 await self._expire(record.expires, now_ms)
+            if (
+                self.ledger.since_ending() >= STALL_S - _WATCH_S
+                and (oldest := self.ledger.oldest()) is not None
+            ):
+                request = await request_at(self.ledger, self._source, oldest[0])
+                self.ledger.name_oldest(oldest[0], request.custom_id)
             if not self.ledger.submitted or self.ledger.since_ending() < _WATCH_S:
                 written, looked, answered = -1, loop.time(), loop.time()
             elif loop.time() - looked >= _NO_START_S or written < 0:

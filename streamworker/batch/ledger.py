@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections import deque
 from typing import TYPE_CHECKING
 
 from streamworker.batch.accounting import Accounts, tokens_of
@@ -10,7 +12,7 @@ from streamworker.batch.output import error_line, is_completed, local_error_line
 from streamworker.batch.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from streamworker.batch.identity import JobRef
     from streamworker.batch.index import LineIndex
@@ -30,8 +32,10 @@ class Ledger:
     def __init__(self, index: LineIndex, output: BatchOutput, clock: Callable[[], float]) -> None:
         self.index = index
         self.accounts = Accounts()
-        self.in_flight: dict[int, tuple[str, float]] = {}
-        """Custom id and time of the lines that this process has submitted, in order, until they end."""
+        self._chunks: deque[tuple[float, array[int]]] = (
+            deque()
+        )  # time and lines of what this process has submitted
+        self._name: tuple[int, str] | None = None  # custom id of the oldest line in flight
         self.failed_here = 0
         """Lines that failed in this start."""
         self.refusals = 0
@@ -61,15 +65,31 @@ class Ledger:
             return None
         return line
 
-    def begin(self, line: int, custom_id: str) -> None:
-        """Mark a line as submitted."""
-        self.index.set_state(line, State.SUBMITTED)
-        self.in_flight[line] = (custom_id, self._clock())
+    def begin(self, lines: Iterable[int]) -> None:
+        """Mark lines as submitted."""
+        chunk = array("I", lines)
+        for line in chunk:
+            self.index.set_state(line, State.SUBMITTED)
+        self._chunks.append((self._clock(), chunk))
 
     def revert(self, line: int) -> None:
         """Mark a line as not submitted: its job is not in the job topic."""
         self.index.set_state(line, State.PENDING)
-        self.in_flight.pop(line, None)
+
+    def oldest(self) -> tuple[int, float] | None:
+        """Return the oldest line in flight that this process has submitted, and when; None if there is none."""
+        while self._chunks:
+            submitted, lines = self._chunks[0]
+            while lines and not self.index.is_in(lines[0], State.SUBMITTED):
+                del lines[0]
+            if lines:
+                return lines[0], submitted
+            self._chunks.popleft()
+        return None
+
+    def name_oldest(self, line: int, custom_id: str) -> None:
+        """Take the custom id of the oldest line in flight, for `snapshot`. Custom ids are not kept in memory."""
+        self._name = (line, custom_id)
 
     def end(self, line: int, custom_id: str, job: EndedJob) -> None:
         """Write the line of a job that has ended."""
@@ -112,13 +132,20 @@ class Ledger:
             completed=counts[State.COMPLETED],
             failed=counts[State.FAILED],
             in_flight=counts[State.SUBMITTED],
-            oldest=next(iter(self.in_flight.values()), None),
+            oldest=self._named_oldest(),
         )
+
+    def _named_oldest(self) -> tuple[str, float] | None:
+        if (oldest := self.oldest()) is None:
+            return None
+        line, submitted = oldest
+        if self._name is not None and self._name[0] == line:
+            return self._name[1], submitted
+        return f"line {self.index.numbers[line]}", submitted
 
     def _write(self, line: int, text: bytes, state: State, tokens: int) -> None:
         self._output.write(text, is_error=state is State.FAILED)
         self.index.set_state(line, state)
-        self.in_flight.pop(line, None)
         self.is_dirty = True
         self._progress.ended(self._clock(), tokens)
         self.on_ending()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-__all__ = ["NO_START", "Progress", "Snapshot", "duration"]
+__all__ = ["NO_START", "STALL_S", "Progress", "Snapshot", "duration"]
 
 RATE_S = 120.0
 """Rates and the remaining time are those of the last two minutes."""

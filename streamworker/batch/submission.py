@@ -103,9 +103,8 @@ class Submission:
         return chunk
 
     async def _submit(self, chunk: list[tuple[int, Request, tuple[bytes, bytes]]]) -> None:
-        for line, request, _ in chunk:  # before it is written: an ending may come before the acknowledgement
-            self._ledger.begin(line, request.custom_id)
         lines = [line for line, *_ in chunk]
+        self._ledger.begin(lines)  # before they are written: an ending may come before the acknowledgement
         started = asyncio.get_running_loop().time()
         try:
             await self._topics.submit([record for *_, record in chunk])

@@ -98,7 +98,7 @@ def _read_run(context: click.Context, parameter: click.Parameter, value: str | N
     "--window",
     default=1000,
     show_default=True,
-    type=click.IntRange(1, 100_000),
+    type=click.IntRange(1, 1_000_000),
     help="Lines that are submitted and have not ended.",
 )
 @click.option("--topic", help="Job topic; default: topics.batch, or the first of topics.jobs.")

@@ -433,14 +433,14 @@ def test_ledger_ends_each_line_once() -> None:
     """The same ending again, or that of another round, has no line."""
     ledger, written = ledger_of(2)
     ref = JobRef(bytes(16), 0)
-    ledger.begin(0, "c0")
-    assert (ledger.line_of(ref), ledger.submitted, list(ledger.in_flight)) == (0, 1, [0])
+    ledger.begin([0])
+    assert (ledger.line_of(ref), ledger.submitted, ledger.oldest()) == (0, 1, (0, 1.0))
     assert ledger.line_of(JobRef(bytes(16), 1)) is None
     assert ledger.line_of(JobRef(b"x" * 16, 0)) is None
     ledger.end(0, "c0", ended())
 
     assert ledger.line_of(ref) is None
-    assert (ledger.submitted, ledger.in_flight, ledger.is_complete) == (0, {}, False)
+    assert (ledger.submitted, ledger.oldest(), ledger.is_complete) == (0, None, False)
     ledger.fail(1, "c1", "batch_expired", "late")
     assert ledger.is_complete
     assert [(line["custom_id"], is_error) for line, is_error in written.lines] == [
@@ -452,10 +452,30 @@ def test_ledger_ends_each_line_once() -> None:
 def test_ledger_reverts_a_line_that_was_not_submitted() -> None:
     """It is pending again."""
     ledger, _ = ledger_of(1)
-    ledger.begin(0, "c0")
+    ledger.begin([0])
     ledger.revert(0)
 
-    assert (ledger.submitted, ledger.in_flight, ledger.index.counts[State.PENDING]) == (0, {}, 1)
+    assert (ledger.submitted, ledger.oldest(), ledger.index.counts[State.PENDING]) == (0, None, 1)
+
+
+def test_ledger_names_the_oldest_line_in_flight() -> None:
+    """By its custom id once it is known, by its number before."""
+    index, now = LineIndex(), [0.0]
+    for number in range(5):
+        index.add(bytes([number]) * 16, f"c{number}", (number + 10, 0, 1))
+    ledger = Ledger(index, Written(), lambda: now[0])  # type: ignore[arg-type]  # only `write` is used
+    ledger.begin([0, 1])
+    now[0] = 50.0
+    ledger.begin([2, 3])
+    ledger.end(0, "c0", ended())
+    assert ledger.oldest() == (1, 0.0)
+    now[0] = 120.0
+    assert ledger.snapshot().oldest == ("line 11", 120.0)
+    ledger.name_oldest(1, "c1")
+    assert ledger.snapshot().oldest == ("c1", 120.0)
+    ledger.end(1, "c1", ended())
+    assert ledger.oldest() == (2, 50.0)
+    assert ledger.snapshot().oldest is None
 
 
 def test_ledger_counts_refusals_in_a_row() -> None:
