@@ -61,6 +61,7 @@ chaos: $(READY) ## crash workers, brokers and upstreams at random, on Apache Kaf
 	$(BIN)/python -m tests.chaos.moves --kills --job-s 4 --returns 3
 	$(BIN)/python -m tests.chaos.holds
 	$(BIN)/python -m tests.chaos.cluster
+	$(BIN)/python -m tests.chaos.batch
 
 $(PEERS): $(READY) requirements/bench.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt

@@ -92,7 +92,7 @@ class Accounts:
         self._add(usage, source, ran=source != "none")
 
     def _add(self, usage: Any, source: str, *, ran: bool) -> None:
-        if source not in {"upstream", "none"}:
+        if source in {"estimated", "upstream_partial"}:
             self.estimated += 1
         tokens = tokens_of(usage)
         if tokens is None:

@@ -147,6 +147,8 @@ class Engine:
         """What the run does now, for people."""
         self.is_working = False
         """Whether lines are being submitted and awaited."""
+        self.has_worked = False
+        """Whether lines were submitted or awaited by this start."""
         self.has_begun = False
         """Whether `finish` was called: before it, nothing is written or sent."""
         self.record: RunRecord | None = None
@@ -488,7 +490,10 @@ class Engine:
             self._stop = self._stop or Stop.DRAIN
             await self._cancel_in_flight(CANCEL_RUN_S)
             return
-        self.is_working = True
+        self.is_working = self.has_worked = True
+        now_ms = time.time_ns() // 1_000_000
+        if (expires := self._known_record.expires) is not None and now_ms >= expires:
+            await self._expire(expires, now_ms)
         self._apply_limits()
         await submission.run()
         while self.ledger.submitted and self._stop is not Stop.CANCEL:

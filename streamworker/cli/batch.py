@@ -10,8 +10,9 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from streamworker.cli.shared import config_option, quietly, run_async, settings_
 from streamworker.errors import KafkaError, KafkaUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from streamworker.batch.accounting import Price
     from streamworker.batch.engine import Outcome
@@ -291,7 +292,8 @@ class _Batch:
                 except asyncio.CancelledError:
                     if not (self._interrupts or self._is_terminated):
                         raise
-                    progress.note("interrupted; nothing was sent")
+                    has_begun = progress.engine is not None and progress.engine.has_begun
+                    progress.note("interrupted; " + ("run the same command again" if has_begun else "nothing was sent"))
                     return RUN_AGAIN if self._is_terminated else INTERRUPTED
                 except BatchError as error:
                     progress.note(f"error: {error}")
@@ -299,7 +301,8 @@ class _Batch:
                 except KafkaError as error:
                     hint = "; run the same command again" if isinstance(error, KafkaUnavailable) else ""
                     progress.note(f"error: {error}{hint}")
-                    return RUN_AGAIN if isinstance(error, KafkaUnavailable) else REFUSED
+                    is_sent = progress.engine is not None and progress.engine.has_worked
+                    return RUN_AGAIN if is_sent or isinstance(error, KafkaUnavailable) else REFUSED
                 finally:
                     self._release_signals()
 
@@ -340,7 +343,7 @@ class _Batch:
         stack.callback(spool.close)
         waited = asyncio.get_running_loop().call_later(3, progress.note, "reading standard input ...")
         try:
-            await asyncio.to_thread(_spool, sys.stdin.buffer, spool)
+            await _in_daemon(lambda: _spool(sys.stdin.buffer, spool))
         except OSError as error:
             raise RunRefused(
                 f"standard input cannot be copied to {tempfile.gettempdir()}: {error.strerror}"
@@ -366,13 +369,13 @@ class _Batch:
     def _interrupted(self, work: asyncio.Future[int], progress: Shown) -> None:
         self._interrupts += 1
         engine = progress.engine
-        if engine is None or not engine.has_begun:
+        if engine is None or not engine.is_working:
             work.cancel()
-        elif self._interrupts == 1 and engine.is_working:
+        elif self._interrupts == 1:
             in_flight = engine.counts()[State.SUBMITTED]
             progress.note(f"stopping: {in_flight:,} in flight; Ctrl-C again cancels them")
             engine.stop(Stop.DRAIN, "interrupted")
-        elif self._interrupts == 2 and engine.is_working:
+        elif self._interrupts == 2:
             progress.note("cancelling what is in flight")
             engine.stop(Stop.CANCEL, "interrupted twice")
         else:
@@ -380,7 +383,7 @@ class _Batch:
 
     def _terminated(self, work: asyncio.Future[int], progress: Shown, name: str) -> None:
         engine = progress.engine
-        if engine is None or not engine.has_begun:
+        if engine is None or not engine.is_working:
             self._is_terminated = True
             work.cancel()
             return
@@ -439,6 +442,28 @@ class _Batch:
             path.write_text(text + "\n", "utf-8")
         except OSError as error:
             click.echo(f"error: --summary {path} cannot be written: {error.strerror}", err=True)
+
+
+async def _in_daemon(work: Callable[[], None]) -> None:
+    """Run a function in a thread that does not keep the process alive: reading a terminal cannot be interrupted."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if not done.done():
+            done.set_result(None) if error is None else done.set_exception(error)
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            work()
+        except BaseException as raised:  # noqa: BLE001 - it is raised where `done` is awaited
+            error = raised
+        with suppress(RuntimeError):  # the loop is closed: the command was interrupted
+            loop.call_soon_threadsafe(settle, error)
+
+    threading.Thread(target=run, daemon=True).start()
+    await done
 
 
 def _spool(source: IO[bytes], spool: IO[bytes]) -> None:

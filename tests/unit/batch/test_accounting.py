@@ -53,7 +53,7 @@ def test_accounts_count_unknown_usage_as_unknown() -> None:
 
     assert (accounts.completed, accounts.failed) == (3, 2)
     assert (accounts.tokens.input, accounts.tokens.output, accounts.tokens.total) == (10, 14, 24)
-    assert (accounts.estimated, accounts.unknown) == (3, 1)
+    assert (accounts.estimated, accounts.unknown) == (2, 1)
     assert accounts.codes == {"timeout_idle": 1, "truncated": 1}
 
 
