@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = ["batch"]
 
+_CHUNK = 1 << 20
+
 FINISHED, WITH_ERRORS, REFUSED, RUN_AGAIN, INTERRUPTED = 0, 1, 2, 3, 130
 
 _DURATION = re.compile(r"(\d{1,6})([smhd])")
@@ -241,7 +243,9 @@ def _paths(source: str, output: str | None, errors: str | None) -> _Paths:
 
 
 def _with_infix(path: Path, infix: str) -> Path:
-    return path.with_name(f"{path.stem}{infix}{path.suffix}")
+    """Return the path with an infix before the last suffix of its name, or after a name without one."""
+    suffix = "" if path.suffix == ".out" else path.suffix
+    return path.with_name(f"{path.name.removesuffix(suffix)}{infix}{suffix}")
 
 
 def _options(topic: str, *, merges_deltas: bool, given: dict[str, Any]) -> BatchOptions:
@@ -293,7 +297,9 @@ class _Batch:
                     if not (self._interrupts or self._is_terminated):
                         raise
                     has_begun = progress.engine is not None and progress.engine.has_begun
-                    progress.note("interrupted; " + ("run the same command again" if has_begun else "nothing was sent"))
+                    progress.note(
+                        "interrupted; " + ("run the same command again" if has_begun else "nothing was sent")
+                    )
                     return RUN_AGAIN if self._is_terminated else INTERRUPTED
                 except BatchError as error:
                     progress.note(f"error: {error}")
@@ -467,6 +473,12 @@ async def _in_daemon(work: Callable[[], None]) -> None:
 
 
 def _spool(source: IO[bytes], spool: IO[bytes]) -> None:
-    shutil.copyfileobj(source, spool, 1 << 20)
+    try:
+        descriptor = source.fileno()
+    except OSError:
+        shutil.copyfileobj(source, spool, _CHUNK)
+    else:  # without the buffer's lock, which a thread that waits for input would keep at the end of the process
+        while chunk := os.read(descriptor, _CHUNK):
+            spool.write(chunk)
     spool.flush()
     os.fsync(spool.fileno())
