@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -45,6 +49,14 @@ def ids_of(count: int) -> list[str]:
 def once(ids: Sequence[str]) -> dict[str, int]:
     """Return the upstream calls of lines that were each submitted once."""
     return {f"prompt of {custom_id}": 1 for custom_id in ids}
+
+
+def own_mounts() -> str | None:
+    """Return the path of `unshare` if it can make a namespace in which this user may mount a file system."""
+    unshare = shutil.which("unshare")
+    if unshare is None or subprocess.run([unshare, "-Urm", "true"], check=False).returncode:
+        return None
+    return unshare
 
 
 @pytest.mark.parametrize("has_results", [True, False], ids=["results", "events"])
@@ -454,3 +466,37 @@ async def test_batch_lists_lines_whose_records_retention_has_deleted(apache: Sta
         command = await start_batch(apache, files.input, "--resubmit-unknown", "--window", "8")
         await eventually(lambda: len(apache.practice.calls) >= calls + 8, what=lambda: command.text)
         await command.kill()
+
+
+async def test_batch_on_a_full_disk_continues_when_there_is_room(apache: Stage, tmp_path: Path) -> None:
+    """A small tmpfs in a user namespace: ENOSPC in the middle of a line ends with code 3; nothing is lost or paid twice."""
+    if (unshare := own_mounts()) is None:
+        pytest.skip("user namespaces are not available here")
+    await open_stage(apache)
+    files, ids = Files.of(tmp_path), ids_of(60)
+    write_lines(files.input, (request(custom_id, "practice?big_delta=3000&deltas=2") for custom_id in ids))
+    small = tmp_path / "small"
+    small.mkdir()
+    command = f'{sys.executable} -c "from streamworker.cli import main; main()" batch {files.input} -o {small}/out.jsonl'
+    script = f"""
+        mount -t tmpfs -o size=96k tmpfs {small}
+        {command}; echo "first: $?" >&2
+        tail -c 1 {small}/out.jsonl.part | od -An -c >&2
+        mount -o remount,size=8m {small}
+        {command} || exit 1
+        cp {small}/out.jsonl {files.output}
+    """
+    async with apache.worker():
+        child = await asyncio.create_subprocess_exec(
+            *(unshare, "-Urm", "sh", "-c", script),
+            env={**os.environ, **apache._environment({})},
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, errors = await asyncio.wait_for(child.communicate(), 60)
+
+    assert child.returncode == 0, errors.decode()
+    assert b"No space left on device; make room and run the same command again" in errors
+    assert b"first: 3\n  \\n\n" in errors, errors.decode()
+    files.check(ids)
+    assert calls_by_prompt(apache) == once(ids)

@@ -146,7 +146,7 @@ async def test_chunk_has_at_most_a_mebibyte(monkeypatch: pytest.MonkeyPatch) -> 
     await (await case.start()).run()
 
     assert sum(case.topics.chunks) == 10
-    assert set(case.topics.chunks) <= {1, 2, 3}
+    assert max(case.topics.chunks) <= 4
 
 
 async def test_window_bounds_the_lines_in_flight() -> None:
