@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -34,7 +34,7 @@ async def test_batch_delays_interactive_jobs_by_less_than_one_slot_time(
     await apache.open(results_topic=f"{apache.events_topic}.results")
     topic = f"{apache.jobs_topic}.batch"
     await apache.create_topic(topic)
-    topics = {
+    topics: dict[str, Any] = {
         "topics__jobs": f"{apache.jobs_topic},{topic}",
         "topics__batch": topic,
         "topics__weights": f"{apache.jobs_topic}=4",
