@@ -2,7 +2,7 @@
 
 The same lines are run by the command and by the client library (`Client.map`), in turns, with the same window, workers and
 upstream; wall times include the start of the process. The memory of the command is sampled every 0.2 s. With `--index`, a
-file of so many lines is submitted without any worker: the memory of the index and of the submission.
+file of this many lines is submitted without any worker: the memory of the index and of the submission.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Plan(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a run came to. `breaches` is empty if every guarantee held."""
+    """The outcome of a run. `breaches` is empty if every guarantee held."""
 
     breaches: list[str]
     seconds: float

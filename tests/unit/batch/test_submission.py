@@ -282,7 +282,7 @@ async def test_input_that_changes_while_it_is_read_stops_the_run() -> None:
         await submission.run()
 
 
-async def test_rounds_are_told_apart() -> None:
+async def test_rounds_are_distinguished() -> None:
     """A line that is run again has another job id, and an earlier job of it does not count."""
     case = Case(1)
     submission = await case.start()
