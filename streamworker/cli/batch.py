@@ -19,12 +19,13 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from streamworker.batch.accounting import read_price
-from streamworker.batch.engine import BatchOptions, Engine, Stop
+from streamworker.batch.engine import Engine
 from streamworker.batch.errors import BatchError, RunRefused
 from streamworker.batch.files import LocalInput, LocalOutput, LocalRunStore, NoRunStore, sibling
 from streamworker.batch.identity import RUN_PATTERN
 from streamworker.batch.index import State
 from streamworker.batch.jobs import MAX_METADATA
+from streamworker.batch.options import BatchOptions, Stop
 from streamworker.batch.progress import duration
 from streamworker.batch.summary import ending_text, summary
 from streamworker.cli.batch_progress import MODES, shown
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from streamworker.batch.accounting import Price
-    from streamworker.batch.engine import Outcome
+    from streamworker.batch.options import Outcome
     from streamworker.cli.batch_progress import Shown
     from streamworker.config import Settings
 
@@ -402,7 +403,8 @@ class _Batch:
         await engine.prepare()
         counts = engine.counts()
         models = ", ".join(f"{count:,} {model}" for model, count in engine.models.items())
-        click.echo(f"{engine.lines:,} lines: {models or 'none is valid'}")
+        lines = "1 line" if engine.lines == 1 else f"{engine.lines:,} lines"
+        click.echo(f"{lines}: {models or 'none is valid'}")
         faulty = f", {counts[State.FAULTY]:,} not valid" if counts[State.FAULTY] else ""
         click.echo(
             f"{counts[State.COMPLETED]:,} completed, {counts[State.FAILED]:,} failed, {counts[State.PENDING]:,} to run or to "

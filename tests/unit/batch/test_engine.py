@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from streamworker.batch.engine import BatchOptions, Engine
+from streamworker.batch.engine import Engine
 from streamworker.batch.errors import BatchError, InvalidInput, RunRefused
 from streamworker.batch.files import LocalInput, LocalOutput, LocalRunStore
 from streamworker.batch.identity import JobIds, JobRef, digest_of, output_id
@@ -16,6 +16,7 @@ from streamworker.batch.index import LineIndex, State
 from streamworker.batch.jobs import JobWriter
 from streamworker.batch.ledger import Ledger
 from streamworker.batch.lines import Request
+from streamworker.batch.options import BatchOptions
 from streamworker.batch.output import EndedJob
 from streamworker.batch.plan import NotABatchLine, Verdict, judge, read_prior
 from streamworker.batch.record import InputFacts, RunRecord
@@ -254,7 +255,7 @@ async def test_lines_that_the_input_does_not_have_are_kept_and_named(case: Case)
     await case.run("run")
 
     assert len(case.output.read_text().splitlines()) == 2
-    assert case.notes == [f"1 lines of the output are not in {case.input}; they are kept"]
+    assert case.notes == [f"1 line is in the output and not in {case.input}; nothing is removed"]
 
 
 @pytest.mark.parametrize(("retry", "pending"), [(None, 0), ("retriable", 1), ("all", 2)])

@@ -95,7 +95,7 @@ def test_dry_run_counts_and_leaves_nothing(requests: Path, tmp_path: Path) -> No
     result = run(requests, "--dry-run")
 
     assert (result.exception, result.return_value) == (None, 0)
-    assert "1 lines: 1 m\n0 completed, 0 failed, 1 to run or to collect; nothing was sent\n" in result.output
+    assert "1 line: 1 m\n0 completed, 0 failed, 1 to run or to collect; nothing was sent\n" in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["requests.jsonl"]
 
 
@@ -124,7 +124,7 @@ def test_standard_input_is_read(tmp_path: Path) -> None:
     text = json.dumps(LINE) + "\n"
     result = CliRunner().invoke(cli, ["batch", "-", "--dry-run"], input=text, standalone_mode=False)
 
-    assert (result.return_value, "1 lines: 1 m" in result.output) == (0, True)
+    assert (result.return_value, "1 line: 1 m" in result.output) == (0, True)
 
 
 def test_broker_that_does_not_answer_is_reported(requests: Path, tmp_path: Path) -> None:
