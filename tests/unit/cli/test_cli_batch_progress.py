@@ -7,13 +7,13 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-import pytest
-
 from streamworker.batch.progress import Progress
 from streamworker.cli import batch_progress
 from streamworker.cli.batch_progress import shown
 
 if TYPE_CHECKING:
+    import pytest
+
     from streamworker.batch.progress import Snapshot
 
 
