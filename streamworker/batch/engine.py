@@ -226,7 +226,7 @@ class Engine:
             )
         if restore.absent:
             self._note(
-                f"{restore.absent:,} lines of the output are not in {self._source.name}; they are kept"
+                f"{_lines(restore.absent)} in the output and not in {self._source.name}; nothing is removed"
             )
 
     # The run
