@@ -459,7 +459,8 @@ class LocalOutput:
     async def close(self) -> None:
         """Flush and release the files."""
         try:
-            await self.flush()
+            if self._failure is None:  # else it was raised before
+                await self.flush()
         finally:
             for file in self._distinct:
                 file.close()
