@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -123,7 +124,9 @@ class Topics:
             self.kafka.jobs.append(key.decode())
             self.kafka.custom_ids[key.decode()] = custom_id
             if (status := self.kafka.answer(custom_id)) is not None:
-                asyncio.get_running_loop().call_later(0.001, self.kafka.end, key.decode(), *status.split())
+                asyncio.get_running_loop().call_later(
+                    0.001, partial(self.kafka.end, key.decode(), *status.split())
+                )
 
     def follower(self, ids: JobIds, _: Any, wants: Callable[[JobRef], bool], on_ending: Any) -> Follower:
         follower = self.kafka.follower = Follower()
