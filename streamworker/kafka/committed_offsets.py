@@ -76,23 +76,32 @@ class CommittedOffsets:
                 misspelt `worker.group_id`, or a group whose offsets expired, would run all these jobs again.
         """
         policy, group = self._settings.worker.on_no_offset, self._settings.worker.group_id
-        with translate_errors(f"reading the committed offsets of group {group}", self._acls):
-            offsets = await self._list_offsets()
-        known = {partition.topic for partition, point in offsets.items() if point.offset >= 0}
-        unknown = [topic for topic in self._settings.topics.jobs if topic not in known]
+        unknown = await self._topics_without_offset()
         if policy == "latest":
             self._from_end = frozenset(unknown)
         if policy != "refuse" or not unknown:
             return
-        counts = [(topic, await self._records(topic)) for topic in unknown]
+        counts = {topic: await self._records(topic) for topic in unknown}
         _, written = await self._bounds(self._settings.topics.events)
-        if written and any(count for _, count in counts):
-            jobs = ", ".join(f"topic {topic}, which holds {count} records" for topic, count in counts)
+        if not written or not any(counts.values()):
+            return
+        # Another worker of a new group may have begun since: it commits each first offset before it writes an event.
+        unknown = await self._topics_without_offset()
+        if any(counts[topic] for topic in unknown):
+            jobs = ", ".join(f"topic {topic}, which holds {counts[topic]} records" for topic in unknown)
             raise KafkaRefused(
                 f"group {group} has no committed offset on {jobs}, although {written} events were written to "
                 f"{self._settings.topics.events}: is worker.group_id right, or did the group's offsets expire? Set "
                 "worker.on_no_offset to earliest to run these jobs again, or to latest to skip them"
             )
+
+    async def _topics_without_offset(self) -> list[str]:
+        """Return the job topics on which the group has no committed offset. Raises KafkaError."""
+        group = self._settings.worker.group_id
+        with translate_errors(f"reading the committed offsets of group {group}", self._acls):
+            offsets = await self._list_offsets()
+        known = {partition.topic for partition, point in offsets.items() if point.offset >= 0}
+        return [topic for topic in self._settings.topics.jobs if topic not in known]
 
     async def read(self, partition: TopicPartition) -> CommitPoint | None:
         """Return what is committed for a partition; None if nothing is. Raises KafkaError."""

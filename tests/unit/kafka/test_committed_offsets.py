@@ -10,7 +10,7 @@ from aiokafka import TopicPartition as KafkaTopicPartition
 from aiokafka.errors import GroupCoordinatorNotAvailableError, NotCoordinatorForGroupError
 from aiokafka.structs import OffsetAndMetadata
 
-from streamworker.errors import KafkaUnavailable
+from streamworker.errors import KafkaRefused, KafkaUnavailable
 from streamworker.kafka.committed_offsets import CommittedOffsets
 from streamworker.model import CommitPoint, TopicPartition
 from tests.unit.kafka.fakes import settings
@@ -26,12 +26,16 @@ class Admin:
 
     def __init__(self) -> None:
         self.errors: Iterator[Exception] = iter(())
+        self.answers: Iterator[dict[Any, Any]] = iter(())
+        """The first answers; then the offset is committed."""
         self.requests = 0
 
     async def list_consumer_group_offsets(self, *_: object, **__: object) -> Any:
         self.requests += 1
         if (error := next(self.errors, None)) is not None:
             raise error
+        if (answer := next(self.answers, None)) is not None:
+            return answer
         return {KafkaTopicPartition(*AT): OffsetAndMetadata(7, "map")}
 
 
@@ -76,5 +80,48 @@ async def test_offsets_that_cannot_be_read_for_another_reason_are_unavailable_at
     admin.errors = iter([NotCoordinatorForGroupError()])
     with pytest.raises(KafkaUnavailable):
         await offsets.read(AT)
+
+    assert admin.requests == 1
+
+
+@pytest.fixture
+def _written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every topic holds seven records."""
+
+    async def bounds(*_: object) -> tuple[int, int]:
+        return 0, 7
+
+    monkeypatch.setattr(CommittedOffsets, "_bounds", bounds)
+
+
+@pytest.mark.usefixtures("_written")
+async def test_group_that_another_worker_has_begun_meanwhile_is_not_refused(admin: Admin) -> None:
+    """Two workers of a new group start at once, and one of them reads the offsets before the other one commits them."""
+    offsets = CommittedOffsets(settings(topics__jobs="jobs"), cast("Any", None))
+    offsets._admin = cast("Any", admin)
+    admin.answers = iter([{}])
+    await offsets.check_start()
+
+    assert admin.requests == 2
+
+
+@pytest.mark.usefixtures("_written")
+async def test_group_without_an_offset_that_stays_so_is_refused(admin: Admin) -> None:
+    """With the number of records that would run again, and what to do."""
+    offsets = CommittedOffsets(settings(topics__jobs="jobs"), cast("Any", None))
+    offsets._admin = cast("Any", admin)
+    admin.answers = iter([{}, {}])
+
+    with pytest.raises(KafkaRefused, match="no committed offset on topic jobs, which holds 7 records"):
+        await offsets.check_start()
+
+
+@pytest.mark.parametrize("policy", ["earliest", "latest"])
+async def test_group_without_an_offset_begins_where_it_is_told(admin: Admin, policy: str) -> None:
+    """Nothing is counted then."""
+    offsets = CommittedOffsets(settings(worker__on_no_offset=policy, topics__jobs="jobs"), cast("Any", None))
+    offsets._admin = cast("Any", admin)
+    admin.answers = iter([{}])
+    await offsets.check_start()
 
     assert admin.requests == 1
