@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from tests.brokers.cluster import ApacheCluster
 from tests.integration.stage import Stage, eventually
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from streamworker.practice import PracticeUpstream
 
-pytestmark = [pytest.mark.long, pytest.mark.kafka]
+pytestmark = [pytest.mark.long, pytest.mark.kafka, pytest.mark.timeout(240)]
 
 QUICK = "practice?deltas=2"
 
@@ -40,7 +40,24 @@ async def stage(
     async with Stage(cluster, practice, topics, tmp_path) as stage:
         stage.replicas = cluster.size
         yield stage
-    cluster.heal()
+    await asyncio.to_thread(cluster.heal)
+    await in_sync(cluster)
+
+
+async def in_sync(cluster: ApacheCluster) -> None:
+    """Wait until every replica of every partition is in sync: the next test stops a broker."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=cluster.bootstrap)
+    await admin.start()
+    try:
+        async with asyncio.timeout(60):
+            while any(  # noqa: ASYNC110 - there is no event for it
+                len(partition["isr"]) < len(partition["replicas"])
+                for topic in await admin.describe_topics()
+                for partition in topic["partitions"]
+            ):
+                await asyncio.sleep(0.2)
+    finally:
+        await admin.close()
 
 
 @pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])

@@ -117,7 +117,7 @@ async def test_group_without_an_offset_that_stays_so_is_refused(admin: Admin) ->
 
 
 @pytest.mark.parametrize("policy", ["earliest", "latest"])
-async def test_group_without_an_offset_begins_where_it_is_told(admin: Admin, policy: str) -> None:
+async def test_group_without_an_offset_follows_the_policy(admin: Admin, policy: str) -> None:
     """Nothing is counted then."""
     offsets = CommittedOffsets(settings(worker__on_no_offset=policy, topics__jobs="jobs"), cast("Any", None))
     offsets._admin = cast("Any", admin)
