@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import yaml
 
 from streamworker.config import Settings, describe
 from streamworker.kafka.acls import COMMANDS, acl_command
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from streamworker.telemetry.metrics import Definition
 
 DOCS = Path(__file__).parent.parent / "docs"
+SCHEMAS = DOCS.parent / "schemas"
 
 
 def configuration() -> str:
@@ -85,6 +89,14 @@ def acls() -> str:
 
 PAGES = {"configuration.md": configuration, "metrics.md": metrics, "acls.md": acls}
 
+
+def openapi() -> str:
+    """Return schemas/gateway.openapi.json: the YAML document as the gateway serves it."""
+    document = yaml.safe_load((SCHEMAS / "gateway.openapi.yaml").read_text())
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
 if __name__ == "__main__":
     for name, page in PAGES.items():
         (DOCS / name).write_text(page())
+    (SCHEMAS / "gateway.openapi.json").write_text(openapi())

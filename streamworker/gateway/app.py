@@ -14,7 +14,17 @@ from aiohttp import web
 from streamworker.app import SystemClock
 from streamworker.descriptors import raise_nofile_limit
 from streamworker.errors import KafkaUnavailable
-from streamworker.gateway import chat, event_stream, job_routes, middleware, models, page_files, websocket
+from streamworker.gateway import (
+    batches,
+    chat,
+    event_stream,
+    job_routes,
+    middleware,
+    models,
+    openapi,
+    page_files,
+    websocket,
+)
 from streamworker.gateway.auth import Authenticator
 from streamworker.gateway.drain import Drain
 from streamworker.gateway.event_log import KafkaEventLog, LogOptions
@@ -48,7 +58,7 @@ _HINT_S = 2.5
 FACES = ("sse", "ndjson", "json", "websocket")
 """Kinds of streams, in metrics; `chat` counts its own."""
 
-_ROOMS = (job_routes, event_stream, websocket, chat, models, page_files)
+_ROOMS = (job_routes, event_stream, websocket, chat, models, batches, openapi, page_files)
 """The modules with handlers."""
 
 log = structlog.get_logger()
