@@ -18,7 +18,7 @@ from streamworker.gateway.feed_errors import api_error
 from streamworker.gateway.feeds import FeedError
 from streamworker.gateway.gateway import JOB_ID
 from streamworker.gateway.negotiation import wants_event_stream
-from streamworker.gateway.server import Connection
+from streamworker.gateway.server import SERVER, Connection
 from streamworker.redaction import without_message
 from streamworker.telemetry import gateway_metrics as table
 
@@ -74,6 +74,7 @@ class _Around:
     async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         headers = response.headers
         headers["X-Content-Type-Options"] = "nosniff"
+        headers[hdrs.SERVER] = SERVER
         headers["Referrer-Policy"] = "no-referrer"
         headers["X-Request-Id"] = request.get(REQUEST_ID, "")
         headers.setdefault(hdrs.CACHE_CONTROL, "no-store")

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Server"]
 
+SERVER = "streamworker"
+"""The `Server` header. aiohttp's names its version."""
+
 SEND_BUFFER_BYTES = 128 << 10
 """Socket buffer of a connection. With the system's default, megabytes wait there for a client that does not read."""
 
@@ -95,7 +98,7 @@ class Connection(web.RequestHandler):
             status=error.status,
             body=error.body(),
             content_type="application/json",
-            headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"},
+            headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Server": SERVER},
         )
         response.force_close()
         return response

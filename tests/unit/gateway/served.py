@@ -135,7 +135,10 @@ async def served(
         clock=SystemClock(),
         drain=Drain(loaded.gateway.drain_s),
     )
-    server = Server(application(gateway), "127.0.0.1", 0)
+    running: list[Server] = []
+    app = application(gateway, lambda: running[0].is_full)
+    server = Server(app, "127.0.0.1", 0)
+    running.append(server)
     await server.start()
     try:
         async with aiohttp.ClientSession() as http:
