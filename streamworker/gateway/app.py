@@ -6,6 +6,7 @@ import asyncio
 import socket
 from contextlib import AsyncExitStack
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -35,6 +36,7 @@ from streamworker.gateway.log_metrics import LogMetrics
 from streamworker.gateway.search import SearchLimits
 from streamworker.gateway.server import Server
 from streamworker.gateway.writer import KafkaWriter
+from streamworker.kafka.acls import RequiredAcls
 from streamworker.kafka.connection import silence_abandoned_futures
 from streamworker.redaction import Redactor
 from streamworker.telemetry import gateway_metrics as table
@@ -100,6 +102,7 @@ class GatewayApp:
         self._writer: KafkaWriter | None = None
         self._server: Server | None = None
         self._serving = asyncio.Event()
+        self._has_started = False
         self.metrics = Metrics(table=table.GATEWAY_TABLE)
 
     def configure_logging(self) -> None:
@@ -165,7 +168,7 @@ class GatewayApp:
         authenticator = Authenticator(settings, admit=limits.admit, refused=self._auth_refused)
         self._event_log = event_log = _open_log(settings, self.metrics)
         topics = (settings.gateway.topic or settings.topics.jobs[0], settings.topics.control)
-        self._writer = writer = KafkaWriter(settings, topics)
+        self._writer = writer = KafkaWriter(settings, topics, RequiredAcls.of_gateway(settings))
         assert self._drain is not None
         return Gateway(
             settings=settings,
@@ -194,6 +197,7 @@ class GatewayApp:
     async def _connect(self, gateway: Gateway) -> None:
         await self._retry_connecting(self._writer_of().start)
         await self._retry_connecting(gateway.event_log.start)
+        self._has_started = True
         log.info("gateway.started", brokers=self._settings.kafka.bootstrap_servers)
 
     async def _retry_connecting(self, connect: Callable[[], Awaitable[None]]) -> None:
@@ -228,12 +232,17 @@ class GatewayApp:
             host=telemetry.http_host,
             port=telemetry.http_port,
             registry=self.metrics.registry,
-            heartbeat_age=lambda: 0.0,  # that the loop answers is all there is to know
+            heartbeat_age=self._heartbeat_age,
             readiness=self._readiness,
         )
         await probes.start()
         stack.push_async_callback(probes.stop)
         log.info("probes.listening", host=probes.host, port=probes.port)
+
+    def _heartbeat_age(self) -> float:
+        """Return 0: the loop answers. Infinite if the readers of the events topic have crashed: only a restart helps."""
+        has_crashed = self._has_started and self._event_log is not None and not self._event_log.is_ready
+        return inf if has_crashed else 0.0
 
     @property
     def _is_ready(self) -> bool:
@@ -271,4 +280,10 @@ def _open_log(settings: Settings, metrics: Metrics) -> KafkaEventLog:
             max_s=gateway.search_max_s,
         ),
     )
-    return KafkaEventLog(settings.kafka, settings.topics.events, options, observer=LogMetrics(metrics))
+    return KafkaEventLog(
+        settings.kafka,
+        settings.topics.events,
+        options,
+        observer=LogMetrics(metrics),
+        acls=RequiredAcls.of_gateway(settings),
+    )

@@ -18,7 +18,7 @@ from streamworker.gateway.writer import NotAcknowledged
 from streamworker.model import ConsumerRecord, Coordinates, Rejection
 from streamworker.telemetry import gateway_metrics as table
 from streamworker.wire.control import write_cancel
-from streamworker.wire.job import JOB_ID_PATTERN, read_job
+from streamworker.wire.job import JOB_ID_PATTERN, TRACE_HEADERS, read_job, trace_of
 from streamworker.wire.json import InvalidJSON, decode, encode
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from streamworker.gateway.feeds import EventLog
     from streamworker.gateway.idempotency import Entry
     from streamworker.gateway.writer import Writer
+    from streamworker.model import Headers
     from streamworker.telemetry.metrics import Metrics
 
 __all__ = ["Jobs", "Submitted", "check_job_id", "check_reason", "check_record_key"]
@@ -75,10 +76,12 @@ class Jobs:
         tenant: str = "",
         face: str = "jobs",
         job_id: str | None = None,
+        trace: Headers = (),
     ) -> Submitted:
         """Write a job; return when all in-sync replicas have it.
 
         `job` is the object of a job record; values may be `msgspec.Raw`. `job_id` is used if the job has none.
+        `trace` is the W3C trace context, as headers of the record.
 
         Raises:
             ApiError: 400 `invalid_job` with every fault, 403 `outside_tenant`, 413, or 503.
@@ -88,7 +91,7 @@ class Jobs:
         cursor = await self._event_log.place(job_id)
         began = monotonic()
         try:
-            await self._write(self._topic, key or job_id, value)
+            await self._write(self._topic, key or job_id, value, trace)
         except NotAcknowledged as error:
             raise ApiError(
                 503,
@@ -117,16 +120,21 @@ class Jobs:
 
         Raises as `submit` does, and ApiError 409 for an Idempotency-Key that was used with another body.
         """
+        trace = _trace(request)
         digest = sha256(request.path.encode() + b"\n" + body).digest()
         if (given := request.headers.get("Idempotency-Key")) is not None:
-            return await self._once(caller, _idempotency_key(given), digest, job, key=key, face=face)
+            return await self._once(
+                caller, _idempotency_key(given), digest, job, key=key, face=face, trace=trace
+            )
         known = (caller.account, digest)
         if _retry_count(request) and (entry := self._by_body.find(known, monotonic())) is not None:
             joined = await self._unended(entry)
             if joined is not None:
                 self._metrics.add(table.JOBS_JOINED, 1, "retry")
                 return joined
-        return await self._remembered(self._by_body, known, digest, job, caller, key=key, face=face)
+        return await self._remembered(
+            self._by_body, known, digest, job, caller, key=key, face=face, trace=trace
+        )
 
     async def cancel(self, job_id: str, reason: str | None = None, *, face: str = "jobs") -> None:
         """Write a cancel record; return when Kafka has it. Raises ApiError, FeedError."""
@@ -176,9 +184,9 @@ class Jobs:
             raise ApiError(403, "outside_tenant", f"job_id must begin with {tenant}. here", param="job_id")
         return read.job_id, value
 
-    async def _write(self, topic: str, key: str, value: bytes) -> None:
+    async def _write(self, topic: str, key: str, value: bytes, headers: Headers = ()) -> None:
         try:
-            await self._writer.write(topic, key.encode(), value)
+            await self._writer.write(topic, key.encode(), value, headers)
         except RecordTooLarge:
             raise ApiError(
                 413, "too_large", f"Kafka refused the record for its size of {len(value)} bytes"
@@ -189,12 +197,22 @@ class Jobs:
     # Repeated requests
 
     async def _once(
-        self, caller: Caller, given: str, digest: bytes, job: Mapping[str, Any], *, key: str | None, face: str
+        self,
+        caller: Caller,
+        given: str,
+        digest: bytes,
+        job: Mapping[str, Any],
+        *,
+        key: str | None,
+        face: str,
+        trace: Headers,
     ) -> Submitted:
         known = (caller.account, given)
         entry = self._by_key.find(known, monotonic())
         if entry is None:
-            return await self._remembered(self._by_key, known, digest, job, caller, key=key, face=face)
+            return await self._remembered(
+                self._by_key, known, digest, job, caller, key=key, face=face, trace=trace
+            )
         if entry.digest != digest:
             raise ApiError(
                 409,
@@ -204,7 +222,7 @@ class Jobs:
             )
         if _is_unknown(entry.task):
             return await self._remembered(
-                self._by_key, known, digest, job, caller, key=key, face=face, job_id=entry.job_id
+                self._by_key, known, digest, job, caller, key=key, face=face, trace=trace, job_id=entry.job_id
             )
         submitted = await asyncio.shield(entry.task)
         self._metrics.add(table.JOBS_JOINED, 1, "idempotency")
@@ -231,11 +249,12 @@ class Jobs:
         *,
         key: str | None,
         face: str,
+        trace: Headers,
         job_id: str | None = None,
     ) -> Submitted:
         """Submit a job in a task of its own: another request may wait for it when the first one is gone."""
         job_id, _ = self.encoded(job, tenant=caller.tenant, job_id=job_id)
-        work = self.submit(job, key=key, tenant=caller.tenant, face=face, job_id=job_id)
+        work = self.submit(job, key=key, tenant=caller.tenant, face=face, job_id=job_id, trace=trace)
         task = asyncio.get_running_loop().create_task(work)
         entry = memory.add(known, digest, job_id, task, monotonic())
 
@@ -300,6 +319,12 @@ def _idempotency_key(given: str) -> str:
             400, "invalid_request", f"Idempotency-Key must have 1 to {MAX_IDEMPOTENCY_KEY} characters"
         )
     return given
+
+
+def _trace(request: web.Request) -> Headers:
+    """Return the W3C trace context of a request. The worker carries it on to the upstream call and the events."""
+    given = [(name, request.headers.get(name, "")) for name in TRACE_HEADERS]
+    return trace_of(tuple((name, value.encode("ascii", "ignore")) for name, value in given if value))
 
 
 def _retry_count(request: web.Request) -> int:

@@ -13,6 +13,7 @@ from streamworker.model import ProducerRecord
 if TYPE_CHECKING:
     from streamworker.config import Settings
     from streamworker.kafka.acls import RequiredAcls
+    from streamworker.model import Headers
 
 __all__ = ["KafkaWriter", "NotAcknowledged", "Writer"]
 
@@ -29,7 +30,7 @@ class Writer(Protocol):
         """Whether it is connected."""
         ...
 
-    async def write(self, topic: str, key: bytes, value: bytes) -> None:
+    async def write(self, topic: str, key: bytes, value: bytes, headers: Headers = ()) -> None:
         """Write one record; return when it is acknowledged.
 
         Raises:
@@ -78,7 +79,7 @@ class KafkaWriter:
         if sink is not None:
             await sink.stop()
 
-    async def write(self, topic: str, key: bytes, value: bytes) -> None:
+    async def write(self, topic: str, key: bytes, value: bytes, headers: Headers = ()) -> None:
         """Write one record; see `Writer`."""
         sink = self._sink
         if sink is None:
@@ -86,7 +87,7 @@ class KafkaWriter:
         if not sink.has_room:
             raise BrokerUnavailable("Kafka does not acknowledge records, and as many as may wait do")
         receipt = sink.receipt()
-        sink.publish(ProducerRecord(sink.partition_for(topic, key), key, value), receipt)
+        sink.publish(ProducerRecord(sink.partition_for(topic, key), key, value, headers), receipt)
         timeout_s = self._kafka.request_timeout_s
         try:
             async with asyncio.timeout(timeout_s):

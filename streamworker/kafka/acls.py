@@ -33,6 +33,7 @@ __all__ = [
     "Acl",
     "RequiredAcls",
     "acl_command",
+    "gateway_acls",
     "missing_acls",
     "principal_of",
     "transactional_id",
@@ -129,6 +130,16 @@ def _batch_acls(settings: Settings) -> list[Acl]:
     return acls
 
 
+def gateway_acls(settings: Settings) -> list[Acl]:
+    """Return the ACLs of `streamworker gateway`."""
+    topics = settings.topics
+    return [
+        Acl("WRITE", "TOPIC", settings.gateway.topic or topics.jobs[0], "write jobs"),
+        Acl("READ", "TOPIC", topics.events, "read events"),
+        Acl("WRITE", "TOPIC", topics.control, "write cancellations"),
+    ]
+
+
 COMMANDS = {
     "run, check": worker_acls,
     "submit": _submit_acls,
@@ -138,6 +149,7 @@ COMMANDS = {
     "retry": _retry_acls,
     "dlq": _dlq_acls,
     "batch": _batch_acls,
+    "gateway": gateway_acls,
 }
 """The ACLs of each command. `topics create` needs CREATE on the topics as well, which a worker does not."""
 
@@ -180,6 +192,11 @@ class RequiredAcls:
     def of_worker(cls, settings: Settings) -> RequiredAcls:
         """Return the ACLs of `streamworker run`."""
         return cls(settings.kafka, worker_acls(settings))
+
+    @classmethod
+    def of_gateway(cls, settings: Settings) -> RequiredAcls:
+        """Return the ACLs of `streamworker gateway`."""
+        return cls(settings.kafka, gateway_acls(settings))
 
     def describe(self, error: BaseException) -> str | None:
         """Return one sentence per ACL that the refused request needs; None for any other error."""

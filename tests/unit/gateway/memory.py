@@ -22,6 +22,8 @@ from streamworker.gateway.writer import NotAcknowledged
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from streamworker.model import Headers
+
 PARTITIONS = 4
 
 
@@ -214,9 +216,11 @@ class MemoryWriter:
         self.is_ready = True
         self.records: list[tuple[str, str, dict[str, Any]]] = []
         self.errors: list[Exception] = []
+        self.headers: Headers = ()
         self.gate: asyncio.Event | None = None
 
-    async def write(self, topic: str, key: bytes, value: bytes) -> None:
+    async def write(self, topic: str, key: bytes, value: bytes, headers: Headers = ()) -> None:
+        self.headers = headers
         if self.gate is not None:
             await self.gate.wait()
         if self.errors:

@@ -119,9 +119,9 @@ async def test_job_has_the_body_as_its_request(gateway: Served) -> None:
     written: list[bytes] = []
     write = gateway.writer.write
 
-    async def keep(topic: str, key: bytes, value: bytes) -> None:
+    async def keep(topic: str, key: bytes, value: bytes, headers: Any = ()) -> None:
         written.append(value)
-        await write(topic, key, value)
+        await write(topic, key, value, headers)
 
     gateway.writer.write = keep  # type: ignore[method-assign]
     asked = gateway.http.post(
@@ -586,7 +586,7 @@ async def test_disconnect_cancels_the_job(gateway: Served, stream: bool, begun: 
             job.text("a")
             if stream:
                 await asked
-        assert gateway.metric("gateway_streams_open", face="chat") == 1
+        await until(lambda: gateway.metric("gateway_streams_open", face="chat") == 1)
     await until(lambda: cancels(gateway) == [job.id])
 
     assert gateway.log.open_feeds == 0

@@ -202,14 +202,26 @@ async def test_job_is_written_byte_for_byte(gateway: Served) -> None:
     written: list[bytes] = []
     write = gateway.writer.write
 
-    async def keep(topic: str, key: bytes, value: bytes) -> None:
+    async def keep(topic: str, key: bytes, value: bytes, headers: Any = ()) -> None:
         written.append(value)
-        await write(topic, key, value)
+        await write(topic, key, value, headers)
 
     gateway.writer.write = keep  # type: ignore[method-assign]
     await gateway.call("POST", "/v1/jobs", data=body, headers=JSON)
 
     assert b'{"model":"m","messages":[{}],"seed":12345678901234567890,"x":1e5,"y":1.0}' in written[0]
+
+
+async def test_trace_context_of_the_request_is_that_of_the_job_record(gateway: Served) -> None:
+    """Nothing else of the request's headers is."""
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    given = {"traceparent": trace, "tracestate": "a=1", "baggage": "b=2"}
+    await gateway.call("POST", "/v1/jobs", json=JOB, headers=given)
+    carried = gateway.writer.headers
+    await gateway.call("POST", "/v1/jobs", json=JOB, headers={"traceparent": "x" * 600})
+
+    assert carried == (("traceparent", trace.encode()), ("tracestate", b"a=1"))
+    assert gateway.writer.headers == ()
 
 
 # The state of a job

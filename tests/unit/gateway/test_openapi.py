@@ -92,8 +92,8 @@ class _Writer(MemoryWriter):
         super().__init__()
         self._log = log
 
-    async def write(self, topic: str, key: bytes, value: bytes) -> None:
-        await super().write(topic, key, value)
+    async def write(self, topic: str, key: bytes, value: bytes, headers: Any = ()) -> None:
+        await super().write(topic, key, value, headers)
         record = json.loads(value)
         if "request" in record:
             self._log.publish(record["job_id"], ["hi"])
