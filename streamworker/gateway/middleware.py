@@ -112,7 +112,7 @@ class _Around:
         except ConnectionError:
             raise
         except Exception as error:
-            log.exception(
+            log.error(  # noqa: TRY400 - without the exception's message
                 "gateway.request_failed",
                 route=_route(request),
                 request_id=request[REQUEST_ID],

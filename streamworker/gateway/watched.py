@@ -55,7 +55,8 @@ class Watched(Generic[T]):
             self._value = self._read()
         except ConfigurationError as error:
             if (fields := self._throttle.failed(now)) is not None:
-                log.exception("gateway.file_refused", path=str(self._path), faults=error.faults, **fields)
+                path = str(self._path)
+                log.error("gateway.file_refused", path=path, faults=error.faults, **fields)  # noqa: TRY400 - faults say it
         else:
             log.info("gateway.file_read", path=str(self._path))
 
