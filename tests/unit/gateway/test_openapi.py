@@ -18,7 +18,7 @@ from streamworker.gateway.app import application
 from streamworker.gateway.errors import CODES, error_type
 from tests.reference import SCHEMAS, openapi
 from tests.unit.gateway.memory import MemoryLog, MemoryWriter
-from tests.unit.gateway.served import ACME, served
+from tests.unit.gateway.served import ALL, served
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,7 +134,7 @@ def test_schemathesis_finds_no_500_and_no_undocumented_status(case: Any, url: st
     """Valid and invalid requests, made from the document."""
     if case.query and "wait_s" in case.query:
         case.query["wait_s"] = 0
-    response = case.call(base_url=url, headers={"Authorization": f"Bearer {ACME}"})
+    response = case.call(base_url=url, headers={"Authorization": f"Bearer {ALL}"})
     operation = DOCUMENT["paths"][case.path].get(case.method.lower(), {"responses": {"405"}})
 
     assert response.status_code < 500
