@@ -202,19 +202,33 @@ class Handover:
         self._tail_position = self._first if self._last_offset < 0 else self._last_offset + 1
         return self._tail_position
 
+    def passes(self, offset: int, head: EventHead) -> bool:
+        """Take a record that the tail has returned if it is the next delta and its turn has come.
+
+        Then the caller delivers it, behind everything that is ready. This decides on nearly every record; `tail` comes
+        to the same result in four times the time.
+        """
+        if (
+            head.seq != self._next_seq
+            or head.attempt != self._attempt
+            or head.type != "delta"
+            or self._is_replaying
+            or self._unresolved is not None
+            or self._tail
+            or self._endings
+            or self._is_over
+            or offset <= self._last_offset
+        ):
+            return False
+        self._last_offset = offset
+        self._next_seq += 1
+        if offset >= self._tail_position:
+            self._tail_position = offset + 1
+        return True
+
     def tail(self, offset: int, head: EventHead, value: bytes) -> None:
         """Take a record that the tail has returned."""
-        if (
-            head.seq == self._next_seq
-            and head.attempt == self._attempt
-            and head.type == "delta"
-            and not (self._tail or self._endings or self._is_replaying or self._is_over)
-            and self._unresolved is None
-            and offset > self._last_offset
-        ):  # nearly every record; the rest of this class comes to the same result in four times the time
-            self._last_offset = offset
-            self._next_seq = head.seq + 1
-            self._tail_position = max(self._tail_position, offset + 1)
+        if self.passes(offset, head):
             self._deliver(Delivery(Kind.DELTA, offset, value, True, head.seq, head.attempt))
             return
         self._queue(self._live if self._is_replaying else self._tail, _Record(offset, head, value))

@@ -43,7 +43,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Sequence
 
     from streamworker.config import KafkaSettings
+    from streamworker.gateway.history import Block
     from streamworker.gateway.log_observer import LogObserver
+    from streamworker.handover import EventHead
     from streamworker.kafka.acls import RequiredAcls
     from streamworker.kafka.clients import FetchedRecord
 
@@ -55,6 +57,9 @@ log = structlog.get_logger()
 
 _KNOWN_JOBS = 100_000
 """The number of jobs of which the offset of the first event is remembered."""
+
+_REPORTED_STEP = 1 << 20
+"""Change of the size of the history, in bytes, that is reported."""
 
 _APPEND_TIME = 1
 """`timestamp_type` of a record whose timestamp the broker has set."""
@@ -127,6 +132,7 @@ class KafkaEventLog:
         self._known: OrderedDict[bytes, tuple[int, int]] = OrderedDict()  # partition and offset of `started`
         self._ended = EndedJobs()
         self._has_append_time = False
+        self._reported_size = 0
         self._home: frozenset[int] = frozenset()
         self._is_ready = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -528,7 +534,6 @@ class KafkaEventLog:
 
     def _read_tail(self, partition: int, records: Sequence[FetchedRecord], begin: int, end: int) -> None:
         block = self._history.extend(partition, begin, end, records)
-        committed = self._followed.committed_position(partition)
         by_key = self._by_key
         waiting = self._waiting.get(partition)
         touched: dict[JobFeed, None] = dict(waiting) if waiting else {}
@@ -538,20 +543,38 @@ class KafkaEventLog:
             if b'"started"' in value:
                 self._remember(partition, record)
             if (feeds := by_key.get(record.key)) is not None and (head := read_head(value)) is not None:  # type: ignore[arg-type]  # None is not a key of it
-                for feed in feeds:
-                    mailbox = feed.mailbox
-                    if mailbox.is_live and mailbox.partition == partition:
-                        mailbox.tail(record.offset, head, value)
-                        touched[feed] = None
-                        # The committed reader may be ahead of the tail: it has reported this ending before.
-                        if (
-                            record.offset < committed
-                            and block.fate(record.offset, value, committed) is Fate.FINAL
-                        ):
-                            mailbox.committed(record.offset, head, value)
+                self._distribute(block, record.offset, head, value, feeds, touched)
         if records:
             self._has_append_time = records[-1].timestamp_type == _APPEND_TIME
         self._settle(partition, touched)
+        if abs(self._history.size - self._reported_size) > _REPORTED_STEP:
+            self._reported_size = self._history.size
+            self._observer.history_changed(self._reported_size)
+
+    def _distribute(
+        self,
+        block: Block,
+        offset: int,
+        head: EventHead,
+        value: bytes,
+        feeds: tuple[JobFeed, ...],
+        touched: dict[JobFeed, None],
+    ) -> None:
+        """Pass a record of the tail to the live feeds of its job; note those that got it in their mailbox."""
+        for feed in feeds:
+            mailbox = feed.mailbox
+            if mailbox.partition != block.partition:
+                continue
+            if feed.push is not None and mailbox.passes(offset, head):
+                feed.pushed(offset, head, value)
+            elif mailbox.is_live:
+                mailbox.tail(offset, head, value)
+                touched[feed] = None
+                if head.type == "usage":
+                    committed = self._followed.committed_position(block.partition)
+                    # The committed reader may be ahead of the tail: it has reported this ending before.
+                    if block.fate(offset, value, committed) is Fate.FINAL:
+                        mailbox.committed(offset, head, value)
 
     def _read_committed(self, partition: int, records: Sequence[FetchedRecord], _: int, __: int) -> None:
         by_key = self._by_key

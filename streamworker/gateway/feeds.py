@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from streamworker.errors import StreamworkerError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = [
     "START",
@@ -101,8 +101,12 @@ class Feed(Protocol):
         """Return the next event without waiting; None if there is none now, and behind `usage`."""
         ...
 
-    async def next(self) -> FeedEvent | None:
+    async def next(self, push: Callable[[FeedEvent], bool] | None = None) -> FeedEvent | None:
         """Wait for the next event and return it; None behind `usage`.
+
+        With `push`, a delta that arrives during the wait is passed to `push` by a call, and the wait goes on: that saves
+        a task switch per event. `push` returns whether it can take another one; otherwise the next event is returned.
+        It must not raise or block, and must not close the feed.
 
         The wait goes on through an outage of the broker. Only one caller may wait at a time. It may be cancelled, and
         no event is lost thereby.

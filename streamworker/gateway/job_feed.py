@@ -11,8 +11,10 @@ from streamworker.gateway.mailbox import Opening
 from streamworker.handover import Kind
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from streamworker.gateway.mailbox import Mailbox
-    from streamworker.handover import Delivery
+    from streamworker.handover import Delivery, EventHead
 
 __all__ = ["FeedOwner", "JobFeed"]
 
@@ -48,6 +50,7 @@ class JobFeed:
         "is_over",
         "mailbox",
         "owner",
+        "push",
         "resumed_from",
     )
 
@@ -61,6 +64,8 @@ class JobFeed:
         self.owner = owner
         self.mailbox = mailbox
         self.is_over = False
+        self.push: Callable[[FeedEvent], bool] | None = None
+        """Set while `next` waits and its caller takes events by a call."""
         self.resumed_from = START if behind is None else str(behind)
         self._last: Cursor | str = behind or Cursor(mailbox.partition, mailbox.position)
         self._attempt = self._attempt8 = ""
@@ -115,13 +120,32 @@ class JobFeed:
                 self.owner.refill(self)
         return delivery
 
-    async def next(self) -> FeedEvent | None:
+    async def next(self, push: Callable[[FeedEvent], bool] | None = None) -> FeedEvent | None:
         """Wait for the next event; None behind `usage`. Raises FeedLost, BrokerUnavailable."""
         while (event := self.take()) is None:
             if self.is_over:
                 return None
-            await self.changed()
+            self.push = push
+            try:
+                await self.changed()
+            finally:
+                self.push = None
         return event
+
+    def pushed(self, offset: int, head: EventHead, value: bytes) -> None:
+        """Deliver a delta that `Mailbox.passes` has accepted by a call of `push`."""
+        push = self.push
+        assert push is not None
+        if head.attempt != self._attempt:
+            self._attempt, self._attempt8 = head.attempt, attempt8(head.attempt)
+        self._last = cursor = f"{self.mailbox.partition}.{offset}.{head.seq}.{self._attempt8}"
+        try:
+            can_go_on = push(FeedEvent("delta", cursor, value, head.seq, head.attempt))
+        except Exception as error:  # noqa: BLE001 - of one client, which must not end the reader of all
+            self.fail(error)
+            can_go_on = False
+        if not can_go_on:
+            self.push = None
 
     async def changed(self) -> None:
         """Wait until the mailbox has news. Raises FeedLost, BrokerUnavailable."""

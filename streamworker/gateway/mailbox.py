@@ -217,6 +217,14 @@ class Mailbox:
 
     # Live
 
+    def passes(self, offset: int, head: EventHead) -> bool:
+        """Take a record of the tail if it is the next event of a live mailbox in which nothing is ready.
+
+        Then the caller delivers it itself.
+        """
+        handover = self._handover
+        return self.is_live and not handover.has_ready and handover.passes(offset, head)
+
     def tail(self, offset: int, head: EventHead, value: bytes) -> None:
         """Take a record that the tail has returned. A mailbox that it makes too full is not live any more."""
         handover = self._handover

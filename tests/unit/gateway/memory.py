@@ -20,7 +20,7 @@ from streamworker.gateway.feeds import (
 from streamworker.gateway.writer import NotAcknowledged
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from streamworker.model import Headers
 
@@ -73,7 +73,7 @@ class MemoryFeed:
         self.is_over = event.kind == "usage"
         return event
 
-    async def next(self) -> FeedEvent | None:
+    async def next(self, push: Callable[[FeedEvent], bool] | None = None) -> FeedEvent | None:
         while not self.is_over:
             if self._log.error is not None:
                 raise self._log.error
