@@ -49,33 +49,64 @@ class Record(Protocol):
 class Block:
     """Every record of a partition at offsets from `begin` to before `end`."""
 
-    __slots__ = ("begin", "by_key", "committed", "end", "partition", "size")
+    __slots__ = (
+        "_last",
+        "_offsets",
+        "_previous",
+        "_values",
+        "begin",
+        "committed",
+        "end",
+        "partition",
+        "size",
+    )
 
     def __init__(self, partition: int, begin: int) -> None:
         self.partition = partition
         self.begin = self.end = begin
-        self.by_key: dict[bytes | None, list[tuple[int, bytes | None]]] = {}
         self.committed: set[int] = set()
         """Offsets of terminal events whose transaction was committed."""
         self.size = _BLOCK_OVERHEAD
+        # The records of one key are a chain of indices: a list for each key would double the cost of a record.
+        self._offsets: list[int] = []
+        self._values: list[bytes | None] = []
+        self._previous: list[
+            int
+        ] = []  # the index of the record before with the same key; -1 for the first one
+        self._last: dict[bytes | None, int] = {}
 
     def add(self, records: Iterable[Record], end: int) -> int:
         """Append records, and cover the offsets to before `end`; return by how many bytes the block grew."""
-        by_key, size = self.by_key, 0
+        last, offsets, values, previous = self._last, self._offsets, self._values, self._previous
+        index = first = len(values)
+        size = 0
         for record in records:
-            value = record.value
-            if (of_key := by_key.get(record.key)) is None:
-                by_key[record.key] = [(record.offset, value)]
-            else:
-                of_key.append((record.offset, value))
-            size += RECORD_OVERHEAD + (len(value) if value is not None else 0)
+            key, value = record.key, record.value
+            offsets.append(record.offset)
+            values.append(value)
+            previous.append(last.get(key, -1))
+            last[key] = index
+            index += 1
+            if value is not None:
+                size += len(value)
+        size += (index - first) * RECORD_OVERHEAD
         self.end = end
         self.size += size
         return size
 
+    def of_key(self, key: bytes) -> list[tuple[int, bytes | None]]:
+        """Return offset and value of each record of a key."""
+        index = self._last.get(key, -1)
+        found = []
+        while index >= 0:
+            found.append((self._offsets[index], self._values[index]))
+            index = self._previous[index]
+        found.reverse()
+        return found
+
     def replay(self, mailbox: Mailbox, committed: int) -> None:
         """Advance a mailbox whose position is in the block. `committed` is the position of the committed reader now."""
-        for offset, value in self.by_key.get(mailbox.key, ()):
+        for offset, value in self.of_key(mailbox.key):
             if offset >= mailbox.position:
                 mailbox.replay(offset, value, self.fate(offset, value, committed))
                 mailbox.passed(offset + 1)
@@ -143,14 +174,6 @@ class History:
         blocks = self._blocks.get(partition, [])
         index = bisect_right(blocks, offset, key=_begin)
         return blocks[index].begin if index < len(blocks) else None
-
-    def find_started(self, partition: int, key: bytes) -> int | None:
-        """Return the offset of the oldest record of a key, if it is a `started`."""
-        for block in self._blocks.get(partition, ()):
-            if (records := block.by_key.get(key)) is not None:
-                offset, value = records[0]
-                return offset if value is not None and b'"started"' in value else None
-        return None
 
     def replay(self, mailbox: Mailbox, committed: int) -> None:
         """Advance a mailbox as far as the blocks reach, or until it needs no further records."""

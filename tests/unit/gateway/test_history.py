@@ -145,3 +145,15 @@ def test_history_replay_stops_where_a_mailbox_is_full() -> None:
         while (delivery := mailbox.take()) is not None:
             taken.append(delivery.offset)
     assert taken == list(range(10))
+
+
+def test_block_finds_the_records_of_a_key_in_their_order() -> None:
+    """Added in one batch or in several; a record may have no key and no value."""
+    made = Block(0, 0)
+    made.add([Record(0, b"a"), Record(1, b"b", b"other"), Record(2, None), Record(3, b"c", None)], 4)
+    made.add([Record(4, b"d"), Record(6, b"e", b"other")], 7)
+
+    assert made.of_key(b"j") == [(0, b"a"), (2, None), (4, b"d")]
+    assert made.of_key(b"other") == [(1, b"b"), (6, b"e")]
+    assert made.of_key(b"unknown") == []
+    assert (made.begin, made.end) == (0, 7)

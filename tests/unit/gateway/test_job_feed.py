@@ -112,7 +112,7 @@ async def test_feed_passes_deltas_by_a_call_while_its_reader_waits() -> None:
 
 
 async def test_feed_queues_what_its_reader_does_not_take_by_a_call() -> None:
-    """From the call on that returned false, and while nobody waits."""
+    """From the call on that returned false, and while no reader waits."""
     feed = live()
     pushed: list[FeedEvent] = []
     task = await waiting(feed, into(pushed, can_go_on=False))
