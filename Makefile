@@ -69,6 +69,8 @@ $(PEERS): $(READY) requirements/bench.txt
 
 bench: $(PEERS) ## measure CPU per delta, latency and memory, beside other implementations (ARGS="--size quick")
 	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks.gateway
+	$(BIN)/python -m benchmarks.gateway --face ws --clients 500 --rate 20
 
 soak: $(READY) ## measure memory over many jobs, and the latency that exactly-once adds
 	$(BIN)/python -m benchmarks.soak $(ARGS)

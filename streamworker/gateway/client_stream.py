@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from streamworker.gateway.auth import Caller
-    from streamworker.gateway.feeds import Feed
+    from streamworker.gateway.feeds import Feed, FeedEvent
     from streamworker.gateway.frames import Framing
     from streamworker.gateway.gateway import Gateway
 
@@ -99,11 +99,11 @@ class ClientStream:
             self._limit.reschedule(self._loop.time())
 
     async def _deliver(self) -> None:
-        feed, out, frame = self._feed, self._out, self._framing.event
+        feed, out, frame, push = self._feed, self._out, self._framing.event, self._push
         delivered = self._gateway.limits.delivered
         face = self._framing.face
         while not feed.is_over:
-            event = feed.take() or await feed.next()
+            event = feed.take() or await feed.next(push)
             if event is None:
                 return
             frames = [frame(event)]
@@ -118,6 +118,15 @@ class ClientStream:
                 await out.drained()
             elif size >= BATCH_BYTES:
                 await asyncio.sleep(0)  # a long replay must not block other streams
+
+    def _push(self, event: FeedEvent) -> bool:
+        """Write an event in the call of the reader; return whether the client takes more."""
+        out = self._out
+        data = self._framing.event(event)
+        out.write(chunk(data) if self._is_chunked else data)
+        self._event_at = self._loop.time()
+        self._gateway.limits.delivered[self._framing.face] += 1
+        return not out.is_full
 
     def _write(self, data: bytes) -> None:
         if data:

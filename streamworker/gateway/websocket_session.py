@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
 
     from streamworker.gateway.auth import Caller
-    from streamworker.gateway.feeds import Feed
+    from streamworker.gateway.feeds import Feed, FeedEvent
     from streamworker.gateway.gateway import Gateway
 
 __all__ = ["MAX_SUBSCRIPTIONS", "Session"]
@@ -354,13 +354,19 @@ class Session:
     async def _deliver(self, id_: str, feed: Feed) -> None:
         head, out, delivered = frames.event_head(id_), self._out, self._gateway.limits.delivered
         is_live = False
+
+        def push(event: FeedEvent) -> bool:
+            out.write(frames.event_frame(head, event.cursor, event.value))
+            delivered[_FACE] += 1
+            return not out.is_full
+
         while not feed.is_over:
             event = feed.take()
             if event is None:
                 if not is_live and feed.is_live:
                     is_live = True
                     self._send({"type": "live", "id": id_})
-                event = await feed.next()
+                event = await feed.next(push if is_live else None)
                 if event is None:
                     return
             data = [frames.event_frame(head, event.cursor, event.value)]
