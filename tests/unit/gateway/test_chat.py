@@ -589,8 +589,8 @@ async def test_disconnect_cancels_the_job(gateway: Served, stream: bool, begun: 
         await until(lambda: gateway.metric("gateway_streams_open", face="chat") == 1)
     await until(lambda: cancels(gateway) == [job.id])
 
+    await until(lambda: gateway.gateway.limits.streams == 0)
     assert gateway.log.open_feeds == 0
-    assert gateway.gateway.limits.streams == 0
     assert gateway.metric("gateway_streams_open", face="chat") == 0
     assert gateway.metric("gateway_streams_closed_total", face="chat", reason="disconnected") == 1
 
