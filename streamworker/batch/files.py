@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["LocalInput", "LocalOutput", "LocalRunStore", "NoRunStore", "sibling"]
 
 _CHUNK = 1 << 20
+_APPEND_TIMEOUT_S = 3.0
+"""How long a write is awaited when the run is stopped: a pipe may be full."""
+
 _YIELD_LINES = 200
 """Lines that are read before other tasks run."""
 
@@ -430,11 +433,24 @@ class LocalOutput:
                     self._buffers[number] = []
                     data = b"".join(lines)
                     self.buffered -= len(data)
-                    try:
-                        await asyncio.to_thread(file.append, data)
-                    except OutputError as error:
-                        self._failure = error
-                        raise
+                    await self._append(file, data)
+
+    async def _append(self, file: _Part | _Stream, data: bytes) -> None:
+        """Append in a thread. A thread cannot be cancelled: it is awaited, so that no other one writes beside it."""
+        writing = asyncio.ensure_future(asyncio.to_thread(file.append, data))
+        try:
+            await asyncio.shield(writing)
+        except OutputError as error:
+            self._failure = error
+            raise
+        except asyncio.CancelledError:
+            await asyncio.wait([writing], timeout=_APPEND_TIMEOUT_S)
+            if not writing.done():
+                self._failure = OutputError(f"{file.name} does not take the lines that are written to it")
+                writing.add_done_callback(lambda task: task.cancelled() or task.exception())
+            elif isinstance(error := writing.exception(), OutputError):
+                self._failure = error
+            raise
 
     async def sync(self) -> bool:
         """Flush, and write the files to the disk. Raises OutputError."""

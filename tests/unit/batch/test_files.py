@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import resource
+import threading
 from array import array
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from streamworker.batch import files
 from streamworker.batch.errors import OutputBusy, OutputError, RunRefused
 from streamworker.batch.files import LocalInput, LocalOutput, LocalRunStore, NoRunStore
 from streamworker.batch.identity import output_id
 from streamworker.batch.index import LineIndex
 from streamworker.batch.record import InputFacts, RunRecord, read_record, write_record
+from tests.integration.stage import eventually
 
 
 def digest(number: int) -> bytes:
@@ -274,6 +278,63 @@ async def test_full_disk_keeps_whole_lines_and_writes_nothing_after_it(place: Pl
     await output.close()
 
     assert place.output_part.read_bytes() == line(1) + line(2)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_write_that_is_cancelled_is_awaited(place: Place, fails: bool) -> None:
+    """No other line is written beside it, and its failure is not forgotten."""
+    output = place.open()
+    output.lock()
+    await output.begin(anew=False)
+    file = output._files[0]
+    append, begun, end = file.append, threading.Event(), threading.Event()
+
+    def slowly(data: bytes) -> None:
+        begun.set()
+        end.wait(5)
+        if fails:
+            raise OutputError("full")
+        append(data)
+
+    file.append = slowly  # type: ignore[method-assign]
+    output.write(line(1), is_error=False)
+    flushing = asyncio.create_task(output.flush())
+    await eventually(begun.is_set)
+    flushing.cancel()
+    output.write(line(2), is_error=False)
+    syncing = asyncio.create_task(output.sync())
+    await asyncio.sleep(0.05)
+    assert not flushing.done()
+    file.append = append  # type: ignore[method-assign]
+    end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await flushing
+    if fails:
+        with pytest.raises(OutputError, match="full"):
+            await syncing
+    else:
+        assert await syncing
+        assert place.output_part.read_bytes() == line(1) + line(2)
+    await output.close()
+
+
+async def test_pipe_that_is_full_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run stops, and says that its lines were not taken."""
+    monkeypatch.setattr(files, "_APPEND_TIMEOUT_S", 0.05)
+    reader, writer = os.pipe()
+    output = LocalOutput(None, None, stdout=writer)
+    output.write(b"x" * (1 << 20), is_error=False)
+    flushing = asyncio.create_task(output.flush())
+    await asyncio.sleep(0.1)
+    flushing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await flushing
+    with pytest.raises(OutputError, match="standard output does not take"):
+        await output.sync()
+    await output.close()
+    os.close(reader)  # ends the thread: the write fails
+    await asyncio.sleep(0.05)
+    os.close(writer)
 
 
 async def test_device_that_is_full_is_reported(tmp_path: Path) -> None:
