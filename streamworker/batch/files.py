@@ -448,8 +448,8 @@ class LocalOutput:
             if not writing.done():
                 self._failure = OutputError(f"{file.name} does not take the lines that are written to it")
                 writing.add_done_callback(lambda task: task.cancelled() or task.exception())
-            elif isinstance(error := writing.exception(), OutputError):
-                self._failure = error
+            elif isinstance(failure := writing.exception(), OutputError):
+                self._failure = failure
             raise
 
     async def sync(self) -> bool:
