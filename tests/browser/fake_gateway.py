@@ -205,7 +205,12 @@ class FakeGateway:
 
     async def _take(self, connection: web.WebSocketResponse, message: dict[str, Any]) -> None:
         self.received.append(message)
-        kind = message["type"]
+        kind, name = message["type"], message.get("id")
+        if kind in {"subscribe", "submit", "cancel"} and (connection, name) in [
+            pair for pairs in self._subscribers.values() for pair in pairs
+        ]:
+            await connection.close(code=4400)
+            return
         if kind == "auth":
             if not self._knows(message["token"]):
                 await connection.close(code=4401)

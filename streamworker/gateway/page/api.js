@@ -62,8 +62,9 @@ export class Identity {
 	async renew(jobIds) {
 		clearTimeout(this.#renewal);
 		if (!this.#key || jobIds().length === 0) return;
-		const body = { jobs: claims(jobIds()), scope: "read cancel", ttl_s: TTL_S };
-		const response = await this.post("v1/tokens", body).catch(() => null);
+		const wanted = { jobs: claims(jobIds()), scope: "read cancel" };
+		let response = await this.post("v1/tokens", { ...wanted, ttl_s: TTL_S }).catch(() => null);
+		if (response?.status === 400) response = await this.post("v1/tokens", wanted); // a shorter life may be allowed
 		if (response?.status !== 201) return;
 		const { token, expires_at } = await response.json();
 		const expiresAt = typeof expires_at === "number" ? expires_at * 1000 : Date.parse(expires_at);

@@ -72,7 +72,8 @@ function subscribe(job) {
 	link.send({ type: "subscribe", id: key, job_id: jobId, ...how });
 }
 
-function message({ type, id, event, error, cursor, reason, ...rest }) {
+function message({ type, id: name, event, error, cursor, reason, ...rest }) {
+	const id = name?.replace("cancel ", "");
 	if (type === "event") board.take(id, event, cursor);
 	else if (type === "error") refuse(id, error);
 	else if (type !== "end") board.take(id, { type, cursor, ...rest });
@@ -104,7 +105,7 @@ function send() {
 }
 
 async function cancel({ key, jobId, isAlone }) {
-	if (!isAlone) return link.send({ type: "cancel", id: key, job_id: jobId, reason: "cancelled on the page" });
+	if (!isAlone) return link.send({ type: "cancel", id: `cancel ${key}`, job_id: jobId, reason: "cancelled on the page" });
 	const response = await identity.post(`v1/jobs/${encodeURIComponent(jobId)}/cancel`, {}).catch(() => null);
 	if (response?.ok) board.take(key, { type: "cancelling" });
 	else complain(response === null ? "The gateway does not answer." : (await errorOf(response)).message);

@@ -61,6 +61,19 @@ test("no token is asked for without a key or without jobs", async () => {
 	assert.deepEqual(calls, []);
 });
 
+test("where a token may not live an hour, it lives as long as the gateway likes", async () => {
+	const created = answer;
+	answer = () => {
+		if (calls.length > 1) return created();
+		return Response.json({ error: { code: "invalid_request" } }, { status: 400 });
+	};
+	const identity = new Identity(store, 0);
+	identity.use("swk_1");
+	await identity.renew(() => ["j"]);
+	assert.deepEqual(calls.map(({ body }) => JSON.parse(body).ttl_s), [3600, undefined]);
+	assert.equal(saved.token, "t1");
+});
+
 test("a key without the right to tokens, and a gateway that is away, leave the page as it is", async () => {
 	const identity = new Identity(store, 0);
 	identity.use("swk_1");
