@@ -117,7 +117,7 @@ export class Card {
 	/** Show the job at `now`; return whether the card must be rendered again in the next frame. */
 	render(job, now) {
 		if (job.generation !== this.#generation) this.#begin(job, now);
-		const isVoided = now < this.#voidedUntil;
+		const isVoided = now < this.#voidedUntil && !isOver(job);
 		this.root.classList.toggle("voided", isVoided);
 		if (!isVoided && this.#voidedUntil) {
 			this.#voidedUntil = 0;
