@@ -19,6 +19,13 @@ export class Board {
 	/** `actions` has `cancel(job)` and `again(job)`, which the cards call. */
 	constructor(root, store, figures, actions) {
 		Object.assign(this, { root, store, figures, actions });
+		this.visible = new IntersectionObserver((entries) => {
+			for (const { target, isIntersecting } of entries) {
+				const card = this.#cards.get(target.dataset.key);
+				if (card) card.isVisible = isIntersecting;
+				card?.follow();
+			}
+		});
 	}
 
 	get jobs() {
@@ -38,6 +45,8 @@ export class Board {
 		});
 		this.#jobs.set(key, newJob({ ...members, key }));
 		this.#cards.set(key, card);
+		card.root.dataset.key = key;
+		this.visible.observe(card.root);
 		root.append(card.root);
 		if (root === this.root) root.prepend(card.root);
 		this.touch(key);
@@ -45,7 +54,6 @@ export class Board {
 		return key;
 	}
 
-	/** Apply an input to a job. */
 	take(key, input, cursor = null) {
 		const job = this.get(key);
 		const next = job && reduce(job, input, cursor);
@@ -72,7 +80,9 @@ export class Board {
 	}
 
 	remove(key) {
-		this.#cards.get(key)?.root.remove();
+		const { root } = this.#cards.get(key);
+		this.visible.unobserve(root);
+		root.remove();
 		for (const all of [this.#cards, this.#jobs, this.#changed]) all.delete(key);
 	}
 
@@ -82,7 +92,6 @@ export class Board {
 		this.store.saveJobs(this.jobs.filter((job) => !job.isAlone));
 	}
 
-	/** Show a job's state in the next frame. */
 	touch(key) {
 		this.#changed.add(key);
 		this.#frame ||= requestAnimationFrame(() => this.#render());

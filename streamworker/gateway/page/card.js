@@ -98,6 +98,8 @@ export class Card {
 	#generation = 0;
 	#voidedUntil = 0;
 	#follows = true;
+	#seen = "";
+	isVisible = true;
 
 	/** `on` has the callbacks `cancel()` and `again()`. */
 	constructor(on) {
@@ -114,7 +116,7 @@ export class Card {
 		id.addEventListener("click", () => this.#copy());
 	}
 
-	/** Show the job at `now`; return whether the card must be rendered again in the next frame. */
+	/** Show the job at `now`; return whether to do so again in the next frame. */
 	render(job, now) {
 		if (job.generation !== this.#generation) this.#begin(job, now);
 		const isVoided = now < this.#voidedUntil && !isOver(job);
@@ -124,15 +126,18 @@ export class Card {
 			this.#clear();
 		}
 		this.#renderAge(job, now);
-		this.#renderState(job, now);
-		this.#renderActions(job);
+		setText(this.#parts.facts, factsOf(job));
+		const state = describe(job, now);
+		const seen = [state.word, state.detail, job.attempts, job.jobId, job.model, job.ending === null].join();
+		if (this.#seen !== seen) this.#renderState(job, state);
+		this.#seen = seen;
 		if (!isVoided) this.#renderChoices(job);
 		return isVoided;
 	}
 
 	/** Scroll to the end unless the reader has scrolled up. Call it after all cards have changed: one layout for all. */
 	follow() {
-		if (this.#follows) this.#parts.body.scrollTop = this.#parts.body.scrollHeight;
+		if (this.#follows && this.isVisible) this.#parts.body.scrollTop = this.#parts.body.scrollHeight;
 	}
 
 	// The text of a former attempt stays for a second, greyed, so that the reader sees what happened.
@@ -148,17 +153,14 @@ export class Card {
 	}
 
 	#renderAge(job, now) {
-		const node = this.#parts.age;
 		const text = job.ending?.timing ? duration(age(job, now)) : isOver(job) ? "" : elapsed(age(job, now));
-		if (node.textContent === text) return;
+		setText(this.#parts.age, text);
 		const at = new Date(job.at);
-		node.textContent = text;
-		node.title = `Submitted ${at.toLocaleTimeString()} (${at.toISOString()})`;
+		this.#parts.age.title ||= `Submitted ${at.toLocaleTimeString()} (${at.toISOString()})`;
 	}
 
-	#renderState(job, now) {
+	#renderState(job, state) {
 		const { use, word, model, prompt, detail, restart, error, facts } = this.#parts;
-		const state = describe(job, now);
 		const fault = job.ending?.error;
 		this.root.dataset.tone = state.tone;
 		setIcon(use, state.tone);
@@ -172,8 +174,8 @@ export class Card {
 		setText(detail, state.detail);
 		setText(error, fault ? `${fault.code}: ${fault.message}` : "");
 		error.hidden = !fault;
-		setText(facts, factsOf(job));
 		facts.title = job.ending?.usage ? JSON.stringify(job.ending.usage) : "";
+		this.#renderActions(job);
 	}
 
 	#renderActions(job) {

@@ -71,7 +71,6 @@ export function generatedTokens({ usage }) {
 	return Number.isFinite(count) ? count : null;
 }
 
-/** Return the word for a source of token counts. */
 export function sourceWord(source) {
 	return { upstream: "reported", upstream_partial: "partial", estimated: "estimated", none: "none" }[source] ?? source;
 }
@@ -102,7 +101,6 @@ export function age(job, now) {
 	return now - job.at;
 }
 
-/** Return an integer with separators of thousands. */
 export function number(value) {
 	return Math.round(value).toLocaleString("en-US");
 }

@@ -5,20 +5,23 @@ import { describeLink } from "./link.js";
 
 const byId = (id) => document.getElementById(id);
 
+const shown = new WeakMap();
+
 /** Set the text of an element if it differs: equal text would be laid out and announced again. */
 export function setText(node, text) {
-	if (node.textContent !== text) node.textContent = text;
+	if (shown.get(node) !== text) node.textContent = text;
+	shown.set(node, text);
 }
 
 export function setIcon(use, tone) {
-	if (use.getAttribute("href") !== `#i-${tone}`) use.setAttribute("href", `#i-${tone}`);
+	if (shown.get(use) !== tone) use.setAttribute("href", `#i-${tone}`);
+	shown.set(use, tone);
 }
 
 /** Show the state of the link, and which actions it permits. */
 export function showLink(link, identity) {
-	const { phase, reason } = link;
-	const leftMs = link.retryAt - Date.now();
-	const { word, tone, detail } = describeLink({ phase, leftMs, canSend: identity.canSend, reason });
+	const { phase } = link;
+	const { word, tone, detail } = describeLink(link, link.retryAt - Date.now(), identity.canSend);
 	document.body.dataset.link = phase;
 	byId("link").dataset.tone = byId("strip").dataset.tone = tone;
 	setIcon(byId("link").querySelector("use"), tone);

@@ -20,6 +20,7 @@ export function move(phase, input) {
 	return PHASES[phase][input] ?? phase;
 }
 
+const CONTINUE = "Streams continue where they stopped.";
 const FIRST_MS = 500;
 const LONGEST_MS = 15_000;
 
@@ -38,7 +39,7 @@ export function delay(tries, random) {
 }
 
 /** Return the words for the header: `{word, tone, detail}`. */
-export function describeLink({ phase, leftMs, canSend, reason }) {
+export function describeLink({ phase, reason, tries }, leftMs, canSend) {
 	switch (phase) {
 		case "live":
 			return canSend
@@ -50,10 +51,11 @@ export function describeLink({ phase, leftMs, canSend, reason }) {
 			return {
 				word: leftMs >= 500 ? `Reconnecting in ${Math.ceil(leftMs / 1000)} s` : "Reconnecting",
 				tone: "broken",
-				detail: reason || "The gateway does not answer. Streams continue where they stopped.",
+				// A browser does not reveal why a websocket was refused.
+				detail: tries < 4 ? `The gateway does not answer. ${CONTINUE}` : "Check the gateway, the proxy's websockets, and gateway.cors_origins.",
 			};
 		case "offline":
-			return { word: "Offline", tone: "off", detail: "This device has no network. Streams continue where they stopped." };
+			return { word: "Offline", tone: "off", detail: `This device has no network. ${CONTINUE}` };
 		case "expired":
 			return reason
 				? { word: "Not accepted", tone: "failed", detail: reason }

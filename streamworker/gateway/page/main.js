@@ -49,15 +49,7 @@ async function probe() {
 
 function phase() {
 	if (link.phase === "expired") identity.forget();
-	if (link.phase === "pausing" && link.tries === 3) explain();
 	showLink(link, identity);
-}
-
-// A browser does not reveal why a websocket was refused.
-async function explain() {
-	const response = await identity.get("v1/models").catch(() => null);
-	if (response?.status === 401) link.stop("expired");
-	if (response?.ok) link.reason = "HTTP works, websockets do not: check the proxy, and gateway.cors_origins.";
 }
 
 function live() {
@@ -117,7 +109,6 @@ function again({ key, isAlone }) {
 	else subscribe(board.get(key));
 }
 
-/** Show what went wrong, and announce it. */
 function complain(words) {
 	showStrip(words);
 	announce(words);

@@ -27,23 +27,28 @@ test("delays grow to a bound, and differ between pages", () => {
 });
 
 const shown = [
-	[{ phase: "live", canSend: true }, "Live", "done"],
-	[{ phase: "live", canSend: false }, "Read only", "done"],
-	[{ phase: "connecting" }, "Connecting", "wait"],
-	[{ phase: "pausing", leftMs: 2400 }, "Reconnecting in 3 s", "broken"],
-	[{ phase: "pausing", leftMs: 100 }, "Reconnecting", "broken"],
-	[{ phase: "offline" }, "Offline", "off"],
-	[{ phase: "expired", reason: "" }, "Token expired", "broken"],
-	[{ phase: "expired", reason: "wrong key" }, "Not accepted", "failed"],
-	[{ phase: "refused", reason: "" }, "Refused", "failed"],
-	[{ phase: "idle" }, "No key", "off"],
+	[{ phase: "live" }, 0, true, "Live", "done"],
+	[{ phase: "live" }, 0, false, "Read only", "done"],
+	[{ phase: "connecting" }, 0, true, "Connecting", "wait"],
+	[{ phase: "pausing", tries: 1 }, 2400, true, "Reconnecting in 3 s", "broken"],
+	[{ phase: "pausing", tries: 1 }, 100, true, "Reconnecting", "broken"],
+	[{ phase: "offline" }, 0, true, "Offline", "off"],
+	[{ phase: "expired", reason: "" }, 0, true, "Token expired", "broken"],
+	[{ phase: "expired", reason: "wrong key" }, 0, true, "Not accepted", "failed"],
+	[{ phase: "refused", reason: "" }, 0, true, "Refused", "failed"],
+	[{ phase: "idle" }, 0, true, "No key", "off"],
 ];
-for (const [state, word, tone] of shown) {
+for (const [state, leftMs, canSend, word, tone] of shown) {
 	test(`the header says ${word}`, () => {
-		const said = describeLink(state);
+		const said = describeLink(state, leftMs, canSend);
 		assert.deepEqual([said.word, said.tone], [word, tone]);
 	});
 }
+
+test("the header names what to check when no connection succeeds", () => {
+	assert.match(describeLink({ phase: "pausing", tries: 1 }, 0, true).detail, /continue where they stopped/);
+	assert.match(describeLink({ phase: "pausing", tries: 4 }, 0, true).detail, /gateway\.cors_origins/);
+});
 
 /** A browser whose time stands still until `advance`, and whose sockets do what the test says. */
 function fakeBrowser() {
