@@ -18,7 +18,7 @@ from playwright.async_api import Page, expect
 from streamworker.gateway.keys import new_key, rendered
 from streamworker.practice import PracticeUpstream, expected_text
 from tests.browser.scenes import stored
-from tests.integration.gateways import Gateway, stage_on
+from tests.integration.gateway_here import Gateway, stage_on
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -10,11 +10,11 @@ import httpx_sse
 import websockets
 
 from tests.integration.cutter import Cutter
-from tests.integration.gateways import gateway
+from tests.integration.gateway_here import gateway
 from tests.node import running_node
 
 if TYPE_CHECKING:
-    from tests.integration.gateways import Gateway
+    from tests.integration.gateway_here import Gateway
     from tests.integration.stage import Stage
 
 DELTAS = 9

@@ -13,7 +13,7 @@ import httpx_sse
 import websockets
 
 from tests.brokers.requirement import need
-from tests.integration.gateways import free_port, gateway
+from tests.integration.gateway_here import free_port, gateway
 from tests.integration.stage import eventually
 
 if TYPE_CHECKING:

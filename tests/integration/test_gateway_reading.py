@@ -23,7 +23,7 @@ from aiokafka.admin import RecordsToDelete
 
 from streamworker.client.ids import new_job_id
 from streamworker.practice import PracticeUpstream
-from tests.integration.gateways import Gateway, stage_on
+from tests.integration.gateway_here import Gateway, stage_on
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
