@@ -56,7 +56,8 @@ class _ServerSentEvents:
     keep_alive = b":\n"
 
     def opening(self) -> bytes:
-        return b": streamworker\nretry: %d\n\n" % retry_ms()
+        # No blank line behind it: some clients would make an empty event of it.
+        return b": streamworker\nretry: %d\n" % retry_ms()
 
     def event(self, event: FeedEvent) -> bytes:
         kind, cursor, value, _, _ = event

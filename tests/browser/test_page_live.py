@@ -49,7 +49,9 @@ class Site:
 async def site(apache_kafka: ApacheKafka, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     """Everything that a page needs, for all tests of this file."""
     directory, key = tmp_path_factory.mktemp("site"), new_key()
-    (directory / "keys.toml").write_text(rendered("acme-web", key, "acme", ("submit", "read", "cancel", "token")))
+    (directory / "keys.toml").write_text(
+        rendered("acme-web", key, "acme", ("submit", "read", "cancel", "token"))
+    )
     (directory / "secrets").write_text(SECRET)
     keyed = {
         "gateway__auth": "keys",
@@ -100,7 +102,9 @@ async def test_page_submits_watches_and_keeps_the_answer_over_a_reload(site: Sit
         await _ended(page)
 
         assert await _shown(page) == _text(model)
-        await expect(page.locator(".facts")).to_contain_text(re.compile(r"^\d+ tokens reported · first delta \d"))
+        await expect(page.locator(".facts")).to_contain_text(
+            re.compile(r"^\d+ tokens reported · first delta \d")
+        )
         await expect(page.locator(".reasoning")).to_be_visible()
         await page.reload()
         await _ended(page)
@@ -165,14 +169,16 @@ async def test_page_opens_one_job_alone_through_a_restart_and_cancels_it(site: S
         before = len(await _shown(page, "#alone .answer"))
         await site.open.restart()
         await expect(page.locator("#alone .word")).to_have_text("Streaming")
-        while len(text := await _shown(page, "#alone .answer")) <= before:
+        while len(text := await _shown(page, "#alone .answer")) <= before:  # noqa: ASYNC110 - no event for it
             await asyncio.sleep(0.05)
         assert _text(SLOW).startswith(text)
         await page.click("#alone .cancel")
         await _ended(page, "Cancelled")
 
 
-async def test_page_of_a_tenant_reads_with_a_token_after_a_reload_until_it_expires(site: Site, tab: Tab) -> None:
+async def test_page_of_a_tenant_reads_with_a_token_after_a_reload_until_it_expires(
+    site: Site, tab: Tab
+) -> None:
     """The key is gone with the reload; the token reads and cancels; expired, the page says so and keeps the text."""
     async with tab(site.keyed.url) as page:
         await expect(page.locator("#link")).to_have_text("No key")
@@ -197,7 +203,9 @@ async def test_page_of_a_tenant_reads_with_a_token_after_a_reload_until_it_expir
             )
         assert answer.status_code == 201, answer.text
         token = {"token": answer.json()["token"], "expiresAt": 9e15}
-        await page.evaluate("token => sessionStorage.setItem('streamworker.token', JSON.stringify(token))", token)
+        await page.evaluate(
+            "token => sessionStorage.setItem('streamworker.token', JSON.stringify(token))", token
+        )
         await page.reload()
         await expect(page.locator("#link")).to_have_text("Token expired", timeout=LIMIT_MS)
         await expect(page.locator("#identity")).to_be_visible()
@@ -233,7 +241,7 @@ FOLLOW = """(url) => {
 
 async def _seen(page: Page, until: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
     async with asyncio.timeout(LIMIT_MS / 1000):
-        while not until(seen := await page.evaluate("seen")):
+        while not until(seen := await page.evaluate("seen")):  # noqa: ASYNC110 - no event for it
             await asyncio.sleep(0.05)
     return seen
 
@@ -263,16 +271,20 @@ def _records(stage: Stage, job_id: str) -> list[str]:
     return [orjson.dumps(event).decode() for event in stage.events(job_id)]
 
 
-async def test_native_eventsource_keeps_a_final_status_for_an_error_of_the_client(site: Site, tab: Tab) -> None:
+async def test_native_eventsource_keeps_a_final_status_for_an_error_of_the_client(
+    site: Site, tab: Tab
+) -> None:
     """A malformed cursor is 400, and the browser does not try again."""
     async with tab(f"{site.open.url}/") as page:
         await page.evaluate(FOLLOW, "/v1/jobs/x/events?cursor=nonsense")
-        seen = await _seen(page, lambda seen: bool(seen))
+        seen = await _seen(page, bool)
 
     assert [(event["name"], event["state"]) for event in seen] == [("error", 2)]
 
 
-async def test_browser_has_six_event_streams_per_host_and_one_websocket_for_many(site: Site, tab: Tab) -> None:
+async def test_browser_has_six_event_streams_per_host_and_one_websocket_for_many(
+    site: Site, tab: Tab
+) -> None:
     """The seventh EventSource waits for a free connection; seven subscriptions share one websocket."""
     async with tab(f"{site.open.url}/") as page:
         await page.evaluate(

@@ -110,9 +110,7 @@ async def test_python_websockets_resumes_after_a_cut_behind_every_event(apache: 
     received: list[dict[str, Any]] = []
     async with gateway(apache) as running:
         while not received or received[-1]["event"]["type"] != "usage":
-            received.append(
-                await _follow_once(running, job_id, received[-1]["cursor"] if received else None)
-            )
+            received.append(await _follow_once(running, job_id, received[-1]["cursor"] if received else None))
 
     assert [message["event"] for message in received] == apache.events(job_id)
 
@@ -127,20 +125,25 @@ async def test_websocket_submits_follows_and_cancels_with_python_websockets(apac
         async with websockets.connect(
             url, subprotocols=[websockets.Subprotocol("streamworker.v1")]
         ) as socket:
-            await socket.send(json.dumps({"type": "submit", "id": "a", "job": {"request": request}, "subscribe": True}))
+            await socket.send(
+                json.dumps({"type": "submit", "id": "a", "job": {"request": request}, "subscribe": True})
+            )
             kinds: list[str] = []
             ending = None
             while ending is None:
                 message = json.loads(await socket.recv())
                 kind = message["type"] if message["type"] != "event" else message["event"]["type"]
                 if kind == "delta" and "delta" not in kinds:
-                    await socket.send(json.dumps({"type": "cancel", "id": "b", "job_id": message["event"]["job_id"]}))
+                    await socket.send(
+                        json.dumps({"type": "cancel", "id": "b", "job_id": message["event"]["job_id"]})
+                    )
                 kinds += [] if kind in kinds else [kind]
                 if kind == "usage":
                     ending = message["event"]
             last = json.loads(await socket.recv())
 
     assert ending["status"] == "cancelled"
-    assert {"welcome", "submitted", "subscribed", "live", "started", "delta", "cancelling", "usage"} == set(kinds)
+    assert {"welcome", "submitted", "subscribed", "live", "started", "delta", "cancelling", "usage"} == set(
+        kinds
+    )
     assert (last["type"], last["id"], last["reason"]) == ("end", "a", "ended")
-

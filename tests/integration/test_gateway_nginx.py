@@ -88,7 +88,11 @@ async def test_event_stream_arrives_unbuffered_through_nginx_with_default_settin
             arrived = [(loop.time(), json.loads(event.data)) async for event in source.aiter_sse()]
 
     assert [event for _, event in arrived] == apache.events("j1")
-    deltas = [(at, event["ts"] / 1000) for at, event in arrived if event["type"] == "delta" and event["delta"].get("content")]
+    deltas = [
+        (at, event["ts"] / 1000)
+        for at, event in arrived
+        if event["type"] == "delta" and event["delta"].get("content")
+    ]
     ages = [at - ts for at, ts in deltas]
     assert len(deltas) == 12
     assert max(ages) - min(ages) < 0.5  # buffered, the first one would be a second older than the last
@@ -100,7 +104,7 @@ async def test_job_is_submitted_and_followed_over_a_websocket_through_nginx(
     """With the four lines that the documentation gives, the websocket passes, and so does the origin of the page."""
     await apache.open()
     request = {"model": "practice?deltas=5", "messages": [{"role": "user", "content": "Hi"}]}
-    async with apache.worker(), gateway(apache) as running, nginx(tmp_path, running.port, WEBSOCKETS) as url:
+    async with apache.worker(), gateway(apache) as running, nginx(tmp_path, running.port, WEBSOCKETS) as url:  # noqa: SIM117
         async with websockets.connect(
             url.replace("http", "ws") + "/v1/ws",
             subprotocols=[websockets.Subprotocol("streamworker.v1")],

@@ -128,19 +128,29 @@ async def reader(
 ) -> AsyncIterator[Reader]:
     """One gateway for all tests of this file; each test has a job of its own."""
     directory = tmp_path_factory.mktemp("reading")
-    async with PracticeUpstream() as practice, stage_on(apache_kafka, practice, directory) as stage:
+    async with PracticeUpstream() as practice, stage_on(apache_kafka, practice, directory) as stage:  # noqa: SIM117
         async with Gateway(stage) as gateway, httpx.AsyncClient(base_url=gateway.url, timeout=20) as http:
             yield Reader(stage=stage, http=http, gateway=gateway)
 
 
 def _event(job_id: str, seq: int, kind: str, attempt: str = "a1", **members: Any) -> dict[str, Any]:
-    return {"type": kind, "v": 1, "job_id": job_id, "attempt": attempt, "seq": seq, "ts": 1000 + seq, **members}
+    return {
+        "type": kind,
+        "v": 1,
+        "job_id": job_id,
+        "attempt": attempt,
+        "seq": seq,
+        "ts": 1000 + seq,
+        **members,
+    }
 
 
 def started(job_id: str, attempt: str = "a1") -> dict[str, Any]:
     """Return the first event of an attempt."""
     source = {"topic": "jobs", "partition": 0, "offset": 0}
-    return _event(job_id, 0, "started", attempt, model="m", upstream="default", cause="new", source=source, metadata={})
+    return _event(
+        job_id, 0, "started", attempt, model="m", upstream="default", cause="new", source=source, metadata={}
+    )
 
 
 def delta(job_id: str, seq: int, content: str, attempt: str = "a1") -> dict[str, Any]:
@@ -153,7 +163,9 @@ def usage(job_id: str, seq: int, attempt: str = "a1") -> dict[str, Any]:
     members = {"status": "completed", "finish_reasons": {"0": "stop"}, "usage": None, "usage_source": "none"}
     observed = {"deltas": seq - 1, "chunks": seq, "content_chars": 0, "reasoning_chars": 0, "bytes": 0}
     timing = {"queued": 1, "first_delta": 1, "total": 2}
-    return _event(job_id, seq, "usage", attempt, **members, observed=observed, error=None, timing=timing, tries=1)
+    return _event(
+        job_id, seq, "usage", attempt, **members, observed=observed, error=None, timing=timing, tries=1
+    )
 
 
 def job(deltas: int = 5, *, is_ended: bool = False) -> tuple[str, list[dict[str, Any]]]:
@@ -214,7 +226,7 @@ async def test_reading_a_job_without_events_is_up_to_date_and_not_ended(reader: 
 
 
 async def test_reading_at_the_tail_returns_nothing_and_a_cursor_that_continues(reader: Reader) -> None:
-    """"Up to date" is not "ended"; the tail's cursor has the events that come later."""
+    """ "Up to date" is not "ended"; the tail's cursor has the events that come later."""
     job_id, events = job()
     await reader.append(*events)
     tail, _ = await reader.expect(events, job_id)
@@ -289,7 +301,9 @@ async def test_a_long_stream_is_read_in_pages_that_join(reader: Reader) -> None:
     """An answer with everything there is, or pages of it, have the same events."""
     job_id, events = job(600, is_ended=True)
     sent = [
-        await reader.stage._producer.send(reader.stage.events_topic, json.dumps(event).encode(), key=job_id.encode())
+        await reader.stage._producer.send(
+            reader.stage.events_topic, json.dumps(event).encode(), key=job_id.encode()
+        )
         for event in events
     ]
     await asyncio.gather(*sent)
@@ -411,7 +425,7 @@ async def test_the_cursor_behind_the_ending_says_so_and_reading_there_is_204(rea
 
 
 async def test_from_now_at_the_end_of_an_ended_job_returns_its_ending(reader: Reader) -> None:
-    """`replay=none` of an ended job has the terminal event, so that nobody waits for one that never comes."""
+    """`replay=none` of an ended job has the terminal event, so that no reader waits for one that never comes."""
     job_id, events = job(is_ended=True)
     await reader.append(*events)
 
@@ -434,7 +448,7 @@ async def test_events_behind_the_ending_do_not_exist(reader: Reader) -> None:
 async def test_a_new_attempt_voids_the_former_for_catch_up_and_is_an_event_for_live_readers(
     reader: Reader,
 ) -> None:
-    """A reader who forgets at each `started` ends with the valid attempt; stale deltas come to nobody."""
+    """A reader who forgets at each `started` ends with the valid attempt; stale deltas come to no reader."""
     job_id, events = job(2)
     await reader.append(*events)
     async with reader.follow(job_id) as stream:
@@ -476,7 +490,19 @@ async def test_a_snapshot_has_the_text_so_far_and_its_cursor_continues(reader: R
 
 @pytest.mark.parametrize(
     "cursor",
-    ["", "0", "1,2", "0.1 2.3.aa", "a.b.c.d", "0.0.0.0.0.0", "-1.0.w", "0.0.w.end", "../../etc", "0.1.2.ZZZZZZZZ", "9" * 400],
+    [
+        "",
+        "0",
+        "1,2",
+        "0.1 2.3.aa",
+        "a.b.c.d",
+        "0.0.0.0.0.0",
+        "-1.0.w",
+        "0.0.w.end",
+        "../../etc",
+        "0.1.2.ZZZZZZZZ",
+        "9" * 400,
+    ],
 )
 @pytest.mark.parametrize("accept", [SSE, JSON])
 async def test_a_malformed_cursor_is_refused(reader: Reader, cursor: str, accept: str) -> None:
@@ -492,7 +518,9 @@ async def test_a_malformed_cursor_is_refused(reader: Reader, cursor: str, accept
 
 async def test_two_cursors_are_refused(reader: Reader) -> None:
     """One of them would be ignored."""
-    answer = await reader.http.get(f"{_path(new_job_id())}?cursor=0.0.w&cursor=0.1.w", headers={"Accept": JSON})
+    answer = await reader.http.get(
+        f"{_path(new_job_id())}?cursor=0.0.w&cursor=0.1.w", headers={"Accept": JSON}
+    )
 
     assert answer.status_code == 400
 
@@ -560,7 +588,10 @@ async def test_what_retention_deleted_is_gone_and_says_so_in_every_format(reader
     await reader.append(*(started(new_job_id()) for _ in range(20)))  # so that no partition is empty
     await reader.delete_all_events()
 
-    async with Gateway(reader.stage) as other, httpx.AsyncClient(base_url=other.url) as http:  # has nothing in memory
+    async with (
+        Gateway(reader.stage) as other,
+        httpx.AsyncClient(base_url=other.url) as http,
+    ):  # has nothing in memory
         fresh = replace(reader, http=http)
         answers = [
             (

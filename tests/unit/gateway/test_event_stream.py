@@ -80,7 +80,7 @@ async def test_stream_of_an_ended_job_is_its_records_byte_for_byte(gateway: Serv
     assert response.headers["Streamworker-Resumed-From"] == "start"
     assert response.headers["X-Content-Type-Options"] == "nosniff"
     known = gateway.log.events[JOB]
-    body = text.partition("\n\n")[2]
+    body = text.split("\n", 2)[2]
     assert body == "".join(
         f"event: {event.kind}\nid: {event.cursor}\ndata: {event.value.decode()}\n\n" for event in known
     )
@@ -239,7 +239,7 @@ async def test_quiet_stream_has_keep_alive_lines(tmp_path: Path) -> None:
             if received.count("\n:\n") >= 1 and received.endswith(":\n:\n"):
                 break
 
-    assert received.partition("\n\n")[2].strip(":\n") == ""
+    assert received.split("\n", 2)[2].strip(":\n") == ""
     assert parse(received) == []
 
 
@@ -254,7 +254,9 @@ async def test_quiet_stream_gets_a_fresh_position(tmp_path: Path, monkeypatch: p
                 break
         place = f"{gateway.log.partition(JOB)}.99.w"
 
-    assert parse(received)[0] == {"event": "position", "id": place, "data": {"type": "position"}}
+    first = parse(received)[0]
+    del first["retry"]  # of the stream's beginning: no block of its own, of which some clients make an event
+    assert first == {"event": "position", "id": place, "data": {"type": "position"}}
 
 
 async def test_stream_that_has_events_gets_no_keep_alive_line(tmp_path: Path) -> None:
