@@ -240,6 +240,7 @@ FOLLOW = """(url) => {
 
 
 async def _seen(page: Page, until: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
+    seen: list[dict[str, Any]]
     async with asyncio.timeout(LIMIT_MS / 1000):
         while not until(seen := await page.evaluate("seen")):  # noqa: ASYNC110 - no event for it
             await asyncio.sleep(0.05)

@@ -12,6 +12,8 @@ from tests.browser.fake_gateway import FakeGateway, delta, started, usage
 from tests.browser.scenes import send_prompt
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.browser.conftest import Tab
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.long]
@@ -40,7 +42,9 @@ async def _stream(fake: FakeGateway) -> None:
             await fake.publish(delta(job_id, seq, f"word {seq} " if seq % 12 else "\n\n"))
 
 
-async def test_page_stays_smooth_with_fifty_streams(tab: Tab, record_property: pytest.RecordProperty) -> None:
+async def test_page_stays_smooth_with_fifty_streams(
+    tab: Tab, record_property: Callable[[str, object], None]
+) -> None:
     """At least 50 frames/s on a busy machine of two cores, and under 100 MB of JavaScript's memory."""
     async with FakeGateway() as fake, tab(fake.url) as page:
         await send_prompt(page, times=STREAMS)

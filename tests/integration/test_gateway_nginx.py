@@ -6,7 +6,7 @@ import asyncio
 import json
 import shutil
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import httpx_sse
@@ -112,7 +112,7 @@ async def test_job_is_submitted_and_followed_over_a_websocket_through_nginx(
         ) as socket:
             job = {"type": "submit", "id": "a", "job": {"request": request}, "subscribe": True}
             await socket.send(json.dumps(job))
-            events = []
+            events: list[dict[str, Any]] = []
             while not events or events[-1]["type"] != "usage":
                 message = json.loads(await socket.recv())
                 events += [message["event"]] if message["type"] == "event" else []

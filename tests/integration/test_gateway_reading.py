@@ -358,7 +358,7 @@ async def test_concurrent_readers_receive_the_same_while_the_writer_writes(reade
             return [json.loads(event.data) async for event in stream]
 
     await reader.append(events[0])
-    readers = []
+    readers: list[asyncio.Task[list[dict[str, Any]]]] = []
     for event in events[1:]:
         if len(readers) < 8:
             readers.append(asyncio.ensure_future(read()))
