@@ -86,6 +86,9 @@ class Transition(NamedTuple):
 _MAX_MISSES = 4
 """Templates that are learnt in a row without one being of use: some upstreams send other members in every chunk."""
 
+_EXTRA_FIELDS = frozenset({b"error"})
+"""Older llama.cpp sends its errors in an SSE field of this name."""
+
 _S, _I, _T = State, Input, Transition
 _FAILED, _TRY_FAILED = _T(_S.ENDED, Status.FAILED), _T(_S.TRY_FAILED)
 _CANCELLED, _EXPIRED = _T(_S.ENDED, Status.CANCELLED), _T(_S.ENDED, Status.EXPIRED)
@@ -557,7 +560,7 @@ class Attempt:
 
     def _new_parser(self) -> EventStreamParser:
         return EventStreamParser(
-            max_event_bytes=self._max_event_bytes, extra_fields=frozenset({b"error"}), bare_json=True
+            max_event_bytes=self._max_event_bytes, extra_fields=_EXTRA_FIELDS, bare_json=True
         )
 
 

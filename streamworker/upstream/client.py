@@ -88,13 +88,14 @@ class HttpUpstream:
                 "POST", self._url, content=body, headers=self._headers(headers)
             )
             response = await self._client.send(request, stream=True)
-        # The prompt is not kept while the answer streams.
+        # Neither the prompt nor more than needed of the response is kept while the answer streams.
         response.request = self._sent
         del request, body
         answer = HttpAnswer(response, self._settings.base_url)
         try:
             if not response.is_success:
                 raise await _refusal(response)
+            del response
             yield answer
         finally:
             await answer.close()
@@ -151,17 +152,24 @@ class HttpAnswer:
     callback; else a task reads the body for it.
     """
 
+    __slots__ = ("_base_url", "_close", "_feed", "_is_raw", "_pieces", "_pump", "content_type", "status")
+
     def __init__(self, response: httpx.Response, base_url: str) -> None:
         codings = _codings(response)
-        self._response = response
         self.status = response.status_code
         self.content_type = response.headers.get("content-type", "")
         self._base_url = base_url
         self._feed: Body | None = response.extensions.get("body_feed")
         self._is_raw = not codings
-        # The upstream may compress the body although `identity` was requested.
-        self._pieces = _unpacked(response, codings) if codings else response.aiter_raw()
+        self._close = response.aclose
         self._pump: Pump | None = None
+        # The upstream may compress the body although `identity` was requested.
+        if codings:
+            self._pieces = _unpacked(response, codings)
+        elif self._feed is None:
+            self._pieces = response.aiter_raw()
+        else:  # the response takes more memory than the whole rest of its stream, and is not needed any more
+            self._pieces, self._close = aiter(self._feed), self._feed.aclose
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """Iterate over the body."""
@@ -215,7 +223,7 @@ class HttpAnswer:
         if self._pump is not None:
             await self._pump.stop()
         with suppress(httpx.HTTPError, OSError):
-            await self._response.aclose()
+            await self._close()
 
 
 def _codings(response: httpx.Response) -> list[str]:

@@ -135,6 +135,7 @@ class Connection(asyncio.Protocol):
         head = parser.head
         if head is None:
             raise parser.error or ServerDisconnected
+        parser.release_headers()
         return httpx.Response(
             head.status,
             headers=head.headers,

@@ -8,7 +8,7 @@ extension is refused, because llhttp has no switch for it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
 
 import httpx
@@ -135,6 +135,11 @@ class ResponseParser:
             self._framing_bytes = 0
             return pieces.pop()
         return self._joined(len(data))
+
+    def release_headers(self) -> None:
+        """Release the header fields, which the caller has taken; `head` stays known."""
+        if self.head is not None:
+            self.head = replace(self.head, headers=[])
 
     def feed_eof(self) -> None:
         """End the response: the server closed its side of the connection."""

@@ -14,7 +14,7 @@ from streamworker.errors import StreamworkerError
 from streamworker.model import ErrorCode
 from streamworker.redaction import without_message
 from streamworker.worker.cancellations import Cancellations
-from streamworker.worker.delivery import Delivery
+from streamworker.worker.delivery import Delivery, HeldTurn
 from streamworker.worker.intake import Accepted
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ class Jobs:
 
         An exception is a bug, and the job may be what triggers it: the job is delivered again, and the delivery counts.
         """
-        async with AsyncExitStack() as held:  # the job's turn is held over all deliveries
+        async with HeldTurn() as held:  # over all deliveries of the job
             while True:
                 try:
                     return await self._run_cancellable(delivery, held)
@@ -296,7 +296,7 @@ class Jobs:
                 delivery = self._new_delivery(partition, decision, deliveries, nullcontext())
                 partition.replace(delivery)
 
-    async def _run_cancellable(self, delivery: Delivery, held: AsyncExitStack) -> None:
+    async def _run_cancellable(self, delivery: Delivery, held: HeldTurn) -> None:
         """Run a delivery where `cancel` finds it; apply a cancel record that arrived before the job."""
         job = delivery.job
         if (reason := self._cancels.reason_for(job)) is not None:

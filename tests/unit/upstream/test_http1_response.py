@@ -378,3 +378,17 @@ def test_parser_ignores_what_it_is_fed_after_the_end() -> None:
 
     assert parser.is_complete
     assert parser.error is None
+
+
+def test_parser_releases_headers_and_still_reads_the_body() -> None:
+    """A stream is open for minutes, and its headers were taken at its beginning."""
+    parser = ResponseParser("POST")
+    parser.release_headers()  # nothing is known yet
+    assert parser.head is None
+    parser.feed(b"HTTP/1.1 200 OK\r\nX: y\r\nTransfer-Encoding: chunked\r\n\r\n")
+    parser.release_headers()
+
+    assert parser.head is not None
+    assert (parser.head.status, parser.head.headers) == (200, [])
+    assert parser.feed(b"2\r\nab\r\n0\r\n\r\n") == b"ab"
+    assert parser.is_complete

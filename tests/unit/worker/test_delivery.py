@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +20,7 @@ from streamworker.testing import (
     Script,
 )
 from streamworker.worker.committer import PartitionCommitter
-from streamworker.worker.delivery import Delivery
+from streamworker.worker.delivery import Delivery, HeldTurn
 from streamworker.worker.intake import Accepted
 from tests.streams import NOW, data, make_job
 from tests.turnable import quiet, until
@@ -105,7 +105,7 @@ class Bench:
 
     def begin(self, delivery: Delivery) -> asyncio.Task[None]:
         async def run() -> None:
-            async with AsyncExitStack() as held:
+            async with HeldTurn() as held:
                 await delivery.run(held)
 
         self.tasks.append(asyncio.create_task(run()))
