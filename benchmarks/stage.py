@@ -32,6 +32,7 @@ WARM_UP = Scenario("warm-up", 8, deltas=20)
 START_S = 60
 END_S = 120
 SETTLE_S = 1.0
+IDLE_CHECKS = 20
 KEEPS_UP = 0.97
 
 
@@ -101,6 +102,7 @@ class Stage:
                 await self._publish(jobs, WARM_UP, "warm")
                 if not await watcher.until(lambda: watcher.ended >= WARM_UP.streams, START_S):
                     raise SystemExit(f"{contender.name} did not end its first jobs; see {log}")
+                await _idle(pid)
                 watcher.forget()
                 before = usage_of(pid)
                 begun = time.monotonic()
@@ -240,6 +242,15 @@ class Stage:
                 return account
 
         return await asyncio.to_thread(ask)
+
+
+async def _idle(pid: int) -> None:
+    """Wait until a contender does nothing any more, such as loading a tokenizer: memory is compared with that of now."""
+    for _ in range(IDLE_CHECKS):
+        before = usage_of(pid).cpu_s
+        await asyncio.sleep(SETTLE_S / 2)
+        if usage_of(pid).cpu_s - before < SETTLE_S / 2 * 0.1:
+            return
 
 
 def _figures(

@@ -347,12 +347,12 @@ class Attempt:
         if self._coalescer is None or self._coalescer.held is None or self.state is not _S.STREAMING:
             return
         held = self._coalescer.held
-        news = held.news
-        yield self._numbered(news, held.since_ms)
+        delta = held.delta
+        yield self._numbered(delta, held.since_ms)
         if self._was_published(_S.STREAMING):
             # Dropped only now: a caller that is interrupted before it publishes finds the text here again.
             self._coalescer.drop()
-            self._published(news, held.since_ms)
+            self._published(delta, held.since_ms)
             self._ledger.deltas += held.parts - 1
 
     def close(self, now_ms: int, *, broken: JobError | None = None) -> Iterator[DeltaEvent]:
@@ -434,21 +434,21 @@ class Attempt:
     ) -> Iterator[DeltaEvent]:
         """Yield the events of the chunks; one flat generator, because a nested one would double the cost per delta."""
         for chunk in chunks:
-            for news in chunk:
-                if type(news) is ChunkDelta:
+            for item in chunk:
+                if type(item) is ChunkDelta:
                     state = self.state
                     if state is _S.WINDING_UP:
                         self._move(Input.DELTA)
                         continue
-                    yield self._numbered(news, now_ms)
+                    yield self._numbered(item, now_ms)
                     if self.state is not state and not self._was_published(state):
                         return
-                    self._published(news, now_ms)
-                elif type(news) is Done:
+                    self._published(item, now_ms)
+                elif type(item) is Done:
                     self._finish()
                     return
-                elif type(news) is StreamError:
-                    self._break(to_job_error(news, self._http_status))
+                elif type(item) is StreamError:
+                    self._break(to_job_error(item, self._http_status))
                     return
         if is_cut and self._reader.is_complete:
             self._move(Input.DONE)
@@ -461,13 +461,13 @@ class Attempt:
     ) -> Iterator[DeltaEvent]:
         """Yield the events of the chunks, merging text; an event is numbered only when it is yielded."""
         for chunk in chunks:
-            for news in chunk:
-                if self._holds(news, now_ms):
+            for item in chunk:
+                if self._holds(item, now_ms):
                     continue
                 yield from self.flush()
                 # A delta that ended a hold may begin the next one.
-                if not self.is_ended and not self._holds(news, now_ms):
-                    yield from self._read([[news]], now_ms, is_cut=False)
+                if not self.is_ended and not self._holds(item, now_ms):
+                    yield from self._read([[item]], now_ms, is_cut=False)
                 if not self.is_listening:
                     return
         if is_cut:
@@ -475,10 +475,10 @@ class Attempt:
             if self.is_listening:
                 yield from self._read((), now_ms, is_cut=True)
 
-    def _holds(self, news: StreamItem, now_ms: int) -> bool:
-        if type(news) is not ChunkDelta or self.state is not _S.STREAMING or self._coalescer is None:
+    def _holds(self, item: StreamItem, now_ms: int) -> bool:
+        if type(item) is not ChunkDelta or self.state is not _S.STREAMING or self._coalescer is None:
             return False
-        return self._coalescer.take(news, now_ms)
+        return self._coalescer.take(item, now_ms)
 
     def _was_published(self, before: State) -> bool:
         """Return whether a yielded event was published; a `wind_up` in between does not undo it."""
@@ -494,28 +494,28 @@ class Attempt:
         if usual.seq != self._seq:
             self._seq, self._misses = usual.seq, 0
 
-    def _numbered(self, news: ChunkDelta, now_ms: int) -> DeltaEvent:
+    def _numbered(self, delta: ChunkDelta, now_ms: int) -> DeltaEvent:
         return DeltaEvent(
             self.job.job_id,
             self.id,
             self._seq,
             now_ms,
-            news.choice,
-            news.delta,
-            news.finish_reason,
-            news.logprobs,
-            news.chunk,
-            news.extra,
+            delta.choice,
+            delta.delta,
+            delta.finish_reason,
+            delta.logprobs,
+            delta.chunk,
+            delta.extra,
         )
 
-    def _published(self, news: ChunkDelta, now_ms: int) -> None:
+    def _published(self, delta: ChunkDelta, now_ms: int) -> None:
         # A chunk without choices that has unknown members gives an event, but is not a delta.
-        if news.choice is not None:
+        if delta.choice is not None:
             if self.first_delta_ms is None:
                 self._move(Input.DELTA)
                 self.first_delta_ms = now_ms
                 self._opening = b""
-            self._ledger.count_delta(news.delta)
+            self._ledger.count_delta(delta.delta)
         self._seq += 1
 
     def _break(self, error: JobError) -> None:

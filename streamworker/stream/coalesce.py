@@ -44,7 +44,7 @@ class _Place(NamedTuple):
     rests: tuple[dict[str, Any], ...] = ({},)
     extra: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
-    def news(self, text: str) -> ChunkDelta:
+    def delta(self, text: str) -> ChunkDelta:
         """Return a choice delta with this text at this place."""
         if len(self.path) == 1:
             delta = self.rests[0] | {self.path[0]: text}
@@ -68,9 +68,9 @@ class Held:
         self.size = size
 
     @property
-    def news(self) -> ChunkDelta:
+    def delta(self) -> ChunkDelta:
         """All held deltas as one."""
-        return self._place.news(self._text.decode("utf-8", "surrogatepass"))
+        return self._place.delta(self._text.decode("utf-8", "surrogatepass"))
 
     def is_at(self, place: _Place) -> bool:
         """Whether a text at this place may be added."""
@@ -93,9 +93,9 @@ class Coalescer:
         self._counts_rests = merged
         self._max_bytes = max_bytes or (MAX_MERGED_BYTES if merged else MAX_LIVE_BYTES)
 
-    def take(self, news: ChunkDelta, now_ms: int) -> bool:
+    def take(self, delta: ChunkDelta, now_ms: int) -> bool:
         """Hold a delta, or add it to what is held. If this is false, the held delta must be published before it."""
-        found = self._split(news)
+        found = self._split(delta)
         if found is None:
             return False
         place, text = found
@@ -122,34 +122,34 @@ class Coalescer:
         return len(encode([place.rests, None if place.extra is msgspec.UNSET else place.extra]))
 
 
-def _split_live(news: ChunkDelta) -> tuple[_Place, str] | None:
+def _split_live(delta: ChunkDelta) -> tuple[_Place, str] | None:
     """Split a delta that is nothing but one text; None for any other.
 
     A delta with the chunk's own members is not held: they have no bound, and a held delta must have one.
     """
-    choice = news.choice
-    if len(news.delta) != 1 or choice is None or news.finish_reason is not None:
+    choice = delta.choice
+    if len(delta.delta) != 1 or choice is None or delta.finish_reason is not None:
         return None
-    if not (news.logprobs is news.chunk is news.extra is msgspec.UNSET):
+    if not (delta.logprobs is delta.chunk is delta.extra is msgspec.UNSET):
         return None
-    [(member, text)] = news.delta.items()
+    [(member, text)] = delta.delta.items()
     return (_Place(choice, (member,)), text) if member in _LIVE_TEXTS and type(text) is str else None
 
 
-def _split(news: ChunkDelta) -> tuple[_Place, str] | None:
+def _split(delta: ChunkDelta) -> tuple[_Place, str] | None:
     """Split a delta into one text and everything else; None if it has no text, several, or more than can be merged."""
-    if (plain := _split_live(news)) is not None:  # nearly every delta
+    if (plain := _split_live(delta)) is not None:  # nearly every delta
         return plain
-    choice = news.choice
-    if choice is None or news.finish_reason is not None or news.logprobs is not msgspec.UNSET:
+    choice = delta.choice
+    if choice is None or delta.finish_reason is not None or delta.logprobs is not msgspec.UNSET:
         return None
-    if news.chunk is not msgspec.UNSET or not _may_repeat(news.extra):
+    if delta.chunk is not msgspec.UNSET or not _may_repeat(delta.extra):
         return None
-    found = _split_delta(news.delta)
+    found = _split_delta(delta.delta)
     if found is None:
         return None
     path, rests, text = found
-    return _Place(choice, path, rests, news.extra), text
+    return _Place(choice, path, rests, delta.extra), text
 
 
 def _may_repeat(extra: dict[str, Any] | msgspec.UnsetType) -> bool:

@@ -150,7 +150,7 @@ class UsualReads:
 
 
 def learn_template(read: bytes) -> ChunkTemplate | None:
-    """Return the template that one read gives; None if it holds anything but one chunk with one text and no other news."""
+    """Return the template that one read gives; None if it holds anything but one chunk with one text and nothing else that is new."""
     if len(read) > MAX_BYTES or not read.startswith(b"data: {") or not read.endswith(b"}\n\n"):
         return None
     found = [match for match in _TEXT.finditer(read) if match[2] != b'""']

@@ -30,17 +30,17 @@ def custom(text: str = "a") -> ChunkDelta:
     return ChunkDelta(0, {"tool_calls": [{"index": 0, "custom": {"input": text}}]})
 
 
-def holding(news: ChunkDelta, **options: Any) -> Coalescer:
+def holding(delta: ChunkDelta, **options: Any) -> Coalescer:
     """Return a coalescer that holds a delta."""
     coalescer = Coalescer(**options)
-    assert coalescer.take(news, NOW)
+    assert coalescer.take(delta, NOW)
     return coalescer
 
 
 def held_news(coalescer: Coalescer) -> ChunkDelta:
     """Return what is held, as one delta."""
     assert coalescer.held is not None
-    return coalescer.held.news
+    return coalescer.held.delta
 
 
 @pytest.mark.parametrize("merged", [False, True])
@@ -105,18 +105,18 @@ MERGED_ONLY: dict[str, Callable[[str], ChunkDelta]] = {
 
 
 @pytest.mark.parametrize(
-    ("news", "merged"),
+    ("delta", "merged"),
     [
-        *((news, merged) for news in NEVER.values() for merged in (False, True)),
+        *((delta, merged) for delta in NEVER.values() for merged in (False, True)),
         *((make("a"), False) for make in MERGED_ONLY.values()),
     ],
     ids=[*(f"{name}-{how}" for name in NEVER for how in ("live", "merged")), *MERGED_ONLY],
 )
-def test_coalescer_delta_with_more_than_one_text_is_not_held(news: ChunkDelta, *, merged: bool) -> None:
+def test_coalescer_delta_with_more_than_one_text_is_not_held(delta: ChunkDelta, *, merged: bool) -> None:
     """The held delta stays as it is."""
-    assert not Coalescer(merged=merged).take(news, NOW)
+    assert not Coalescer(merged=merged).take(delta, NOW)
     coalescer = holding(text("b"), merged=merged)
-    assert not coalescer.take(news, NOW)
+    assert not coalescer.take(delta, NOW)
     assert held_news(coalescer) == text("b")
 
 
@@ -159,7 +159,7 @@ def test_coalescer_delta_of_another_kind_begins_a_hold_of_its_own(
     coalescer.drop()
     assert coalescer.take(second, NOW + 5)
     assert coalescer.held is not None
-    assert (coalescer.held.news, coalescer.held.since_ms) == (second, NOW + 5)
+    assert (coalescer.held.delta, coalescer.held.since_ms) == (second, NOW + 5)
 
 
 def test_coalescer_holds_no_more_than_its_bound() -> None:
@@ -171,13 +171,13 @@ def test_coalescer_holds_no_more_than_its_bound() -> None:
 
 def test_coalescer_merged_hold_counts_what_stands_beside_its_text() -> None:
     """The record that it becomes has to fit its limit too."""
-    news = ChunkDelta(0, {"role": "assistant", "content": "a" * 100}, extra={"x": "b" * 100})
+    delta = ChunkDelta(0, {"role": "assistant", "content": "a" * 100}, extra={"x": "b" * 100})
     beside = len('[[{"role":"assistant"}],{"x":""}]') + 100
 
-    assert not Coalescer(merged=True, max_bytes=beside + 99).take(news, NOW)
-    coalescer = holding(news, merged=True, max_bytes=beside + 200)
-    assert coalescer.take(news, NOW)
-    assert not coalescer.take(news, NOW)
+    assert not Coalescer(merged=True, max_bytes=beside + 99).take(delta, NOW)
+    coalescer = holding(delta, merged=True, max_bytes=beside + 200)
+    assert coalescer.take(delta, NOW)
+    assert not coalescer.take(delta, NOW)
 
 
 @pytest.mark.timeout(10)
