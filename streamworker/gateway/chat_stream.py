@@ -140,7 +140,7 @@ class ChatStream:
         if held is None:
             return b""
         self._coalescer.drop()
-        news = held.news
+        news = held.delta
         assert news.choice is not None
         return self._chunk(_Delta(news.choice, msgspec.Raw(encode(news.delta))))
 

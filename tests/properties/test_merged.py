@@ -81,12 +81,12 @@ def merged(news: Iterable[ChunkDelta], coalescer: Coalescer) -> Iterator[ChunkDe
         if coalescer.take(one, NOW):
             continue
         if coalescer.held is not None:
-            yield coalescer.held.news
+            yield coalescer.held.delta
             coalescer.drop()
         if not coalescer.take(one, NOW):
             yield one
     if coalescer.held is not None:
-        yield coalescer.held.news
+        yield coalescer.held.delta
 
 
 def deltas_of(stream: bytes) -> list[ChunkDelta]:

@@ -37,7 +37,7 @@ def holding(delta: ChunkDelta, **options: Any) -> Coalescer:
     return coalescer
 
 
-def held_news(coalescer: Coalescer) -> ChunkDelta:
+def held_delta(coalescer: Coalescer) -> ChunkDelta:
     """Return what is held, as one delta."""
     assert coalescer.held is not None
     return coalescer.held.delta
@@ -53,7 +53,7 @@ def test_coalescer_text_that_follows_text_becomes_one_delta_of_the_first_ones_ti
     assert coalescer.take(text("", member=member, choice=2), NOW + 1)
     assert coalescer.take(text("🐟", member=member, choice=2), NOW + 2)
 
-    assert held_news(coalescer) == ChunkDelta(2, {member: "a🐟"})
+    assert held_delta(coalescer) == ChunkDelta(2, {member: "a🐟"})
     assert coalescer.held is not None
     assert (coalescer.held.since_ms, coalescer.held.parts) == (NOW, 3)
 
@@ -117,7 +117,7 @@ def test_coalescer_delta_with_more_than_one_text_is_not_held(delta: ChunkDelta, 
     assert not Coalescer(merged=merged).take(delta, NOW)
     coalescer = holding(text("b"), merged=merged)
     assert not coalescer.take(delta, NOW)
-    assert held_news(coalescer) == text("b")
+    assert held_delta(coalescer) == text("b")
 
 
 @pytest.mark.parametrize("make", MERGED_ONLY.values(), ids=MERGED_ONLY)
@@ -126,9 +126,9 @@ def test_coalescer_merged_delta_is_the_repeated_one_with_both_texts(
 ) -> None:
     """Everything but the text stands once in the merged delta."""
     coalescer = holding(make("a"), merged=True)
-    assert held_news(coalescer) == make("a")
+    assert held_delta(coalescer) == make("a")
     assert coalescer.take(make("b"), NOW + 1)
-    assert held_news(coalescer) == make("ab")
+    assert held_delta(coalescer) == make("ab")
 
 
 OTHERS: dict[str, tuple[ChunkDelta, ChunkDelta]] = {
@@ -186,11 +186,11 @@ def test_coalescer_many_small_parts_take_linear_time() -> None:
     coalescer = Coalescer(merged=True, max_bytes=1 << 30)
     for _ in range(1_000_000):
         coalescer.take(text("a"), NOW)
-    assert held_news(coalescer).delta["content"] == "a" * 1_000_000
+    assert held_delta(coalescer).delta["content"] == "a" * 1_000_000
 
 
 def test_coalescer_half_of_a_character_is_kept_as_it_is() -> None:
     """The encoder of the event decides what becomes of it."""
     coalescer = holding(text("\ud83d"))
     assert coalescer.take(text("\udc1f"), NOW)
-    assert held_news(coalescer).delta == {"content": "\ud83d\udc1f"}
+    assert held_delta(coalescer).delta == {"content": "\ud83d\udc1f"}
