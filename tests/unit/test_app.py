@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from contextlib import AsyncExitStack
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from streamworker.app import App, open_tracing, run_until_signalled
+from streamworker.app import App, _load, open_tracing, run_until_signalled
 from streamworker.config import Settings, TelemetrySettings, load
 from streamworker.errors import ConfigurationError
+from streamworker.stream.usage import Tokenizer
 from streamworker.telemetry.metrics import PREFIX
 from streamworker.worker.stats import WorkerStats
 
@@ -98,3 +100,17 @@ async def test_worker_that_crashes_reports_it_in_the_last_line_and_exits_with_1(
     assert code == 1
     assert [entry["event"] for entry in logs] == ["worker.crashed"]
     assert "my prompt" not in str(logs)
+
+
+async def test_tokenizer_is_loaded_in_a_thread() -> None:
+    """Its loading takes half a second of processor time, in which the event loop would stand still."""
+    threads: list[int] = []
+
+    def count(_: str) -> int:
+        threads.append(threading.get_ident())
+        return 0
+
+    await _load(Tokenizer("vocabulary", count))
+
+    assert len(threads) == 1
+    assert threads != [threading.get_ident()]

@@ -566,3 +566,39 @@ async def test_delivery_without_voided_calls_has_no_such_member(make: Any) -> No
     bench.new_queues(max_tries=2)
 
     assert "voided" not in await bench.play()
+
+
+async def test_held_turn_is_left_at_its_end_and_not_by_later_turns() -> None:
+    """A job that is delivered again has its turn already; the turn of the first delivery is the one to leave."""
+    calls: list[str] = []
+
+    @asynccontextmanager
+    async def turn(name: str) -> AsyncIterator[None]:
+        calls.append(f"enter {name}")
+        try:
+            yield
+        finally:
+            calls.append(f"leave {name}")
+
+    with pytest.raises(ZeroDivisionError):
+        async with HeldTurn() as held:
+            await held.enter(turn("first"))
+            await held.enter(nullcontext())
+            assert calls == ["enter first"]
+            raise ZeroDivisionError
+
+    assert calls == ["enter first", "leave first"]
+
+
+async def test_held_turn_that_was_never_entered_leaves_nothing() -> None:
+    """The wait for the turn may be cancelled, or fail."""
+
+    @asynccontextmanager
+    async def turn(reason: str) -> AsyncIterator[None]:
+        if reason:
+            raise ValueError(reason)
+        yield
+
+    async with HeldTurn() as held:
+        with pytest.raises(ValueError, match="no turn"):
+            await held.enter(turn("no turn"))

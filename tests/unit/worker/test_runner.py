@@ -296,6 +296,37 @@ async def test_runner_large_read_lets_other_tasks_run(bench: Bench) -> None:
     assert max(steps) == DELTAS_PER_TURN
 
 
+async def test_runner_usual_reads_of_one_and_of_several_chunks_are_published_in_order(bench: Bench) -> None:
+    """A loop that is late receives several chunks in one read; the observer gets one report per read."""
+    bench.begin(
+        [word("a"), word("b"), word("c"), word("d") + word("e") + word("f"), word("g"), FINISH + DONE]
+    )
+    terminal = await bench.end()
+
+    assert outcome(terminal) == ("completed", None)
+    assert bench.text == "abcdefg"
+    assert terminal["seq"] == 9  # seven texts, and the finish reason
+    assert terminal["observed"]["deltas"] == 8
+    reads = bench.observer.all("deltas_published")
+    assert [count for _, count, _, _ in reads] == [1, 1, 1, 3, 1, 1]
+    assert [size for _, _, size, _ in reads][1:5] == [(one := reads[1][2]), one, 3 * one, one]
+
+
+async def test_runner_usual_read_waits_while_the_sink_has_no_room(bench: Bench) -> None:
+    """As any other read does: the socket is not read meanwhile, and nothing is lost."""
+    bench.begin([word("a"), word("b"), 1.0, word("c"), word("d"), FINISH + DONE])
+    while bench.text != "ab":  # noqa: ASYNC110 - a turn of the loop at a time
+        await asyncio.sleep(0)
+    bench.sink.keeping_up.clear()
+    await asyncio.sleep(5)
+    assert bench.text == "ab"
+    bench.sink.keeping_up.set()
+    terminal = await bench.end()
+
+    assert outcome(terminal) == ("completed", None)
+    assert bench.text == "abcd"
+
+
 async def test_runner_cancelled_inside_a_large_read_ends_after_the_published_deltas(bench: Bench) -> None:
     """A delta that was not published yet gives its `seq` to the terminal event."""
     runner = bench.begin([word("x") * 3 * DELTAS_PER_TURN, asyncio.Event()])
