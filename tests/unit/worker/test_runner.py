@@ -309,7 +309,8 @@ async def test_runner_usual_reads_of_one_and_of_several_chunks_are_published_in_
     assert terminal["observed"]["deltas"] == 8
     reads = bench.observer.all("deltas_published")
     assert [count for _, count, _, _ in reads] == [1, 1, 1, 3, 1, 1]
-    assert [size for _, _, size, _ in reads][1:5] == [(one := reads[1][2]), one, 3 * one, one]
+    sizes: list[Any] = [size for _, _, size, _ in reads]
+    assert sizes[1:5] == [sizes[1], sizes[1], 3 * sizes[1], sizes[1]]
 
 
 async def test_runner_usual_read_waits_while_the_sink_has_no_room(bench: Bench) -> None:
