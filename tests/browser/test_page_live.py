@@ -6,6 +6,7 @@ import asyncio
 import re
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -363,3 +364,48 @@ async def test_page_of_another_origin_needs_to_be_allowed(site: Site, tab: Tab, 
     assert results == (
         {"fetch": [202, True], "socket": "welcome"} if is_allowed else {"fetch": "TypeError", "socket": 1006}
     )
+
+
+# The examples of docs/gateway.md
+
+PAGE = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text()
+EVENT_SOURCE, WEBSOCKET = re.findall(r"^```js\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+async def test_documented_curl_commands_submit_a_job_and_follow_it_to_its_end(site: Site) -> None:
+    """As printed, but for the port."""
+    shell = PAGE.partition("## From the shell")[2]
+    (block,) = re.findall(r"^```console\n(.*?)^```$", shell.partition("\n## ")[0], re.MULTILINE | re.DOTALL)
+    script = block.replace("$ curl", "curl").replace("localhost:8088", site.open.url.removeprefix("http://"))
+    process = await asyncio.create_subprocess_exec("bash", "-ec", script, stdout=asyncio.subprocess.PIPE)
+    output, _ = await asyncio.wait_for(process.communicate(), 30)
+    text = output.decode()
+
+    assert process.returncode == 0
+    assert '"status":"queued"' in text
+    assert [line for line in text.splitlines() if line.startswith("event: ")][-1] == "event: usage"
+
+
+async def test_documented_eventsource_reads_a_job_with_its_read_token(site: Site, tab: Tab) -> None:
+    """As printed; the token came with the job."""
+    request = {"model": "practice", "messages": [{"role": "user", "content": PROMPT}]}
+    async with httpx.AsyncClient(base_url=site.keyed.url, headers={"X-API-Key": site.key}) as http:
+        submitted = (await http.post("/v1/jobs?token=read", json={"request": request})).json()
+    ending = 'new Promise((done) => source.addEventListener("usage", () => done(text)))'
+    names = f"const jobId = {submitted['job_id']!r}; const readToken = {submitted['read_token']!r};"
+    async with tab(site.keyed.url) as page:
+        text = await page.evaluate(f"(() => {{ {names} {EVENT_SOURCE} return {ending}; }})()")
+
+    assert text == _text("practice")
+
+
+async def test_documented_websocket_submits_a_job_and_prints_its_text(site: Site, tab: Tab) -> None:
+    """As printed."""
+    async with tab(site.open.url) as page:
+        lines: list[str] = []
+        page.on("console", lambda line: lines.append(line.text))
+        await page.evaluate(f"(() => {{ {WEBSOCKET} }})()")
+        (expected,) = expected_text("practice", [{"role": "user", "content": "Hi"}])
+        async with asyncio.timeout(LIMIT_MS / 1000):
+            while "".join(line for line in lines if line != "undefined") != expected:  # noqa: ASYNC110 - no event for it
+                await asyncio.sleep(0.05)
