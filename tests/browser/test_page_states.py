@@ -114,7 +114,7 @@ SHIFTS = """() => {
         for (const { sources } of list.getEntries()) {
             for (const { node } of sources) {
                 const element = node?.closest ? node : node?.parentElement;
-                if (!element?.closest(".head, .body, .figures")) shifted.push(element?.outerHTML ?? "?");
+                if (element?.isConnected && !element.closest(".head, .body, .figures")) shifted.push(element.outerHTML);
             }
         }
     }).observe({ type: "layout-shift" });
