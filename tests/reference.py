@@ -63,7 +63,7 @@ def acls() -> str:
     """Return docs/acls.md."""
     head = (
         "# Kafka ACLs\n\n"
-        "The minimal permissions of each command on a Kafka with ACLs, for the default names. READ and WRITE imply DESCRIBE.\n"
+        "The minimal permissions of each command, and of the Python client, on a Kafka with ACLs, for the default names. READ and WRITE imply DESCRIBE.\n"
         "`streamworker check` names each permission that a worker lacks, with the command below that grants it, for the names and\n"
         "the user of the configuration. `streamworker run` reports the same when the broker refuses a request.\n\n"
         '* `WRITE` on the transactional ids is needed with `delivery = "exactly_once"` only.\n'

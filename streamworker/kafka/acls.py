@@ -97,6 +97,12 @@ def _cancel_acls(settings: Settings) -> list[Acl]:
     return [Acl("WRITE", "TOPIC", settings.topics.control, "write cancellations")]
 
 
+def _client_acls(settings: Settings) -> list[Acl]:
+    results = settings.topics.results
+    reads = [Acl("READ", "TOPIC", results, "read results")] if results else []
+    return [*_submit_acls(settings), *_tail_acls(settings), *reads, *_cancel_acls(settings)]
+
+
 def _dlq_acls(settings: Settings) -> list[Acl]:
     return [Acl("READ", "TOPIC", settings.topics.dlq, "read dead letters"), *_submit_acls(settings)]
 
@@ -150,8 +156,12 @@ COMMANDS = {
     "dlq": _dlq_acls,
     "batch": _batch_acls,
     "gateway": gateway_acls,
+    "Python client": _client_acls,
 }
-"""The ACLs of each command. `topics create` needs CREATE on the topics as well, which a worker does not."""
+"""The ACLs of each command, and of programs that use the client library.
+
+`topics create` needs CREATE on the topics as well, which a worker does not.
+"""
 
 
 def transactional_id(group: str, topic: str, partition: int) -> str:

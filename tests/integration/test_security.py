@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from structlog.testing import capture_logs
 
 from streamworker.cli.commands import cli
+from streamworker.client import Client
 from streamworker.errors import KafkaError, KafkaRefused, KafkaUnavailable
 from streamworker.kafka.acls import COMMANDS, worker_acls
 from streamworker.kafka.compat import client_of
@@ -126,6 +127,27 @@ async def test_command_needs_the_acls_of_its_table_only(
     await acls.give(COMMANDS[named](apache.settings()))
 
     assert (await asyncio.to_thread(command, apache, *arguments))[0] == 0
+
+
+async def test_client_needs_the_acls_of_its_table_only(
+    apache: Stage, acls: Acls, apache_kafka: ApacheKafka, tmp_path: Path
+) -> None:
+    """It submits, reads events and results, and cancels; no group and no transactional id is its own."""
+    async with apache.worker():
+        apache.variables |= way_in(apache_kafka, "PLAIN", tmp_path)
+        settings = apache.settings()
+        await acls.give(COMMANDS["Python client"](settings))
+        async with Client(settings) as client:
+            result = await client.complete(
+                model="practice?deltas=3", messages=[{"role": "user", "content": "a"}], timeout=20
+            )
+            endless = await client.submit(
+                model="practice?deltas=2&stall_after=1", messages=[{"role": "user", "content": "a"}]
+            )
+            await endless.cancel("done")
+            ended = await endless.result(timeout=20)
+
+        assert (result.status, ended.status) == ("completed", "cancelled")
 
 
 async def test_acls_that_are_removed_while_a_worker_runs_lose_no_job(

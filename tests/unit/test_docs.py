@@ -80,14 +80,50 @@ def test_configurations_in_docs_are_valid(tmp_path: Path) -> None:
     text = "\n".join(page.read_text() for page in MARKDOWN)
     examples = re.findall(r"^```toml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     examples += re.findall(r"^\$ cat > worker\.toml\n(.*?)^\$", text, re.MULTILINE | re.DOTALL)
-    file = tmp_path / "worker.toml"
+    file, token = tmp_path / "worker.toml", tmp_path / "token"
+    token.write_text("token")
 
     assert len(examples) >= 2
     for example in examples:
-        file.write_text(example.replace("/etc/streamworker/ca.pem", __file__))
+        file.write_text(re.sub(r'"/(etc/streamworker/ca.pem|token/msk)"', f'"{token}"', example))
         named = re.findall(r'^api_key_env = "(\w+)"|"env:(\w+)"', example, re.MULTILINE)
         keys = dict.fromkeys(map("".join, named), "key")
+        if "sasl_username" in example:
+            keys["STREAMWORKER_KAFKA__SASL_PASSWORD"] = "password"
         assert load(file, keys).upstreams
+
+
+def test_recipes_have_an_example_for_each_broker_and_upstream() -> None:
+    """Each one is read as settings by the test above, and says whether it was tried."""
+    text = (DOCS / "recipes.md").read_text()
+    sections = dict(re.findall(r"^### (.+?)\n\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL))
+
+    assert {
+        "Redpanda",
+        "Confluent Cloud",
+        "Amazon MSK with SCRAM",
+        "Amazon MSK with IAM",
+        "Azure Event Hubs",
+    } <= set(sections)
+    assert {"OpenAI", "Azure OpenAI", "OpenRouter", "vLLM", "llama.cpp", "Ollama", "LiteLLM"} <= set(sections)
+    for name, section in sections.items():
+        assert re.match(r"(Not tried here|Tried here|The format is tried here)", section), name
+        assert "```toml" in section or name == "Apache Kafka", name
+
+
+def test_python_in_recipes_compiles() -> None:
+    """It needs packages of others, so it is not run."""
+    for example in re.findall(
+        r"^```python\n(.*?)^```$", (DOCS / "recipes.md").read_text(), re.MULTILINE | re.DOTALL
+    ):
+        compile(example, "recipes.md", "exec")
+
+
+def test_index_links_every_page_of_the_docs() -> None:
+    """docs/README.md leads to each page of the folder."""
+    links = set(re.findall(r"\]\(([\w.-]+\.md)", (DOCS / "README.md").read_text()))
+
+    assert {page.name for page in DOCS.glob("*.md")} - {"README.md"} <= links
 
 
 def test_make_targets_in_docs_exist() -> None:
