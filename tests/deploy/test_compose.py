@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from streamworker.config import load
+from streamworker.gateway.keys import digest_of, read_keys
 from tests.deploy.tools import compose_loader
 from tests.queries import ALERTS, DASHBOARD
 
@@ -60,7 +61,7 @@ def test_streamworker_services_share_one_image_built_here(services: dict[str, Se
     """The services that run streamworker use the image of this repository."""
     built = {name: service["image"] for name, service in services.items() if service.get("build") == "."}
 
-    assert set(built) == {"topics", "practice-upstream", "worker"}
+    assert set(built) == {"topics", "practice-upstream", "worker", "gateway"}
     assert set(built.values()) == {"streamworker:dev"}
 
 
@@ -145,7 +146,12 @@ def test_profiles_only_add_services_and_share_no_port(services: dict[str, Servic
     """The services without a profile always run, and no two services publish the same port."""
     profiles = {name: service["profiles"] for name, service in services.items() if "profiles" in service}
 
-    assert profiles == {"prometheus": ["monitoring"], "grafana": ["monitoring"], "kafka-ui": ["ui"]}
+    assert profiles == {
+        "gateway": ["gateway"],
+        "prometheus": ["monitoring"],
+        "grafana": ["monitoring"],
+        "kafka-ui": ["ui"],
+    }
     ports = [port for service in services.values() for port in published(service).values()]
     assert len({port for _, port in ports}) == len(ports)
 
@@ -169,13 +175,14 @@ def test_services_start_after_their_dependencies(services: dict[str, Service]) -
 
 
 def test_services_run_their_commands(services: dict[str, Service]) -> None:
-    """The three services run three commands of streamworker."""
+    """Each service runs a command of streamworker."""
     commands = {name: service["command"] for name, service in services.items() if service.get("build") == "."}
 
     assert commands == {
         "topics": ["topics", "create"],
         "practice-upstream": ["practice-upstream", "--host", "0.0.0.0", "--port", "8000"],
         "worker": ["run"],
+        "gateway": ["gateway"],
     }
 
 
@@ -265,6 +272,25 @@ def test_worker_publishes_its_metrics_to_this_machine_only(services: dict[str, S
     port = load(None, services["worker"]["environment"]).telemetry.http_port
 
     assert published(services["worker"]) == {port: ("127.0.0.1", port)}
+
+
+def test_gateway_accepts_its_environment_and_the_key_of_the_file(
+    root: Path, tmp_path: Path, services: dict[str, Service]
+) -> None:
+    """The key that the file names opens it, and its drain fits into the grace period."""
+    text = (root / "docker-compose.yml").read_text()
+    (key,) = re.findall(r"The key is (swk_\w+)", text)
+    keys = tmp_path / "gateway-keys.toml"
+    keys.write_text(yaml.safe_load(text)["configs"]["gateway-keys"]["content"])
+    service = services["gateway"]
+    environ = {name: str(value) for name, value in service["environment"].items()}
+    settings = load(None, environ, needs_keys=False).gateway
+
+    assert (settings.host, settings.auth) == ("0.0.0.0", "keys")
+    assert str(settings.keys_file) == service["configs"][0]["target"]
+    assert list(read_keys(keys, ["streamworker.jobs"])) == [digest_of(key)]
+    assert service["ports"] == [f"127.0.0.1:{settings.port}:{settings.port}"]
+    assert int(service["stop_grace_period"].removesuffix("s")) > settings.drain_s
 
 
 def test_files_are_well_formed(root: Path) -> None:
