@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import TYPE_CHECKING, Final
 
 from streamworker.config import PREFIX
 from streamworker.demo.child import Child, free_port
+from streamworker.demo.probe import get
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ __all__ = ["Page"]
 
 _HOST: Final = "127.0.0.1"
 _POLL_S: Final = 0.2
-_ANSWER_S: Final = 2.0
+_OK: Final = 200
 _STOP_S: Final = 5.0
 _MODELS: Final = (
     "practice?deltas=120&pace_ms=60",
@@ -50,22 +50,9 @@ class Page:
     async def wait_until_served(self) -> bool:
         """Return True as soon as the page is served, False if the process ends before."""
         while self._child.running:
-            with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(_ANSWER_S):
-                    if await self._status() == b"200":
-                        self.is_served = True
-                        return True
+            status, _ = await get(_HOST, self._port, "/")
+            if status == _OK:
+                self.is_served = True
+                return True
             await asyncio.sleep(_POLL_S)
         return False
-
-    async def _status(self) -> bytes:
-        """Return the status of `GET /`, or an empty value."""
-        reader, writer = await asyncio.open_connection(_HOST, self._port)
-        try:
-            writer.write(b"GET / HTTP/1.0\r\nHost: " + _HOST.encode() + b"\r\n\r\n")
-            await writer.drain()
-            line = await reader.readline()
-        finally:
-            writer.close()
-        words = line.split()
-        return words[1] if len(words) > 1 else b""

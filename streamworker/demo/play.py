@@ -59,9 +59,9 @@ async def play(
         board = Board(time.monotonic)
         display = display_for(console, board, "streamworker demo · its page is starting")
         console.print(f"workers    {FIRST} and {SECOND}, joining their group", markup=False)
-        await stage.wait_until_shared()
+        first = await stage.wait_until_shared()
         async with Client(stage.settings) as client, display.running():
-            await _within(_Play(stage, jobs, board, display, client).run(BEFORE_KILL_S / speed))
+            await _within(_Play(stage, jobs, board, display, client, first).run(BEFORE_KILL_S / speed))
         await _conclude(stage, jobs, board, console)
         if stays:
             console.print(
@@ -77,14 +77,32 @@ async def _within(work: Coroutine[None, None, None]) -> None:
             await work
     except TimeoutError:
         raise StreamworkerError(f"the demo did not end within {TIMEOUT_S:g} s") from None
+    except BaseExceptionGroup as group:
+        known, _ = group.split(StreamworkerError)
+        if known is None:
+            raise
+        raise _first_of(known) from None
+
+
+def _first_of(group: BaseExceptionGroup[StreamworkerError]) -> StreamworkerError:
+    """Return an error of a group of tasks: the others follow from it, or it from them."""
+    first = group.exceptions[0]
+    return _first_of(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 class _Play:
     """The first two acts."""
 
     def __init__(
-        self, stage: Stage, jobs: Sequence[DemoJob], board: Board, display: Lines | Panels, client: Client
+        self,
+        stage: Stage,
+        jobs: Sequence[DemoJob],
+        board: Board,
+        display: Lines | Panels,
+        client: Client,
+        first: frozenset[int],
     ) -> None:
+        self._first = first
         self._stage = stage
         self._jobs = jobs
         self._board = board
@@ -109,8 +127,7 @@ class _Play:
             await asyncio.wait([page])
 
     def _is_of_second(self, key: bytes) -> bool:
-        own = {partition.partition for partition in self._stage.app.partitions}
-        return partition_of(key, PARTITIONS) not in own
+        return partition_of(key, PARTITIONS) not in self._first
 
     def _worker_of(self, job: DemoJob) -> str:
         return SECOND if job.goes_to_second else FIRST

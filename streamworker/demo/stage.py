@@ -12,11 +12,14 @@ from tempfile import TemporaryDirectory, TemporaryFile
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
+import orjson
+
 from streamworker.app import App
 from streamworker.config import PREFIX, Settings, load
 from streamworker.demo.broker import EmbeddedBroker
-from streamworker.demo.child import Child
+from streamworker.demo.child import Child, free_port
 from streamworker.demo.page import Page
+from streamworker.demo.probe import get
 from streamworker.errors import StreamworkerError, UpstreamError
 from streamworker.kafka.topics import open_admin
 from streamworker.practice import PracticeUpstream
@@ -40,6 +43,8 @@ Without it the group waits for SESSION_TIMEOUT_S; the embedded broker would neve
 
 _BROKER: Final = f"{PREFIX}KAFKA__BOOTSTRAP_SERVERS"
 _UPSTREAM: Final = f"{PREFIX}UPSTREAMS__DEFAULT__BASE_URL"
+_HOST: Final = "127.0.0.1"
+_OK: Final = 200
 _UPSTREAM_S: Final = 2.5
 _KAFKA_S: Final = 10.0
 _JOIN_S: Final = 30.0
@@ -52,7 +57,11 @@ class SecondWorker:
 
     def __init__(self, log: Path, variables: Mapping[str, str]) -> None:
         self._log = log
-        own = {f"{PREFIX}WORKER__GROUP_INSTANCE_ID": _INSTANCE}
+        self._port = free_port(_HOST)
+        own = {
+            f"{PREFIX}WORKER__GROUP_INSTANCE_ID": _INSTANCE,
+            f"{PREFIX}TELEMETRY__HTTP_PORT": str(self._port),
+        }
         self._environ = _environ({**variables, **own})
         self._child = self._new()
 
@@ -67,6 +76,11 @@ class SecondWorker:
     def start(self) -> None:
         """Start the process."""
         self._child.start(lambda _: True, timeout_s=1)
+
+    async def owns(self, partitions: int) -> bool:
+        """Return whether the worker is ready and owns this number of partitions, by its readiness probe."""
+        status, body = await get(_HOST, self._port, "/readyz")
+        return status == _OK and orjson.loads(body)["detail"]["partitions"] == partitions
 
     def kill(self) -> None:
         """Send SIGKILL: the process can neither finish its jobs nor leave the group."""
@@ -96,14 +110,17 @@ class Stage:
     practice: PracticeUpstream | None
     page: Page
 
-    async def wait_until_shared(self) -> None:
-        """Wait until each worker owns half of the partitions. Raises StreamworkerError."""
+    async def wait_until_shared(self) -> frozenset[int]:
+        """Wait until each worker owns half of the partitions; return those of the first one. Raises StreamworkerError."""
         try:
             async with asyncio.timeout(_JOIN_S):
-                while len(self.app.partitions) != PARTITIONS // 2:
+                while not (
+                    await self.second.owns(PARTITIONS // 2) and len(self.app.partitions) == PARTITIONS // 2
+                ):
                     if not self.second.running:
                         raise StreamworkerError(f"{SECOND} ended: {self.second.log_end()}")
                     await asyncio.sleep(_POLL_S)
+                return frozenset(partition.partition for partition in self.app.partitions)
         except TimeoutError:
             raise StreamworkerError(f"the two workers did not form a group within {_JOIN_S:g} s") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from typing import TYPE_CHECKING
@@ -11,13 +12,14 @@ import pytest
 pytest.importorskip("noida_db", reason="needs the demo extra")
 
 from streamworker.demo.account import Verdict
-from streamworker.demo.play import play
+from streamworker.demo.play import _within, play
+from streamworker.demo.probe import get
 from streamworker.demo.stage import set_up
 from streamworker.errors import StreamworkerError
 from streamworker.practice import PracticeUpstream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
 UPSTREAM = "STREAMWORKER_UPSTREAMS__DEFAULT__BASE_URL"
 
@@ -71,6 +73,46 @@ async def test_configured_upstream_needs_a_model(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(UPSTREAM, practice.base_url)
         with pytest.raises(StreamworkerError, match="demo --model NAME"):
             await play(model=None)
+
+
+async def test_probe_of_a_silent_or_closed_port_is_status_0(silent: str) -> None:
+    """It waits for at most two seconds, and never raises."""
+    port = int(silent.rpartition(":")[2].partition("/")[0])
+
+    assert await get("127.0.0.1", port, "/") == (0, b"")
+    assert await get("127.0.0.1", 9, "/") == (0, b"")
+
+
+async def test_probe_returns_status_and_body() -> None:
+    """Of any HTTP server."""
+    async with PracticeUpstream() as practice:
+        status, body = await get("127.0.0.1", practice.port, "/v1/models")
+
+    assert status == 200
+    assert b"practice" in body
+
+
+async def test_workers_share_the_partitions_before_the_first_job() -> None:
+    """Each of them owns two: a first assignment that is only half open does not count."""
+    async with set_up(lambda _: None, {}) as stage:
+        first = await stage.wait_until_shared()
+        assert len(first) == 2
+        assert await stage.second.owns(2)
+        assert not await stage.second.owns(4)
+
+
+async def test_error_of_a_task_is_reported_alone() -> None:
+    """Without a traceback of the group that the task belongs to."""
+
+    async def fail() -> None:
+        raise StreamworkerError("the broker is gone")
+
+    async def work(task: Callable[[], Coroutine[None, None, None]]) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(task())
+
+    with pytest.raises(StreamworkerError, match="the broker is gone"):
+        await _within(work(fail))
 
 
 def test_verdict_is_one_line() -> None:
