@@ -83,7 +83,7 @@ ATTEMPTS = _counter(
     "attempts_total", "Attempts started; more than jobs if streams broke or an attempt crashed.", "upstream"
 )
 JOBS_ENDED = _counter("jobs_ended_total", "Durable terminal events.", "upstream", "status")
-JOB_ERRORS = _counter("job_errors_total", "Durable terminal events with an error.", "code")
+JOB_ERRORS = _counter("job_errors_total", "Durable terminal events with an error.", "upstream", "code")
 JOB_CRASHES = _counter(
     "job_crashes_total", "Attempts that ended with an unexpected exception of the worker and were repeated."
 )

@@ -174,7 +174,7 @@ class Telemetry:
         # A record with too many deliveries is a valid job that failed.
         status = Status.FAILED if code is ErrorCode.MAX_DELIVERIES else Status.REJECTED
         self._metrics.add(table.JOBS_ENDED, 1, NO_UPSTREAM, status.value)
-        self._metrics.add(table.JOB_ERRORS, 1, code.value)
+        self._metrics.add(table.JOB_ERRORS, 1, NO_UPSTREAM, code.value)
         self._metrics.add(table.DEAD_LETTERS, 1, code.value)
         self._log.warning(
             "job.rejected",
@@ -302,8 +302,8 @@ class Telemetry:
                 self._metrics.set(gauge, nan, upstream)  # not zero: the value is not known yet
             for status in Status:
                 add(table.JOBS_ENDED, 0, upstream, status.value)
-        for code in ErrorCode:
-            add(table.JOB_ERRORS, 0, code.value)
+            for code in ErrorCode:
+                add(table.JOB_ERRORS, 0, upstream, code.value)
         for counter, labels in (
             (table.DEAD_LETTERS, [code.value for code in DEAD_LETTER_CODES]),
             (table.JOBS_ABANDONED, REASONS),
@@ -333,7 +333,7 @@ class Telemetry:
         count.add(table.JOBS_ENDED, 1, upstream, status)
         count.observe(table.JOB_DURATION, event.timing.total / 1000, upstream, status)
         if event.error is not None:
-            count.add(table.JOB_ERRORS, 1, event.error.code.value)
+            count.add(table.JOB_ERRORS, 1, upstream, event.error.code.value)
         for kind, name in _TOKENS.items():
             tokens = _count((event.usage or {}).get(name))
             if tokens is not None:

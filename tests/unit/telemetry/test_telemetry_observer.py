@@ -168,7 +168,7 @@ def test_failed_job_is_logged_as_a_warning_with_its_error(watch: Watch) -> None:
         "usage": None,
         "first_delta_ms": None,
     }
-    assert watch["job_errors_total{code=rate_limited}"] == 1
+    assert watch["job_errors_total{upstream=default,code=rate_limited}"] == 1
     assert watch["jobs_ended_total{upstream=default,status=failed}"] == 1
 
 
@@ -212,7 +212,7 @@ def test_job_that_completes_updates_every_metric_of_jobs(watch: Watch) -> None:
 def test_known_series_exist_before_the_first_job(watch: Watch) -> None:
     assert watch["jobs_started_total{upstream=second}"] == 0
     assert watch["jobs_ended_total{upstream=second,status=interrupted}"] == 0
-    assert watch["job_errors_total{code=truncated}"] == 0
+    assert watch["job_errors_total{upstream=second,code=truncated}"] == 0
 
 
 def test_upstream_that_is_not_configured_is_counted_as_other(watch: Watch) -> None:
@@ -277,7 +277,7 @@ def test_rejected_record_is_logged_with_its_faults_and_counted(watch: Watch) -> 
         }
     ]
     assert watch["dead_letters_total{code=invalid_job}"] == 1
-    assert watch["job_errors_total{code=invalid_job}"] == 1
+    assert watch["job_errors_total{upstream=none,code=invalid_job}"] == 1
     assert watch["jobs_ended_total{upstream=none,status=rejected}"] == 1
 
     watch.telemetry.job_rejected(REJECTION, ErrorCode.MAX_DELIVERIES)
