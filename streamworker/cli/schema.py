@@ -15,12 +15,13 @@ __all__ = ["schema"]
 
 _SUFFIX = ".schema.json"
 _ASYNCAPI = "asyncapi"
+_GATEWAY = "gateway"
 
 
 @click.command()
 @click.argument("name", required=False)
 def schema(name: str | None) -> None:
-    """Print the JSON Schema of a record, or the AsyncAPI document. Without a NAME, print the names."""
+    """Print the JSON Schema of a record, the AsyncAPI document or the gateway's OpenAPI document. Without a NAME, print the names."""
     found = _schemas()
     if name is None:
         for known in found:
@@ -38,4 +39,5 @@ def _schemas() -> dict[str, Traversable]:
     names = {
         file.name.removesuffix(_SUFFIX): file for file in folder.iterdir() if file.name.endswith(_SUFFIX)
     }
-    return dict(sorted(names.items())) | {_ASYNCAPI: folder / f"{_ASYNCAPI}.yaml"}
+    others = {_ASYNCAPI: folder / f"{_ASYNCAPI}.yaml", _GATEWAY: folder / f"{_GATEWAY}.openapi.yaml"}
+    return dict(sorted(names.items())) | others

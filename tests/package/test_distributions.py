@@ -116,7 +116,7 @@ def test_wheel_works_with_its_required_packages_alone(plain: Environment) -> Non
     helped = plain.run("streamworker", "--help")
     assert (helped.returncode, helped.stderr) == (0, "")
     assert set(EVERY_COMMAND) <= set(re.findall(r"^  ([a-z-]+)  ", helped.stdout, re.MULTILINE))
-    for name in SCHEMAS:
+    for name in set(SCHEMAS) - {"gateway.openapi.json"}:
         printed = plain.run("streamworker", "schema", name.partition(".")[0])
         assert printed.stdout == (ROOT / "schemas" / name).read_text()
 
