@@ -86,7 +86,7 @@ async def room(apache_kafka: ApacheKafka, tmp_path_factory: pytest.TempPathFacto
             stage.variables[f"{prefix}BASE_URL"] = practice.base_url
             stage.variables |= {f"{prefix}{key.upper()}": value for key, value in settings.items()}
         await stage.open(events_partitions=2)
-        wait = {"gateway__chat_max_wait_s": 1, "gateway__keep_alive_s": 0.2}
+        wait = {"gateway__chat_max_wait_s": 0.4, "gateway__keep_alive_s": 0.2}
         async with (
             stage.worker(),
             gateway(stage, **wait) as served,
