@@ -336,7 +336,7 @@ async def test_wrong_key_raises(room: Room, sdk: Sdk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "jobs"), [("down?status=503&deltas=1", 3), ("refused?status=401&deltas=1", 1)]
+    ("model", "jobs"), [("down?status=503&deltas=1", 3), ("practice?status=405&deltas=1", 1)]
 )
 async def test_failure_is_retried_by_the_client_only_if_that_may_help(
     room: Room, sdk: Sdk, model: str, jobs: int
