@@ -127,6 +127,11 @@ class Engine:
         return self._intake.models
 
     @property
+    def faults(self) -> Sequence[tuple[int, Fault]]:
+        """The first lines that are not valid, with their numbers, after `prepare` has raised InvalidInput."""
+        return self._intake.faults
+
+    @property
     def lines(self) -> int:
         """Number of lines that were read."""
         return len(self._intake.index)
@@ -280,7 +285,7 @@ class Engine:
 
     async def _new_record(self, topics: RunTopics) -> RunRecord:
         """Return the record of a first start: a new name has no records yet, a given one may have."""
-        is_new = self._options.run is None
+        is_new = self._options.run is None or self._options.is_new_run
         find = topics.ends if is_new else topics.beginnings
         now = time.time_ns() // 1_000_000
         expires = self._options.expires_in_s

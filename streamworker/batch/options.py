@@ -29,6 +29,8 @@ class BatchOptions:
 
     run: str | None = None
     """The run's name, by which its records are found without its files. None: a new one, kept in the run's record."""
+    is_new_run: bool = False
+    """`run` was made for this batch: Kafka has none of its records unless the store has the run's record."""
     job_prefix: str = "b."
     topic: str
     window: int = 1000

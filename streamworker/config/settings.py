@@ -243,6 +243,10 @@ class TopicSettings(Section):
         "", description="results topic: one record per job, with the whole completion; empty: none is written"
     )
 
+    batches: Annotated[str, Field(pattern=_TOPIC_OR_NONE)] = Field(
+        "",
+        description="compacted topic with the state of files and batches of the gateway; empty: /v1/batches is not served",
+    )
     batch: Annotated[str, Field(pattern=_TOPIC_OR_NONE)] = Field(
         "",
         description="job topic to which `streamworker batch` submits, one of jobs; empty: the first of jobs",
@@ -272,6 +276,10 @@ class TopicSettings(Section):
         if self.results in others:
             raise ValueError(
                 f"results: {self.results} is the {others[self.results]} topic: results need their own"
+            )
+        if self.batches and self.batches in {**others, self.results: "results"}:
+            raise ValueError(
+                f"batches: {self.batches} has another role: the state of batches needs its own topic"
             )
         return self
 
@@ -511,7 +519,34 @@ class EventSettings(Section):
 
 
 class BatchSettings(Section):
-    """Batches: `streamworker batch`."""
+    """Batches: `streamworker batch`, and `/v1/files` and `/v1/batches` of the gateway."""
+
+    files: str = Field(
+        "file:///var/lib/streamworker/files",
+        min_length=1,
+        description="where the gateway keeps files: a folder (file://), of one gateway or on a volume that all share, or s3://, "
+        "gs://, az:// with a bucket and a prefix (extra objects)",
+    )
+    kept_s: float = Field(
+        2_592_000, ge=60, description="how long the gateway keeps files and ended batches; 30 days"
+    )
+    max_file_bytes: int = Field(
+        200_000_000, ge=1, description="size of an uploaded file; a larger one is refused"
+    )
+    max_lines: int = Field(50_000, ge=1, description="lines of a batch; a longer one fails in validation")
+    window: int = Field(
+        1000,
+        ge=1,
+        le=100_000,
+        description="lines of one batch that are submitted and have not ended, in the gateway",
+    )
+    max_running: int = Field(8, ge=1, le=1000, description="batches that one gateway runs at a time")
+    group_id: str = Field(
+        "streamworker-batches",
+        min_length=1,
+        max_length=255,
+        description="consumer group in which gateways divide the batches",
+    )
 
     merged_deltas: bool = Field(
         False,

@@ -16,7 +16,6 @@ from streamworker.app import SystemClock
 from streamworker.descriptors import raise_nofile_limit
 from streamworker.errors import KafkaUnavailable
 from streamworker.gateway import (
-    batches,
     chat,
     event_stream,
     job_routes,
@@ -27,6 +26,8 @@ from streamworker.gateway import (
     websocket,
 )
 from streamworker.gateway.auth import Authenticator
+from streamworker.gateway.batches import routes as batch_routes
+from streamworker.gateway.batches.service import Batches
 from streamworker.gateway.drain import Drain
 from streamworker.gateway.event_log import KafkaEventLog, LogOptions
 from streamworker.gateway.gateway import Gateway
@@ -60,7 +61,7 @@ _HINT_S = 2.5
 FACES = ("sse", "ndjson", "json", "websocket")
 """Kinds of streams, in metrics; `chat` counts its own."""
 
-_ROOMS = (job_routes, event_stream, websocket, chat, models, batches, openapi, page_files)
+_ROOMS = (job_routes, event_stream, websocket, chat, models, batch_routes, openapi, page_files)
 """The modules with handlers."""
 
 log = structlog.get_logger()
@@ -99,6 +100,7 @@ class GatewayApp:
         self._clock = SystemClock()
         self._drain: Drain | None = None
         self._event_log: EventLog | None = None
+        self._batches: Batches | None = None
         self._writer: KafkaWriter | None = None
         self._server: Server | None = None
         self._serving = asyncio.Event()
@@ -144,6 +146,8 @@ class GatewayApp:
             gateway = self._compose()
             stack.push_async_callback(gateway.event_log.stop)
             stack.push_async_callback(self._writer_of().stop)
+            if gateway.batches is not None:
+                stack.push_async_callback(gateway.batches.stop)
             await self._start_telemetry(stack)
             await self._serve(stack, gateway)
             await self._work(gateway)
@@ -169,6 +173,8 @@ class GatewayApp:
         self._event_log = event_log = _open_log(settings, self.metrics)
         topics = (settings.gateway.topic or settings.topics.jobs[0], settings.topics.control)
         self._writer = writer = KafkaWriter(settings, topics, RequiredAcls.of_gateway(settings))
+        if settings.topics.results and settings.topics.batches:
+            self._batches = Batches(settings)
         assert self._drain is not None
         return Gateway(
             settings=settings,
@@ -179,6 +185,7 @@ class GatewayApp:
             metrics=self.metrics,
             clock=self._clock,
             drain=self._drain,
+            batches=self._batches,
         )
 
     def _auth_refused(self, code: str) -> None:
@@ -197,6 +204,8 @@ class GatewayApp:
     async def _connect(self, gateway: Gateway) -> None:
         await self._retry_connecting(self._writer_of().start)
         await self._retry_connecting(gateway.event_log.start)
+        if gateway.batches is not None:
+            await self._retry_connecting(gateway.batches.start)
         self._has_started = True
         log.info("gateway.started", brokers=self._settings.kafka.bootstrap_servers)
 

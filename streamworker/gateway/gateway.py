@@ -12,6 +12,7 @@ from streamworker.gateway.errors import ApiError
 if TYPE_CHECKING:
     from streamworker.config import Settings
     from streamworker.gateway.auth import Authenticator
+    from streamworker.gateway.batches.service import Batches
     from streamworker.gateway.drain import Drain
     from streamworker.gateway.feeds import EventLog
     from streamworker.gateway.jobs import Jobs
@@ -37,6 +38,8 @@ class Gateway:
     metrics: Metrics
     clock: Clock
     drain: Drain
+    batches: Batches | None = None
+    """None if batches are not configured."""
 
     def require_broker(self) -> None:
         """Raise ApiError 503 while the gateway has not connected to Kafka."""

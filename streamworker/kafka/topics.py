@@ -52,6 +52,10 @@ RESULTS_CLEANUP = {
 """Of a results topic: a result is kept for a week; a tombstone deletes it within two days and a cleaner's run."""
 
 
+BATCHES_CLEANUP = {"cleanup.policy": "compact", "min.compaction.lag.ms": "0"}
+"""Of the state of batches: the last record of each file and batch is kept until it is deleted."""
+
+
 class TopicFacts(NamedTuple):
     """Properties of a topic. The last two are None if the broker does not report them."""
 
@@ -133,14 +137,17 @@ class TopicAdmin:
     def _names(self) -> list[str]:
         topics = self._settings.topics
         names = [*topics.jobs, topics.events, topics.control, topics.dlq, *topics.allowed_reply_to]
-        names += [topics.results] if topics.results else []
+        names += [name for name in (topics.results, topics.batches) if name]
         return list(dict.fromkeys(names))
 
     def _configuration(self, name: str) -> dict[str, str]:
         """Return the topic's configuration: `max.message.bytes`, if our records can exceed Kafka's default, and cleanup."""
         needed = _needed_bytes(self._settings, name)
         limit = {"max.message.bytes": str(needed)} if needed > _DEFAULT_MESSAGE_BYTES else {}
-        return limit | RESULTS_CLEANUP if name == self._settings.topics.results else limit
+        topics = self._settings.topics
+        if name == topics.batches:
+            return limit | BATCHES_CLEANUP
+        return limit | RESULTS_CLEANUP if name == topics.results else limit
 
     async def _facts(self, name: str, partitions: list[dict[str, Any]]) -> TopicFacts:
         replicas = min((len(partition["replicas"]) for partition in partitions), default=0)
@@ -216,7 +223,12 @@ def faults_of(settings: Settings, topics: dict[str, TopicFacts | None]) -> list[
                 "max.message.bytes, or lower kafka.max_record_bytes (events), worker.max_job_bytes (dead letters) or "
                 "kafka.max_result_bytes (results)"
             )
-        may_be_compacted = {settings.topics.control, settings.topics.results}
+        may_be_compacted = {settings.topics.control, settings.topics.results, settings.topics.batches}
+        if name == settings.topics.batches and facts.cleanup_policy not in {None, "compact"}:
+            faults.append(
+                f"topic {name} has cleanup.policy={facts.cleanup_policy}, which deletes the state of files and batches: "
+                "set cleanup.policy=compact"
+            )
         if "compact" in (facts.cleanup_policy or "") and name not in may_be_compacted:
             faults.append(
                 f"topic {name} has cleanup.policy={facts.cleanup_policy}, which removes records of a key that has newer "

@@ -69,6 +69,7 @@ def test_config_without_a_source_has_the_documented_defaults() -> None:
             "weights": {},
             "results": "",
             "batch": "",
+            "batches": "",
         },
         "worker": {
             "group_id": "streamworker",
@@ -120,7 +121,16 @@ def test_config_without_a_source_has_the_documented_defaults() -> None:
             }
         },
         "events": {"format": "json", "source": "/streamworker", "linger_ms": 5, "coalesce_ms": 0},
-        "batch": {"merged_deltas": False},
+        "batch": {
+            "files": "file:///var/lib/streamworker/files",
+            "group_id": "streamworker-batches",
+            "kept_s": 2_592_000,
+            "max_file_bytes": 200_000_000,
+            "max_lines": 50_000,
+            "max_running": 8,
+            "merged_deltas": False,
+            "window": 1000,
+        },
         "telemetry": {
             "http_host": "0.0.0.0",
             "http_port": 9464,
