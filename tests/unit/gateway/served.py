@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
+    from tests.unit.gateway.batches import MemoryBatches
+
 ACME, OTHER, ALL, READ_ONLY = "swk_acme-key", "swk_other-key", "swk_all-key", "swk_read-only-key"
 SECRET = base64.urlsafe_b64encode(b"a secret of at least thirty-two bytes").decode().rstrip("=")
 
@@ -112,7 +114,11 @@ class Served:
 
 @asynccontextmanager
 async def served(
-    directory: Path, *, limits: Mapping[str, int] | None = None, **settings: Any
+    directory: Path,
+    *,
+    limits: Mapping[str, int] | None = None,
+    batches: MemoryBatches | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Served]:
     """Serve a gateway; `settings` are those of `[gateway]`."""
     environ = {
@@ -134,6 +140,7 @@ async def served(
         metrics=metrics,
         clock=SystemClock(),
         drain=Drain(loaded.gateway.drain_s),
+        batches=batches,  # type: ignore[arg-type]  # in memory
     )
     running: list[Server] = []
     app = application(gateway, lambda: running[0].is_full)
