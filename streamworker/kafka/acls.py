@@ -139,11 +139,19 @@ def _batch_acls(settings: Settings) -> list[Acl]:
 def gateway_acls(settings: Settings) -> list[Acl]:
     """Return the ACLs of `streamworker gateway`."""
     topics = settings.topics
-    return [
+    acls = [
         Acl("WRITE", "TOPIC", settings.gateway.topic or topics.jobs[0], "write jobs"),
         Acl("READ", "TOPIC", topics.events, "read events"),
         Acl("WRITE", "TOPIC", topics.control, "write cancellations"),
     ]
+    if not (topics.batches and topics.results):
+        return acls
+    acls += [
+        Acl("READ", "TOPIC", topics.batches, "read the state of files and batches"),
+        Acl("WRITE", "TOPIC", topics.batches, "write the state of files and batches"),
+        Acl("READ", "GROUP", settings.batch.group_id, "divide the batches among the gateways"),
+    ]
+    return list(dict.fromkeys([*acls, *_batch_acls(settings)]))
 
 
 COMMANDS = {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 from aiohttp import BodyPartReader, MultipartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from streamworker.batch.lines import URL
 from streamworker.client.ids import new_job_id
@@ -104,8 +105,10 @@ class _Files(_Handlers):
             limit = batches.settings.max_file_bytes
             size = await batches.store.write(file_id, _limited(upload, limit))
             await form.rest()
-        except (ValueError, web.RequestPayloadError, EOFError) as error:
-            raise ApiError(400, "invalid_request", f"the form is not valid: {str(error)[:200]}") from None
+        except (ValueError, web.RequestPayloadError, HttpProcessingError, EOFError) as error:
+            raise ApiError(
+                400, "invalid_request", f"the form is not valid ({type(error).__name__})"
+            ) from None
         except StoreError as error:
             raise ApiError(503, "overloaded", str(error)) from None
         try:

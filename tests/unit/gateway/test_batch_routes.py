@@ -130,6 +130,11 @@ async def test_upload_that_is_refused_leaves_no_file(
             "multipart/form-data; boundary=b",
             400,
         ),
+        (
+            b'--b\r\nContent-Disposition: form-data; name="\xc2\x8f\x00"\r\n\r\nx\r\n--b--\r\n',
+            "multipart/form-data; boundary=b",
+            400,
+        ),
     ],
     ids=[
         "JSON",
@@ -141,6 +146,7 @@ async def test_upload_that_is_refused_leaves_no_file(
         "long field",
         "nested",
         "two files",
+        "invalid header",
     ],
 )
 async def test_form_that_is_not_valid_has_its_status(
@@ -211,7 +217,7 @@ def test_file_name_has_no_path_and_is_safe_in_a_header(given: str | None, kept: 
     ],
 )
 def test_completion_window_is_a_number_with_a_unit(text: str, seconds: int | None) -> None:
-    """OpenAI takes 24h only; other windows are for those who know their upstream."""
+    """OpenAI takes 24h only; the gateway takes other windows, too."""
     assert window_s(text) == seconds
 
 

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 from streamworker.gateway.app import application
 from streamworker.gateway.errors import CODES, error_type
 from tests.reference import SCHEMAS, openapi
+from tests.unit.gateway.batches import MemoryBatches
 from tests.unit.gateway.memory import MemoryLog, MemoryWriter
 from tests.unit.gateway.served import ALL, served
 
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 DOCUMENT: dict[str, Any] = json.loads((SCHEMAS / "gateway.openapi.json").read_text())
 METHODS = {"get", "post", "delete", "put", "patch"}
-NOT_DOCUMENTED = re.compile(r"/page/|/v1/(files|batches)")
-"""The page's own files, and what is not configured."""
+NOT_DOCUMENTED = re.compile(r"/page/")
+"""The page's own files."""
 
 
 def test_json_document_is_the_yaml_one() -> None:
@@ -108,7 +109,10 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     async def serve(directory: Path) -> None:
         found["loop"] = asyncio.get_running_loop()
         limits = {"requests_per_minute": 1_000_000}
-        async with served(directory, limits=limits, max_stream_age_s=0.05, search_max_s=0.1) as gateway:
+        batches = MemoryBatches(directory)
+        async with served(
+            directory, limits=limits, batches=batches, max_stream_age_s=0.05, search_max_s=0.1
+        ) as gateway:
             gateway.gateway.jobs._writer = _Writer(gateway.log)
             gateway.log.publish("acme.1", ["a"])
             found["url"] = gateway.url
