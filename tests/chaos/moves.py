@@ -204,14 +204,14 @@ class Run:
         for _ in range(count):
             instance = name or f"member-{secrets.token_hex(3)}"
             static = {"worker__group_instance_id": instance} if plan.is_static else {}
-            named = {f"upstreams__default__headers__{_WORKER}": f"worker-{len(self._stage.processes)}"}
+            caller = f"run-{len(self._stage.processes)}"  # the name of the process that is started next
             process = await self._stage.process(
                 worker__delivery=plan.delivery,
                 worker__drain_timeout_s=3 * plan.job_s,
                 worker__move_timeout_s=plan.move_timeout_s,
                 worker__session_timeout_s=plan.session_timeout_s,
                 **static,
-                **named,
+                **{f"upstreams__default__headers__{_WORKER}": caller},
             )
             self._names[process] = instance
             joined.append(process)
