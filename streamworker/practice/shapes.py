@@ -73,6 +73,8 @@ _NULLS: Final = {"finish_reason": None, "logprobs": None}
 _CREATED: Final = {"created": 1700000000}
 _EMPTY_ROLE: Final = {"role": "assistant", "content": ""}
 _NULL_ROLE: Final = {"role": "assistant", "content": None}
+_NOT_MODERATED: Final = {"type": "error", "code": "practice", "message": "not moderated"}
+_NO_MODERATION: Final = {"input": _NOT_MODERATED, "output": _NOT_MODERATED}
 _SAFE: Final = {"hate": {"filtered": False, "severity": "safe"}}
 
 SHAPES: Final[dict[str, Shape]] = {
@@ -87,7 +89,7 @@ SHAPES: Final[dict[str, Shape]] = {
         usage="own",
         null_usage=True,
         usage_members={"prompt_tokens_details": {"cached_tokens": 0}, "completion_tokens_details": None},
-        closing=({"id": "modr_practice", "choices": [], "moderation": {"output": {"type": "error"}}},),
+        closing=({"id": "modr_practice", "choices": [], "moderation": _NO_MODERATION},),
     ),
     # Content filter results come before the first delta, with every delta, and after the end in a chunk without a delta.
     "azure": Shape(

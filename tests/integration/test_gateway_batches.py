@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections import Counter
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from openai.types.chat import ChatCompletion
 
 from streamworker.gateway.app import GatewayApp
 from tests.integration.batches import calls_by_prompt, request
+from tests.integration.gateways import gateway_process
+from tests.node import run_node
 from tests.unit.gateway.served import ACME, OTHER, READ_ONLY, keys_file
 
 if TYPE_CHECKING:
@@ -157,6 +160,108 @@ async def test_openai_client_runs_a_batch_unchanged(stage: Stage, tmp_path: Path
     assert times == sorted(times)  # type: ignore[type-var]  # no time is None
     assert batch.usage is not None
     assert batch.usage.output_tokens > 0
+    assert set(calls_by_prompt(stage).values()) == {1}
+
+
+async def test_openai_node_runs_a_batch_unchanged(stage: Stage, tmp_path: Path) -> None:
+    """The same walk with openai-node."""
+    path = tmp_path / "requests.jsonl"
+    path.write_bytes(
+        jsonl([*(request(f"line-{n}") for n in range(5)), request("bad", "practice?status=400")])
+    )
+    async with gateway(stage, tmp_path) as app, stage.worker():
+        url = f"http://127.0.0.1:{app.app.port}/v1"
+        seen = json.loads(await run_node("openai_batch.cjs", url, ACME, str(path)))
+
+    assert seen["created"] == "validating"
+    assert seen["batch"]["status"] == "completed"
+    assert seen["batch"]["request_counts"] == {"total": 6, "completed": 5, "failed": 1}
+    assert {line["custom_id"] for line in seen["output"]} == {f"line-{n}" for n in range(5)}
+    assert [line["custom_id"] for line in seen["errors"]] == ["bad"]
+    assert seen["listed"] == [seen["batch"]["id"]]
+
+
+async def test_openai_batch_of_parasail_runs_unchanged(stage: Stage, tmp_path: Path) -> None:
+    """A command that others wrote: it creates the batch, and collects it when it is called again."""
+    path, output, errors = (tmp_path / name for name in ("in.jsonl", "out.jsonl", "err.jsonl"))
+    path.write_bytes(
+        jsonl([*(request(f"line-{n}") for n in range(5)), request("bad", "practice?status=400")])
+    )
+
+    async def command(*arguments: str) -> str:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "openai_batch.run", *arguments, stdout=-1, stderr=-1, cwd=tmp_path
+        )
+        out, err = await asyncio.wait_for(process.communicate(), LIMIT_S)
+        assert process.returncode == 0, err.decode()
+        return out.decode()
+
+    async with gateway(stage, tmp_path) as app, stage.worker():
+        provider = ("--base-url", f"http://127.0.0.1:{app.app.port}/v1", "--api-key", ACME)
+        files = ("-o", str(output), "-e", str(errors))
+        await command(str(path), "--create", *files, *provider)
+        (made,) = (await app.client().batches.list()).data
+        await until(app.client(), made.id)
+        said = await command("--resume", made.id, *files, *provider)
+
+    assert "completed" in said
+    assert len(output.read_bytes().splitlines()) == 5
+    assert [json.loads(line)["custom_id"] for line in errors.read_bytes().splitlines()] == ["bad"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\r\n"], ids=["missing", "present", "CRLF"])
+async def test_last_line_may_lack_its_end(stage: Stage, tmp_path: Path, content: bytes) -> None:
+    """Every valid line is in exactly one file, whatever ends the last one."""
+    lines_in = jsonl([request("a"), request("b")]).removesuffix(b"\n") + content
+    async with gateway(stage, tmp_path) as app, stage.worker():
+        batch, _ = await until(app.client(), (await start(app.client(), lines_in)).id)
+        output = await lines(app.client(), batch.output_file_id)
+
+    assert sorted(line["custom_id"] for line in output) == ["a", "b"]
+    assert batch.error_file_id is None
+
+
+async def test_two_batches_of_one_file_are_two(stage: Stage, tmp_path: Path) -> None:
+    """Each runs every line, and has output files of its own."""
+    async with gateway(stage, tmp_path) as app, stage.worker():
+        api = app.client()
+        first = await start(api, jsonl([request("a"), request("b")]))
+        second = await api.batches.create(
+            input_file_id=first.input_file_id,
+            endpoint="/v1/chat/completions",
+            completion_window="24h",
+        )
+        ended = [(await until(api, one.id))[0] for one in (first, second)]
+        outputs = [await lines(api, batch.output_file_id) for batch in ended]
+
+    assert first.id != second.id
+    assert ended[0].output_file_id != ended[1].output_file_id
+    for output in outputs:
+        assert sorted(line["custom_id"] for line in output) == ["a", "b"]
+    assert set(calls_by_prompt(stage).values()) == {2}
+
+
+@pytest.mark.long
+async def test_batch_survives_kill_9_of_its_gateway(stage: Stage, tmp_path: Path) -> None:
+    """Another gateway takes it over when the group has noticed; no line is paid for twice."""
+    stage.variables |= {
+        "GATEWAY__KEYS_FILE": str(keys_file(tmp_path)),
+        "BATCH__FILES": f"file://{tmp_path}/files",
+        "BATCH__GROUP_ID": f"{stage.group}-batches",
+    }
+    wanted = [request(f"line-{n}", "practice?deltas=2&pace_ms=250") for n in range(40)]
+    async with stage.worker(), gateway_process(stage, BATCH__WINDOW="10") as (killed, process):
+        api = openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{killed.port}/v1", api_key=ACME)
+        made = await start(api, jsonl(wanted))
+        await stage.until(lambda: len(calls_by_prompt(stage)) >= 5)
+        await process.kill()
+        await api.close()
+        async with gateway(stage, tmp_path) as other:
+            batch, _ = await until(other.client(), made.id)
+            output = await lines(other.client(), batch.output_file_id)
+
+    assert batch.status == "completed"
+    assert {line["custom_id"] for line in output} == {f"line-{n}" for n in range(40)}
     assert set(calls_by_prompt(stage).values()) == {1}
 
 
