@@ -58,7 +58,7 @@ _CONNECT_BACKOFF_S = (0.5, 1, 2, 5)
 _HINT_S = 2.5
 """Seconds after which a connection that is still being made is logged."""
 
-FACES = ("sse", "ndjson", "json", "websocket")
+FACES = ("sse", "ndjson", "json", "chat", "websocket")
 """Kinds of streams, in metrics; `chat` counts its own."""
 
 _ROOMS = (job_routes, event_stream, websocket, chat, models, batch_routes, openapi, page_files)

@@ -60,7 +60,6 @@ class _Handlers:
         self._clients: Counter[str] = Counter()
         """Open requests per job: an SDK's retry joins the job of its former try."""
         self._cancelling: set[asyncio.Future[None]] = set()
-        gateway.metrics.track(table.STREAMS_OPEN, self._clients.total, _FACE)
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         gateway = self._gateway

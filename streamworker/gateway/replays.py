@@ -80,15 +80,15 @@ class Replays:
         self._observer = observer
         self._waiting: dict[int, dict[Mailbox, None]] = {}  # by partition
         self._passes: dict[int, dict[asyncio.Task[None], int]] = {}  # by partition, with the pass's position
+        self._ending: set[asyncio.Task[None]] = set()  # passes that were cancelled
         self._outages = OutageLog("gateway.replays_recovered", topic=topic)
 
     async def stop(self) -> None:
         """End all passes. Bounded in time; never raises."""
-        tasks = [task for passes in self._passes.values() for task in passes]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        for partition in self._passes:
+            self.cancel(partition)
+        if self._ending:
+            await asyncio.wait(self._ending)
 
     def add(self, mailbox: Mailbox) -> None:
         """Let a mailbox wait for the records at its position."""
@@ -104,16 +104,26 @@ class Replays:
             waiting.pop(mailbox, None)
 
     def cancel(self, partition: int) -> None:
-        """End the passes of a partition."""
-        for task in self._passes.get(partition, ()):
+        """End the passes of a partition.
+
+        A pass takes some time to end, and a mailbox that is added meanwhile must not rely on it.
+        """
+        passes = self._passes.get(partition, {})
+        for task in passes:
             task.cancel()
+        self._ending.update(passes)
+        passes.clear()
 
     # Passes
 
     def _begin_pass(self, partition: int, position: int) -> None:
         task = asyncio.create_task(self._run(partition), name=f"replay {self._topic}-{partition}")
         self._passes[partition][task] = position
-        task.add_done_callback(lambda task: self._passes[partition].pop(task, None))
+        task.add_done_callback(lambda task: self._ended(partition, task))
+
+    def _ended(self, partition: int, task: asyncio.Task[None]) -> None:
+        self._passes[partition].pop(task, None)
+        self._ending.discard(task)
 
     async def _run(self, partition: int) -> None:
         task = asyncio.current_task()

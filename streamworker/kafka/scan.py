@@ -112,8 +112,9 @@ class LogScanner:
         committed_only: bool,
         with_aborted: bool = False,
     ) -> AsyncGenerator[Sequence[FetchedRecord], None]:
-        """Yield the records at offsets from `start` to before `stop`, in batches. Raises KafkaError.
+        """Yield the records at offsets from `start` to before `stop`, in batches, none of them empty. Raises KafkaError.
 
+        Where the range holds no record (only markers of transactions, or what retention has deleted), nothing is yielded.
         With `committed_only`, `stop` must not be greater than the partition's committed end; `with_aborted` then
         returns records of rolled back transactions too, which `is_aborted` recognizes. Close the iterator (`contextlib.aclosing`)
         where it may not be exhausted.
@@ -128,12 +129,13 @@ class LogScanner:
             while positions_of(reader).get(at, start) < stop:
                 with translate_errors(f"reading {partition}", self._acls):
                     records = await _fetch(reader, at)
-                if records and records[-1].offset >= stop:
+                is_end = bool(records) and records[-1].offset >= stop
+                if is_end:
                     records = [record for record in records if record.offset < stop]
-                    yield records
-                    return
                 if records:
                     yield records
+                if is_end:
+                    return
 
     @asynccontextmanager
     async def _reader(self, isolation: _Isolation) -> AsyncIterator[Consumer]:

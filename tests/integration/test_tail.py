@@ -235,6 +235,28 @@ async def test_scan_committed_leaves_out_aborted_records_and_ends_at_markers(
         assert await scanned(scanner, topic, 0, end) == [b"kept", b"dropped"]
 
 
+@pytest.mark.parametrize("committed", [True, False])
+async def test_scan_of_a_range_without_records_yields_no_batch(
+    apache_kafka: ApacheKafka, topics: Names, committed: bool
+) -> None:
+    """The range is the marker of a transaction, and the records of another one follow it."""
+    topic = (await create(apache_kafka, topics("t"))).topic
+    at = TopicPartition(topic, 0)
+    async with (
+        producer(apache_kafka, transactional_id=topics("tx")) as client,
+        scanning(apache_kafka) as scanner,
+    ):
+        for value in (b"first", b"second"):
+            async with client.transaction():
+                await client.send_and_wait(topic, value, partition=0)
+        while await scanner.end(at, committed_only=True) < 4:  # noqa: ASYNC110 - there is no event for it
+            await asyncio.sleep(0.01)
+        batches = [batch async for batch in scanner.scan(at, 1, 2, committed_only=committed)]
+        assert batches == []
+        batches = [batch async for batch in scanner.scan(at, 1, 3, committed_only=committed)]
+        assert [record.offset for batch in batches for record in batch] == [2]
+
+
 async def test_scan_offset_at_a_time_is_the_first_record_from_then_on(
     apache_kafka: ApacheKafka, topics: Names
 ) -> None:

@@ -602,6 +602,7 @@ async def test_disconnect_before_the_acknowledgement_cancels_the_job(gateway: Se
         gateway.http.post(gateway.url + PATH, json=BODY, headers={"Authorization": f"Bearer {ACME}"})
     )
     await until(lambda: gateway.gateway.limits.streams == 1)
+    assert gateway.metric("gateway_streams_open", face="chat") == 1
     await asyncio.sleep(0.05)
     asked.cancel()
     await asyncio.wait([asked])

@@ -90,6 +90,34 @@ async def test_event_log_replay_that_cannot_go_on_fails_its_feeds() -> None:
     await log.stop()
 
 
+async def test_event_log_replay_that_was_cancelled_holds_up_no_later_client() -> None:
+    """Its scan takes time to close; a client that comes meanwhile gets a scan of its own, and `stop` waits for both."""
+    _, log = await replica(job(9), history_bytes=0)
+    scan, closing = log._scanner.scan, asyncio.Event()
+
+    async def hangs(*_: Any, **__: Any) -> AsyncIterator[Any]:
+        try:
+            await asyncio.sleep(60)
+            yield []
+        finally:
+            await closing.wait()
+
+    scan_with(log, hangs)
+    first = asyncio.create_task(log.open("j"))
+    await settle(5)
+    log._lose(0)
+    with pytest.raises(FeedLost):
+        await first
+    scan_with(log, scan)
+    assert await all_of(await log.open("j")) == list(range(11))
+
+    stopped = asyncio.create_task(log.stop())
+    await settle(20)
+    assert not stopped.done()
+    closing.set()
+    await stopped
+
+
 async def test_event_log_is_not_ready_when_a_reader_has_crashed() -> None:
     """Its feeds raise the error."""
     _, log = await replica(job())
