@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from streamworker.client import Client, Ended
 from tests.brokers.cluster import ApacheCluster
+from tests.integration.events import said
+from tests.integration.results import result_breaches
 from tests.integration.stage import Stage, eventually
+from tests.integration.test_dlq import command
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
+    from streamworker.client import Event
     from streamworker.practice import PracticeUpstream
 
 pytestmark = [pytest.mark.long, pytest.mark.kafka, pytest.mark.timeout(240)]
@@ -113,3 +119,58 @@ async def test_jobs_wait_while_too_few_replicas_are_in_sync(stage: Stage, cluste
     assert worker.is_running
     assert len(stage.practice.calls) == 2
     assert stage.breaches() == []
+
+
+async def test_client_follows_its_jobs_while_leaders_move(stage: Stage, cluster: ApacheCluster) -> None:
+    """Each broker dies once while jobs stream: every event comes once, in order, and each job ends."""
+    await stage.open(partitions=3, events_partitions=3)
+
+    async def follow(client: Client, number: int) -> list[Event]:
+        job = await client.submit(model="practice?deltas=300&pace_ms=100", messages=said(f"prompt {number}"))
+        return [event async for event in job.events()]
+
+    async with stage.worker(), Client(stage.settings()) as client:
+        following = [asyncio.create_task(follow(client, number)) for number in range(12)]
+        for node in cluster.nodes:
+            await asyncio.sleep(1)  # some deltas
+            await asyncio.to_thread(cluster.kill, node)
+            await asyncio.sleep(2)  # the other brokers lead
+            await asyncio.to_thread(cluster.return_, node)
+            await in_sync(cluster)
+        followed = await asyncio.wait_for(asyncio.gather(*following), 120)
+
+    for events in followed:
+        assert [event.seq for event in events] == list(range(len(events)))
+        assert isinstance(events[-1], Ended)
+        assert events[-1].status == "completed"
+
+
+async def test_audit_of_a_thousand_jobs_finds_a_result_for_each(
+    stage: Stage, cluster: ApacheCluster, topics: Callable[[str], str]
+) -> None:
+    """Workers are killed and a broker is restarted: each ending has one result, equal to what the assembler makes."""
+    results = topics("results")
+    await stage.open(partitions=6, events_partitions=3, results_topic=results)
+    workers = [await stage.process() for _ in range(3)]
+    models = (
+        "practice?deltas=20&pace_ms=20",
+        "practice?deltas=5&tool_calls=1&reasoning&choices=2",
+        "practice?deltas=5&break_after=3",
+        "practice?status=400",
+    )
+    jobs = [f"job-{number}" for number in range(1000)]
+    await stage.submit_many((job, models[n % len(models)], n % 6) for n, job in enumerate(jobs))
+    for share, disturb in (
+        (150, workers[0].kill),
+        (350, partial(asyncio.to_thread, cluster.restart, 1)),
+        (600, workers[1].kill),
+    ):
+        await stage.until(lambda share=share: len(stage.terminals()) >= share)  # type: ignore[misc]  # a default binds it
+        await disturb()
+        if disturb is not workers[1].kill:
+            await stage.process()
+    await stage.ended(*jobs, limit_s=150)
+
+    assert await result_breaches(stage, results) == []
+    audited = await command(stage, "audit")
+    assert (audited.code, "1000 results: no breach" in audited.out) == (0, True), audited
