@@ -23,7 +23,7 @@ from streamworker.cli.shared import (
     waiting,
 )
 from streamworker.errors import ConfigurationError, KafkaError, UpstreamError
-from streamworker.kafka.topics import faults_of, open_admin
+from streamworker.kafka.topics import batch_notes_of, faults_of, open_admin
 from streamworker.model import ErrorCode
 from streamworker.upstream.client import HttpUpstream
 
@@ -86,13 +86,16 @@ async def _check_kafka(settings: Settings, timeout_s: float) -> bool:
             async with waiting(f"reading ACLs and topics at {where}", timeout_s):
                 # A topic that may not be described looks like a missing one, so ACLs are checked first.
                 acls = await admin.missing_acls()
-                topics = [] if acls else faults_of(settings, await admin.describe())
-                limited = None if acls else await admin.small_metadata_limit()
+                described = {} if acls else await admin.describe()
+                topics = faults_of(settings, described)
+                notes = batch_notes_of(settings, described)
+                if not acls and (limited := await admin.small_metadata_limit()):
+                    notes.append(limited)
     except KafkaError as error:
         click.echo(f"wrong   broker {where}: {error}")
         return False
-    if limited:
-        click.echo(f"note    {limited}")
+    for note in notes:
+        click.echo(f"note    {note}")
     for what, faults in (("rights", acls), ("topics", topics)):
         for fault in faults:
             click.echo(f"wrong   {fault}")

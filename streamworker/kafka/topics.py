@@ -27,6 +27,7 @@ __all__ = [
     "METADATA_LIMIT",
     "TopicAdmin",
     "TopicFacts",
+    "batch_notes_of",
     "faults_of",
     "open_admin",
     "read_metadata_limit",
@@ -57,12 +58,13 @@ BATCHES_CLEANUP = {"cleanup.policy": "compact", "min.compaction.lag.ms": "0"}
 
 
 class TopicFacts(NamedTuple):
-    """Properties of a topic. The last two are None if the broker does not report them."""
+    """Properties of a topic. All but the first two are None if the broker does not report them; -1 ms is unlimited."""
 
     partitions: int
     replicas: int
     max_message_bytes: int | None
     cleanup_policy: str | None = None
+    retention_ms: int | None = None
 
 
 class TopicAdmin:
@@ -151,12 +153,16 @@ class TopicAdmin:
 
     async def _facts(self, name: str, partitions: list[dict[str, Any]]) -> TopicFacts:
         replicas = min((len(partition["replicas"]) for partition in partitions), default=0)
-        names = ["max.message.bytes", "cleanup.policy"]
+        names = ["max.message.bytes", "cleanup.policy", "retention.ms"]
         with translate_errors(f"reading the configuration of topic {name}"):
             values = await read_configuration(self._admin, ConfigResourceType.TOPIC, name, names)
-        limit = values.get("max.message.bytes")
+        limit, retention = values.get("max.message.bytes"), values.get("retention.ms")
         return TopicFacts(
-            len(partitions), replicas, int(limit) if limit else None, values.get("cleanup.policy")
+            len(partitions),
+            replicas,
+            int(limit) if limit else None,
+            values.get("cleanup.policy"),
+            int(retention) if retention else None,
         )
 
     async def small_metadata_limit(self) -> str | None:
@@ -235,6 +241,25 @@ def faults_of(settings: Settings, topics: dict[str, TopicFacts | None]) -> list[
                 "ones: set cleanup.policy=delete"
             )
     return faults
+
+
+def batch_notes_of(settings: Settings, topics: dict[str, TopicFacts | None]) -> list[str]:
+    """Return one line for each topic whose records may be deleted before a batch of one day has ended.
+
+    An interrupted batch reads its jobs and its results again: without them it is unknown whether a line was paid for.
+    """
+    names = settings.topics
+    notes = []
+    for name in dict.fromkeys([names.batch or names.jobs[0], names.results or names.events]):
+        facts = topics.get(name)
+        if facts is None or facts.retention_ms is None or not 0 <= facts.retention_ms < _DAY_MS:
+            continue
+        hours = f"{facts.retention_ms / 3_600_000:.3g} h"
+        notes.append(
+            f"topic {name} keeps records for {hours}: a batch that takes longer, or is interrupted for longer, cannot "
+            "find its lines again. Raise its retention.ms above the time of the longest batch"
+        )
+    return notes
 
 
 def _needed_bytes(settings: Settings, name: str) -> int:

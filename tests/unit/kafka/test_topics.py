@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from streamworker.kafka.topics import TopicFacts, faults_of, read_metadata_limit
+from streamworker.kafka.topics import TopicFacts, batch_notes_of, faults_of, read_metadata_limit
 from tests.unit.kafka.fakes import settings
 
 
@@ -34,6 +34,38 @@ def test_results_topic_that_is_too_small_is_reported() -> None:
     [fault] = faults_of(set_, {"results": TopicFacts(1, 1, 1_048_588, "compact,delete")})
 
     assert fault.startswith("topic results accepts records of 1048588 bytes, 8001024 are needed")
+
+
+HOUR_MS = 3_600_000
+
+
+@pytest.mark.parametrize(
+    ("retention_ms", "is_short"),
+    [(None, False), (-1, False), (0, True), (HOUR_MS, True), (24 * HOUR_MS - 1, True), (24 * HOUR_MS, False)],
+)
+def test_topic_that_forgets_within_a_day_is_noted_for_batches(
+    retention_ms: int | None, is_short: bool
+) -> None:
+    """A batch that is interrupted for longer cannot tell which of its lines were paid for."""
+    set_ = settings(topics__results="results")
+    facts = TopicFacts(1, 1, None, "delete", retention_ms)
+
+    notes = batch_notes_of(set_, {set_.topics.jobs[0]: facts, "results": facts})
+
+    assert [note.split()[1] for note in notes] == ([set_.topics.jobs[0], "results"] if is_short else [])
+
+
+def test_retention_of_the_topics_that_batches_read_is_noted() -> None:
+    """Those of other topics do not matter; without a results topic a batch reads the events."""
+    set_ = settings(topics__jobs="chat,batch", topics__batch="batch")
+    facts = TopicFacts(1, 1, None, "delete", HOUR_MS)
+    names = ("chat", "batch", set_.topics.events, set_.topics.dlq)
+
+    notes = batch_notes_of(set_, dict.fromkeys(names, facts))
+
+    assert [note.split()[1] for note in notes] == ["batch", set_.topics.events]
+    assert "keeps records for 1 h" in notes[0]
+    assert batch_notes_of(set_, dict.fromkeys(names)) == []
 
 
 class Admin:
