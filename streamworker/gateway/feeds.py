@@ -124,6 +124,15 @@ class Feed(Protocol):
         """
         ...
 
+    @property
+    def queued_bytes(self) -> int:
+        """Size of the events that are queued for the client."""
+        ...
+
+    def share(self, limit_reached: Callable[[int], bool] | None) -> None:
+        """Obey a limit that feeds share: `limit_reached(queued_bytes)` is called when an event is queued."""
+        ...
+
     def close(self) -> None:
         """End the feed and release what it holds. Repeated calls do nothing."""
         ...

@@ -184,6 +184,15 @@ class JobFeed:
             self._error = error
         self.wake()
 
+    @property
+    def queued_bytes(self) -> int:
+        """Size of what is queued."""
+        return self.mailbox.queued_bytes
+
+    def share(self, limit_reached: Callable[[int], bool] | None) -> None:
+        """Obey a limit that feeds share, besides that of the mailbox."""
+        self.mailbox.limit_reached = limit_reached
+
     def close(self) -> None:
         """End the feed."""
         self.owner.forget(self)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from streamworker.handover import Handover, read_head
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from streamworker.gateway.cursors import Cursor
     from streamworker.handover import Delivery, EventHead, Kind
 
@@ -72,6 +74,7 @@ class Mailbox:
         "job_id",
         "key",
         "limit_bytes",
+        "limit_reached",
         "opening",
         "partition",
         "position",
@@ -100,6 +103,8 @@ class Mailbox:
         self.position = position
         """The next offset that a replay has to look at. It is not kept while the mailbox is live."""
         self.limit_bytes = limit_bytes
+        self.limit_reached: Callable[[int], bool] | None = None
+        """Whether what is queued here, in bytes, is too much for a limit that mailboxes share."""
         self.scan_limit = scan_limit
         self.scanned = 0
         """How many records were looked at, those of other jobs included."""
@@ -125,12 +130,12 @@ class Mailbox:
     @property
     def is_stopped(self) -> bool:
         """Whether a replay must not go on now."""
-        return (
-            self._handover.queued_bytes > self.limit_bytes
-            or self._handover.is_over
-            or self.is_closed
-            or self.opening in _FAILED
-        )
+        return self._is_full or self._handover.is_over or self.is_closed or self.opening in _FAILED
+
+    @property
+    def _is_full(self) -> bool:
+        queued = self._handover.queued_bytes
+        return queued > self.limit_bytes or (self.limit_reached is not None and self.limit_reached(queued))
 
     @property
     def wants_records(self) -> bool:
@@ -229,7 +234,7 @@ class Mailbox:
         """Take a record that the tail has returned. A mailbox that it makes too full is not live any more."""
         handover = self._handover
         handover.tail(offset, head, value)
-        if handover.queued_bytes > self.limit_bytes:
+        if self._is_full:
             self.is_live = False
             self.has_left = True
             self.position = handover.leave()

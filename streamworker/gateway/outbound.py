@@ -10,10 +10,14 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-__all__ = ["HIGH_WATER_BYTES", "Outbound"]
+__all__ = ["HIGH_WATER_BYTES", "Outbound", "Starved"]
 
 HIGH_WATER_BYTES = 65_536
 """Bytes that may wait in the transport before a stream waits for the client."""
+
+
+class Starved(Exception):
+    """The client takes what other streams of its connection write, and this one had no turn for too long."""
 
 
 class Outbound:
@@ -28,8 +32,10 @@ class Outbound:
         self._stall_s = stall_s
         self._stalled = stalled
         self._loop = asyncio.get_running_loop()
+        self._turns = asyncio.Lock()  # its waiters come in the order of their arrival
+        self._written = 0
         self._waiters = 0
-        self._left = 0
+        self._taken_before = 0
         self._watch: asyncio.TimerHandle | None = None
         self.has_written = False
         """Whether anything was written since the flag was cleared."""
@@ -37,6 +43,7 @@ class Outbound:
     def write(self, data: bytes) -> None:
         """Write without waiting."""
         self.has_written = True
+        self._written += len(data)
         self._transport.write(data)
 
     def abort(self) -> None:
@@ -56,7 +63,7 @@ class Outbound:
     async def drained(self) -> None:
         """Wait until the client has taken what waits. Several tasks may wait. Raises ConnectionResetError."""
         if not self._waiters:
-            self._left = self._transport.get_write_buffer_size()
+            self._taken_before = self._taken
             self._watch = self._loop.call_later(self._stall_s, self._look)
         self._waiters += 1
         try:
@@ -67,10 +74,36 @@ class Outbound:
                 self._watch.cancel()
                 self._watch = None
 
+    async def turn(self) -> None:
+        """Wait until a stream of several may write: one after another, in the order in which they came.
+
+        The caller writes before it waits again. Raises Starved: other streams had their turns for `stall_s`, and the
+        client took something; ConnectionResetError.
+        """
+        while True:
+            taken = self._taken
+            try:
+                async with asyncio.timeout(self._stall_s):
+                    await self._turns.acquire()
+            except TimeoutError:
+                if self._taken > taken:
+                    raise Starved from None
+                continue  # it takes nothing at all: `stalled` ends the connection
+            try:
+                while self.is_full:
+                    await self.drained()
+            finally:
+                self._turns.release()
+            return
+
+    @property
+    def _taken(self) -> int:
+        """The number of bytes that the client has taken."""
+        return self._written - self._transport.get_write_buffer_size()
+
     def _look(self) -> None:
-        left = self._transport.get_write_buffer_size()
-        if left >= self._left:
+        if self._taken <= self._taken_before:
             self._stalled()
             return
-        self._left = left
+        self._taken_before = self._taken
         self._watch = self._loop.call_later(self._stall_s, self._look)

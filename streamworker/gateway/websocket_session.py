@@ -20,6 +20,8 @@ from streamworker.gateway.frames import retry_ms
 from streamworker.gateway.jobs import check_job_id, check_record_key
 from streamworker.gateway.outbound import Outbound
 from streamworker.gateway.requests import since_ms
+from streamworker.gateway.shared_limit import SharedLimit
+from streamworker.gateway.websocket_subscription import FACE, Subscription
 from streamworker.redaction import without_message
 from streamworker.telemetry import gateway_metrics as table
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
 
     from streamworker.gateway.auth import Caller
-    from streamworker.gateway.feeds import Feed, FeedEvent
+    from streamworker.gateway.feeds import Feed
     from streamworker.gateway.gateway import Gateway
 
 __all__ = ["MAX_SUBSCRIPTIONS", "Session"]
@@ -36,9 +38,8 @@ MAX_SUBSCRIPTIONS = 256
 AUTH_S = 5.0
 """How long a connection may be open without a credential."""
 
-BATCH_BYTES = 65_536
 _CLOSE_S = 2.0
-_FACE = "websocket"
+_FACE = FACE
 
 GOING_AWAY, INTERNAL, TRY_AGAIN, TOO_LARGE = 1012, 1011, 1013, 1009
 BAD_MESSAGE, NOT_AUTHENTICATED, FORBIDDEN, NO_AUTH, TOO_MANY = 4400, 4401, 4403, 4408, 4429
@@ -82,6 +83,7 @@ class Session:
         self._out = Outbound(request, self._settings.stall_s, lambda: self.close("stalled"))
         self._work: dict[str, asyncio.Task[None]] = {}
         self._feeds: dict[str, Feed] = {}
+        self._mailboxes = SharedLimit()
         self._unsubscribed: set[str] = set()
         self._limit = asyncio.timeout(None)
         self._is_open = True
@@ -337,49 +339,20 @@ class Session:
         with closing(feed):
             self._feeds[id_] = feed
             self._send({"type": "subscribed", "id": id_, "job_id": job_id, "resumed_from": feed.resumed_from})
+            self._mailboxes.add(feed)
             try:
-                await self._deliver(id_, feed)
-                reason = "ended"
+                reason = await Subscription(id_, feed, self._out, self._gateway.limits.delivered).run()
             except asyncio.CancelledError:
                 if id_ not in self._unsubscribed:
                     raise
                 reason = "unsubscribed"
             finally:
                 del self._feeds[id_]
+                self._mailboxes.discard(feed)
                 self._unsubscribed.discard(id_)
                 self._gateway.metrics.add(table.STREAMS_CLOSED, 1, "subscription", reason)
                 if self._is_open and self._reason is None:
                     self._send({"type": "end", "id": id_, "reason": reason, "cursor": feed.cursor})
-
-    async def _deliver(self, id_: str, feed: Feed) -> None:
-        head, out, delivered = frames.event_head(id_), self._out, self._gateway.limits.delivered
-        is_live = False
-
-        def push(event: FeedEvent) -> bool:
-            out.write(frames.event_frame(head, event.cursor, event.value))
-            delivered[_FACE] += 1
-            return not out.is_full
-
-        while not feed.is_over:
-            event = feed.take()
-            if event is None:
-                if not is_live and feed.is_live:
-                    is_live = True
-                    self._send({"type": "live", "id": id_})
-                event = await feed.next(push if is_live else None)
-                if event is None:
-                    return
-            data = [frames.event_frame(head, event.cursor, event.value)]
-            size = len(data[0])
-            while size < BATCH_BYTES and (event := feed.take()) is not None:
-                data.append(frame := frames.event_frame(head, event.cursor, event.value))
-                size += len(frame)
-            out.write(data[0] if len(data) == 1 else b"".join(data))
-            delivered[_FACE] += len(data)
-            if out.is_full:
-                await out.drained()
-            elif size >= BATCH_BYTES:
-                await asyncio.sleep(0)
 
     # The end
 

@@ -19,6 +19,7 @@ from streamworker.config import KafkaSettings
 from streamworker.gateway import event_log, followed
 from streamworker.gateway.cursors import Cursor
 from streamworker.gateway.event_log import KafkaEventLog, LogOptions
+from streamworker.gateway.shared_limit import CONNECTION_BYTES, SharedLimit
 from streamworker.handover import Kind
 from streamworker.kafka.compat import AbortedRecord
 from tests.properties.test_handover import Log, logs, valid
@@ -143,7 +144,10 @@ STEPS = st.lists(
 class World:
     """Two replicas and three clients of one job."""
 
-    def __init__(self, log: Log, options: LogOptions, batch: int) -> None:
+    def __init__(
+        self, log: Log, options: LogOptions, batch: int, shared_bytes: int = CONNECTION_BYTES
+    ) -> None:
+        self.shared = SharedLimit(shared_bytes)
         self.topic = Topic(log)
         self.options = options
         self.batch = batch
@@ -162,7 +166,7 @@ class World:
 
     async def run(self, steps: list[Step], cursors: list[str | None]) -> None:
         self.replicas = [await self.replica() for _ in range(2)]
-        self.clients = [Client(cursor) for cursor in cursors]
+        self.clients = [Client(cursor, self.shared) for cursor in cursors]
         for at, client in enumerate(self.clients):
             await client.connect(self.replicas[at % 2])
         for step in steps:
@@ -216,7 +220,8 @@ def pause(log: KafkaEventLog) -> None:
 class Client:
     """Follows the job, as a browser does: it resumes with the cursor of the last event that it had."""
 
-    def __init__(self, cursor: str | None) -> None:
+    def __init__(self, cursor: str | None, shared: SharedLimit) -> None:
+        self.shared = shared
         self.cursor = cursor
         self.events: list[tuple[str, int]] = []
         self.log: KafkaEventLog | None = None
@@ -224,10 +229,12 @@ class Client:
 
     async def connect(self, log: KafkaEventLog) -> None:
         if self.feed is not None:
+            self.shared.discard(self.feed)
             self.feed.close()
         self.log = log
         async with asyncio.timeout(5):
             self.feed = await log.open("j", cursor=self.cursor)
+        self.shared.add(self.feed)
 
     async def take(self, count: int) -> None:
         assert self.feed is not None
@@ -264,12 +271,12 @@ OPTIONS = st.builds(
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(logs(reruns=False), STEPS, OPTIONS, st.integers(1, 9))
+@given(logs(reruns=False), STEPS, OPTIONS, st.integers(1, 9), st.sampled_from([0, 4000, 1 << 20]))
 def test_event_log_client_gets_what_the_event_reader_gives_through_cuts_and_restarts(
-    log: Log, steps: list[Step], options: LogOptions, batch: int
+    log: Log, steps: list[Step], options: LogOptions, batch: int, shared_bytes: int
 ) -> None:
-    """Clients with a place, without a cursor, and slow ones; no event twice, none missing, one committed ending."""
-    world = World(log, options, batch)
+    """Clients with a place, without a cursor, and slow ones that share a limit; no event twice, none missing, one committed ending."""
+    world = World(log, options, batch, shared_bytes)
     asyncio.run(world.run(steps, ["0.0.w", None, "0.0.w"]))
 
     wanted = list(expected(log))

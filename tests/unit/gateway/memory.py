@@ -85,6 +85,10 @@ class MemoryFeed:
     def place(self) -> str:
         return f"{self._log.partition(self.job_id)}.99.w" if self.cursor.endswith(".w") else self.cursor
 
+    queued_bytes = 0
+
+    def share(self, limit_reached: Callable[[int], bool] | None) -> None: ...
+
     def close(self) -> None:
         if not self.is_closed:
             self.is_closed = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_typed
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from streamworker.gateway import websocket_session
+from streamworker.client.ids import new_job_id
+from streamworker.gateway import websocket_session, websocket_subscription
 from streamworker.gateway.feeds import BrokerUnavailable
 from streamworker.gateway.websocket_frames import BadFrame, Cancel, Ping, Submit, Subscribe, read
 from tests.integration.stage import eventually
@@ -559,7 +561,7 @@ async def test_websocket_client_that_reads_nothing_is_disconnected(tmp_path: Pat
     """What waits for it is bounded; the events stay in the log."""
     async with served(tmp_path, stall_s=0.3) as gateway:
         gateway.log.publish(JOB, ["x" * 10_000] * 2000, end=None)
-        async with websocket(gateway, max_queue=1) as client:
+        async with websocket(gateway, max_queue=1, close_timeout=0.1) as client:
             await client.send("subscribe", id="1", job_id=JOB)
             await eventually(lambda: gateway.log.open_feeds == 1)
             await eventually(lambda: gateway.unsent_bytes > 0)
@@ -568,6 +570,109 @@ async def test_websocket_client_that_reads_nothing_is_disconnected(tmp_path: Pat
 
     assert gateway.metric("gateway_streams_closed_total", face="websocket", reason="stalled") == 1
     assert waiting < 1_000_000
+
+
+def narrow_socket(gateway: Served) -> socket.socket:
+    """Return a connected socket that the system buffers little for."""
+    narrow = socket.socket()
+    narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 131_072)
+    narrow.connect(gateway.address)
+    narrow.setblocking(False)
+    return narrow
+
+
+async def test_websocket_subscription_that_gets_no_turn_ends_alone(tmp_path: Path) -> None:
+    """Its client takes the events of others; what it has not got can be had with the cursor, on the same connection."""
+    jobs = [f"acme.job{number}" for number in range(8)]
+    cursors = dict.fromkeys(jobs, "")
+    async with served(tmp_path, stall_s=1) as gateway:
+        for job_id in jobs:
+            gateway.log.publish(job_id, ["x" * 10_000] * 500, end=None)
+        async with websocket(gateway, max_queue=1, close_timeout=0.1, sock=narrow_socket(gateway)) as client:
+            for job_id in jobs:
+                await client.send("subscribe", id=job_id, job_id=job_id)
+            while (message := await client.receive())["type"] != "end":
+                if message["type"] == "event":
+                    cursors[message["id"]] = message["cursor"]
+                    await asyncio.sleep(0.03)  # the pace of this client
+            stalled = message["id"]
+            known = [one.cursor for one in gateway.log.events[stalled]]
+            assert message["reason"] == "stalled"
+            assert cursors[stalled] == (message["cursor"] if message["cursor"] in known else "")
+
+            await client.send("ping")
+            await client.until("pong")
+            assert 0 < gateway.log.open_feeds < len(jobs)
+            for job_id in jobs:
+                await client.send("unsubscribe", id=job_id)
+            await eventually(lambda: gateway.log.open_feeds == 0)
+            await client.send("subscribe", id="again", job_id=stalled, cursor=message["cursor"])
+            event = await client.receive()
+            while event["type"] != "event" or event["id"] != "again":
+                event = await client.receive()
+
+    assert event["cursor"] == known[known.index(cursors[stalled]) + 1 if cursors[stalled] else 0]
+    closed = "gateway_streams_closed_total"
+    assert gateway.metric(closed, face="subscription", reason="stalled") >= 1
+    assert gateway.metric(closed, face="websocket", reason="stalled") == 0
+
+
+async def test_websocket_with_many_subscriptions_that_reads_nothing_is_written_little(tmp_path: Path) -> None:
+    """They write one after another, not all of them whenever there is room."""
+    async with served(tmp_path, stall_s=0.5) as gateway:
+        jobs = [f"acme.job{number}" for number in range(100)]
+        for job_id in jobs:
+            gateway.log.publish(job_id, ["x" * 10_000] * 50, end=None)
+        most = 0
+        async with websocket(gateway, max_queue=1, close_timeout=0.1, sock=narrow_socket(gateway)) as client:
+            for job_id in jobs:
+                await client.send("subscribe", id=job_id, job_id=job_id)
+            await eventually(lambda: gateway.log.open_feeds == len(jobs))
+            while gateway.log.open_feeds:
+                most = max(most, gateway.unsent_bytes)
+                await asyncio.sleep(0.01)
+
+    assert 0 < most < 300_000
+    assert gateway.metric("gateway_streams_closed_total", face="websocket", reason="stalled") == 1
+
+
+async def test_websocket_subscription_of_a_quiet_job_gets_fresh_cursors(
+    gateway: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that resumes with one skips what was searched."""
+    monkeypatch.setattr(websocket_subscription, "POSITION_S", 0.05)
+    async with websocket(gateway) as client:
+        await client.send("subscribe", id="1", job_id=(job_id := f"acme.{new_job_id()}"))
+        await client.until("live")
+        position = await client.receive()
+        assert position == {
+            "type": "event",
+            "id": "1",
+            "cursor": f"{gateway.log.partition(job_id)}.99.w",
+            "event": {"type": "position"},
+        }
+        gateway.log.publish(job_id, ["a"])
+        messages = await client.until("end")
+
+    kinds = [message["event"]["type"] for message in messages if message["type"] == "event"]
+    assert [kind for kind in kinds if kind != "position"] == ["started", "delta", "usage"]
+
+
+async def test_websocket_subscription_of_a_busy_job_gets_no_positions(
+    gateway: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its events have cursors."""
+    monkeypatch.setattr(websocket_subscription, "POSITION_S", 1.0)
+    async with websocket(gateway) as client:
+        await client.send("subscribe", id="1", job_id=JOB, cursor=await gateway.log.place(JOB))
+        await client.until("live")
+        for _ in range(6):
+            gateway.log.publish(JOB, ["a"], end=None)
+            await asyncio.sleep(0.25)
+        gateway.log.publish(JOB, [])
+        messages = await client.until("end")
+
+    assert "position" not in {message["event"]["type"] for message in messages if message["type"] == "event"}
 
 
 async def test_websocket_client_that_leaves_releases_its_subscriptions(gateway: Served) -> None:

@@ -1,0 +1,106 @@
+"""One job's events on a websocket that carries many."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from streamworker.gateway import websocket_frames as frames
+from streamworker.gateway.outbound import Starved
+
+if TYPE_CHECKING:
+    from collections import Counter
+
+    from streamworker.gateway.feeds import Feed, FeedEvent
+    from streamworker.gateway.outbound import Outbound
+
+__all__ = ["FACE", "Subscription"]
+
+FACE = "websocket"
+BATCH_BYTES = 65_536
+"""Size of the events that are written at once."""
+
+POSITION_S = 60.0
+"""Time without an event after which a client gets a fresh cursor."""
+
+
+class Subscription:
+    """Writes the events of a feed as frames. `delivered` counts events by face."""
+
+    def __init__(self, id_: str, feed: Feed, out: Outbound, delivered: Counter[str]) -> None:
+        self._id = id_
+        self._head = frames.event_head(id_)
+        self._feed = feed
+        self._out = out
+        self._delivered = delivered
+        self._loop = asyncio.get_running_loop()
+        self._event_at = self._loop.time()
+        self._is_live = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def run(self) -> str:
+        """Write until the job's end. Return why it is over: `ended`, or `stalled` where other subscriptions leave no room.
+
+        Raises FeedError, ConnectionResetError.
+        """
+        self._arm(POSITION_S)
+        try:
+            await self._deliver()
+        except Starved:
+            return "stalled"
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+        return "ended"
+
+    async def _deliver(self) -> None:
+        feed, out = self._feed, self._out
+        while not feed.is_over:
+            if out.is_full:
+                await out.turn()
+            event = feed.take()
+            if event is None:
+                if not self._is_live and feed.is_live:
+                    self._is_live = True
+                    out.write(frames.text_frame({"type": "live", "id": self._id}))
+                event = await feed.next(self._push if self._is_live else None)
+                if event is None:
+                    return
+            if self._write(event) >= BATCH_BYTES:
+                await asyncio.sleep(0)  # a long replay must not block other streams
+
+    def _push(self, event: FeedEvent) -> bool:
+        """Write an event in the call of the reader; return whether the client takes more."""
+        self._out.write(frames.event_frame(self._head, event.cursor, event.value))
+        self._event_at = self._loop.time()
+        self._delivered[FACE] += 1
+        return not self._out.is_full
+
+    def _write(self, event: FeedEvent) -> int:
+        """Write an event, and with it what is ready, unless the client takes nothing now; return the number of bytes."""
+        feed, head = self._feed, self._head
+        data = [frames.event_frame(head, event.cursor, event.value)]
+        size = len(data[0])
+        limit = 0 if self._out.is_full else BATCH_BYTES
+        while size < limit and (following := feed.take()) is not None:
+            data.append(frame := frames.event_frame(head, following.cursor, following.value))
+            size += len(frame)
+        self._out.write(data[0] if len(data) == 1 else b"".join(data))
+        self._event_at = self._loop.time()
+        self._delivered[FACE] += len(data)
+        return size
+
+    # Quiet jobs
+
+    def _arm(self, wait_s: float) -> None:
+        self._timer = self._loop.call_later(wait_s, self._tick)
+
+    def _tick(self) -> None:
+        quiet_s = self._loop.time() - self._event_at
+        if quiet_s < POSITION_S:
+            self._arm(POSITION_S - quiet_s)
+            return
+        if not self._out.is_full:
+            self._event_at = self._loop.time()
+            self._out.write(frames.event_frame(self._head, self._feed.place(), b'{"type":"position"}'))
+        self._arm(POSITION_S)
