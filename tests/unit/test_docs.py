@@ -20,6 +20,8 @@ from tests.reference import DOCS, PAGES
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCE = ROOT / "streamworker"
+README = (ROOT / "README.md").read_text()
+BENCHMARKS = (ROOT / "benchmarks" / "README.md").read_text()
 MARKDOWN = sorted(path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
@@ -48,11 +50,57 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_readme_links_every_page_of_the_docs() -> None:
-    """The list in the README is complete; it links the folder of the decision records."""
-    links = set(re.findall(r"\]\(docs/([^)#]+)", (ROOT / "README.md").read_text()))
+def test_index_of_the_docs_links_every_page() -> None:
+    """The index is complete: every page, the decision records, the examples, and the pages beside `docs`; the README links it."""
+    links = set(re.findall(r"\]\(([^)#]+)", (DOCS / "README.md").read_text()))
+    pages = {page.name for page in DOCS.glob("*.md")} - {"README.md"}
+    beside = {page.name for page in ROOT.glob("*.md")}
 
-    assert {page.name for page in DOCS.glob("*.md")} | {"adr"} <= links
+    assert (
+        pages | {"adr", "../examples", "../benchmarks/README.md"} | {f"../{name}" for name in beside} <= links
+    )
+    assert "](docs/README.md)" in README
+
+
+def test_readme_is_short_and_shows_the_demo_and_the_page() -> None:
+    """It has fewer than 250 lines; the pictures stand beside what they show."""
+    assert len(README.splitlines()) < 250
+    assert re.findall(r"!\[.+?\]\(docs/images/(.+?)\)", README) == ["demo.svg", "page-dark.png"]
+
+
+def test_picture_of_the_demo_shows_a_second_attempt_and_loads_nothing() -> None:
+    """It has text of every job, and names no address but that of the SVG format and the page."""
+    picture = (DOCS / "images" / "demo.svg").read_text()
+
+    assert {"german", "japanese", "greek", "italian", "tool", "breaks", "refused", "invalid"} <= set(
+        re.findall(r">([a-z]+)</text>", picture)
+    )
+    assert "attempt&#160;2" in picture
+    assert set(re.findall(r"https?://[\w.:]+", picture)) == {"http://www.w3.org", "http://127.0.0.1:8088"}
+    assert not re.search(r"@import|@font-face|url\((?!#)", picture)
+
+
+def test_figures_in_the_readme_are_those_of_the_benchmarks() -> None:
+    """Each row of the README's table has the figures of one row of benchmarks/README.md, and the sentences below it too."""
+    names = {"limit": "limit", "**streamworker**": "streamworker"}
+    table, _, rest = README.partition("| scenario | | CPU")[2].partition("\n\n")
+    scenario, compared = "", 0
+    for line in table.splitlines()[2:]:
+        first, peer, *figures = (cell.strip() for cell in line.strip("|").split("|"))
+        scenario = first or scenario
+        contender = names.get(peer, "faststream" if "FastStream" in peer else "naive")
+        cpu, rate, memory = figures
+        row = rf"^\| {re.escape(scenario)} \| {contender} \| {cpu} \| [\d.]+ \| {rate} \| [^|]+ \| {memory} \| (.*)\|$"
+        found = re.search(row, BENCHMARKS, re.MULTILINE)
+        assert found, line
+        if "%" in peer:
+            assert found[1].strip() == "falls behind: 19% of the deltas"
+        compared += 1
+    today = rest.partition("## ")[0]
+
+    assert compared == 7
+    for figure in re.findall(r"\d+\.\d+(?= ×| µs)", today):
+        assert f"| {figure} |" in BENCHMARKS, figure
 
 
 def test_commands_in_docs_exist_with_their_options() -> None:
@@ -133,6 +181,20 @@ def test_make_targets_in_docs_exist() -> None:
 def test_changelog_has_a_section_for_this_version() -> None:
     """The version in the code has its section."""
     assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_changelog_has_its_versions_and_their_parts_in_order() -> None:
+    """The newest version comes first; its parts have the names and the order of Keep a Changelog, each once."""
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    versions = re.findall(
+        r"^## \[(\d+)\.(\d+)\.(\d+)\] - (?:unreleased|\d{4}-\d\d-\d\d)$", changelog, re.MULTILINE
+    )
+    order = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
+
+    assert versions == sorted(versions, key=lambda version: tuple(map(int, version)), reverse=True)
+    for section in changelog.split("\n## ")[1:]:
+        parts = re.findall(r"^### (.+)$", section, re.MULTILINE)
+        assert parts == [name for name in order if name in parts]
 
 
 def test_changelog_renames_lead_to_existing_settings_and_metrics() -> None:
