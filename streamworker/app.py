@@ -58,8 +58,10 @@ __all__ = ["App", "SystemClock", "run_until_signalled"]
 _CONNECT_BACKOFF_S = (0.5, 1, 2, 5)
 _TOPICS_BACKOFF_S = (0.2, 0.3, 0.5, 1, 0)
 
+SILENT_S = 15.0
+"""How long the group's coordinator may leave heartbeats, one a second, unanswered until the worker is not ready."""
+
 _STATS: Mapping[Definition, Callable[[WorkerStats], float]] = {
-    table.READY: lambda stats: stats.is_ready,
     table.POLL_AGE: lambda stats: stats.poll_age_s,
     table.DRAINING: lambda stats: stats.draining_s,
     table.PARTITIONS_OPENING: lambda stats: stats.partitions_opening,
@@ -97,6 +99,7 @@ class App:
         self._tokenizer = find_tokenizer()
         self._tracer: Tracer = UNTRACED
         self._worker: Worker | None = None
+        self._consumer: GroupConsumer | None = None
         self._is_joined = False
 
     def configure_logging(self) -> None:
@@ -153,6 +156,7 @@ class App:
         self.metrics.track(table.LOOP_LAG, lambda: lag.lag_s)
         for definition, read in _STATS.items():
             self.metrics.track(definition, partial(self._stat, read))
+        self.metrics.track(table.READY, self._ready)
         settings = self._settings
         probes = Probes(
             host=settings.telemetry.http_host,
@@ -186,7 +190,7 @@ class App:
         await self._retry_connecting(sink.start)
         stack.push_async_callback(sink.stop)
         self.metrics.track(table.UNACKNOWLEDGED, lambda: sink.unacknowledged_bytes)
-        consumer = GroupConsumer(settings, self._telemetry)
+        consumer = self._consumer = GroupConsumer(settings, self._telemetry)
         self.metrics.track(table.RECORDS_BEHIND, lambda: consumer.records_behind)
         self.metrics.track(table.HEARTBEAT_AGE, lambda: consumer.heartbeat_age_s)
         stack.push_async_callback(consumer.stop)
@@ -370,7 +374,20 @@ class App:
         return self._clock.monotonic() - self._worker.last_poll
 
     def _readiness(self) -> tuple[bool, dict[str, object]]:
-        return (False, {"connecting": True}) if self._worker is None else self._worker.readiness()
+        """Return whether the worker can accept jobs, and the details: also whether the group's coordinator answers."""
+        if self._worker is None:
+            return False, {"connecting": True}
+        is_ready, details = self._worker.readiness()
+        return is_ready and self._silent_s <= SILENT_S, details | {
+            "coordinator_silent_s": round(self._silent_s, 1)
+        }
+
+    def _ready(self) -> bool:
+        return self._stat(lambda stats: stats.is_ready) > 0 and self._silent_s <= SILENT_S
+
+    @property
+    def _silent_s(self) -> float:
+        return 0.0 if self._consumer is None else self._consumer.heartbeat_age_s
 
 
 def _key_version(settings: UpstreamSettings) -> int | None:

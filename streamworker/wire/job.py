@@ -240,8 +240,8 @@ def _read_request(raw: msgspec.Raw | None, faults: list[str]) -> tuple[str, dict
         fault = _read(decoder, request[name], path, values) if name in request else f"{path}: is required"
         if fault:
             faults.append(fault)
-    # A Raw is a view of the record. The copies release the record's other bytes.
-    return values.get("model", ""), {name: value.copy() for name, value in request.items()}
+    # A Raw is a view of the record's value, which the worker holds for a dead letter: copies would hold the prompt twice.
+    return values.get("model", ""), request
 
 
 def _stream_options(raw: msgspec.Raw | None, wanted: dict[str, msgspec.Raw]) -> msgspec.Raw:

@@ -50,7 +50,8 @@ class Poller:
     ) -> None:
         """`room` is set whenever there may be room for another record."""
         self.last_poll = tools.clock.monotonic()
-        """When the loop last polled, in seconds of the monotonic clock."""
+        """When the loop last polled, with or without an answer of the broker, in seconds of the monotonic clock."""
+        self._answered_at = self.last_poll
         self._source = source
         self._partitions = partitions
         self._jobs = jobs
@@ -96,10 +97,11 @@ class Poller:
             except KafkaError as error:
                 log.warning("kafka.unavailable", reason=str(error))
                 self._observer.kafka_failed("poll")
+                self.last_poll = self._clock.monotonic()
                 await asyncio.sleep(_RETRY_S)
                 continue
-            slept_s = self._clock.monotonic() - self.last_poll
-            self.last_poll += slept_s
+            self.last_poll = self._clock.monotonic()
+            slept_s, self._answered_at = self.last_poll - self._answered_at, self.last_poll
             if self._is_draining:  # records that arrive after the request to drain belong to the next owner
                 continue
             self._is_doubtful |= slept_s > self._limits.session_timeout_s / 2

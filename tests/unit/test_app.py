@@ -6,17 +6,20 @@ import sys
 import threading
 from contextlib import AsyncExitStack
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from structlog.testing import capture_logs
 
-from streamworker.app import App, _load, open_tracing, run_until_signalled
+from streamworker.app import SILENT_S, App, _load, open_tracing, run_until_signalled
 from streamworker.config import Settings, TelemetrySettings, load
 from streamworker.errors import ConfigurationError
 from streamworker.stream.usage import Tokenizer
 from streamworker.telemetry.metrics import PREFIX
 from streamworker.worker.stats import WorkerStats
+
+if TYPE_CHECKING:
+    from streamworker.kafka.consumer import GroupConsumer
 
 
 @pytest.fixture
@@ -24,8 +27,11 @@ def app() -> App:
     return App(Settings(telemetry=TelemetrySettings(http_host="127.0.0.1", http_port=0)))
 
 
-def worker_of(stats: WorkerStats) -> Any:
-    return SimpleNamespace(stats=lambda: stats, last_poll=-1e6, readiness=lambda: (False, {"joined": False}))
+def worker_of(stats: WorkerStats, *, last_poll: float = -1e6) -> Any:
+    is_ready = stats.is_ready
+    return SimpleNamespace(
+        stats=lambda: stats, last_poll=last_poll, readiness=lambda: (is_ready, {"joined": is_ready})
+    )
 
 
 def test_worker_that_waits_for_kafka_is_live(app: App) -> None:
@@ -36,6 +42,23 @@ def test_worker_that_waits_for_kafka_is_live(app: App) -> None:
     app._is_joined = True
     assert app._heartbeat_age() > 1e6
     assert app._stat(lambda stats: stats.poll_age_s) == 1e6
+
+
+@pytest.mark.parametrize(("silent_s", "is_ready"), [(SILENT_S - 1, True), (SILENT_S + 1, False)])
+async def test_worker_whose_coordinator_is_silent_is_not_ready_and_says_so(
+    app: App, silent_s: float, *, is_ready: bool
+) -> None:
+    """An idle worker sends nothing else that could fail. It stays live: a restart would not bring the broker back."""
+    app._worker = worker_of(WorkerStats(is_ready=True), last_poll=app._clock.monotonic())
+    app._is_joined = True
+    app._consumer = cast("GroupConsumer", SimpleNamespace(heartbeat_age_s=silent_s))
+    async with AsyncExitStack() as stack:
+        await app._start_telemetry(stack)
+        shown = app.metrics.registry.get_sample_value(f"{PREFIX}ready")
+
+    assert app._readiness() == (is_ready, {"joined": True, "coordinator_silent_s": silent_s})
+    assert shown == is_ready
+    assert app._heartbeat_age() < 10
 
 
 async def test_stats_are_exported_as_metrics(app: App) -> None:

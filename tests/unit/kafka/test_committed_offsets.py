@@ -116,6 +116,66 @@ async def test_group_without_an_offset_that_stays_so_is_refused(admin: Admin) ->
         await offsets.check_start()
 
 
+async def test_group_without_an_offset_begins_where_nothing_was_ever_written(
+    admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new installation whose jobs were submitted before its first worker started."""
+
+    async def bounds(_: CommittedOffsets, topic: str) -> tuple[int, int]:
+        return (0, 7) if topic == "jobs" else (0, 0)
+
+    monkeypatch.setattr(CommittedOffsets, "_bounds", bounds)
+    offsets = CommittedOffsets(settings(topics__jobs="jobs"), cast("Any", None))
+    offsets._admin = cast("Any", admin)
+    admin.answers = iter([{}])
+    await offsets.check_start()
+
+    assert admin.requests == 1
+
+
+class Log:
+    """A partition with the records 3 to 8, of which `restart` says where to read it anew."""
+
+    restart: int | None = None
+
+    def take_restart_offset(self, _: TopicPartition) -> int | None:
+        return self.restart
+
+    async def beginning(self, _: TopicPartition) -> int:
+        return 3
+
+    async def end(self, _: TopicPartition) -> int:
+        return 9
+
+
+@pytest.mark.parametrize(
+    ("committed", "restart", "skips", "start"),
+    [
+        (CommitPoint(5, "map"), None, False, CommitPoint(5, "map")),
+        (CommitPoint(5, "map"), None, True, CommitPoint(5, "map")),
+        (
+            CommitPoint(5, "map"),
+            3,
+            False,
+            CommitPoint(3),
+        ),  # the log was reset: the map is about other records
+        (None, None, False, CommitPoint(3)),  # a partition that was added
+        (None, None, True, CommitPoint(9)),
+    ],
+    ids=["committed", "committed with latest", "reset", "added", "latest"],
+)
+async def test_partition_begins_at_its_committed_offset_else_at_its_first_record(
+    committed: CommitPoint | None, restart: int | None, skips: bool, start: CommitPoint
+) -> None:
+    """With worker.on_no_offset = latest, a topic without offsets begins at its end."""
+    log = Log()
+    log.restart = restart
+    offsets = CommittedOffsets(settings(topics__jobs="jobs"), cast("Any", log))
+    offsets._from_end = frozenset({"jobs"} if skips else ())
+
+    assert await offsets.start_point(AT, committed) == start
+
+
 @pytest.mark.parametrize("policy", ["earliest", "latest"])
 async def test_group_without_an_offset_follows_the_policy(admin: Admin, policy: str) -> None:
     """Nothing is counted then."""

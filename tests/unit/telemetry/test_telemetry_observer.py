@@ -21,6 +21,7 @@ from streamworker.model import (
     TopicPartition,
     UsageEvent,
     UsageSource,
+    Voided,
 )
 from streamworker.redaction import Redactor
 from streamworker.telemetry.logging import configure_logging
@@ -350,6 +351,60 @@ def test_skipped_duplicate_is_counted_and_logged_with_both_offsets(watch: Watch)
     assert (line["event"], line["job_id"]) == ("job.duplicate_skipped", JOB.job_id)
     assert (line["earlier_offset"], line["offset"]) == (3, JOB.source.offset)
     assert watch["duplicates_skipped_total"] == 1
+
+
+@pytest.mark.parametrize("effect", ["too_early", "no_open_job"])
+def test_cancel_without_effect_is_logged_and_counted_by_its_reason(
+    watch: Watch, effect: observe.CancelEffect
+) -> None:
+    """Nothing else shows a user why the job runs on. A cancel record that ended its job needs no line of its own."""
+    with capture_logs() as lines:
+        watch.telemetry.cancel_received("j", effect)
+        watch.telemetry.cancel_received("j", "cancelled")
+
+    assert [(line["event"], line["job_id"], line["reason"]) for line in lines] == [
+        ("cancel.without_effect", "j", effect)
+    ]
+    assert watch[f"cancels_total{{effect={effect}}}"] == watch["cancels_total{effect=cancelled}"] == 1
+
+
+def test_tokens_of_voided_calls_are_counted_apart(watch: Watch) -> None:
+    """They were paid for too; counts that are not valid are left out."""
+    voided = Voided(2, {"prompt_tokens": 14, "completion_tokens": "many"})
+    watch.telemetry.job_ended(ended(voided=voided), JOB, "default")
+    watch.telemetry.job_ended(ended(), JOB, "default")
+
+    assert watch["tokens_total{upstream=default,kind=prompt,source=voided}"] == 14
+    assert watch["tokens_total{upstream=default,kind=completion,source=voided}"] is None
+    assert watch["tokens_total{upstream=default,kind=prompt,source=upstream}"] == 14
+
+
+def test_upstream_that_is_held_is_named_in_the_log_with_its_reason(watch: Watch) -> None:
+    """And for how long, when its jobs go on."""
+    with capture_logs() as lines:
+        watch.telemetry.upstream_held("default", "key_refused")
+        watch.telemetry.upstream_released("default", "key_refused", 61.23)
+
+    assert lines == [
+        {"event": "upstream.held", "upstream": "default", "reason": "key_refused", "log_level": "warning"},
+        {
+            "event": "upstream.released",
+            "upstream": "default",
+            "reason": "key_refused",
+            "held_s": 61.2,
+            "log_level": "info",
+        },
+    ]
+
+
+@pytest.mark.parametrize(("timestamp", "count"), [(1, 1), (0, 0), (-1, 0)])
+def test_job_without_a_usable_timestamp_has_no_queue_duration(
+    watch: Watch, timestamp: int, count: int
+) -> None:
+    """Kafka's -1 and a 0 would count as half a century."""
+    watch.telemetry.job_started(structs.replace(JOB, timestamp=timestamp), "default")
+
+    assert watch["queue_duration_seconds_count"] == count
 
 
 def test_circuit_that_opens_is_a_warning_and_its_other_states_are_info(watch: Watch) -> None:

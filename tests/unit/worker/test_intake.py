@@ -172,6 +172,7 @@ def test_intake_delivered_too_often_ends_with_started_terminal_and_letter() -> N
     assert [terminal["type"], terminal["seq"], terminal["status"]] == ["usage", 1, "failed"]
     assert started["attempt"] == terminal["attempt"]
     assert terminal["error"]["code"] == "max_deliveries"
+    assert terminal["error"]["message"] == "the worker died or failed 5 times while this job ran"
     assert terminal["metadata"] == {"tenant": "t"}
     assert decision.fallback[0].value is None
     assert list(decision.fallback[1:]) == records

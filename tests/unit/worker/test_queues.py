@@ -420,6 +420,7 @@ async def test_queue_is_probed_at_once_when_the_key_is_replaced() -> None:
     keys[0] = "new"
     await asyncio.sleep(1.1)
 
+    assert waiting.done()
     assert (await waiting).is_probe
 
 

@@ -273,6 +273,38 @@ async def test_worker_broker_that_is_unavailable_is_polled_again(make: Any) -> N
     assert bench.observer.all("kafka_failed") == [("poll",)] * 3
 
 
+async def test_worker_broker_that_is_unavailable_for_long_leaves_it_live(make: Any) -> None:
+    """The poll loop turns: a restart would end every stream, and would not bring the broker back."""
+    bench: Bench = make()
+    await bench.start(JOBS)
+    bench.source.errors.extend([KafkaUnavailable("gone")] * 100)
+    await until(lambda: len(bench.source.errors) < 50)
+    bench.clock.turn(600)
+    await until(lambda: len(bench.source.errors) < 40)
+
+    assert bench.worker.stats().poll_age_s < 2
+
+
+async def test_worker_after_a_long_outage_confirms_its_membership_first(make: Any) -> None:
+    """Its session may have ended meanwhile, although the poll loop turned."""
+    bench: Bench = make()
+    await bench.start(JOBS)
+    bench.source.errors.extend([KafkaUnavailable("gone")] * 10)
+    await until(lambda: len(bench.source.errors) < 5)
+    bench.clock.turn(600)
+    asked: list[int] = []
+
+    async def confirm_membership() -> bool:
+        asked.append(len(bench.upstream.calls))
+        return True
+
+    bench.source.confirm_membership = confirm_membership  # type: ignore[method-assign]
+    bench.source.put(JOBS, job("j"))
+    await bench.ended(1)
+
+    assert asked == [0]
+
+
 async def test_worker_tombstone_is_skipped_and_its_offset_committed(make: Any) -> None:
     """A record without a value is neither a job nor a fault."""
     bench: Bench = make()
@@ -1060,10 +1092,9 @@ async def test_worker_job_that_fails_after_its_durable_end_is_not_run_again(make
     assert not bench.task.done()
 
 
-async def test_worker_record_whose_reading_crashes_becomes_a_dead_letter(
-    make: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each try counts as a delivery; the jobs behind it run meanwhile."""
+@pytest.fixture
+def tries(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The records with the value `trap`, whose reading raises."""
     tries = []
 
     def read(record: Any, **options: Any) -> Any:
@@ -1073,6 +1104,41 @@ async def test_worker_record_whose_reading_crashes_becomes_a_dead_letter(
         return read_job(record, **options)
 
     monkeypatch.setattr("streamworker.worker.intake.read_job", read)
+    return tries
+
+
+async def test_worker_record_whose_reading_crashes_counts_as_delivered_for_the_next_owner(
+    make: Any, tries: list[Any]
+) -> None:
+    """Otherwise a record that ends its workers would meet every owner as new."""
+    bench: Bench = make(max_deliveries=100)
+    bench.source.put(JOBS, b"trap")
+    await bench.start(JOBS)
+    await until(lambda: len(tries) == 2)
+    bench.source.put(JOBS, job("j"))
+    await bench.ended(1)
+
+    assert bench.deliveries()[0] == len(tries) >= 2
+
+
+async def test_worker_dead_letter_that_the_broker_refuses_for_its_size_has_coordinates_only(
+    make: Any,
+) -> None:
+    """Its partition goes on: the jobs behind it would be called and never committed."""
+    bench: Bench = make()
+    bench.broker.max_record_bytes = 2000
+    bench.source.put(JOBS, b"not a job" * 1000)
+    bench.source.put(JOBS, job("j"))
+    await bench.start(JOBS)
+    await bench.ended(2)
+    [letter] = [one for one in bench.broker.records() if one.topic_partition.topic == "dlq"]
+
+    assert (letter.key, letter.value) == (b"jobs-0-0", None)
+    assert bench.ends() == {"jobs-0-0": "rejected", "j": "completed"}
+
+
+async def test_worker_record_whose_reading_crashes_becomes_a_dead_letter(make: Any, tries: list[Any]) -> None:
+    """Each try counts as a delivery; the jobs behind it run meanwhile."""
     bench: Bench = make(max_deliveries=3)
     bench.source.put(JOBS, b"trap")
     bench.source.put(JOBS, job("j"))
