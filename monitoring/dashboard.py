@@ -171,6 +171,36 @@ ROWS: dict[str, list[Panel]] = {
         }),
         Panel("Versions", "Running workers by version.", "none", {"{{version}}, Python {{python}}": f"count by (version, python) (streamworker_build_info{{{WHERE}}})"}),
     ],
+    "The gateway": [
+        Panel("Gateway streams", "Open event streams, chat completions and websockets, and the jobs that clients follow.", "none", {
+            "{{face}}": total("gateway_streams_open", "face"), "subscriptions": total("gateway_subscriptions"),
+        }),
+        Panel("Gateway connections", "Open TCP connections; one process takes 10,000.", "none", {"{{instance}}": worst("gateway_connections", "instance")}),
+        Panel("Events delivered", "Events written to clients.", "cps", {"{{face}}": rate("gateway_events_delivered_total", "face")}),
+        Panel("Gateway requests", "Requests answered, by status.", "reqps", {"{{status}}": rate("gateway_requests_total", "status")}, is_stacked=True),
+        Panel("Gateway errors", "Errors that clients were told, and refused credentials, by code.", "reqps", {
+            "{{code}}": rate("gateway_errors_total", "code"), "refused: {{code}}": rate("gateway_auth_failures_total", "code"),
+        }),
+        Panel("Gateway request duration", "From the headers to the end of the response, but for streams and websockets.", "s", quantiles("gateway_request_duration_seconds", "route")),
+        Panel("Gateway jobs", "Jobs submitted, requests that were answered with an earlier job, and cancel records.", "reqps", {
+            "{{face}}": rate("gateway_jobs_submitted_total", "face"),
+            "joined: {{cause}}": rate("gateway_jobs_joined_total", "cause"),
+            "cancelled: {{face}}": rate("gateway_cancels_written_total", "face"),
+        }),
+        Panel("Acknowledgement of jobs", "From writing a job to its acknowledgement by all in-sync replicas.", "s", quantiles("gateway_submit_duration_seconds")),
+        Panel("Gateway streams closed", "Streams, websockets and subscriptions that ended, by reason.", "reqps",
+              {"{{face}} {{reason}}": rate("gateway_streams_closed_total", "face", "reason")}, is_stacked=True),
+        Panel("Replays", "Reads of past events, by where they begin, and clients that fell behind.", "reqps", {
+            "{{kind}}": rate("gateway_replays_total", "kind"), "overflows": rate("gateway_mailbox_overflows_total"),
+        }),
+        Panel("Scanned records", "Records that replays read from Kafka, and that searches passed.", "cps", {
+            "replays": rate("gateway_records_scanned_total"),
+            "searches {{outcome}}": rate("gateway_searched_records_total", "outcome"),
+        }),
+        Panel("Searches", "Duration of searches for a job's first event, by outcome.", "s", quantiles("gateway_search_duration_seconds", "outcome")),
+        Panel("Followed partitions", "Partitions of the events topic that each gateway reads.", "none", {"{{instance}}": worst("gateway_partitions_followed", "instance")}),
+        Panel("Recent events", "Recent records in memory, for clients that reconnect; 128 MiB at most.", "bytes", {"{{instance}}": worst("gateway_history_bytes", "instance")}),
+    ],
 }  # fmt: skip
 
 

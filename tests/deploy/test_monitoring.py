@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from monitoring import dashboard
+from streamworker.telemetry.gateway_metrics import GATEWAY_TABLE
 from streamworker.telemetry.metrics import PREFIX, TABLE
 from tests.deploy.tools import promtool
-from tests.queries import ALERTS, DASHBOARD, questions, rules
+from tests.queries import ALERTS, DASHBOARD, Question, questions, rules
 
 SCENARIOS = Path(__file__).with_name("alerts_test.yaml")
 
@@ -85,13 +86,38 @@ def test_runbook_names_panels_that_exist(root: Path) -> None:
 
 def test_query_metrics_are_in_the_metrics_table() -> None:
     """Every streamworker metric in a query exists; an integration test compares the queries with a running worker."""
-    known = {PREFIX + definition.name for definition in TABLE}
-    histograms = {PREFIX + definition.name for definition in TABLE if definition.kind == "histogram"}
+    tables = (*TABLE, *GATEWAY_TABLE)
+    known = {PREFIX + definition.name for definition in tables}
+    histograms = {PREFIX + definition.name for definition in tables if definition.kind == "histogram"}
     asked = {selector.metric for question in questions() for selector in question.selectors}
     ours = {metric for metric in asked if metric.startswith(PREFIX)}
 
     assert ours - known - {f"{name}_{part}" for name in histograms for part in ("bucket", "sum")} == set()
     assert ours & histograms == set(), "a histogram has no series of its own name"
+
+
+def test_every_metric_of_the_gateway_is_in_a_query() -> None:
+    """A metric that neither an alert nor a panel uses is not looked at."""
+    asked = {
+        re.sub(r"_bucket$", "", selector.metric)
+        for question in questions()
+        for selector in question.selectors
+    }
+
+    assert {PREFIX + one.name for one in GATEWAY_TABLE if one.name.startswith("gateway_")} - asked == set()
+
+
+@pytest.mark.parametrize("question", questions(), ids=lambda question: question.where)
+def test_query_of_the_gateway_uses_labels_that_its_metrics_have(question: Question) -> None:
+    """Labels of matchers, groups and legends are those of the table, or those that Prometheus adds."""
+    labels = {PREFIX + one.name: set(one.labels) for one in GATEWAY_TABLE}
+    found = [re.sub(r"_bucket$", "", one.metric) for one in question.selectors]
+    if not any(name.startswith(f"{PREFIX}gateway_") for name in found):
+        return
+    known = {"job", "instance", "namespace", "pod", "le"}.union(*(labels[name] for name in found))
+
+    assert question.labels <= known
+    assert all(one.labels.keys() <= known for one in question.selectors)
 
 
 def test_dashboard_file_equals_its_source() -> None:
