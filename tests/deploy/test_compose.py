@@ -130,14 +130,18 @@ def test_mounted_files_exist_and_are_those_of_the_chart(root: Path, services: di
 
 
 def test_monitoring_services_reach_their_targets(root: Path, services: dict[str, Service]) -> None:
-    """Prometheus scrapes the workers, and Grafana queries Prometheus."""
-    scrape = yaml.safe_load((root / "monitoring/prometheus.yaml").read_text())["scrape_configs"][0]
+    """Prometheus scrapes the workers and the gateway, and Grafana queries Prometheus."""
+    scrape, gateway_scrape = yaml.safe_load((root / "monitoring/prometheus.yaml").read_text())[
+        "scrape_configs"
+    ]
     source = yaml.safe_load((root / "monitoring/grafana/datasource.yaml").read_text())["datasources"][0]
     (found,) = scrape["dns_sd_configs"]
     port = load(None, services["worker"]["environment"]).telemetry.http_port
 
     assert found["names"] == ["worker"]
     assert found["port"] == port
+    assert gateway_scrape["dns_sd_configs"] == [{**found, "names": ["gateway"]}]
+    assert gateway_scrape["job_name"] != scrape["job_name"]
     assert source["url"] == "http://prometheus:9090"
     assert set(services["prometheus"]["depends_on"]) == {"worker"}
 
