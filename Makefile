@@ -45,7 +45,7 @@ demo: $(DEMO) ## broker, upstream, two workers and several jobs side by side, on
 test: $(READY) ## all tests, on the embedded broker and on Apache Kafka (skipped with the reason where it cannot run)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
 
-test-long: $(READY) ## rollouts, upgrades and backlogs under load, on Apache Kafka (one process: they measure time)
+test-long: $(READY) ## rollouts, upgrades, backlogs, clusters and slow variants, on Apache Kafka (one process: they measure time)
 	$(BIN)/python -m pytest -m long $(ARGS)
 
 # The embedded broker starts in 50 ms, so these run the shell as well as the core. ARGS="tests/integration" adds those on Kafka.

@@ -26,8 +26,21 @@ LOOKS: dict[str, tuple[Any, Any]] = {
 }
 
 
+USUAL = {
+    "nothing",
+    "waiting",
+    "streaming",
+    "completed",
+    "interrupted",
+    "superseded",
+    "offline",
+    "token-expired",
+}
+"""The states that every run of the tests looks at. `make test-long` looks at all."""
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.long] if name == "many" else []) for name in SCENES]
+    "name", [pytest.param(name, marks=[] if name in USUAL else [pytest.mark.long]) for name in SCENES]
 )
 async def test_page_shows_each_state_in_words_on_every_screen(name: str, tab: Tab, tmp_path: Path) -> None:
     """The words of the state are visible in both colour schemes and on a phone, and nothing is cut at the side."""

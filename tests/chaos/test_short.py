@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.chaos import upstream
 from tests.chaos.plan import FULL, SHORT, draw
 from tests.chaos.run import play
@@ -28,6 +30,7 @@ async def test_chaos_of_workers_breaks_no_guarantee(
     assert outcome.breaches == []
 
 
+@pytest.mark.long
 async def test_chaos_of_the_upstream_loses_no_job_and_exceeds_no_limit(
     embedded_broker: EmbeddedBroker, topics: Callable[[str], str], tmp_path: Path
 ) -> None:

@@ -108,6 +108,7 @@ async def test_batch_writes_every_line_into_one_of_two_files(
     assert {event["metadata"]["custom_id"] for event in started} == set(ids)
 
 
+@pytest.mark.long
 async def test_batch_that_is_finished_sends_nothing(apache: Stage, tmp_path: Path) -> None:
     """The same command again needs no broker; a grown input runs its new lines only."""
     await open_stage(apache)
@@ -128,6 +129,7 @@ async def test_batch_that_is_finished_sends_nothing(apache: Stage, tmp_path: Pat
     assert files.leftovers() == []
 
 
+@pytest.mark.long
 async def test_batch_with_edited_lines_refuses_keeps_or_runs_them(apache: Stage, tmp_path: Path) -> None:
     """Nothing is sent before the caller has decided."""
     await open_stage(apache)
@@ -200,6 +202,7 @@ async def test_batch_reads_standard_input_and_writes_standard_output(apache: Sta
     assert {line["custom_id"]: line["error"] is None for line in written} == {"a": True, "b": False}
 
 
+@pytest.mark.long
 async def test_batch_lets_one_run_write_an_output(apache: Stage, tmp_path: Path) -> None:
     """A second one on the same files, or elsewhere under the same name, ends with code 2 and submits nothing."""
     await open_stage(apache)
@@ -221,6 +224,7 @@ async def test_batch_lets_one_run_write_an_output(apache: Stage, tmp_path: Path)
     assert Counter(line["custom_id"] for line in lines_of(other.output)) == Counter(ids)
 
 
+@pytest.mark.long
 async def test_batch_runs_failed_lines_again(apache: Stage, tmp_path: Path) -> None:
     """`--retry-failed` runs the retriable lines under new ids; `all` runs the others, too."""
     await open_stage(apache)
@@ -341,6 +345,7 @@ async def test_batch_sigterm_leaves_what_is_in_flight_to_the_next_start(
     assert calls_by_prompt(apache) == once(ids)
 
 
+@pytest.mark.long
 async def test_batch_cancel_ends_what_a_former_start_left_in_flight(apache: Stage, tmp_path: Path) -> None:
     """The lines that were not submitted stay for a later run."""
     await open_stage(apache)

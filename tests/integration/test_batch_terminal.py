@@ -11,6 +11,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.integration.batches import Command, Files, lines_of, request, write_lines
 from tests.integration.stage import eventually
 
@@ -111,6 +113,7 @@ async def test_batch_on_a_terminal_takes_ctrl_c_once_and_twice(apache: Stage, tm
     assert terminal._bytes.rstrip().rfind(b"\x1b[?25h") > terminal._bytes.rfind(b"\x1b[?25l")
 
 
+@pytest.mark.long
 async def test_batch_under_nohup_survives_its_terminal(apache: Stage, tmp_path: Path) -> None:
     """SIGHUP is ignored as nohup asks; without nohup it is a SIGTERM. Lines, and no bar, are in the log."""
     files = await prepared(apache, tmp_path, SLOW, 12)
@@ -132,6 +135,7 @@ async def test_batch_under_nohup_survives_its_terminal(apache: Stage, tmp_path: 
         assert command.output == b""
 
 
+@pytest.mark.long
 async def test_batch_whose_reader_has_ended_stops(apache: Stage, tmp_path: Path) -> None:
     """As `| head -1`: the next start with the same name writes everything again, and pays nothing twice."""
     files = await prepared(apache, tmp_path, SLOW, 8)

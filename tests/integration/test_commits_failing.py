@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import httpx
+import pytest
 
 from tests.integration.stage import eventually
 
@@ -31,6 +32,7 @@ committer.STALLED_S = 1.0
 """
 
 
+@pytest.mark.long
 async def test_commits_that_are_refused_start_no_new_calls(apache: Stage, tmp_path: Path) -> None:
     """The clock of a worker is two hours ahead: readiness is withdrawn, and the log has the broker's reason."""
     flag = tmp_path / "wrong"

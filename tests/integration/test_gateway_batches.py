@@ -221,6 +221,7 @@ async def test_last_line_may_lack_its_end(stage: Stage, tmp_path: Path, content:
     assert batch.error_file_id is None
 
 
+@pytest.mark.long
 async def test_two_batches_of_one_file_are_two(stage: Stage, tmp_path: Path) -> None:
     """Each runs every line, and has output files of its own."""
     async with gateway(stage, tmp_path) as app, stage.worker():
