@@ -78,7 +78,7 @@ async def events_in(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
         *blocks, unread = (unread + data).split(b"\n\n")
         for block in blocks:
             lines = [line.partition(": ") for line in block.decode().split("\n") if line[:1] != ":"]
-            fields = {name: value for name, _, value in lines}
+            fields = {name: value for name, _, value in lines if name != "retry"}  # drawn per connection
             if "data" in fields:
                 yield {**fields, "data": json.loads(fields["data"])}
 
