@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import gc
 import json
@@ -18,13 +19,14 @@ from aiohttp import web
 from streamworker.app import App
 from streamworker.config import load
 from streamworker.demo.child import free_port
+from streamworker.gateway.keys import digest_of
 from streamworker.kafka.acls import worker_acls
 from tests.brokers.security import unsigned_token
 from tests.integration.secured import way_in
 from tests.integration.stage import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
     from streamworker.demo.broker import EmbeddedBroker
@@ -58,6 +60,26 @@ def fall(job, **_):
 
 runner.request_body = fall
 """
+
+
+# The same in the gateway.
+GATEWAY_BUG = """
+from streamworker.gateway import chat
+read_request = chat.read_request
+
+def fall(body, headers, **how):
+    if b"falls" not in body:
+        return read_request(body, headers, **how)
+    raise ValueError(f"{headers['authorization']}: {body!r}")
+
+chat.read_request = fall
+"""
+
+# Of the gateway's clients.
+API_KEY = "swk_canaryAPIKEYf5Hk2"
+WRONG_API_KEY = "swk_canaryWRONGAPIg6Lm9"
+WRONG_TOKEN = "canaryWRONGTOKENh7Pq1"
+TOKEN_SECRET = base64.urlsafe_b64encode(b"canaryTOKENSECRETj8Rs3 of 32 bytes or more").decode().rstrip("=")
 
 
 class Echo:
@@ -219,6 +241,128 @@ async def test_secrets_are_in_no_output(
     for letter in letters:
         assert found({"headers": str(letter.headers[-7:]), "value": letter.value.decode()}, keys) == []
         assert found({"headers": str(letter.headers[-7:])}, contents) == []
+
+
+def open_gateway(stage: Stage, directory: Path) -> None:
+    """Write the files of keys and secrets; name them in the stage's settings."""
+    keys, secrets = directory / "gateway-keys.toml", directory / "token-secrets"
+    keys.write_text(
+        f'[keys.canary]\nsha256 = "{digest_of(API_KEY)}"\ntenant = "acme"\n'
+        'scopes = ["submit", "read", "cancel", "token"]\n'
+    )
+    secrets.write_text(f"one:{TOKEN_SECRET}\n")
+    stage.variables |= {
+        "GATEWAY__KEYS_FILE": str(keys),
+        "GATEWAY__TOKEN_SECRETS_FILE": str(secrets),
+        "TELEMETRY__LOG_LEVEL": "debug",
+    }
+
+
+class GatewayClient:
+    """Makes requests with good and bad credentials; keeps what the gateway answered."""
+
+    def __init__(self, port: int, http: aiohttp.ClientSession) -> None:
+        self.port = port
+        self.http = http
+        self.answers: dict[str, str] = {}
+
+    async def call(
+        self, name: str, method: str, path: str, *, key: str = API_KEY, status: int, **options: Any
+    ) -> str:
+        """Send a request; return the body. `name` says which answer it is."""
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        url = f"http://127.0.0.1:{self.port}{path}"
+        async with self.http.request(method, url, headers=headers, **options) as response:
+            body = await response.text()
+        assert response.status == status, body
+        self.answers[name] = f"{dict(response.headers)} {body}"
+        return body
+
+    async def websocket(self, token: str, sent: Sequence[Any], *, until: str) -> None:
+        """Connect with a token as a subprotocol and send messages; read to the first message of a type, or to the end."""
+        url = f"ws://127.0.0.1:{self.port}/v1/ws"
+        async with self.http.ws_connect(url, protocols=("streamworker.v1", f"bearer.{token}")) as socket:
+            for message in sent:
+                await socket.send_str(message if isinstance(message, str) else json.dumps(message))
+            said = []
+            async for message in socket:
+                said.append(str(message.data))
+                if json.loads(message.data)["type"] == until:
+                    break
+        self.answers[f"websocket to {until}"] = f"{socket.protocol} {''.join(said)} {socket.close_code}"
+
+
+async def test_secrets_are_in_no_output_of_the_gateway(apache: Stage, tmp_path: Path) -> None:
+    """Neither keys, tokens nor prompts, in all ways in which clients give them, with faults, and after a crash."""
+    port, probes = free_port(), free_port()
+    open_gateway(apache, tmp_path)
+    await apache.open()
+    worker = await apache.process()
+    apache.bug = GATEWAY_BUG
+    gateway = await apache.start_command("gateway", {"gateway__port": port, "telemetry__http_port": probes})
+    await gateway.logged("gateway.started")
+    await worker.logged("partition.opened")
+    model = f"practice?text={TEXT}&deltas=3"
+    request = {"model": model, "messages": [{"role": "user", "content": PROMPT}]}
+    async with aiohttp.ClientSession() as http:
+        client = GatewayClient(port, http)
+        job = json.loads(
+            await client.call(
+                "job", "POST", "/v1/jobs?token=read", status=202,
+                json={"request": request, "metadata": {"session": METADATA}},
+            )
+        )  # fmt: skip
+        token = job.pop("read_token")
+        client.answers["job"] = json.dumps(job)
+        await client.call("events", "GET", f"{job['events_url']}&access_token={token}", key="", status=200)
+        await client.call("state", "GET", f"/v1/jobs/{job['job_id']}", key=token, status=200)
+        await client.call("chat", "POST", "/v1/chat/completions", status=200, json=request)
+        stream = request | {"stream": True}
+        await client.call("chat stream", "POST", "/v1/chat/completions", status=200, json=stream)
+        falls = request | {"user": "falls"}
+        await client.call("crash", "POST", "/v1/chat/completions", status=500, json=falls)
+        for key in (WRONG_API_KEY, WRONG_TOKEN, f"{token}x"):
+            await client.call(f"refused {key[:9]}", "GET", f"/v1/jobs/{job['job_id']}", key=key, status=401)
+        wrong = f"{job['events_url']}&access_token={WRONG_TOKEN}"
+        await client.call("refused in the query", "GET", wrong, key="", status=401)
+        await client.call(
+            "key in the query", "GET", f"{job['events_url']}&access_token={API_KEY}", key="", status=401
+        )
+        await client.call(
+            "unknown path", "GET", f"/v1/none?access_token={token}&prompt={PROMPT}", key="", status=404
+        )
+        await client.call("not JSON", "POST", "/v1/jobs", status=400, data=f'{{"request": "{PROMPT}')
+        bad = {"request": request | {"messages": PROMPT}, "deadline": METADATA}
+        await client.call("bad job", "POST", "/v1/jobs", status=400, json=bad)
+        subscribe = {"type": "subscribe", "id": "1", "job_id": job["job_id"]}
+        await client.websocket(token, [subscribe], until="end")
+        submit = {"type": "submit", "id": "1", "job": {"request": request}, "subscribe": True}
+        await client.websocket(API_KEY, [{"type": "auth", "token": API_KEY}, submit], until="end")
+        await client.websocket(token, [{"type": "auth", "token": WRONG_TOKEN}], until="never")
+        await client.websocket(token, [f'{{"type": "{PROMPT}"}}'], until="never")
+        for path in ("/livez", "/readyz", "/metrics"):
+            async with http.get(f"http://127.0.0.1:{probes}{path}") as response:
+                client.answers[path] = await response.text()
+    gateway.signal(15)  # type: ignore[arg-type]
+    await gateway.exit_code()
+    logs = "".join(repr(process.log()) for process in apache.processes)
+
+    assert logs.count("'event': 'gateway.request'") >= 14
+    assert "gateway.request_failed" in logs
+    assert "streamworker_gateway_requests_total" in client.answers["/metrics"]
+    keys = {
+        "key": API_KEY, "token": token, "signature": token.rpartition(".")[2], "wrong key": WRONG_API_KEY,
+        "wrong token": WRONG_TOKEN, "secret": TOKEN_SECRET, "raw secret": "canaryTOKENSECRET",
+    }  # fmt: skip
+    contents = {"prompt": PROMPT, "metadata": METADATA}
+    assert found({"logs": logs}, keys | contents) == []
+    assert TEXT not in re.sub(r"practice\?text=\w+", "", logs)  # the model's name, as the job gave it
+    assert found(client.answers, keys | {"prompt": PROMPT}) == []
+    events = {
+        record.event["type"]: json.dumps(record.event) + str(record.headers) for record in apache.records
+    }
+    assert {"started", "delta", "usage"} <= events.keys()
+    assert found(events, keys | {"prompt": PROMPT}) == []
 
 
 async def test_secrets_are_not_in_the_log_of_a_crash(
