@@ -145,6 +145,8 @@ class FakeConsumer:
         self.calls: list[tuple[Any, ...]] = []
         self.is_stopped = False
         self.topic_id = b"first"
+        self.error: Exception | None = None
+        """Raised by `getmany`."""
         self._client = None
 
     async def start(self) -> None: ...
@@ -153,6 +155,8 @@ class FakeConsumer:
         self.is_stopped = True
 
     async def getmany(self, *_: object, **__: object) -> dict[Any, list[Any]]:
+        if self.error is not None:
+            raise self.error
         return {}
 
     def subscribe(self, topics: list[str], *, listener: Any) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from aiokafka import TopicPartition as KafkaTopicPartition
+from aiokafka.errors import KafkaConnectionError
 from structlog.testing import capture_logs
 
+from streamworker.errors import InstanceFenced, KafkaError, KafkaRefused
+from streamworker.kafka.compat import FENCED_INSTANCE_ID, GROUP_MAX_SIZE_REACHED
 from streamworker.kafka.consumer import GroupConsumer
 from streamworker.kafka.member_metadata import decode_claim, encode_assignment
 from streamworker.model import TopicPartition
@@ -248,6 +252,33 @@ async def test_joining_that_takes_long_says_what_it_waits_for(group: Group) -> N
     assert logs[0]["reason"] == (
         "a member of the group has not rejoined; the broker waits for it for at most 45 s"
     )
+
+
+@pytest.mark.parametrize(
+    ("refusal", "kind", "text"),
+    [
+        (FENCED_INSTANCE_ID, InstanceFenced, "worker.group_instance_id pod-0 (FENCED_INSTANCE_ID)"),
+        (GROUP_MAX_SIZE_REACHED, KafkaRefused, "as many members as the broker's group.max.size allows"),
+    ],
+)
+@pytest.mark.parametrize("is_member", [False, True])
+async def test_member_that_the_group_refuses_for_good_ends_with_the_reason(
+    group: Group, refusal: int, kind: type[KafkaError], text: str, *, is_member: bool
+) -> None:
+    """While it joins, and later: to join again would fence the other process, or be in vain."""
+    group.configure(worker__group_instance_id="pod-0")
+    if is_member:
+        await group.join()
+        working: asyncio.Future[Any] = asyncio.ensure_future(group.consumer.receive([ZERO], 1))
+        group.fake.error = KafkaConnectionError("gone")
+    else:
+        working = asyncio.ensure_future(group.consumer.start(group.assignments))
+        while group.fake.listener is None:  # noqa: ASYNC110 - there is no event for it
+            await asyncio.sleep(0.01)
+    group.membership().refusal = refusal
+
+    with pytest.raises(kind, match=re.escape(text)):
+        await working
 
 
 @pytest.mark.parametrize(

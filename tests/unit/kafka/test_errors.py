@@ -43,6 +43,26 @@ def test_error_of_kafka_is_described_without_class_names_and_reprs(error: Except
     assert describe_error(error) == text
 
 
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (errors.InvalidSessionTimeoutError(), "set worker.session_timeout_s between the broker's group.min"),
+        (errors.InconsistentGroupProtocolError(), "choose another worker.group_id, or stop it"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_error_that_no_retry_can_change_is_a_refusal_with_advice(error: Exception, advice: str) -> None:
+    """The worker ends with it instead of joining for ever."""
+    with pytest.raises(KafkaRefused, match=advice), translate_errors("joining"):
+        raise error
+
+
+def test_error_of_a_timestamp_that_the_broker_refuses_asks_for_the_clock() -> None:
+    """A clock can be corrected under a running worker, so the request is repeated."""
+    with pytest.raises(KafkaUnavailable, match="is this machine's clock right"), translate_errors("writing"):
+        raise errors.InvalidTimestampError
+
+
 def chain(*links: Exception) -> Exception:
     """Return the first exception; each is caused by the next one."""
     for error, cause in pairwise(links):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 
-from streamworker.kafka.compat import Membership
+from streamworker.kafka.compat import FENCED_INSTANCE_ID, GROUP_MAX_SIZE_REACHED, Membership
 from tests.turnable import quiet
 
 if TYPE_CHECKING:
@@ -115,6 +115,27 @@ async def test_heartbeat_whose_answer_arrives_during_a_join_changes_nothing(stag
 
     assert stage.state == ("a", 8, False)
     assert not stage.membership.is_joining
+
+
+async def test_static_member_that_the_group_does_not_know_asks_once_more_under_its_id(stage: Stage) -> None:
+    """Without the id it would replace a process that holds its instance id now, and be replaced by it in turn."""
+    stage.coordinator._group_instance_id = "pod-0"
+    stage.code = UNKNOWN_MEMBER_ID
+    await stage.membership.heartbeat()
+    assert stage.state == ("a", -1, True)
+    await stage.membership.heartbeat()
+
+    assert stage.state == LOST
+
+
+@pytest.mark.parametrize("code", [FENCED_INSTANCE_ID, GROUP_MAX_SIZE_REACHED])
+async def test_refusal_of_a_code_that_aiokafka_does_not_know_is_noted(stage: Stage, code: int) -> None:
+    """aiokafka raises "UnknownError" for it."""
+    assert stage.membership.refusal == 0
+    stage.code = code
+    await stage.coordinator._send_req(None)
+
+    assert stage.membership.refusal == code
 
 
 async def test_heartbeat_is_not_sent_while_the_consumer_joins(stage: Stage) -> None:

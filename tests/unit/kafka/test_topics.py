@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from streamworker.kafka.topics import TopicFacts, batch_notes_of, faults_of, read_metadata_limit
+from streamworker.kafka.topics import TopicAdmin, TopicFacts, batch_notes_of, faults_of, read_metadata_limit
 from tests.unit.kafka.fakes import settings
 
 
@@ -91,3 +91,19 @@ async def test_metadata_limit_is_the_smallest_of_the_brokers(limits: tuple[str, 
     admin: Any = Admin(*limits)
 
     assert await read_metadata_limit(admin) == limit
+
+
+@pytest.mark.parametrize(
+    ("limits", "is_reported"), [((), False), (("4096", "80"), True), (("4096", "4096"), False)]
+)
+async def test_metadata_limit_below_kafkas_default_is_reported_by_check(
+    limits: tuple[str, ...], *, is_reported: bool
+) -> None:
+    """With the limit and the broker's setting; such a group accepts fewer jobs at once."""
+    admin: Any = Admin(*limits)
+    line = await TopicAdmin(settings(), admin).small_metadata_limit()
+
+    assert (line is not None) is is_reported
+    if line is not None:
+        assert line.startswith("the brokers accept 80 bytes of offset metadata, 4096 are Kafka's default")
+        assert "Raise offset.metadata.max.bytes, or add partitions" in line

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from streamworker.errors import KafkaUnavailable, UpstreamError
+from streamworker.errors import InstanceFenced, KafkaUnavailable, UpstreamError
 from streamworker.model import Advice, CommitPoint, ErrorCode, JobError, TopicPartition
 from streamworker.progress.offset_map import FULL, LIMIT, OffsetMap, decode_map, encode_map
 from streamworker.testing import (
@@ -27,6 +27,7 @@ from streamworker.testing import (
     Step,
 )
 from streamworker.wire.job import read_job
+from streamworker.worker.committer import STALLED_S
 from streamworker.worker.stats import WorkerStats
 from streamworker.worker.worker import Worker, WorkerLimits
 from tests.turnable import quiet, run, until
@@ -271,6 +272,40 @@ async def test_worker_broker_that_is_unavailable_is_polled_again(make: Any) -> N
 
     assert [entry["event"] for entry in logs].count("kafka.unavailable") == 3
     assert bench.observer.all("kafka_failed") == [("poll",)] * 3
+
+
+async def test_worker_that_is_fenced_by_its_instance_id_ends_and_polls_no_more(make: Any) -> None:
+    """To poll on would join again, and fence the other process in turn."""
+    bench: Bench = make([word("a"), FOREVER()])
+    bench.source.put(JOBS, job("j"))
+    await bench.start(JOBS)
+    await until(lambda: bench.upstream.open_calls == 1)
+    bench.source.errors.extend([InstanceFenced("the id is pod-0"), KafkaUnavailable("polled again")])
+    assert bench.task is not None
+    with pytest.raises(InstanceFenced, match="pod-0"):
+        await bench.task
+
+    assert len(bench.source.errors) == 1
+    assert bench.upstream.open_calls == 0
+
+
+async def test_worker_whose_commits_fail_is_not_ready_and_accepts_no_jobs(make: Any) -> None:
+    """Their calls would be paid and could not be recorded. It goes on when commits succeed again."""
+    bench: Bench = make()
+    await bench.start(JOBS)
+    bench.broker.committing.clear()
+    bench.source.put(JOBS, job("first"))
+    await asyncio.sleep(STALLED_S + 1)
+    bench.source.put(JOBS, job("second"))
+    await asyncio.sleep(10)
+    is_ready, details = bench.worker.readiness()
+
+    assert not is_ready
+    assert (details["commits_failing"], details["jobs_open"]) == (["jobs-0"], 1)
+    assert len(bench.upstream.calls) == 1
+    bench.broker.committing.set()
+    await bench.ended(2)
+    assert bench.worker.readiness()[0]
 
 
 async def test_worker_broker_that_is_unavailable_for_long_leaves_it_live(make: Any) -> None:
