@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import structlog
 
 from streamworker.errors import KafkaError, MetadataTooLarge, RecordTooLarge
+from streamworker.redaction import without_message
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -159,8 +160,11 @@ class GroupCommitStores:
                 if isinstance(error, MetadataTooLarge):  # the error does not name the partition
                     self._refused |= {partition for partition, (_, point) in points.items() if point.metadata}
                 log.warning("offsets.commit_failed", reason=str(error))
-                if self._observer is not None:
-                    self._observer.kafka_failed("commit")
+                self._count_failure()
+                return
+            except Exception as error:  # a bug, which must not end the commits of the process
+                log.error("offsets.commit_crashed", exc_info=without_message(error))  # noqa: TRY400 - without the exception's text
+                self._count_failure()
                 return
             if is_committed:
                 self._points = {
@@ -168,6 +172,10 @@ class GroupCommitStores:
                     for partition, later in self._points.items()
                     if later is not points.get(partition)
                 }
+
+    def _count_failure(self) -> None:
+        if self._observer is not None:
+            self._observer.kafka_failed("commit")
 
 
 class _Uncommitted(NamedTuple):

@@ -22,6 +22,7 @@ from streamworker.kafka.compat import client_of
 from streamworker.kafka.errors import translate_errors
 from streamworker.kafka.read_records import first_new_offset
 from streamworker.kafka.topic_ids import read_topic_ids
+from streamworker.redaction import without_message
 
 if TYPE_CHECKING:
     from streamworker.config import Settings
@@ -168,6 +169,8 @@ class LogWatch:
                 self._report_open_transactions()
             except KafkaError as error:
                 log.debug("watch.failed", reason=str(error))
+            except Exception as error:  # a bug, which must not end the watch
+                log.error("watch.crashed", exc_info=without_message(error))  # noqa: TRY400 - without the exception's text
 
     async def check_after_pause(self) -> None:
         """Compare topic ids before records are returned, if this process was suspended. Raises KafkaError."""

@@ -229,6 +229,33 @@ async def test_member_asks_for_a_rebalance_when_a_promised_partition_is_idle(gro
     assert group.membership().rejoins == 1
 
 
+async def test_bug_in_the_watch_of_the_logs_is_logged_and_the_watch_goes_on(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A topic that is replaced later is still noticed."""
+    await group.join()
+    group.consumer.seek(ZERO, 42)
+    failures = iter([ZeroDivisionError("my prompt")])
+
+    async def topic_ids(*_: object) -> dict[str, bytes]:
+        for failure in failures:
+            raise failure
+        return {"jobs": b"second"}
+
+    async def beginning(_: TopicPartition) -> int:
+        return 0
+
+    monkeypatch.setattr("streamworker.kafka.log_watch.read_topic_ids", topic_ids)
+    monkeypatch.setattr(group.consumer, "beginning", beginning)
+    group.fake.calls.clear()
+    with capture_logs() as logs:
+        await asyncio.sleep(11)
+
+    assert [line["event"] for line in logs] == ["watch.crashed", "jobs.log_reset"]
+    assert "my prompt" not in str(logs)
+    assert group.fake.calls[-1] == ("log_reset", ZERO, "the topic was deleted and created again")
+
+
 async def test_epoch_of_a_partition_that_is_not_owned_is_none(group: Group) -> None:
     """So that nothing is committed for it."""
     await group.join()

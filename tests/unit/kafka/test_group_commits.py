@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from streamworker.errors import KafkaUnavailable, MetadataTooLarge, RecordTooLarge
 from streamworker.kafka.group_commits import GroupCommitStores
@@ -69,6 +70,23 @@ class Stage:
 @pytest.fixture
 async def stage() -> Stage:
     return Stage()
+
+
+async def test_bug_in_a_commit_is_logged_and_the_timer_commits_again(stage: Stage) -> None:
+    """A task that ended silently would commit nothing for the rest of the process."""
+    stage.member.answers = [ZeroDivisionError("my prompt"), ZeroDivisionError("my prompt")]
+    await stage.stores.start()
+    await stage.finish(0)
+    with capture_logs() as logs:
+        await asyncio.sleep(2.5)
+    await asyncio.sleep(1)
+    await stage.stores.stop()
+
+    assert [line["event"] for line in logs] == ["offsets.commit_crashed"] * 2
+    assert "my prompt" not in str(logs)
+    assert stage.member.commits[-1] == {JOBS: CommitPoint(1)}
+    assert len(stage.member.commits) == 3
+    assert stage.observer.all("kafka_failed") == [("commit",)] * 2
 
 
 async def test_points_are_committed_by_the_timer(stage: Stage) -> None:
