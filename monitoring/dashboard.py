@@ -161,7 +161,9 @@ ROWS: dict[str, list[Panel]] = {
     "The process": [
         Panel("Loop lag", "Delay of the event loop; it grows when there is too little CPU.", "s", {"{{instance}}": worst("event_loop_lag_seconds", "instance")}),
         Panel("Poll loop", "Time since the poll loop last completed a round.", "s", {"{{instance}}": worst("poll_age_seconds", "instance")}),
-        Panel("Crashed attempts", "Attempts that a bug ended; the log event job.crashed has the trace.", "none", {"": f"sum (increase(streamworker_job_crashes_total{{{WHERE}}}[$__rate_interval]))"}),
+        Panel("Bugs", "Attempts that a bug ended, and bugs in logs or metrics, which end no job; the log events have the traces.", "none", {
+            "crashed attempts": f"sum (increase(streamworker_job_crashes_total{{{WHERE}}}[$__rate_interval]))",
+            "telemetry failures": f"sum (increase(streamworker_telemetry_failures_total{{{WHERE}}}[$__rate_interval]))"}),
         Panel("CPU", "Cores in use; one worker uses one at most.", "none",
               {"{{instance}}": f"sum by (instance) (rate(process_cpu_seconds_total{{{WHERE}}}[$__rate_interval]) and on (namespace, job, instance) streamworker_build_info)"}),
         Panel("Memory", "Resident memory.", "bytes", {"{{instance}}": f"sum by (instance) (process_resident_memory_bytes{{{WHERE}}} and on (namespace, job, instance) streamworker_build_info)"}),
