@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -64,7 +64,7 @@ class ReadToken:
 class Secrets:
     """The keys by `kid`, each with its algorithm; `signer` is the kid that signs, if one can."""
 
-    keys: Mapping[str, tuple[str, Any]]
+    keys: Mapping[str, tuple[str, Any]] = field(repr=False)
     signer: str | None
 
 

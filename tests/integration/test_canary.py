@@ -19,11 +19,12 @@ from aiohttp import web
 from streamworker.app import App
 from streamworker.config import load
 from streamworker.demo.child import free_port
+from streamworker.gateway.app import GatewayApp
 from streamworker.gateway.keys import digest_of
 from streamworker.kafka.acls import worker_acls
 from tests.brokers.security import unsigned_token
 from tests.integration.secured import way_in
-from tests.integration.stage import Stage
+from tests.integration.stage import Stage, eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -363,6 +364,46 @@ async def test_secrets_are_in_no_output_of_the_gateway(apache: Stage, tmp_path: 
     }
     assert {"started", "delta", "usage"} <= events.keys()
     assert found(events, keys | {"prompt": PROMPT}) == []
+
+
+async def test_secrets_are_in_no_repr_of_any_object_of_the_gateway(apache: Stage, tmp_path: Path) -> None:
+    """While a job is followed with a token over a websocket, and a chat completion with a key."""
+    open_gateway(apache, tmp_path)
+    await apache.open()
+    settings = apache.settings(gateway__port=0)
+    app = GatewayApp(settings)
+    running = asyncio.create_task(app.run())
+    await eventually(lambda: app.is_working or running.done())
+    request = {"model": "practice", "messages": [{"role": "user", "content": PROMPT}]}
+    async with aiohttp.ClientSession() as http:
+        client = GatewayClient(app.port, http)
+        submitted = await client.call(
+            "job", "POST", "/v1/jobs?token=read", status=202, json={"request": request}
+        )
+        token = json.loads(submitted)["read_token"]
+        asking = asyncio.create_task(
+            client.call("chat", "POST", "/v1/chat/completions", status=200, json=request)
+        )
+        follow = {"type": "subscribe", "id": "1", "job_id": json.loads(submitted)["job_id"]}
+        following = asyncio.create_task(client.websocket(token, [follow], until="end"))
+        gauge = "streamworker_gateway_subscriptions"
+        await eventually(lambda: app.metrics.registry.get_sample_value(gauge) == 2)
+        texts: dict[str, str] = {}
+        for thing in gc.get_objects():
+            module = str(type(thing).__module__)
+            if module.startswith("streamworker.") and not module.startswith("streamworker.practice"):
+                with contextlib.suppress(Exception):
+                    name = type(thing).__qualname__
+                    texts[name] = texts.get(name, "") + f"{thing!r}{thing}"
+        asking.cancel()
+        following.cancel()
+        await asyncio.wait([asking, following])
+    app.drain()
+    await running
+
+    assert {"GatewayApp", "Gateway", "Authenticator", "Caller", "Session", "ChatRequest"} <= texts.keys()
+    secrets = {"key": API_KEY, "token": token, "secret": TOKEN_SECRET, "raw secret": "canaryTOKENSECRET"}
+    assert found(texts, secrets | {"prompt": PROMPT}) == []
 
 
 async def test_secrets_are_not_in_the_log_of_a_crash(

@@ -92,6 +92,14 @@ def test_token_allows_ids_and_prefixes(tokens: Tokens, job_id: str, allowed: boo
     assert tokens.verify(signed()).allows(job_id) is allowed
 
 
+def test_repr_of_the_secrets_has_no_secret(tmp_path: Path) -> None:
+    """The name of the signer is none."""
+    path = tmp_path / "secrets"
+    path.write_text(f"one:{base64.urlsafe_b64encode(SECRET).decode()}\n")
+
+    assert repr(read_secrets(path)) == "Secrets(signer='one')"
+
+
 def test_token_of_another_signer_is_verified_with_its_public_key(tokens: Tokens) -> None:
     """EdDSA, by the kid."""
     found = tokens.verify(signed({"nbf": int(NOW), "jti": "x"}, {"kid": "two"}, key=PRIVATE, alg="EdDSA"))
