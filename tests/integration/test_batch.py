@@ -170,6 +170,7 @@ async def test_batch_continues_after_kill_9(apache: Stage, tmp_path: Path) -> No
     assert files.leftovers() == []
 
 
+@pytest.mark.long
 async def test_batch_without_its_files_collects_by_its_name(apache: Stage, tmp_path: Path) -> None:
     """A pod that lost its volume: the name alone finds what was submitted and how it ended."""
     await open_stage(apache)
@@ -250,6 +251,7 @@ async def test_batch_runs_failed_lines_again(apache: Stage, tmp_path: Path) -> N
     assert files.leftovers() == []
 
 
+@pytest.mark.long
 async def test_batch_writes_faulty_lines_to_the_error_file_if_asked_to(apache: Stage, tmp_path: Path) -> None:
     """Otherwise it names them and sends nothing."""
     await open_stage(apache)

@@ -347,6 +347,7 @@ async def test_partitions_of_a_member_that_vanished_move_when_its_session_ends(
         assert len(await second.size(2)) == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("down", ["restart", "kill"])
 async def test_apache_kafka_has_its_records_after_a_restart(
     apache_kafka: ApacheKafka, topics: Names, down: str

@@ -121,6 +121,7 @@ async def test_client_gets_deltas_while_another_transaction_is_open(
     assert isinstance(last, Ended)
 
 
+@pytest.mark.long
 async def test_client_that_is_killed_and_restarted_misses_and_repeats_nothing(
     apache: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

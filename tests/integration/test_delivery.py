@@ -208,6 +208,7 @@ async def test_topic_whose_limit_is_lowered_gets_the_records_that_fit(
     assert {len(apache.calls(job_id)) for job_id, *_ in jobs} == {1}
 
 
+@pytest.mark.long
 async def test_job_that_kills_its_worker_each_time_becomes_a_dead_letter(apache: Stage) -> None:
     """After three deliveries without an end: a dead letter and a terminal event, and the next job runs."""
     await apache.open()

@@ -125,6 +125,7 @@ async def test_group_of_another_program_ends_the_worker_with_advice(apache: Stag
         await foreign.stop()
 
 
+@pytest.mark.long
 async def test_member_that_holds_up_a_rebalance_is_reported(apache: Stage) -> None:
     """A worker that was killed counts until its session ends; its successor says so after three seconds."""
     await apache.open()

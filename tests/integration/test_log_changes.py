@@ -53,6 +53,7 @@ async def replace_topic(stage: Stage) -> None:
             await asyncio.sleep(0.1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("delivery", DELIVERIES)
 @pytest.mark.parametrize(("before", "after"), [(12, 4), (4, 12)], ids=["shorter", "longer"])
 async def test_topic_that_is_replaced_during_a_pause_is_read_from_its_start(

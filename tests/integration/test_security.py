@@ -150,6 +150,7 @@ async def test_client_needs_the_acls_of_its_table_only(
         assert (result.status, ended.status) == ("completed", "cancelled")
 
 
+@pytest.mark.long
 async def test_acls_that_are_removed_while_a_worker_runs_lose_no_job(
     apache: Stage, acls: Acls, apache_kafka: ApacheKafka, tmp_path: Path
 ) -> None:

@@ -42,6 +42,7 @@ async def small(
         yield stage
 
 
+@pytest.mark.long
 @pytest.mark.kafka
 async def test_jobs_are_accepted_as_far_as_the_offset_map_fits(small: Stage) -> None:
     """Jobs that end before an older one fill the map; with a full map no new one begins, and no commit fails."""
@@ -73,6 +74,7 @@ committed_offsets.read_metadata_limit = read_metadata_limit
 """
 
 
+@pytest.mark.long
 @pytest.mark.kafka
 @pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
 async def test_limit_that_cannot_be_read_is_learned_from_a_refused_commit(

@@ -6,6 +6,8 @@ import asyncio
 import signal
 from typing import TYPE_CHECKING
 
+import pytest
+
 from streamworker.telemetry.metrics import PREFIX
 from tests.integration.stage import InProcess, Stage, eventually
 
@@ -40,6 +42,7 @@ async def test_static_member_that_comes_back_in_time_causes_no_rebalance(apache:
     assert apache.breaches() == []
 
 
+@pytest.mark.long
 async def test_worker_that_is_fenced_by_its_instance_id_ends_and_the_other_one_continues(
     apache: Stage,
 ) -> None:
@@ -75,6 +78,7 @@ async def test_static_member_whose_session_expired_joins_again(apache: Stage) ->
     assert worker.is_running
 
 
+@pytest.mark.long
 async def test_workers_that_start_at_once_keep_their_member_ids(apache: Stage) -> None:
     """Partitions open while others join. A member that gave up its id would hold up the group for a whole session."""
     await apache.open(partitions=16)

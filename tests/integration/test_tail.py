@@ -90,6 +90,7 @@ async def test_tail_returns_every_record_after_its_start_and_none_before(
     assert followed.values(1) == [b"%d" % number for number in range(1, 20, 2)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("down", ["restart", "kill"])
 async def test_tail_skips_and_repeats_nothing_when_the_broker_restarts(
     apache_kafka: ApacheKafka, topics: Names, down: str
