@@ -45,6 +45,21 @@ async def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
     return Stage(broker, store, member, observer)
 
 
+async def test_first_offset_of_a_partition_without_one_is_committed_when_it_opens(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offset 0 too: without it a partition without jobs looks like one whose offset has expired."""
+
+    async def start_point(*_: object) -> CommitPoint:
+        return CommitPoint(0)
+
+    monkeypatch.setattr(FakeCommittedOffsets, "start_point", start_point)
+    stage.broker.committed = None
+    await stage.store.open()
+
+    assert stage.broker.committed == CommitPoint(0)
+
+
 async def test_commit_whose_response_is_lost_is_not_written_again(stage: Stage) -> None:
     """The committed offset is the one of the lost transaction: its records are written."""
     stage.broker.producers[-1].lost_answers = 1
