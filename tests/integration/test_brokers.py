@@ -365,6 +365,7 @@ async def test_apache_kafka_has_its_records_after_a_restart(
 async def test_paused_apache_kafka_answers_after_resume(apache_kafka: ApacheKafka, topics: Names) -> None:
     partition = await create(apache_kafka, topics("t"))
     async with producer(apache_kafka) as client:
+        await client.partitions_for(partition.topic)  # `send` would ask the paused broker for them
         apache_kafka.pause()
         sent = await client.send(partition.topic, b"late", partition=0)
         assert not (await asyncio.wait({sent}, timeout=0.3))[0]
