@@ -259,6 +259,7 @@ class GatewayApp:
             self._event_log is not None
             and self._event_log.is_ready
             and self._writer_of().is_ready
+            and (self._batches is None or self._batches.is_ready)
             and self._drain is not None
             and not self._drain.is_draining
         )

@@ -16,6 +16,7 @@ from openai.types.chat import ChatCompletion
 from streamworker.gateway.app import GatewayApp
 from tests.integration.batches import calls_by_prompt, request
 from tests.integration.gateways import gateway_process
+from tests.integration.stage import eventually
 from tests.node import run_node
 from tests.unit.gateway.served import ACME, OTHER, READ_ONLY, keys_file
 
@@ -71,6 +72,7 @@ async def gateway(stage: Stage, directory: Path, **over: object) -> AsyncIterato
         await asyncio.wait([task, serving], timeout=LIMIT_S, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             task.result()
+        await eventually(lambda: app.is_working)
         yield served
     finally:
         await served.close()
