@@ -80,12 +80,17 @@ class OffsetTracker:
         """Return what `position` and `finished_beyond` will be when these open offsets are finished; change nothing."""
         while self._order and self._order[0] not in self._incomplete:
             heappop(self._order)
+        finished = self._finished.union(offsets)
+        if not offsets:
+            return self._position, frozenset(finished)
         if self._order and self._order[0] not in offsets:  # the lowest one stays open
-            return self._position, frozenset(self._finished.union(offsets))
-        highest = max(self._highest_succeeded, *offsets) if offsets else self._highest_succeeded
-        lowest = min(self._incomplete.difference(offsets), default=highest + 1)
-        position = max(self._position, lowest)
-        return position, frozenset(one for one in self._finished.union(offsets) if one >= position)
+            lowest = self._order[0]
+        else:
+            highest = max(self._highest_succeeded, *offsets)
+            lowest = min(self._incomplete.difference(offsets), default=highest + 1)
+        if lowest <= self._position:
+            return self._position, frozenset(finished)
+        return lowest, frozenset(one for one in finished if one >= lowest)
 
     def is_finished(self, offset: int) -> bool:
         """Whether this offset is finished: below the position, or known as finished beyond it."""

@@ -148,6 +148,17 @@ def test_after_returns_the_position_that_finishing_will_give() -> None:
     assert (tracker.position, tracker.finished_beyond, tracker.incomplete) == (0, frozenset({1}), 3)
 
 
+def test_after_passes_offsets_without_records_below_the_lowest_open_one() -> None:
+    """The first finished record shows that no record lies before the lowest open one."""
+    tracker = OffsetTracker(0)
+    tracker.begin(1)
+    tracker.begin(2)
+
+    assert tracker.after([2]) == (1, frozenset({2}))
+    tracker.finish(2)
+    assert (tracker.position, tracker.finished_beyond) == (1, frozenset({2}))
+
+
 def test_after_without_open_offsets_is_the_present_position() -> None:
     """A commit without ends changes no position."""
     assert OffsetTracker(3, finished={5}).after([]) == (3, frozenset({5}))
