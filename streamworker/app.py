@@ -101,6 +101,7 @@ class App:
         self._worker: Worker | None = None
         self._consumer: GroupConsumer | None = None
         self._is_joined = False
+        self._is_drained = False
 
     def configure_logging(self) -> None:
         """Send log lines to standard output in the configured format, without the configured secrets."""
@@ -123,6 +124,8 @@ class App:
             await self._start_telemetry(stack)
             worker = await self._start_worker(stack)
             self._is_joined = True
+            if self._is_drained:
+                worker.drain()
             if self._tokenizer is not None:
                 stack.callback(asyncio.create_task(_load(self._tokenizer)).cancel)
             log.info(
@@ -142,8 +145,9 @@ class App:
         return frozenset() if self._worker is None else self._worker.partitions
 
     def drain(self) -> None:
-        """Accept no more jobs, wait for the open ones, then stop."""
-        if self._worker is not None:
+        """Accept no more jobs, wait for the open ones, then stop. A worker that is still joining drains when it has joined."""
+        self._is_drained = True
+        if self._worker is not None and self._is_joined:
             self._worker.drain()
 
     async def _start_telemetry(self, stack: AsyncExitStack) -> None:

@@ -542,6 +542,17 @@ async def test_hanging_broker_stops_the_reading_of_upstreams(
 # A signal before the group is joined
 
 
+async def test_worker_that_is_drained_before_it_has_joined_stops_when_it_has(apache: Stage) -> None:
+    """A program that runs the worker in its own process may stop it at any time."""
+    await apache.open()
+
+    async with apache.worker() as worker:
+        assert not worker.app.is_working
+
+    assert worker.task is not None
+    assert worker.task.done()
+
+
 async def test_first_signal_before_the_group_is_joined_stops_at_once(
     apache_kafka: ApacheKafka, apache: Stage
 ) -> None:
