@@ -483,7 +483,7 @@ class Engine:
     def _apply_limits(self) -> None:
         """Stop the run for its failures."""
         limit = self._options.max_errors
-        if self.ledger.refusals >= REFUSALS:
+        if self._options.stops_on_refusals and self.ledger.refusals >= REFUSALS:
             self._stop_for(Stop.NOW, f"{REFUSALS} lines in a row have failed with {self.ledger.last_refusal}")
         elif limit is not None and self.ledger.failed_here >= limit:
             self._stop_for(Stop.DRAIN, f"{self.ledger.failed_here} lines have failed (--max-errors {limit})")
@@ -556,7 +556,7 @@ class Engine:
             self._wake()
             self._note("the run has expired (--expires-in): lines that have not ended are batch_expired")
             await self._fail_pending("batch_expired", EXPIRED)
-        elif now_ms >= expires + EXPIRY_GRACE_S * 1000 and self.ledger.submitted:
+        if now_ms >= expires + EXPIRY_GRACE_S * 1000 and not self.ledger.is_complete:
             await self._send_cancellations()
             await self._fail_open("batch_expired", EXPIRED)
 

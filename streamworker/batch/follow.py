@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -15,7 +15,7 @@ from streamworker.wire.event import read_event
 from streamworker.wire.json import encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from streamworker.batch.identity import JobIds, JobRef
     from streamworker.config import KafkaSettings
@@ -27,6 +27,8 @@ MAX_COMPLETION_BYTES = 64 << 20
 """Largest completion that is assembled here."""
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 
 class Ending(Protocol):
@@ -68,16 +70,8 @@ class ResultFollower:
         return dict(self.tail.positions)
 
     def _read(self, partition: int, records: Sequence[FetchedRecord], _: int) -> None:
-        for record in records:
-            ref = self._ids.read(record.key)
-            if ref is None or record.value is None or not self._wants(ref):
-                continue
-            try:
-                job = read_result(record.value)
-            except ValueError as error:
-                log.warning("batch.record_ignored", at=f"{partition}-{record.offset}", reason=str(error))
-                continue
-            self._on_ending(ref, job, partition, record.offset)
+        for ref, job, offset in _decoded(partition, records, self._ids, self._wants, read_result):
+            self._on_ending(ref, job, partition, offset)
 
 
 class EventFollower:
@@ -110,18 +104,10 @@ class EventFollower:
         return positions
 
     def _read(self, partition: int, records: Sequence[FetchedRecord], _: int) -> None:
-        for record in records:
-            ref = self._ids.read(record.key)
-            if ref is None or record.value is None or not self._wants(ref):
-                continue
-            try:
-                event = read_event(record.value)
-            except ValueError as error:
-                log.warning("batch.record_ignored", at=f"{partition}-{record.offset}", reason=str(error))
-                continue
+        for ref, event, offset in _decoded(partition, records, self._ids, self._wants, read_event):
             for reading in self._reader.read(event):
                 if reading.notice is Notice.VALID:
-                    self._add(ref, event, partition, record.offset)
+                    self._add(ref, event, partition, offset)
 
     def _add(self, ref: JobRef, event: dict[str, Any], partition: int, offset: int) -> None:
         job_id = event["job_id"]
@@ -133,6 +119,26 @@ class EventFollower:
         if event["type"] == "usage":
             del self._open[job_id]
             self._on_ending(ref, ended_job(event, assembler), partition, offset)
+
+
+def _decoded(
+    partition: int,
+    records: Sequence[FetchedRecord],
+    ids: JobIds,
+    wants: Callable[[JobRef], bool],
+    read: Callable[[bytes], T],
+) -> Iterator[tuple[JobRef, T, int]]:
+    """Yield job, value and offset of the records of a run's jobs. A value that cannot be read is logged."""
+    for record in records:
+        ref = ids.read(record.key)
+        if ref is None or record.value is None or not wants(ref):
+            continue
+        try:
+            value = read(record.value)
+        except ValueError as error:
+            log.warning("batch.record_ignored", at=f"{partition}-{record.offset}", reason=str(error))
+            continue
+        yield ref, value, record.offset
 
 
 def ended_job(event: Mapping[str, Any], assembler: CompletionAssembler) -> EndedJob:

@@ -49,6 +49,8 @@ class BatchOptions:
     overwrites: bool = False
     cancels: bool = False
     """Submit nothing, cancel what is in flight, and stop."""
+    stops_on_refusals: bool = True
+    """Stop after many endings in a row with a refused key or an empty account. A run of the gateway would stop again at its next start."""
     fails_rest: bool = False
     """Lines that were not submitted when the run was cancelled end as `batch_cancelled`, and the run is finished."""
     timeout_s: float = 10.0

@@ -95,15 +95,24 @@ class _Files(_Handlers):
         caller, batches = self._enter(request, "submit")
         if request.content_type != "multipart/form-data":
             raise ApiError(415, "unsupported_media_type", "a file is sent as multipart/form-data")
+        file_id = _new_id("file-")
+        try:
+            file = await self._received(request, caller, batches, file_id)
+            await _written(batches, file_id, file_id, file)
+        except BaseException:  # a client that breaks off, too, leaves no content behind
+            await batches.store.delete(file_id)
+            raise
+        return _json(file_value(file))
+
+    @staticmethod
+    async def _received(request: web.Request, caller: Caller, batches: Batches, file_id: str) -> FileRecord:
+        """Store the upload. Raises ApiError."""
         try:
             form = _Form(await request.multipart())
             upload = await form.file()
-            purpose = form.fields.get("purpose")
-            if purpose is not None:
-                _check_purpose(purpose)
-            file_id = _new_id("file-")
-            limit = batches.settings.max_file_bytes
-            size = await batches.store.write(file_id, _limited(upload, limit))
+            if (purpose := form.fields.get("purpose")) is not None:
+                _check_purpose(purpose)  # before a long upload
+            size = await batches.store.write(file_id, _limited(upload, batches.settings.max_file_bytes))
             await form.rest()
         except (ValueError, web.RequestPayloadError, HttpProcessingError, EOFError) as error:
             raise ApiError(
@@ -111,23 +120,17 @@ class _Files(_Handlers):
             ) from None
         except StoreError as error:
             raise ApiError(503, "overloaded", str(error)) from None
-        try:
-            _check_purpose(form.fields.get("purpose"))
-            now = int(time.time())
-            file = FileRecord(
-                id=file_id,
-                tenant=caller.tenant,
-                bytes=size,
-                created_at=now,
-                expires_at=now + int(batches.settings.kept_s),
-                filename=_name(upload.filename),
-                purpose="batch",
-            )
-            await _written(batches, file_id, file_id, file)
-        except BaseException:
-            await batches.store.delete(file_id)
-            raise
-        return _json(file_value(file))
+        _check_purpose(form.fields.get("purpose"))
+        now = int(time.time())
+        return FileRecord(
+            id=file_id,
+            tenant=caller.tenant,
+            bytes=size,
+            created_at=now,
+            expires_at=now + int(batches.settings.kept_s),
+            filename=_name(upload.filename),
+            purpose="batch",
+        )
 
     async def list(self, request: web.Request) -> web.Response:
         caller, batches = self._enter(request, "read")
@@ -150,8 +153,11 @@ class _Files(_Handlers):
     async def delete(self, request: web.Request) -> web.Response:
         caller, batches = self._enter(request, "submit")
         file = self._file(batches, caller, request.match_info["file_id"])
+        try:
+            await batches.store.delete(file.id)  # first: while the object is there, a failure can be repeated
+        except StoreError as error:
+            raise ApiError(503, "overloaded", str(error)) from None
         await _written(batches, file.id, file.id, None)
-        await batches.store.delete(file.id)
         return _json({"id": file.id, "object": "file", "deleted": True})
 
     async def content(self, request: web.Request) -> web.StreamResponse:
@@ -192,9 +198,10 @@ class _Batches(_Handlers):
             known = self._known(request, caller, digest)
             if known is not None and (batch := batches.table.batch(known)) is not None:
                 return _json(batches.table.value(batch), headers={"Idempotent-Replay": "true"})
-            batch = self._new_batch(batches, caller, body)
-            await _written(batches, batch.id, batch.id, batch)
+            # A write that is not acknowledged may arrive yet: the client's next try must have the same id.
+            batch = self._new_batch(batches, caller, body, known or _new_id("batch_"))
             self._remember(request, caller, digest, batch.id)
+            await _written(batches, batch.id, batch.id, batch)
         return _json(batches.table.value(batches.table.batch(batch.id) or batch))
 
     async def list(self, request: web.Request) -> web.Response:
@@ -224,7 +231,9 @@ class _Batches(_Handlers):
             raise ApiError(404, "not_found", "there is no batch of this id", param="batch_id")
         return batch
 
-    def _new_batch(self, batches: Batches, caller: Caller, body: Mapping[str, Any]) -> BatchRecord:
+    def _new_batch(
+        self, batches: Batches, caller: Caller, body: Mapping[str, Any], batch_id: str
+    ) -> BatchRecord:
         if (endpoint := member(body, "endpoint", str, "")) != URL:
             raise ApiError(
                 400, "invalid_request", f"endpoint must be {URL}, not {endpoint[:64]}", param="endpoint"
@@ -249,7 +258,7 @@ class _Batches(_Handlers):
             )
         now = int(time.time())
         return BatchRecord(
-            id=_new_id("batch_"),
+            id=batch_id,
             tenant=file.tenant,
             input_file_id=file.id,
             completion_window=window,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -33,7 +34,9 @@ log = structlog.get_logger()
 PROGRESS_S: Final = 1.0
 """How often the counts of a batch are written, if they have changed."""
 
-RETRY_S: Final = 2.0
+RETRY_S: Final = (2, 5, 15, 60)
+"""How long a run that failed waits before it starts again; the last one holds for all later failures."""
+
 SWEEP_S: Final = 60.0
 STOP_S: Final = 5.0
 
@@ -159,18 +162,18 @@ class _Run:
             self.task.cancel()
 
     async def _run(self) -> None:
-        while not self._is_released:
+        for wait_s in chain(RETRY_S, repeat(RETRY_S[-1])):
             try:
                 await self._start()
             except (StreamworkerError, OSError) as error:
-                if self._is_released:
-                    return
                 log.warning("batch.stopped", batch=self._batch.id, reason=str(error)[:300])
             except Exception as error:  # one batch must not end the gateway
                 log.exception("batch.crashed", batch=self._batch.id, exc_info=without_message(error))
             else:
                 return
-            await asyncio.sleep(RETRY_S)
+            if self._is_released:
+                return
+            await asyncio.sleep(wait_s)
 
     async def _start(self) -> None:
         """Run the batch from the place where the last owner stopped. Raises StreamworkerError."""
@@ -239,6 +242,7 @@ class _Run:
             metadata={"tenant": batch.tenant} if batch.tenant else {},
             expires_in_s=max(1.0, batch.expires_at - time.time()),
             merges_deltas=settings.batch.merged_deltas,
+            stops_on_refusals=False,
             fails_rest=True,
         )
         return Engine(settings, options, source, output, StateRunStore(self._topic, batch.id))

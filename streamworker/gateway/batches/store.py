@@ -54,7 +54,7 @@ def open_store(url: str) -> FileStore:
         return ObjectStore(_object_store(url))
     raise ConfigurationError(
         [
-            f"batch.files: {url} must be a folder such as file:///var/lib/streamworker/files, or s3://, gs:// or az://"
+            f"batch.files: {_shown(url)} must be a folder such as file:///var/lib/streamworker/files, or s3://, gs:// or az://"
         ]
     )
 
@@ -64,12 +64,13 @@ def _object_store(url: str) -> Any:
         from obstore.store import from_url  # noqa: PLC0415 - an extra, imported only where it is used
     except ImportError:
         raise ConfigurationError(
-            [f"batch.files: {url} needs the extra `objects`: pip install 'streamworker[objects]'"]
+            [f"batch.files: {_shown(url)} needs the extra `objects`: pip install 'streamworker[objects]'"]
         ) from None
     try:
         return from_url(url)
     except Exception as error:  # obstore raises many kinds of errors for a URL that it cannot use
-        raise ConfigurationError([f"batch.files: {type(error).__name__}: {error}"]) from error
+        message = f"batch.files: {_shown(url)} cannot be used ({type(error).__name__})"
+        raise ConfigurationError([message]) from error
 
 
 class FolderStore:
@@ -185,6 +186,12 @@ class ObjectStore:
             raise
         except Exception as error:
             raise _failed(f"file {name} cannot be deleted", error) from error
+
+
+def _shown(url: str) -> str:
+    """Return a URL without what may be a secret in it: user, password, query."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _checked(name: str) -> str:

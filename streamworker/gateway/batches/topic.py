@@ -11,10 +11,12 @@ from streamworker.errors import KafkaUnavailable
 from streamworker.gateway.batches.records import write_state
 from streamworker.gateway.batches.table import Table
 from streamworker.gateway.feeds import BrokerUnavailable
+from streamworker.kafka.partitioner import partition_of
 from streamworker.kafka.scan import LogScanner
 from streamworker.kafka.sink import KafkaSink
 from streamworker.kafka.tail import TopicTail
 from streamworker.model import ProducerRecord, TopicPartition
+from streamworker.redaction import without_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,6 +43,7 @@ class StateTopic:
         self._changed = changed
         self._sink: KafkaSink | None = None
         self._tail: TopicTail | None = None
+        self._partitions = 0
         self._advanced = asyncio.Condition()
         self._notes: set[asyncio.Task[None]] = set()
 
@@ -50,10 +53,10 @@ class StateTopic:
         self.table = Table()
         scanner = LogScanner(self._settings)
         try:
-            partitions = await scanner.partitions(self.topic)
+            self._partitions = await scanner.partitions(self.topic)
             ends = {
                 number: await scanner.end(TopicPartition(self.topic, number), committed_only=True)
-                for number in range(partitions)
+                for number in range(self._partitions)
             }
         finally:
             await scanner.stop()
@@ -63,6 +66,7 @@ class StateTopic:
         self._tail = TopicTail(
             self._settings, self.topic, self._read, committed_only=True, start=dict.fromkeys(ends, 0)
         )
+        self._tail.crashed.add_done_callback(self._report_crash)
         await self._tail.start()
         for partition, end in ends.items():
             await self._until_read(partition, end, self._settings.request_timeout_s)
@@ -79,10 +83,8 @@ class StateTopic:
             await sink.stop()
 
     def partition(self, id_: str) -> int:
-        """Return the partition of a file or a batch."""
-        if self._sink is None:
-            raise BrokerUnavailable("the gateway has not read the state of its batches yet")
-        return self._sink.partition_for(self.topic, id_.encode()).partition
+        """Return the partition of a file or a batch. Call it after `start` only."""
+        return partition_of(id_.encode(), self._partitions)
 
     async def write(self, id_: str, key: str, record: StateRecord | None) -> None:
         """Write a record, or a tombstone, to the partition of `id_`; return when the table has it.
@@ -95,7 +97,7 @@ class StateTopic:
         if sink is None or not sink.has_room:
             raise BrokerUnavailable("Kafka does not accept the state of batches now")
         receipt = sink.receipt()
-        at = sink.partition_for(self.topic, id_.encode())
+        at = TopicPartition(self.topic, self.partition(id_))
         sink.publish(
             ProducerRecord(at, key.encode(), None if record is None else write_state(record)), receipt
         )
@@ -128,6 +130,11 @@ class StateTopic:
         task = asyncio.get_running_loop().create_task(self._note())
         self._notes.add(task)
         task.add_done_callback(self._notes.discard)
+
+    def _report_crash(self, crashed: asyncio.Future[None]) -> None:
+        if not crashed.cancelled() and (error := crashed.exception()) is not None:
+            self.is_ready = False  # an old state must not be served
+            log.critical("batches.reader_crashed", topic=self.topic, exc_info=without_message(error))
 
     async def _note(self) -> None:
         async with self._advanced:

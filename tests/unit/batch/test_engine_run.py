@@ -300,6 +300,15 @@ async def test_run_stops_by_itself_when_the_key_is_refused(make: Callable[[int],
     assert 91 <= len(case.kafka.jobs) <= 100
 
 
+async def test_run_of_the_gateway_goes_on_when_the_key_is_refused(make: Callable[[int], Case]) -> None:
+    """A run that stopped by itself would stop again at its next start, and its batch would never end."""
+    case = make(80)
+    case.kafka.answer = lambda _: "failed quota"
+    outcome = await case.run(window=5, stops_on_refusals=False)
+
+    assert (outcome.completed, outcome.failed) == (0, 80)
+
+
 async def test_run_stops_after_its_errors(make: Callable[[int], Case]) -> None:
     """What is in flight is awaited."""
     case = make(100)
@@ -362,6 +371,27 @@ async def test_lines_whose_records_were_deleted_are_listed(make: Callable[[int],
 
     assert outcome.completed == 3
     assert [job_id[-2:] for job_id in case.kafka.jobs[3:]] == [".1"] * 3
+
+
+@pytest.mark.parametrize("lost", ["lost_jobs", "lost_endings"])
+async def test_lines_whose_records_were_deleted_expire_with_the_run(
+    make: Callable[[int], Case], lost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not submitted again, and the run does not stay unfinished for ever."""
+    monkeypatch.setattr(module, "EXPIRY_GRACE_S", 0.0)
+    case = make(3)
+    case.kafka.answer = lambda _: None
+    engine = case.engine(expires_in_s=0.2)
+    running = asyncio.create_task(case.run(engine))
+    await eventually(lambda: len(case.kafka.jobs) == 3)
+    engine.stop(Stop.NOW)
+    await running
+    setattr(case.kafka, lost, {0})
+    await asyncio.sleep(0.3)  # the run's time is over
+    outcome = await case.run()
+
+    assert (outcome.failed, len(case.kafka.jobs)) == (3, 3)
+    assert case.codes() == ["batch_expired"] * 3
 
 
 async def test_failed_lines_run_again_in_a_round_of_their_own(make: Callable[[int], Case]) -> None:

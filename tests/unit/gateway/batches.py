@@ -28,13 +28,19 @@ class MemoryBatches:
         self.folder = directory / "files"
         self.is_ready = True
         self.is_available = True
+        self.loses_acknowledgements = False
+        self.written: list[str] = []
+        """The keys of all writes, failed ones too."""
 
     async def write(self, id_: str, key: str, record: StateRecord | None) -> None:
         """Apply a record to the table."""
         del id_
+        self.written.append(key)
         if not self.is_available:
             raise KafkaUnavailable("no broker")
         self.table.apply(key, None if record is None else write_state(record))
+        if self.loses_acknowledgements:
+            raise KafkaUnavailable("no acknowledgement")
 
     def contents(self) -> list[bytes]:
         """Return the contents of all files."""

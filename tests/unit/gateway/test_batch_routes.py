@@ -12,6 +12,7 @@ import pytest
 from streamworker.gateway.batches.records import BatchRecord, write_state
 from streamworker.gateway.batches.routes import _name
 from streamworker.gateway.batches.runner import window_s
+from streamworker.gateway.batches.store import FolderStore, StoreError
 from tests.unit.gateway.batches import MemoryBatches
 from tests.unit.gateway.served import ACME, ALL, OTHER, READ_ONLY, Served, served
 
@@ -159,6 +160,7 @@ async def test_form_that_is_not_valid_has_its_status(
     assert value["error"]["message"]
     assert (await gateway.call("GET", "/v1/files"))[1]["data"] == []
     assert batches.table.files("acme") == []
+    assert batches.contents() == []
 
 
 async def test_upload_that_the_client_breaks_off_leaves_nothing(
@@ -293,6 +295,24 @@ async def test_request_that_an_sdk_repeats_makes_one_batch(gateway: Served) -> N
     assert (status, again["id"]) == (200, first["id"])
     assert headers["Idempotent-Replay"] == "true"
     assert new["id"] != first["id"]
+
+
+@pytest.mark.parametrize("headers", [{"x-stainless-retry-count": "1"}, {"Idempotency-Key": "nightly"}])
+@pytest.mark.parametrize("arrives", [True, False])
+async def test_retry_of_a_batch_that_was_not_acknowledged_makes_no_second_one(
+    gateway: Served, batches: MemoryBatches, headers: dict[str, str], *, arrives: bool
+) -> None:
+    """Kafka may have the first record, or get it yet: the retry writes the same id, so that no line is paid for twice."""
+    body = create(await upload(gateway))
+    first_headers = {} if "Idempotency-Key" not in headers else headers
+    batches.is_available, batches.loses_acknowledgements = arrives, arrives
+    refused, _, refusal = await gateway.call("POST", "/v1/batches", json=body, headers=first_headers)
+    batches.is_available, batches.loses_acknowledgements = True, False
+    status, value, _ = await gateway.call("POST", "/v1/batches", json=body, headers=headers)
+
+    assert (refused, refusal["x-should-retry"], status) == (503, "true", 200)
+    assert {key for key in batches.written if key.startswith("batch_")} == {value["id"]}
+    assert [one["id"] for one in (await gateway.call("GET", "/v1/batches"))[1]["data"]] == [value["id"]]
 
 
 async def test_idempotency_key_makes_one_batch(gateway: Served) -> None:
@@ -468,6 +488,23 @@ async def test_file_is_deleted_with_its_content(gateway: Served, batches: Memory
     assert (status, body) == (200, {"id": file_id, "object": "file", "deleted": True})
     assert batches.contents() == []
     assert (await gateway.call("GET", f"/v1/files/{file_id}"))[0] == 404
+
+
+async def test_file_whose_content_cannot_be_deleted_stays(gateway: Served, batches: MemoryBatches) -> None:
+    """A file that was gone from the list could not be erased by its owner any more."""
+
+    class Fails(FolderStore):
+        async def delete(self, name: str) -> None:
+            raise StoreError(f"file {name} cannot be deleted: Read-only file system")
+
+    file_id = await upload(gateway)
+    whole, batches.store = batches.store, Fails(batches.folder)
+    status, body, _ = await gateway.call("DELETE", f"/v1/files/{file_id}")
+    batches.store = whole
+
+    assert (status, body["error"]["code"]) == (503, "overloaded")
+    assert (await gateway.call("DELETE", f"/v1/files/{file_id}"))[0] == 200
+    assert batches.contents() == []
 
 
 @pytest.mark.parametrize("path", ["/v1/files", "/v1/batches"])

@@ -141,6 +141,17 @@ def test_url_that_the_object_store_refuses_is_a_configuration_error(url: str) ->
         open_store(url)
 
 
+@pytest.mark.parametrize(
+    "url", ["ftp://user:secret@host/a", "http://host/a?sig=secret", "az://user:secret@x/p"]
+)
+def test_url_is_shown_without_its_secrets(url: str) -> None:
+    """The message goes to standard error and to logs."""
+    with pytest.raises(ConfigurationError) as refused:
+        open_store(url)
+
+    assert "secret" not in str(refused.value)
+
+
 def test_object_store_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """obstore is not among the required packages."""
     monkeypatch.setitem(sys.modules, "obstore.store", None)
