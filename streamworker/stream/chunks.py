@@ -130,9 +130,8 @@ class ChunkReader:
         self._held = self._surrogates.held
         self._nulls: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
         self._decode_usual = _usual_decoder(*self._nulls).decode
-        self._unexplained: StreamError | None = (
-            None  # the first object that is neither a chunk nor a keep-alive
-        )
+        # The first object that was neither a chunk nor a keep-alive, until another choice follows it.
+        self._unexplained: StreamError | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -141,9 +140,9 @@ class ChunkReader:
 
     @property
     def failure(self) -> StreamError | None:
-        """The error of a stream that ended without an error frame: a finish reason that says that it failed, or, if no
-        choice was opened, the first object that was not understood."""
-        return self._finish_failure if self.finish_reasons else self._unexplained
+        """The error of a stream that ended without an error frame: a finish reason that says that it failed, or, if a
+        choice is unfinished or none was opened, an object that was not understood and that no choice followed."""
+        return self._finish_failure or (None if self.is_finished else self._unexplained)
 
     @property
     def _finish_failure(self) -> StreamError | None:
@@ -160,9 +159,9 @@ class ChunkReader:
     @property
     def has_loose_ends(self) -> bool:
         """Whether the next chunk may be read otherwise than an equal one before it: a half of a character is kept, the
-        chunk's own members are to be repeated, or a choice has its finish reason."""
+        chunk's own members are to be repeated, a choice has its finish reason, or an object was not understood."""
         is_finished = any(reason is not None for reason in self.finish_reasons.values())
-        return bool(self._held) or self._chunk is None or is_finished
+        return bool(self._held) or self._chunk is None or is_finished or self._unexplained is not None
 
     @property
     def chunk(self) -> dict[str, Any]:
@@ -216,6 +215,8 @@ class ChunkReader:
             if choice.logprobs is not None:
                 delta.logprobs = choice.logprobs
             items.append(delta)
+        if items:
+            self._unexplained = None
         if items and (members := chunk.members) != self._usual_members:
             named = zip(_CHUNK_MEMBERS, members, strict=True)
             self._report_chunk(items[0], {name: value for name, value in named if value is not msgspec.UNSET})
@@ -234,7 +235,7 @@ class ChunkReader:
         return items
 
     def _items(self, event: ServerSentEvent) -> list[StreamItem]:
-        if event.type in _KEEP_ALIVES and event.data.strip(_BLANKS) != b"[DONE]":
+        if event.type.lower() in _KEEP_ALIVES and event.data.strip(_BLANKS) != b"[DONE]":
             return []
         try:
             payload = decode_strict(event.data)
@@ -354,9 +355,10 @@ class ChunkReader:
     def _read_choice(self, choice: Any) -> ChunkDelta:
         if type(choice) is not dict:
             raise _Malformed("a choice that is not an object")
+        self._unexplained = None
         delta = choice.get("delta")
         if delta is None:  # Azure's annotation chunks have none
-            delta = {}
+            delta = self._whole_message(choice)
         elif type(delta) is not dict:
             raise _Malformed("a delta that is not an object")
         index = _index(choice.get("index"))
@@ -366,6 +368,15 @@ class ChunkReader:
         if extra := _unknown_members(choice, _KNOWN_IN_CHOICE):
             item.extra = extra
         return item
+
+    def _whole_message(self, choice: dict[str, Any]) -> dict[str, Any]:
+        """Remove and return the message of a whole completion that is sent as an event; empty if there is none, or if
+        deltas of this choice came before, which it repeats."""
+        message = choice.get("message")
+        if not isinstance(message, dict) or _index(choice.get("index")) in self.finish_reasons:
+            return {}
+        del choice["message"]
+        return message
 
     def _finish(self, index: int, reason: Any, delta: dict[str, Any]) -> str | None:
         """Record a choice's finish reason and return it if it is new. The last non-null reason counts.
@@ -439,10 +450,10 @@ def _as_delta(choice: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reason(reason: Any) -> str | None:
-    """Return a finish reason as text. Some gateways send `""` or `"null"` instead of null."""
+    """Return a finish reason as text. Some gateways send `""`, `"null"` or `"None"` instead of null."""
     if not isinstance(reason, str):
         return None if reason is None else truncate(str(reason), MAX_REASON_BYTES)
-    return None if reason in {"", "null"} else truncate(reason, MAX_REASON_BYTES)
+    return None if reason.lower() in {"", "null", "none"} else truncate(reason, MAX_REASON_BYTES)
 
 
 def _unknown_members(members: dict[str, Any], known: frozenset[str]) -> dict[str, Any]:

@@ -38,12 +38,12 @@ _MESSAGES = (
     "error_msg",
     "errorMsg",
     "errmsg",
+    "faultstring",
     "detail",
     "error",
     "msg",
     "status_msg",
     "error_description",
-    "faultstring",
     "errors",
 )
 _CODES = ("code", "status_code", "statusCode", "error_code", "errorCode", "errcode", "http_status", "status")
@@ -135,8 +135,17 @@ _RETRY_MESSAGE = re.compile(
 _MAX_SEARCHED = 300
 """Characters of a message that are searched for words. A longer message may quote the prompt."""
 
-_MINIMAX_STATUS = {1002: 429, 1004: 401, 1008: 402, 1026: 400, 1027: 400, 1039: 400, 2013: 400, 2049: 401}
-"""MiniMax's `base_resp.status_code` to the HTTP status of the same meaning; others count as 500."""
+_MINIMAX_STATUS = {
+    "1002": 429,
+    "1004": 401,
+    "1008": 402,
+    "1026": 400,
+    "1027": 400,
+    "1039": 400,
+    "2013": 400,
+    "2049": 401,
+}
+"""MiniMax's `base_resp.status_code`, a number or its digits, to the HTTP status of the same meaning; others count as 500."""
 
 _RETRIABLE_STATUSES = frozenset({408, 409, 424, 425, 429, 499})
 
@@ -153,8 +162,8 @@ def error_in(payload: dict[str, Any], event_type: str) -> StreamError | None:
             return _stream_error(error, payload)
     base = payload.get("base_resp")
     if isinstance(base, dict) and _is_failure_code(base.get("status_code")):
-        code = base["status_code"]
-        return msgspec.structs.replace(_stream_error(base, payload), status=_MINIMAX_STATUS.get(code, 500))
+        status = _MINIMAX_STATUS.get(str(base["status_code"]), 500)
+        return msgspec.structs.replace(_stream_error(base, payload), status=status)
     return _stream_error(payload, payload) if _is_flat_error(payload, event_type) else None
 
 
@@ -274,18 +283,22 @@ def _is_failure_code(code: Any) -> bool:
 def _is_flat_error(payload: dict[str, Any], event_type: str) -> bool:
     if "error" in (payload.get("object"), payload.get("type")):
         return True
-    if payload.get("choices"):
-        return False
-    if event_type == "error" or payload.get("success") is False:
-        return True
-    if any(_is_error_member(name, value) for name, value in payload.items()):
+    if payload.get("success") is False or any(
+        _is_error_member(name, value) for name, value in payload.items()
+    ):
         return True
     message = _message_of(payload)
+    codes = [payload.get(name) for name in _CODES if name != "status"]
+    if payload.get("choices"):  # in a chunk a code that is a name may mean anything
+        is_failing = any(isinstance(code, int) and _is_failure_code(code) for code in codes)
+        return is_failing and isinstance(message, str) and _is_error(message)
+    if event_type == "error":
+        return True
     if not isinstance(message, str | list | dict) or not message:
         return False
     status = payload.get("status")
     return (
-        any(_is_failure_code(payload.get(name)) for name in _CODES if name != "status")
+        any(map(_is_failure_code, codes))
         or (status in _FAILURE if isinstance(status, str) else _is_failure_code(status))
         or _is_error(payload.get("detail"))
         or (isinstance(message, str) and _is_error(message) and _MESSAGE_ONLY.issuperset(payload))
@@ -331,22 +344,25 @@ def _payload(body: bytes) -> tuple[Any, str]:
 
 def _stream_error(error: Any, payload: dict[str, Any]) -> StreamError:
     frame = truncate(encode(payload).decode())
-    if isinstance(error, list) and error and isinstance(error[0], dict):
+    if isinstance(error, list) and error and isinstance(error[0], dict | str):
         error = error[0]
+    layers = [error] if isinstance(error, dict) else [payload]
+    while isinstance(error, dict) and isinstance(nested := _message_of(error), dict):
+        error = nested  # the words are deeper: `{"error": {"error": {"message": …}}}`, `{"detail": {"message": …}}`
+        layers.insert(0, nested)
     if isinstance(error, dict):
         message = _text(_message_of(error) or error)
-        source = error
     else:
         message = _text(error)
         more = payload.get("message")
         if isinstance(more, str) and more and more not in message:
             message = truncate(f"{message}: {more}")
-        source = payload
+    codes = [layer.get(name) for layer in layers for name in _CODES]
     return StreamError(
         message=message,
         frame=frame,
-        status=next((status for name in _CODES if (status := _status(source.get(name)))), None),
-        kind=_kind([source.get(name) for name in (*_CODES[:1], *_TYPES, *_CODES[1:-1])]),
+        status=next((status for code in codes if (status := _status(code))), None),
+        kind=_kind([layer.get(name) for layer in layers for name in (*_CODES[:1], *_TYPES, *_CODES[1:-1])]),
         retry_after_s=_retry_after_s(payload, message),
     )
 
@@ -355,7 +371,7 @@ def _message_of(error: dict[str, Any]) -> Any:
     for name in _MESSAGES:
         value = error.get(name)
         if name == "errors" and isinstance(value, list):
-            texts = [item.get("message") for item in value if isinstance(item, dict)]
+            texts = [item.get("message") if isinstance(item, dict) else item for item in value]
             value = "; ".join(text for text in texts if isinstance(text, str)) or value
         if value:
             return value

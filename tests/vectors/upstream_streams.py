@@ -71,6 +71,26 @@ STREAMS: dict[str, dict[str, Any]] = {
         _data(b'{"choices":null,"base_resp":{"status_code":1004,"status_msg":"no such group"}}') + _DONE,
         "failed", words="no such group", error_code="upstream_error",
     ),
+    "an error in flat members beside an unfinished choice": _case(
+        _text("The owl ", "sleeps") + _chunk({"content": ""}, error_code=1305, error_msg="the model is busy") + _DONE,
+        "interrupted", text="The owl sleeps", words="the model is busy", error_code="upstream_error",
+    ),
+    "a failing number beside an unfinished choice, before any text": _case(
+        _chunk({"content": ""}, code=10013, message="the input was refused") + _DONE,
+        "failed", words="the input was refused", error_code="upstream_error",
+    ),
+    "an object of unknown members after text": _case(
+        _text("The owl ", "sleeps") + _data(b'{"streamException":{"say":"the node was drained"}}') + _DONE,
+        "interrupted", text="The owl sleeps", words="the node was drained", error_code="upstream_error",
+    ),
+    "an object of unknown members between texts": _case(
+        _text("The owl ") + _data(b'{"progress":0.5}') + _text("sleeps") + _DONE,
+        "completed", text="The owl sleeps",
+    ),
+    "an object of unknown members behind the end": _case(
+        _text("The owl ", "sleeps") + _STOP + _data(b'{"took_s":0.5}') + _TAIL,
+        "completed", text="The owl sleeps", finish="stop", usage=USAGE,
+    ),
     "an error as a detail": _case(
         _data(b'{"detail":"the model is being unloaded"}') + _DONE,
         "failed", words="the model is being unloaded", error_code="upstream_error",
@@ -94,6 +114,25 @@ STREAMS: dict[str, dict[str, Any]] = {
     "text under a named ping": _case(
         _text("ping ") + b"event: ping\ndata: 2026-11-01 10:00:00\n\n" + _text("pong") + _STOP + _TAIL,
         "completed", text="ping pong", finish="stop", usage=USAGE,
+    ),
+    "text under a named ping in capitals": _case(
+        _text("ping ") + b"event: PING\ndata: .\n\n" + _text("pong") + _STOP + _TAIL,
+        "completed", text="ping pong", finish="stop", usage=USAGE,
+    ),
+    "the string None as a finish reason, then a cut": _case(
+        _chunk({"content": "not "}, "None") + _chunk({"content": "yet"}, "NULL"),
+        "interrupted", text="not yet", error_code="truncated",
+    ),
+    "a whole completion as one event": _case(
+        _data(b'{"object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"All at once"},'
+              b'"finish_reason":"stop"}]}') + _TAIL,
+        "completed", text="All at once", finish="stop", usage=USAGE,
+    ),
+    "a whole completion after its deltas": _case(
+        _text("Bit ", "by bit")
+        + _data(b'{"object":"chat.completion.done","choices":[{"index":0,"message":{"role":"assistant","content":"Bit by bit"},'
+                b'"finish_reason":"stop"}]}') + _TAIL,
+        "completed", text="Bit by bit", finish="stop", usage=USAGE,
     ),
     "a finish reason on every chunk": _case(
         _chunk({"reasoning_content": "let me see"}, "stop") + _chunk({"content": "seen "}, "stop")

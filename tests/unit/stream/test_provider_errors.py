@@ -85,7 +85,8 @@ from streamworker.text import RAW_TEXT_LIMIT, truncate
         ),
         pytest.param({"error": {"a": 1}}, '{"a":1}', None, None, id="an object without a message"),
         pytest.param({"error": {"message": ["m"]}}, '["m"]', None, None, id="a message that is not a string"),
-        pytest.param({"error": ["m"]}, '["m"]', None, None, id="a list"),
+        pytest.param({"error": ["m"]}, "m", None, None, id="a list"),
+        pytest.param({"error": [5]}, "[5]", None, None, id="a list without words"),
         pytest.param({"error": True}, "true", None, None, id="a boolean"),
         pytest.param({"error": "a", "message": "b"}, "a: b", None, None, id="two texts"),
         pytest.param({"error": "a b", "message": "b"}, "a b", None, None, id="one text inside of the other"),
@@ -107,6 +108,9 @@ from streamworker.text import RAW_TEXT_LIMIT, truncate
         pytest.param(
             {"base_resp": {"status_code": 1000, "status_msg": "m"}}, "m", 500, None, id="minimax, unknown"
         ),
+        pytest.param(
+            {"base_resp": {"status_code": "1004", "status_msg": "m"}}, "m", 401, None, id="minimax, digits"
+        ),
         pytest.param({"detail": "m"}, "m", None, None, id="fastapi"),
         pytest.param(
             {"code": "InvalidParameter", "message": "m"}, "m", None, "InvalidParameter", id="dashscope"
@@ -117,11 +121,53 @@ from streamworker.text import RAW_TEXT_LIMIT, truncate
         pytest.param(
             {"success": False, "errors": [{"code": 1, "message": "m"}]}, "m", None, None, id="cloudflare"
         ),
+        pytest.param(
+            {"success": False, "errors": ["m", {"message": "n"}]}, "m", None, None, id="a list of texts"
+        ),
         pytest.param({"success": False, "msg": "m"}, "m", None, None, id="no success"),
+        pytest.param(
+            {"choices": [{"delta": {}}], "error_code": 1305, "error_msg": "m"},
+            "m",
+            None,
+            None,
+            id="members with a prefix beside choices",
+        ),
+        pytest.param(
+            {"choices": [{"delta": {}}], "code": 10013, "message": "m"},
+            "m",
+            None,
+            None,
+            id="a failing number beside choices",
+        ),
+        pytest.param(
+            {"choices": [{"delta": {}}], "success": False, "message": "m"},
+            "m",
+            None,
+            None,
+            id="no success beside choices",
+        ),
+        pytest.param(
+            {"error": {"code": 503, "error": {"message": "m"}}}, "m", 503, None, id="words in a deeper object"
+        ),
+        pytest.param(
+            {"error": {"code": 503, "error": {"message": "m", "code": 400, "type": "t"}}},
+            "m",
+            400,
+            "t",
+            id="the deeper object says more",
+        ),
+        pytest.param({"detail": {"error": "m"}}, "m", None, None, id="a detail that is an object"),
         pytest.param({"status": "failed", "message": "m"}, "m", None, None, id="a status in words"),
         pytest.param({"statusCode": 500, "message": "m"}, "m", 500, None, id="a status in a number"),
         pytest.param({"message": "m", "request_id": "1"}, "m", None, None, id="a message alone"),
         pytest.param({"fault": {"faultstring": "m"}}, "m", None, None, id="apigee"),
+        pytest.param(
+            {"fault": {"faultstring": "m", "detail": {"errorcode": "e"}}},
+            "m",
+            None,
+            None,
+            id="apigee, a code",
+        ),
     ],
 )
 def test_error_in_every_known_shape_is_read(
