@@ -11,6 +11,9 @@ TOOLS  := $(VENV)/.tools
 NEEDS_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	|| { echo "streamworker needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..."; exit 1; }
 
+# Images of containers often set it. The tests and the demo start Python many times: without bytecode, each start compiles anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-long coverage chaos bench soak fuzz lint format docs chart-docs lock audit-deps clean
 

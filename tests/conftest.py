@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import re
 import secrets
@@ -18,7 +19,7 @@ from tests.brokers.apache import EXTERNAL, ApacheKafka, fetched
 from tests.brokers.requirement import need
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -60,6 +61,21 @@ class Broker(Protocol):
 
     @property
     def bootstrap(self) -> str: ...
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Hide what exists after the collection from the garbage collector, and collect without it.
+
+    Thousands of tests are a million objects: a collection takes half a second with them, 10 ms without.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
