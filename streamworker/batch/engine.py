@@ -552,7 +552,7 @@ class Engine:
 
     async def _expire(self, expires: int, now_ms: int) -> None:
         if not self._is_expired:
-            self._is_expired = True
+            self._is_expired = self.ledger.is_expired = True
             self._wake()
             self._note("the run has expired (--expires-in): lines that have not ended are batch_expired")
             await self._fail_pending("batch_expired", EXPIRED)

@@ -6,6 +6,8 @@ from array import array
 from collections import deque
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from streamworker.batch.accounting import Accounts, tokens_of
 from streamworker.batch.index import State
 from streamworker.batch.output import error_line, is_completed, local_error_line, output_line
@@ -42,6 +44,8 @@ class Ledger:
         """Endings in a row with a refused key or an empty account."""
         self.is_dirty = False
         """Whether a line was written since the caller last cleared this."""
+        self.is_expired = False
+        """Whether the run's time is over: a job that it cancels from then on has expired."""
         self.last_refusal = ""
         self.on_ending: Callable[[], None] = _nothing
         self._output = output
@@ -93,6 +97,8 @@ class Ledger:
 
     def end(self, line: int, custom_id: str, job: EndedJob) -> None:
         """Write the line of a job that has ended."""
+        if self.is_expired and job.status == "cancelled":
+            job = msgspec.structs.replace(job, status="expired")
         digest = self.index.digest(line)
         tokens = tokens_of(job.usage)
         if is_completed(job):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import contextmanager
+from math import ceil
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ __all__ = ["MAX_CONNECTIONS", "Limits"]
 MAX_CONNECTIONS = 10_000
 
 _MINUTE = 60.0
+_ROUNDING = 1e-9
 
 
 class Limits:
@@ -51,8 +53,8 @@ class Limits:
         now = self._clock()
         left, since = self._allowances.get(caller.account, (float(limit), now))
         left = min(float(limit), left + (now - since) * limit / _MINUTE)
-        if left < 1:
-            wait_s = max(1, round((1 - left) * _MINUTE / limit))
+        if left < 1 - _ROUNDING:
+            wait_s = max(1, ceil((1 - left) * _MINUTE / limit))  # sooner it would be refused again
             self._allowances[caller.account] = (left, now)
             raise ApiError(
                 429,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ BODY_TIMEOUT_S = 30.0
 
 _JSON = frozenset({"application/json", "application/octet-stream"})
 """Content types of JSON bodies; the second one is aiohttp's name for none."""
+
+_NUMBER = re.compile(r"[0-9.e+-]{1,20}", re.IGNORECASE)
+"""The characters of a number; `float` also reads underscores, blanks and the digits of other scripts."""
 
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -115,7 +119,7 @@ def seconds(query: Mapping[str, str], name: str, *, low: float, high: float, def
         return default
     text = query[name]
     try:
-        value = float(text) if text.isascii() and len(text) < 20 and text.strip() == text else None
+        value = float(text) if _NUMBER.fullmatch(text) else None
     except ValueError:
         value = None
     if value is None or not low <= value <= high:

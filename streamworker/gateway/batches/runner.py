@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from streamworker.batch.engine import Engine
-from streamworker.batch.errors import BatchError, InvalidInput
+from streamworker.batch.errors import BatchError, InvalidInput, RunStopped
 from streamworker.batch.index import State
 from streamworker.batch.options import BatchOptions, Stop
 from streamworker.errors import StreamworkerError
@@ -61,6 +61,7 @@ class Runner:
         self._share = PartitionShare(settings.kafka, topic.topic, settings.batch.group_id, self._schedule)
         self._running: dict[str, _Run] = {}
         self._sweeping: asyncio.Task[None] | None = None
+        self._is_stopping = False
 
     @property
     def running(self) -> int:
@@ -74,6 +75,7 @@ class Runner:
 
     async def stop(self) -> None:
         """Stop all runs, which another gateway continues. Bounded in time; never raises."""
+        self._is_stopping = True  # a run that was released must not begin again
         if self._sweeping is not None:
             self._sweeping.cancel()
         for run in self._running.values():
@@ -93,7 +95,7 @@ class Runner:
         self._schedule()
 
     def _schedule(self) -> None:
-        if not self._topic.is_ready:
+        if self._is_stopping or not self._topic.is_ready:
             return
         owned = self._share.owned
         for batch_id, run in self._running.items():
@@ -287,8 +289,14 @@ class _Run:
         log.info("batch.ended", batch=self._batch.id, status="failed", errors=len(errors))
 
     async def _save(self, **changes: Any) -> None:
-        self._batch = msgspec.structs.replace(self._batch, **changes)
-        await self._topic.write(self._batch.id, self._batch.id, self._batch)
+        """Write the batch. Raises RunStopped if another owner has ended it."""
+        self._batch = batch = msgspec.structs.replace(self._batch, **changes)
+        await self._topic.write(batch.id, batch.id, batch)
+        known = self._topic.table.batch(batch.id)
+        if known is not None and known.has_ended and known != batch:
+            self.release()
+            await self._topic.write(batch.id, batch.id, known)  # the log's last record of a key stays
+            raise RunStopped("another gateway has ended this batch")
 
 
 def _counts(engine: Engine) -> tuple[int, int]:

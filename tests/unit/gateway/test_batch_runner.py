@@ -1,0 +1,634 @@
+"""Batches of the gateway from validation to their files, by one owner and by several, over Kafka in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from streamworker.batch import engine as engine_module
+from streamworker.config import Settings
+from streamworker.errors import KafkaUnavailable
+from streamworker.gateway.batches import runner as module
+from streamworker.gateway.batches.records import (
+    BatchRecord,
+    CancellationRecord,
+    FileRecord,
+    cancellation_key,
+    read_state,
+    run_key,
+    write_state,
+)
+from streamworker.gateway.batches.runner import Runner, window_s
+from streamworker.gateway.batches.store import FolderStore, StoreError
+from streamworker.gateway.batches.table import Table
+from tests.integration.batches import request
+from tests.integration.stage import eventually
+from tests.unit.batch.memory import Kafka, Topics
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable
+    from pathlib import Path
+
+    from streamworker.gateway.batches.records import StateRecord
+
+BATCH = "batch_1"
+
+
+def a_batch(batch_id: str = BATCH, **members: Any) -> BatchRecord:
+    """Return a batch of the file `file-1`."""
+    defaults: dict[str, Any] = {
+        "tenant": "acme", "input_file_id": "file-1", "completion_window": "24h", "created_at": 1, "expires_at": 2**33,
+    }  # fmt: skip
+    return BatchRecord(id=batch_id, **defaults | members)
+
+
+class Log:
+    """The state topic of all owners: each record is in the table of every owner when `write` returns."""
+
+    def __init__(self) -> None:
+        self.records: list[tuple[str, bytes | None]] = []
+        self.readers: list[StateInMemory] = []
+        self.faults: list[Exception] = []
+
+    def append(self, key: str, record: StateRecord | None) -> None:
+        value = None if record is None else write_state(record)
+        self.records.append((key, value))
+        for reader in self.readers:
+            reader.unread.append((key, value))
+            if not reader.is_slow:
+                reader.read()
+
+    def compacted(self) -> Table:
+        """Return the table of a gateway that starts when only the last record of each key is left."""
+        table = Table()
+        for key, value in dict(self.records).items():
+            table.apply(key, value)
+        return table
+
+    def statuses(self, batch_id: str = BATCH) -> list[str]:
+        """Return the statuses that a batch has had, in order, each once."""
+        found = [
+            read.status
+            for key, value in self.records
+            if key == batch_id and value is not None and isinstance(read := read_state(value), BatchRecord)
+        ]
+        return list(dict.fromkeys(found))
+
+
+class StateInMemory:
+    """Takes the place of `StateTopic`. Ids that end in an odd digit are in partition 1, the others in 0."""
+
+    topic = "batches"
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self.table = Table()
+        self.is_ready = True
+        self.changed: Callable[[str], None] = lambda _: None
+        self.unread: list[tuple[str, bytes | None]] = []
+        self.is_slow = False
+        """Whether records are read only when this process writes one itself."""
+        log.readers.append(self)
+
+    def read(self) -> None:
+        """Take over what was not read yet."""
+        while self.unread:
+            if (id_ := self.table.apply(*self.unread.pop(0))) is not None:
+                self.changed(id_)
+
+    def partition(self, id_: str) -> int:
+        return int(id_[-1], 16) % 2
+
+    async def write(self, id_: str, key: str, record: StateRecord | None) -> None:
+        assert key.startswith(id_)
+        await asyncio.sleep(0)
+        if self.log.faults:
+            raise self.log.faults.pop(0)
+        self.log.append(key, record)
+        self.read()
+
+
+class Share:
+    """Takes the place of `PartitionShare`: the test says what is owned."""
+
+    def __init__(self, _: Any, topic: str, group_id: str, changed: Callable[[], None]) -> None:
+        assert (topic, group_id) == ("batches", "streamworker-batches")
+        self.owned: frozenset[int] = frozenset()
+        self._changed = changed
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None:
+        self.own()
+
+    def own(self, *partitions: int) -> None:
+        self.owned = frozenset(partitions)
+        self._changed()
+
+
+class Owner:
+    """One gateway."""
+
+    def __init__(self, case: Case, **settings: Any) -> None:
+        self.state = StateInMemory(case.log)
+        for key, value in case.log.records:
+            self.state.table.apply(key, value)
+        loaded = Settings(topics={"results": "results", "batches": "batches"}, batch=settings)
+        self.runner = Runner(loaded, self.state, case.store)  # type: ignore[arg-type]  # in memory
+        self.state.changed = self.runner.changed
+        self.share: Any = self.runner._share
+
+
+class Case:
+    """What gateways share: state, store, Kafka; and what clients do."""
+
+    def __init__(self, directory: Path) -> None:
+        self.log = Log()
+        self.store = FolderStore(directory)
+        self.kafka = Kafka()
+        self.owners: list[Owner] = []
+
+    async def owner(self, *partitions: int, **settings: Any) -> Owner:
+        """Start a gateway that owns some partitions."""
+        owner = Owner(self, **settings)
+        self.owners.append(owner)
+        await owner.runner.start()
+        owner.share.own(*partitions)
+        return owner
+
+    async def file(self, text: str | Iterable[Any], file_id: str = "file-1") -> None:
+        """Upload a file."""
+        lines = text if isinstance(text, str) else "".join(json.dumps(line) + "\n" for line in text)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield lines.encode()
+
+        size = await self.store.write(file_id, chunks())
+        record = FileRecord(
+            id=file_id, tenant="acme", bytes=size, created_at=1, expires_at=2**33, filename="in", purpose="batch"
+        )  # fmt: skip
+        self.log.append(file_id, record)
+
+    def create(self, batch_id: str = BATCH, **members: Any) -> None:
+        """Create a batch of the file `file-1`."""
+        self.log.append(batch_id, a_batch(batch_id, **members))
+
+    def cancel(self, batch_id: str = BATCH) -> None:
+        """Cancel a batch."""
+        self.log.append(cancellation_key(batch_id), CancellationRecord(batch_id=batch_id, requested_at=5))
+
+    def batch(self, batch_id: str = BATCH) -> BatchRecord:
+        """Return a batch as a new gateway would see it."""
+        table = Table()
+        for key, value in self.log.records:
+            table.apply(key, value)
+        found = table.batch(batch_id)
+        assert found is not None
+        return found
+
+    async def ended(self, batch_id: str = BATCH) -> BatchRecord:
+        """Wait for the end of a batch."""
+        await eventually(lambda: self.batch(batch_id).has_ended, 10, lambda: self.batch(batch_id))
+        return self.batch(batch_id)
+
+    async def lines(self, file_id: str | None) -> list[Any]:
+        """Return the lines of an output file."""
+        assert file_id is not None
+        text = b"".join([chunk async for chunk in self.store.read(file_id)])
+        return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+async def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Case]:
+    """Return a store and an empty state topic; stop the gateways at the end."""
+    made = Case(tmp_path / "files")
+
+    async def publish(_: Any, topic: str, entries: Iterable[tuple[bytes, bytes]]) -> None:
+        assert topic == "streamworker.control"
+        for key, _ in list(entries):
+            made.kafka.cancelled.append(key.decode())
+            made.kafka.end(key.decode(), "cancelled", "cancelled")
+
+    monkeypatch.setattr(module, "PartitionShare", Share)
+    monkeypatch.setattr(module, "RETRY_S", (0.01,))
+    monkeypatch.setattr(module, "PROGRESS_S", 0.02)
+    monkeypatch.setattr(engine_module, "RunTopics", lambda *arguments: Topics(made.kafka, *arguments))
+    monkeypatch.setattr(engine_module, "publish", publish)
+    yield made
+    await asyncio.gather(*(owner.runner.stop() for owner in made.owners))
+
+
+def requests(*names: str) -> list[dict[str, Any]]:
+    """Return the lines of a file."""
+    return [request(name, model="m") for name in names]
+
+
+async def test_batch_is_run_from_validation_to_its_files(case: Case) -> None:
+    """Statuses in OpenAI's order, counts, usage, and one file for each kind of line."""
+    case.kafka.answer = lambda name: "failed" if name == "b" else "completed"
+    await case.file(requests("a", "b", "c"))
+    await case.owner(0, 1)
+    case.create()
+    batch = await case.ended()
+
+    assert case.log.statuses() == ["validating", "in_progress", "finalizing", "completed"]
+    assert (batch.total, batch.completed, batch.failed, batch.model) == (3, 2, 1, "m")
+    assert (batch.output_file_id, batch.error_file_id) == ("file-1o", "file-1e")
+    assert [line["custom_id"] for line in await case.lines(batch.output_file_id)] == ["a", "c"]
+    assert [line["custom_id"] for line in await case.lines(batch.error_file_id)] == ["b"]
+    assert batch.usage is not None
+    assert batch.usage["total_tokens"] == 0
+
+
+async def test_files_of_a_batch_are_listed_for_its_tenant(case: Case) -> None:
+    """They expire like uploaded ones; a batch without failures has no file of errors."""
+    await case.file(requests("a"))
+    owner = await case.owner(0, 1, kept_s=1000)
+    case.create()
+    batch = await case.ended()
+    [file] = owner.state.table.files("acme", purpose="batch_output")
+
+    assert batch.error_file_id is None
+    assert (file.id, file.filename, file.bytes) == ("file-1o", "batch_output_batch_1.jsonl", len(
+        b"".join([chunk async for chunk in case.store.read("file-1o")])
+    ))  # fmt: skip
+    assert 990 < file.expires_at - time.time() <= 1000
+
+
+@pytest.mark.parametrize(("tenant", "prefix"), [("acme", "acme.b.batch_1."), ("", "b.batch_1.")])
+async def test_jobs_of_a_batch_belong_to_its_tenant(case: Case, tenant: str, prefix: str) -> None:
+    """By the first part of their ids; nothing else decides who may read them."""
+    await case.file(requests("a"))
+    await case.owner(0, 1)
+    case.create(tenant=tenant)
+    await case.ended()
+
+    assert [job_id.startswith(prefix) for job_id in case.kafka.jobs] == [True]
+
+
+async def test_model_of_a_batch_is_that_of_all_its_lines(case: Case) -> None:
+    """A file with several models has none."""
+    await case.file([request("a", model="m"), request("b", model="n")])
+    await case.owner(0, 1)
+    case.create()
+
+    assert (await case.ended()).model is None
+
+
+async def test_batch_whose_lines_are_not_valid_fails_with_their_faults(case: Case) -> None:
+    """Nothing is submitted; `errors` has the line numbers."""
+    await case.file(json.dumps(request("a")) + "\n{\n" + json.dumps(request("a")) + "\n")
+    await case.owner(0, 1)
+    case.create()
+    batch = await case.ended()
+
+    assert (batch.status, batch.total, case.kafka.jobs) == ("failed", 3, [])
+    assert batch.errors is not None
+    assert [(error["code"], error["line"]) for error in batch.errors] == [
+        ("invalid_json_line", 2),
+        ("duplicate_custom_id", 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "code", "message"),
+    [
+        ("\n\n", {}, "empty_file", "in has no line"),
+        (3, {"max_lines": 2}, "too_many_lines", "the file has 3 lines, at most 2 are allowed"),
+    ],
+)
+async def test_batch_of_a_file_without_the_right_number_of_lines_fails(
+    case: Case, text: Any, settings: dict[str, Any], code: str, message: str
+) -> None:
+    """The limit is the first number that is allowed."""
+    await case.file(text if isinstance(text, str) else requests(*"abc"[:text]))
+    await case.owner(0, 1, **settings)
+    case.create()
+    batch = await case.ended()
+
+    assert (batch.status, case.kafka.jobs) == ("failed", [])
+    assert batch.errors == [{"code": code, "message": message, "param": None, "line": None}]
+
+
+async def test_batch_of_exactly_the_allowed_number_of_lines_runs(case: Case) -> None:
+    """`batch.max_lines` itself is allowed."""
+    await case.file(requests("a", "b"))
+    await case.owner(0, 1, max_lines=2)
+    case.create()
+
+    assert (await case.ended()).status == "completed"
+
+
+async def test_batch_whose_input_was_deleted_fails(case: Case) -> None:
+    """By its owner between creation and validation."""
+    await case.owner(0, 1)
+    case.create()
+    batch = await case.ended()
+
+    assert batch.errors is not None
+    assert (batch.status, batch.errors[0]["code"]) == ("failed", "input_file_deleted")
+
+
+async def test_batch_whose_input_the_store_lost_fails(case: Case) -> None:
+    """The record is there, the contents are not."""
+    await case.file(requests("a"))
+    await case.store.delete("file-1")
+    await case.owner(0, 1)
+    case.create()
+    batch = await case.ended()
+
+    assert batch.errors is not None
+    assert (batch.status, batch.errors[0]["code"]) == ("failed", "input_file_lost")
+
+
+# Cancellation and expiry
+
+
+async def test_cancelled_batch_keeps_what_has_ended(case: Case) -> None:
+    """Jobs in flight are cancelled; the rest is never submitted; both are lines of the file of errors."""
+    case.kafka.answer = lambda name: "completed" if name == "a" else None
+    await case.file(requests(*"abcdef"))
+    await case.owner(0, 1, window=3)
+    case.create()
+    await eventually(lambda: len(case.kafka.jobs) == 4)
+    case.cancel()
+    batch = await case.ended()
+
+    assert (batch.status, batch.completed, batch.failed) == ("cancelled", 1, 5)
+    assert len(case.kafka.cancelled) == 3
+    assert len(case.kafka.jobs) == 4
+    assert {line["error"]["code"] for line in await case.lines(batch.error_file_id)} == {"batch_cancelled"}
+
+
+async def test_batch_that_was_cancelled_before_it_was_validated_submits_nothing(case: Case) -> None:
+    """Whichever gateway takes it."""
+    await case.file(requests("a", "b"))
+    case.create()
+    case.cancel()
+    await case.owner(0, 1)
+    batch = await case.ended()
+
+    assert (batch.status, batch.failed, case.kafka.jobs) == ("cancelled", 2, [])
+
+
+async def test_batch_that_ended_before_its_cancellation_is_completed(case: Case) -> None:
+    """No line was cancelled, so the status does not say so."""
+    await case.file(requests("a"))
+    owner = await case.owner(0, 1)
+    case.create()
+    await eventually(lambda: "finalizing" in case.log.statuses())
+    case.cancel()
+    batch = await case.ended()
+
+    assert batch.status == "completed"
+    assert owner.state.table.is_cancelled(BATCH)
+
+
+async def test_batch_that_expired_says_so(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has not ended is `batch_expired`; what has is in the output."""
+    monkeypatch.setattr(engine_module, "EXPIRY_GRACE_S", 0.0)
+    monkeypatch.setattr(engine_module, "_WATCH_S", 0.02)
+    case.kafka.answer = lambda name: "completed" if name == "a" else None
+    await case.file(requests("a", "b"))
+    await case.owner(0, 1)
+    case.create(expires_at=int(time.time()))
+    batch = await case.ended()
+
+    assert (batch.status, batch.completed, batch.failed) == ("expired", 1, 1)
+
+
+# Owners
+
+
+async def test_batch_is_run_by_the_owner_of_its_partition_only(case: Case) -> None:
+    """`batch_1` is in partition 1."""
+    await case.file(requests("a"))
+    stranger = await case.owner(0)
+    case.create()
+    await asyncio.sleep(0)
+    assert stranger.runner.running == 0
+    await case.owner(1)
+
+    assert (await case.ended()).status == "completed"
+    assert len(case.kafka.jobs) == 1
+
+
+async def test_owner_that_loses_a_partition_stops_without_an_ending(case: Case) -> None:
+    """The next one collects the endings of its jobs, and submits none of them again."""
+    case.kafka.answer = lambda _: None
+    await case.file(requests("a", "b"))
+    first = await case.owner(1)
+    case.create()
+    await eventually(lambda: len(case.kafka.jobs) == 2)
+    first.share.own()
+    await eventually(lambda: first.runner.running == 0)
+    assert case.log.statuses() == ["validating", "in_progress"]
+    second = await case.owner(1)
+    await eventually(lambda: second.runner.running == 1)
+    for job_id in list(case.kafka.jobs):
+        case.kafka.end(job_id, "completed")
+    batch = await case.ended()
+
+    assert (batch.status, batch.completed, len(case.kafka.jobs)) == ("completed", 2, 2)
+    assert case.kafka.cancelled == []
+
+
+async def test_gateway_that_stops_leaves_its_batches_to_others(case: Case) -> None:
+    """No ending is written, and no job is cancelled."""
+    case.kafka.answer = lambda _: None
+    await case.file(requests("a"))
+    owner = await case.owner(1)
+    case.create()
+    await eventually(lambda: case.kafka.jobs)
+    await owner.runner.stop()
+
+    assert (owner.runner.running, case.kafka.cancelled) == (0, [])
+    assert not case.batch().has_ended
+
+
+async def test_gateway_runs_a_limited_number_of_batches(case: Case) -> None:
+    """The oldest first; the next one when one has ended."""
+    case.kafka.answer = lambda _: None
+    await case.file(requests("a"))
+    for number in range(4):
+        case.create(f"batch_{number}")
+    owner = await case.owner(0, 1, max_running=2)
+    await eventually(lambda: len(case.kafka.jobs) == 2)
+    assert sorted(job_id.split(".")[2] for job_id in case.kafka.jobs) == ["batch_0", "batch_1"]
+    assert owner.runner.running == 2
+    case.kafka.answer = lambda _: "completed"
+    for job_id in list(case.kafka.jobs):
+        case.kafka.cancelled.append(job_id)
+    case.cancel("batch_0")
+    await case.ended("batch_0")
+
+    await eventually(lambda: len(case.kafka.jobs) > 2)
+    assert case.kafka.jobs[2].split(".")[2] == "batch_2"
+
+
+async def test_gateway_that_has_not_read_the_state_begins_nothing(case: Case) -> None:
+    """Its table may lack the end of a batch that it would run again."""
+    await case.file(requests("a"))
+    case.create()
+    owner = Owner(case)
+    case.owners.append(owner)
+    owner.state.is_ready = False
+    owner.share.own(0, 1)
+
+    assert owner.runner.running == 0
+
+
+async def test_run_that_fails_starts_again(case: Case) -> None:
+    """A broker that does not answer, and a fault of the program: neither ends the batch."""
+    faults = [KafkaUnavailable("no broker"), RuntimeError("a fault")]
+
+    def opening() -> None:
+        if faults:
+            raise faults.pop(0)
+
+    case.kafka.opening = opening
+    await case.file(requests("a"))
+    await case.owner(0, 1)
+    case.create()
+
+    assert (await case.ended()).status == "completed"
+    assert len(case.kafka.jobs) == 1
+
+
+async def test_store_that_fails_does_not_end_the_batch(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files are built again, from the endings in Kafka."""
+    write, faults = FolderStore.write, [StoreError("no space")]
+
+    async def failing(store: FolderStore, name: str, chunks: AsyncIterator[bytes]) -> int:
+        if name == "file-1o" and faults:
+            raise faults.pop()
+        return await write(store, name, chunks)
+
+    monkeypatch.setattr(FolderStore, "write", failing)
+    await case.file(requests("a", "b"))
+    await case.owner(0, 1)
+    case.create()
+    batch = await case.ended()
+
+    assert (batch.status, len(case.kafka.jobs), faults) == ("completed", 2, [])
+    assert len(await case.lines(batch.output_file_id)) == 2
+
+
+async def test_progress_is_written_while_the_batch_runs(case: Case) -> None:
+    """And a broker that refuses it does not stop the run."""
+    case.kafka.answer = {"a": "completed", "b": "failed"}.get
+    await case.file(requests("a", "b", "c"))
+    await case.owner(0, 1)
+    case.create()
+    await eventually(lambda: (case.batch().completed, case.batch().failed) == (1, 1))
+    case.log.faults.append(KafkaUnavailable("no broker"))
+    case.kafka.end(case.kafka.jobs[2], "completed")
+
+    assert (await case.ended()).completed == 2
+    assert len(case.kafka.jobs) == 3
+
+
+# The state topic when owners overlap
+
+
+async def test_owner_that_was_replaced_does_not_start_the_batch_a_second_time(case: Case) -> None:
+    """Its record of the run comes after that of the first owner, whose jobs it would not see."""
+    case.kafka.answer = lambda _: None
+    await case.file(requests("a", "b"))
+    case.create()
+    slow, quick = await case.owner(), await case.owner(1)
+    slow.state.is_slow = True
+    await eventually(lambda: len(case.kafka.jobs) == 2)
+    slow.share.own(1)
+    first = quick.state.table.run(BATCH)
+    await eventually(lambda: [key for key, _ in case.log.records].count(run_key(BATCH)) == 2)
+
+    assert first is not None
+    assert case.log.compacted().run(BATCH) == slow.state.table.run(BATCH) == first
+    assert len(case.kafka.jobs) == 2
+    assert len(case.kafka.jobs) == 2
+
+
+async def test_late_record_of_a_replaced_owner_does_not_outlive_the_end_of_a_batch(case: Case) -> None:
+    """Compaction keeps the last record of a key, so the owner that wrote too late writes the end again."""
+    case.kafka.answer = lambda name: "completed" if name == "a" else None
+    await case.file(requests("a", "b"))
+    owner = await case.owner(1)
+    case.create()
+    await eventually(lambda: case.batch().completed == 1)
+    ended = a_batch(status="completed", ended_at=9, total=2, completed=2, output_file_id="file-1o")
+    case.log.append(BATCH, ended)  # by the next owner, before this one has noticed
+    case.kafka.end(case.kafka.jobs[1], "failed")
+    await eventually(lambda: owner.runner.running == 0)
+
+    assert case.batch() == case.log.compacted().batch(BATCH) == ended
+
+
+# Expired files and batches
+
+
+async def test_sweep_deletes_what_has_expired_in_the_own_partitions(case: Case) -> None:
+    """Contents, records, and the records beside a batch; nothing of other owners."""
+    old = {"status": "completed", "ended_at": 1}
+    owner = await case.owner(1, kept_s=60)
+    for number in (1, 2):
+        await case.file("x", f"file-{number}")
+        expired = FileRecord(
+            id=f"file-{number}", tenant="", bytes=1, created_at=1, expires_at=2, filename="f", purpose="batch"
+        )
+        case.log.append(f"file-{number}", expired)
+    for number in (3, 4, 5):
+        case.create(f"batch_{number}", **old if number != 5 else {**old, "ended_at": int(time.time())})
+        case.cancel(f"batch_{number}")
+    await owner.runner._sweep()
+    table = owner.state.table
+
+    assert [number for number in (1, 2) if table.file(f"file-{number}")] == [2]
+    assert [number for number in (3, 4, 5) if table.batch(f"batch_{number}")] == [4, 5]
+    assert [number for number in (3, 4, 5) if table.is_cancelled(f"batch_{number}")] == [4, 5]
+    with pytest.raises(FileNotFoundError):
+        await case.lines("file-1")
+    tombstones = [key for key, value in case.log.records if value is None]
+    assert tombstones == ["file-1", run_key("batch_3"), cancellation_key("batch_3"), "batch_3"]
+
+
+async def test_sweep_that_fails_is_tried_again(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record stays until the contents are deleted."""
+    monkeypatch.setattr(module, "SWEEP_S", 0.01)
+    owner = Owner(case)
+    case.owners.append(owner)
+    delete, faults = FolderStore.delete, [StoreError("away"), StoreError("away")]
+
+    async def failing(store: FolderStore, name: str) -> None:
+        assert owner.state.table.file(name) is not None
+        if faults:
+            raise faults.pop()
+        await delete(store, name)
+
+    monkeypatch.setattr(FolderStore, "delete", failing)
+    record = FileRecord(
+        id="file-1", tenant="", bytes=1, created_at=1, expires_at=2, filename="f", purpose="batch"
+    )
+    case.log.append("file-1", record)
+    await owner.runner.start()
+    owner.share.own(1)
+
+    await eventually(lambda: owner.state.table.file("file-1") is None)
+    assert faults == []
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("24h", 86_400), ("1s", 1), ("90m", 5400), ("14d", 1_209_600), ("999999s", 999_999), ("0h", None),
+        ("", None), ("h", None), ("24", None), ("24H", None), ("1.5h", None), ("-1h", None), ("+1h", None),
+        (" 1h", None), ("1 h", None), ("1000000s", None), ("٣h", None), ("²h", None), ("24hh", None),
+    ],
+)  # fmt: skip
+def test_completion_window_is_a_number_and_a_unit(text: str, seconds: int | None) -> None:
+    """OpenAI knows `24h` only; here any number of seconds, minutes, hours or days, in ASCII digits."""
+    assert window_s(text) == seconds
