@@ -53,7 +53,7 @@ def result_of(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
 
 
 def admitted(limits: Limits, who: Caller) -> int | None:
-    """Return None where a request is admitted, and else the seconds after which it is told to come again."""
+    """Return None where a request is admitted, and else the seconds that the refusal names."""
     refusal = result_of(limits.admit, who)
     if refusal is None:
         return None
@@ -167,7 +167,7 @@ class Remembered:
     st.integers(1, 4),
 )
 def test_memory_of_requests_equals_a_list(steps: list[tuple[str, str, int]], most: int) -> None:
-    """At most so many, each for so long, the oldest goes first, and a job that is forgotten has no entry."""
+    """A limited number, each for a limited time, the oldest goes first, and a job that is forgotten has no entry."""
     memory, model, now = Memory(10.0, most), Remembered(10.0, most), 0.0
     for number, (step, key, pause) in enumerate(steps):
         now += pause
@@ -225,7 +225,7 @@ def test_tenant_that_may_be_used_owns_no_job_without_a_tenant(
 
 @given(st.lists(st.tuples(IDS, st.booleans()), min_size=1, max_size=5), IDS)
 def test_token_allows_what_it_names_and_nothing_else(jobs: list[tuple[str, bool]], job_id: str) -> None:
-    """An id whole, a prefix with its star; the star is no part of the prefix."""
+    """An id whole, a prefix with its star; the star does not belong to the prefix."""
     names = tuple(job + "*" * is_prefix for job, is_prefix in jobs)
     token = ReadToken(jobs=names, scopes=frozenset({"read"}), expires_at=1.0, kid="k")
 
@@ -383,7 +383,7 @@ def test_preflight_allows_known_headers_and_the_two_prefixes(names: list[str], n
 
 @given(st.sets(st.sampled_from(["https://a.example", "https://b.example:8443"])), st.text(max_size=25))
 def test_response_is_readable_for_pages_of_the_configured_origins_only(origins: set[str], other: str) -> None:
-    """Origins are compared whole; caches are told that the origin matters as soon as one is configured."""
+    """Origins are compared whole; `Vary` names the origin as soon as one is configured."""
     cors = Cors(origins)
     for origin in ("https://a.example", "https://b.example:8443", "https://a.example.evil", "null", other):
         response = Response()
