@@ -125,7 +125,7 @@ async def test_input_that_the_store_cannot_read_closes_the_copy(
 
 
 class Case:
-    """An output, and what it was told to do."""
+    """An output, and the steps of its end."""
 
     def __init__(self, store: FolderStore) -> None:
         self.log = StateLog()
