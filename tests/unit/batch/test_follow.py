@@ -84,7 +84,7 @@ async def test_result_is_reported_with_its_place() -> None:
 @pytest.mark.parametrize(
     "key", [None, "b.other.00000000000000000000000000000003", "b.r.3", "acme." + job_id(3), "b.r.", ""]
 )
-async def test_record_of_another_job_is_passed_over(case: Case, key: str | None) -> None:
+async def test_record_of_another_job_is_skipped(case: Case, key: str | None) -> None:
     """Its value is not even decoded."""
     with capture_logs() as logs:
         case.read(record(key, b"{"))

@@ -139,7 +139,7 @@ async def test_partitions_whose_records_are_not_all_there_are_lost(
 
 
 async def test_jobs_of_the_run_are_found_in_every_partition(make: Make) -> None:
-    """Only committed ones, from the start on; other runs, tombstones and records without a key are passed over."""
+    """Only committed ones, from the start on; other runs, tombstones and records without a key are skipped."""
     topics, log = make()
     log.write("jobs", 0, job_id(9), b"{}")  # before the start of the run
     for key, value in [(job_id(1), b"{}"), ("b.q." + "0" * 32, b"{}"), (None, b"{}"), (job_id(2), None)]:
