@@ -41,13 +41,14 @@ class Outcome(NamedTuple):
 
     The jobs of `kept` partitions continue; the rest of `owned` is to be opened. No more records of `promised` partitions
     may be accepted. An `overdue` partition that is not kept moved although it had open jobs: they took longer than
-    `move_timeout_s`.
+    `move_timeout_s`. `is_moving` says that a partition of this or another member is promised.
     """
 
     owned: frozenset[TopicPartition] = frozenset()
     kept: frozenset[TopicPartition] = frozenset()
     promised: frozenset[TopicPartition] = frozenset()
     overdue: frozenset[TopicPartition] = frozenset()
+    is_moving: bool = False
 
 
 class DeferredAssignor:
@@ -129,7 +130,7 @@ class DeferredAssignor:
             is_fenced=self._is_fenced,
         )
         overdue = frozenset() if self._report is None else self._report.overdue
-        self.outcome = Outcome(given.owned, kept, given.promised, overdue)
+        self.outcome = Outcome(given.owned, kept, given.promised, overdue, decision.is_moving)
         self._assigned_as = now
         self._schedule.assigned(given.promised, self._clock())
 
@@ -147,6 +148,8 @@ def _assign(
     found = plan(claims, partitions)
     nothing = Assignment(owned=frozenset())
     return {
-        member: encode_assignment(found.assignments.get(member, nothing), found.last_generation)
+        member: encode_assignment(
+            found.assignments.get(member, nothing), found.last_generation, is_moving=found.is_moving
+        )
         for member in members
     }

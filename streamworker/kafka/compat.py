@@ -578,6 +578,13 @@ class Membership:
         """Ask the group for a rebalance. The consumer keeps its member id, its session and its generation until then."""
         self._coordinator.request_rejoin()
 
+    def give_up_instance(self) -> None:
+        """Let `AIOKafkaConsumer.stop` leave the group although the member is static. Call it right before `stop`.
+
+        aiokafka never sends a LeaveGroup request for a static member. The broker accepts one with the member id alone.
+        """
+        self._coordinator._group_instance_id = None
+
     async def heartbeat(self) -> bool:
         """Send a heartbeat now; return whether the coordinator accepted it. Raises aiokafka's KafkaError.
 

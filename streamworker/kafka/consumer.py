@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing, suppress
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,7 @@ _NEVER_MS = 10**9
 _JOIN_TIMEOUT_MARGIN_MS = 15_000
 _JOIN_POLL_S = 0.05
 _STATIC_REBALANCE_S = 3.0
-"""A worker learns of a rebalance by its next heartbeat, after a second at most."""
+"""How long a rebalance waits for a static member. A live one learns of it by its next heartbeat, after a second at most."""
 
 _JOINING_S = 2.0
 """How long the question for our membership waits for the end of a rebalance."""
@@ -98,7 +99,11 @@ class GroupConsumer:
         self._positions = Positions()
         self._watch = LogWatch(settings, self, self._positions, observer)
         self._assigned_as: tuple[str, int] | None = None  # member id and generation of the last assignment
-        self._moves = MoveSchedule(move_timeout_s=settings.worker.move_timeout_s)
+        self._moves = MoveSchedule(
+            move_timeout_s=settings.worker.move_timeout_s,
+            absence_s=inf if settings.worker.group_instance_id is None else _STATIC_REBALANCE_S,
+        )
+        self._assignor: DeferredAssignor | None = None
         self._heartbeat_at = monotonic()
         self.before_rebalance: Callable[[], Awaitable[None]] | None = None
         """Awaited while the generation that is about to end can still commit. Must be bounded in time."""
@@ -260,10 +265,22 @@ class GroupConsumer:
             waited_s += _JOIN_POLL_S
 
     async def stop(self) -> None:
-        """Leave the group. Bounded in time; never raises."""
+        """Leave the group. Bounded in time; never raises.
+
+        A static member stays in it for its successor, except while partitions move: the rebalances that they need
+        would wait for it.
+        """
         await self._watch.stop()
         await self._scanner.stop()
+        if self._membership is not None and self._delays_moves(self._membership):
+            self._membership.give_up_instance()
         await self._leave()
+
+    def _delays_moves(self, membership: Membership) -> bool:
+        """Whether the group rebalances now, or will soon because a partition is promised."""
+        if self._assignor is None or membership.refusal:  # a fenced member's place is another process's now
+            return False
+        return membership.is_rejoining or self._assignor.outcome.is_moving
 
     # Reading
 
@@ -367,7 +384,7 @@ class GroupConsumer:
         return self._membership is None or self._membership.has_died
 
     async def _join(self) -> None:
-        assignor = DeferredAssignor(
+        assignor = self._assignor = DeferredAssignor(
             self._moves,
             identity=lambda: ("", -1) if self._membership is None else self._membership.identity,
             busy=self._busy,

@@ -8,6 +8,7 @@ A bitmap has one bit for each partition, in the order in which the sticky part l
 bit of the first byte. The user data of an assignment is::
 
     "sw1"   last generation (signed, 4 bytes, big-endian)   promised (bitmap, in the assignment's order)
+            flags (1 byte, bit 0: a partition of any member is promised; absent in earlier versions)
 
 aiokafka's decoder ignores bytes behind its own, so a leader of the previous version reads our members, and a member of
 the previous version reads our assignments. Fields that are absent, damaged or of another version are ignored: their
@@ -35,13 +36,18 @@ __all__ = ["Decision", "decode_assignment", "decode_claim", "encode_assignment",
 _VERSION = 0
 _MAGIC = b"sw1"
 _LEAVING = 1
+_MOVING = 1
 
 
 class Decision(NamedTuple):
-    """An assignment as a member reads it. `last_generation` is None if the leader is of the previous version."""
+    """An assignment as a member reads it. `last_generation` is None if the leader is of the previous version.
+
+    `is_moving` says that a partition of some member is promised to another one.
+    """
 
     assignment: Assignment
     last_generation: int | None
+    is_moving: bool = False
 
 
 def encode_claim(claim: Claim) -> ConsumerProtocolMemberMetadata:
@@ -82,10 +88,14 @@ def decode_claim(metadata: ConsumerProtocolMemberMetadata) -> Claim:
     )
 
 
-def encode_assignment(assignment: Assignment, last_generation: int) -> ConsumerProtocolMemberAssignment:
-    """Write what a member is given."""
+def encode_assignment(
+    assignment: Assignment, last_generation: int, *, is_moving: bool = False
+) -> ConsumerProtocolMemberAssignment:
+    """Write what a member is given; `is_moving` says that a partition of some member is promised."""
     owned = sorted(assignment.owned)
-    user_data = _MAGIC + last_generation.to_bytes(4, "big", signed=True) + _bitmap(owned, assignment.promised)
+    generation = last_generation.to_bytes(4, "big", signed=True)
+    flags = bytes([_MOVING if is_moving else 0])
+    user_data = _MAGIC + generation + _bitmap(owned, assignment.promised) + flags
     return ConsumerProtocolMemberAssignment(_VERSION, _by_topic(owned), user_data)
 
 
@@ -99,7 +109,8 @@ def decode_assignment(assignment: ConsumerProtocolMemberAssignment) -> Decision:
         return Decision(Assignment(owned=frozenset(owned)), None)
     promised = _marked(owned, ours[start:end])
     last_generation = int.from_bytes(ours[len(_MAGIC) : start], "big", signed=True)
-    return Decision(Assignment(owned=frozenset(owned), promised=promised), last_generation)
+    is_moving = bool(ours[end] & _MOVING) if len(ours) > end else False
+    return Decision(Assignment(owned=frozenset(owned), promised=promised), last_generation, is_moving)
 
 
 def _by_topic(partitions: Iterable[TopicPartition]) -> list[tuple[str, list[int]]]:

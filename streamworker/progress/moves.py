@@ -34,6 +34,9 @@ __all__ = [
     "plan",
 ]
 
+_REMOVAL_S = 0.5
+"""How long after `absence_s` a member knows of the rebalance that follows the removal of one that is away, usually."""
+
 NO_GENERATION = -1
 """The generation of a member that was never given an assignment."""
 
@@ -75,6 +78,11 @@ class Plan:
 
     assignments: Mapping[str, Assignment]
     last_generation: int
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether a partition is promised, so that another rebalance is to follow."""
+        return any(assignment.promised for assignment in self.assignments.values())
 
 
 def plan(claims: Mapping[str, Claim], partitions: Iterable[TopicPartition]) -> Plan:
@@ -310,18 +318,31 @@ class MoveSchedule:
     monotonic clock.
     """
 
-    def __init__(self, *, move_timeout_s: float, linger_s: float = 1.5, interval_s: float = 2.0) -> None:
+    def __init__(
+        self,
+        *,
+        move_timeout_s: float,
+        linger_s: float = 1.5,
+        interval_s: float = 2.0,
+        absence_s: float = inf,
+    ) -> None:
         """Bound how long a promised partition may stay busy (`move_timeout_s`).
 
         The schedule asks at most `linger_s` after the first promised partition became idle, and at least `interval_s`
         after the last rebalance.
+
+        `absence_s` is how long a rebalance waits for a static member that is away. The broker removes such a member as
+        long after the rebalance, and begins another one. A request before that would make the group wait once more, so
+        the schedule asks for nothing until then.
         """
         self._move_timeout_s = move_timeout_s
         self._linger_s = linger_s
         self._interval_s = interval_s
+        self._absence_s = absence_s
+        self._reported_at = inf
         self._promised_at: dict[TopicPartition, float] = {}
         self._first_idle_at = inf
-        self._assigned_at = -inf
+        self._quiet_until = -inf
         self._requested_at = -inf
         self._is_rebalancing = False
         self._is_leaving = False
@@ -352,6 +373,7 @@ class MoveSchedule:
     def report(self, busy: AbstractSet[TopicPartition], now: float) -> Report:
         """Return what to report when joining a rebalance. No record may be accepted from here to `assigned`."""
         self._is_rebalancing = True
+        self._reported_at = now
         self._has_announced = self._is_leaving
         overdue = frozenset(partition for partition in self._overdue(now) if partition in busy)
         return Report(
@@ -365,7 +387,9 @@ class MoveSchedule:
         """Note the end of a rebalance. A partition that is promised again keeps the time of its first promise."""
         self._promised_at = {partition: self._promised_at.get(partition, now) for partition in promised}
         self._first_idle_at = inf
-        self._assigned_at = now
+        is_long = now - self._reported_at >= self._absence_s / 2  # others may have joined a heartbeat earlier
+        self._quiet_until = now + (self._absence_s + _REMOVAL_S if is_long else self._interval_s)
+        self._reported_at = inf
         self._requested_at = -inf
         self._is_rebalancing = False
 
@@ -383,7 +407,7 @@ class MoveSchedule:
             self._first_idle_at = min(self._first_idle_at, now)
         due = min((since + self._move_timeout_s for since in waiting), default=now)
         due = min(due, self._first_idle_at + self._linger_s)
-        return max(now, due, self._requested_at + self._interval_s, self._assigned_at + self._interval_s)
+        return max(now, due, self._requested_at + self._interval_s, self._quiet_until)
 
     def requested(self, now: float) -> None:
         """Note that a rebalance was asked for; it is asked for again if none comes."""

@@ -292,9 +292,7 @@ class Run:
 
     def _late(self) -> list[str]:
         longest = max(self._plan.job_s, min(self._plan.long_s, self._plan.move_timeout_s)) + SLACK_S
-        if (
-            self._plan.is_static or self._plan.kills
-        ):  # a rebalance waits for a member that is gone, for its session
+        if self._plan.kills:  # a rebalance waits for a member that is gone, for its session
             longest += self._plan.session_timeout_s
         return [
             f"{line['partition']}: moved after {line['waited_s']} s"

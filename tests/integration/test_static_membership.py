@@ -42,6 +42,27 @@ async def test_static_member_that_comes_back_in_time_causes_no_rebalance(apache:
     assert apache.breaches() == []
 
 
+async def test_static_member_that_stops_while_partitions_move_leaves_the_group(apache: Stage) -> None:
+    """What was promised to it accepts jobs again at once. The group would otherwise wait for it, for up to a session."""
+    await apache.open(partitions=2)
+    session = {"worker__session_timeout_s": 20}
+    async with apache.worker(worker__group_instance_id="ns.w-0", **session) as first:
+        await eventually(owns(first, 2))
+        jobs = [f"j{partition}" for partition in (0, 1)]
+        await apache.submit_many(
+            [(job_id, "practice?deltas=100&pace_ms=50", number) for number, job_id in enumerate(jobs)]
+        )
+        await apache.until(lambda: all(apache.deltas(job_id) for job_id in jobs))
+        async with apache.worker(worker__group_instance_id="ns.w-1", **session):
+            await eventually(lambda: shown(first, "moves_waiting") == 1)
+        await eventually(lambda: shown(first, "moves_waiting") == 0, 4)
+        assert shown(first, "partitions_owned") == 2
+        await apache.submit_many([(f"more-{number}", "practice?deltas=2", number) for number in (0, 1)])
+        await apache.ended("more-0", "more-1", limit_s=4)
+        assert not set(jobs) & apache.terminals().keys()  # it was not the end of the jobs that made it so
+    assert apache.breaches() == []
+
+
 @pytest.mark.long
 async def test_worker_that_is_fenced_by_its_instance_id_ends_and_the_other_one_continues(
     apache: Stage,

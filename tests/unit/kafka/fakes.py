@@ -184,6 +184,11 @@ class FakeMembership:
         self.rejoins = 0
         """How often a rebalance was asked for."""
         self.heartbeats = 0
+        self.is_given_up = False
+        """Whether a static member leaves the group when the consumer stops."""
+
+    def give_up_instance(self) -> None:
+        self.is_given_up = True
 
     def check_errors(self) -> None: ...
 

@@ -104,6 +104,21 @@ def test_assignor_keeps_busy_partitions_until_they_are_idle() -> None:
     assert a.schedule.promised == of()
 
 
+def test_assignor_tells_every_member_whether_a_partition_of_another_one_is_promised() -> None:
+    """Also the member that is to receive it, and one that has nothing to do with it."""
+    a, b, c = Peer("a"), Peer("b"), Peer("c")
+    rebalance(1, [a, b], partitions=4)
+    assert not a.assignor.outcome.is_moving
+    a.busy, b.busy = a.owned, b.owned
+    rebalance(2, [a, b, c], partitions=4)
+    assert [len(peer.schedule.promised) for peer in (a, b, c)].count(1) == 1
+    assert [peer.assignor.outcome.is_moving for peer in (a, b, c)] == [True] * 3
+    a.busy = b.busy = of()
+    rebalance(3, [a, b, c], partitions=4)
+
+    assert [peer.assignor.outcome.is_moving for peer in (a, b, c)] == [False] * 3
+
+
 def test_assignor_moves_the_partitions_of_a_leaving_member_as_they_become_idle() -> None:
     """Nothing is left to it in the end."""
     a, b = Peer("a"), Peer("b")
@@ -208,6 +223,7 @@ def test_assignor_follows_a_leader_of_the_previous_version() -> None:
     assert len(new.owned) == len(old.owned) == 2
     assert new.assignor.outcome.kept == new.owned
     assert new.schedule.promised == of()
+    assert not new.assignor.outcome.is_moving
 
 
 def test_assignor_whose_plan_fails_assigns_as_the_previous_version(monkeypatch: pytest.MonkeyPatch) -> None:

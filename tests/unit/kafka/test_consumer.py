@@ -73,7 +73,11 @@ class Group(NamedTuple):
         self.fake.calls.clear()
 
     def assign(
-        self, *partitions: TopicPartition, promised: Collection[TopicPartition] = (), last: int | None = None
+        self,
+        *partitions: TopicPartition,
+        promised: Collection[TopicPartition] = (),
+        last: int | None = None,
+        is_moving: bool = False,
     ) -> None:
         """Report a rebalance as aiokafka does: the member joins, and is assigned these partitions.
 
@@ -82,7 +86,7 @@ class Group(NamedTuple):
         self.fake.assignor.metadata(["jobs"])
         assignment = Assignment(owned=frozenset(partitions), promised=frozenset(promised))
         generation = self.membership().identity[1] - 1 if last is None else last
-        self.fake.assignor.on_assignment(encode_assignment(assignment, generation))
+        self.fake.assignor.on_assignment(encode_assignment(assignment, generation, is_moving=is_moving))
         self.fake.listener.on_partitions_assigned({KafkaTopicPartition(*one) for one in partitions})
 
 
@@ -214,6 +218,38 @@ async def test_static_member_that_leaves_keeps_its_partitions(group: Group) -> N
     assert group.membership().rejoins == 0
 
 
+@pytest.mark.parametrize(
+    ("is_moving", "is_rejoining", "refusal", "leaves"),
+    [
+        (False, False, 0, False),
+        (True, False, 0, True),
+        (False, True, 0, True),
+        (True, True, FENCED_INSTANCE_ID, False),
+    ],
+    ids=["settled", "a-partition-is-promised", "rebalance-under-way", "fenced"],
+)
+async def test_static_member_that_stops_leaves_the_group_only_while_partitions_move(
+    group: Group, *, is_moving: bool, is_rejoining: bool, refusal: int, leaves: bool
+) -> None:
+    """Every rebalance of these moves would wait for it. A fenced member's place is another process's now."""
+    group.configure(worker__group_instance_id="w-0")
+    await group.join()
+    group.assign(ZERO, is_moving=is_moving)
+    membership = group.membership()
+    membership.is_rejoining, membership.refusal = is_rejoining, refusal
+    await group.consumer.stop()
+
+    assert membership.is_given_up is leaves
+    assert group.fake.is_stopped
+
+
+async def test_consumer_that_never_joined_stops(group: Group) -> None:
+    """There is no membership to give up."""
+    await group.consumer.stop()
+
+    assert not group.fake.is_stopped
+
+
 async def test_member_asks_for_a_rebalance_when_a_promised_partition_is_idle(group: Group) -> None:
     """Then the partition moves; while its jobs are open, there is nothing to ask for."""
     group.consumer._moves = MoveSchedule(move_timeout_s=60, linger_s=0, interval_s=0)
@@ -324,6 +360,22 @@ async def test_rebalance_waits_for_a_static_member_for_seconds_and_for_another_o
     await group.join()
 
     assert group.fake.arguments["rebalance_timeout_ms"] == timeout_ms
+
+
+@pytest.mark.parametrize(
+    ("over", "due_s"),
+    [({}, 2.0), ({"worker__group_instance_id": "pod-0"}, 3.5)],
+    ids=["dynamic", "static"],
+)
+def test_rebalance_that_waited_for_a_static_member_is_followed_by_the_brokers_own(
+    over: dict[str, str], due_s: float
+) -> None:
+    """The broker removes the absent member three seconds later, unless another rebalance comes before."""
+    schedule = GroupConsumer(settings(topics__jobs="jobs", **over))._moves
+    schedule.report(frozenset(), 100)
+    schedule.assigned({ZERO}, 103)
+
+    assert schedule.rejoin_at(frozenset(), 103) == 103 + due_s
 
 
 async def test_membership_is_confirmed_after_the_rebalance_that_is_under_way(group: Group) -> None:

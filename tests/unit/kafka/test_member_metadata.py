@@ -61,16 +61,17 @@ def test_claim_is_read_by_the_previous_version_as_its_own(claim: Claim) -> None:
     assert frozenset(read.subscription) == claim.topics
 
 
-@given(PARTITIONS, GENERATIONS, st.data())
+@given(PARTITIONS, GENERATIONS, st.booleans(), st.data())
 def test_assignment_is_read_as_it_was_written(
-    owned: frozenset[TopicPartition], generation: int, data: st.DataObject
+    owned: frozenset[TopicPartition], generation: int, is_moving: bool, data: st.DataObject
 ) -> None:
     """Through the bytes of a SyncGroup response."""
     promised = data.draw(st.frozensets(st.sampled_from(sorted(owned)))) if owned else owned
     assignment = Assignment(owned=owned, promised=promised)
-    written = ConsumerProtocolMemberAssignment.decode(encode_assignment(assignment, generation).encode())
+    sent = encode_assignment(assignment, generation, is_moving=is_moving)
+    written = ConsumerProtocolMemberAssignment.decode(sent.encode())
 
-    assert decode_assignment(written) == (assignment, generation)
+    assert decode_assignment(written) == (assignment, generation, is_moving)
     assert frozenset(TopicPartition(*partition) for partition in written.partitions()) == owned
 
 
@@ -81,7 +82,7 @@ def test_claim_of_a_thousand_partitions_takes_little_more_than_the_previous_vers
     before = StickyAssignorUserDataV1([("jobs", sorted(n for _, n in owned))], 7).encode()
 
     assert len(encode_claim(claim).user_data) == len(before) + 254
-    assert len(encode_assignment(Assignment(owned=owned, promised=owned), 7).user_data) == 132
+    assert len(encode_assignment(Assignment(owned=owned, promised=owned), 7).user_data) == 133
 
 
 def test_claim_of_the_previous_version_has_no_open_jobs() -> None:
@@ -131,6 +132,25 @@ def test_claim_of_any_bytes_is_read_without_an_error(user_data: bytes) -> None:
     assert decode_claim(ConsumerProtocolMemberMetadata(0, ["jobs"], user_data)).busy <= frozenset(
         decode_claim(ConsumerProtocolMemberMetadata(0, ["jobs"], user_data)).owned
     )
+
+
+def test_assignment_of_a_leader_that_does_not_report_moves_is_read() -> None:
+    """Its fields end with the promised partitions."""
+    owned = frozenset(TopicPartition("jobs", number) for number in range(3))
+    assignment = Assignment(owned=owned, promised=owned)
+    sent = encode_assignment(assignment, 7, is_moving=True)
+    sent.user_data = sent.user_data[:-1]
+
+    assert decode_assignment(sent) == (assignment, 7, False)
+
+
+def test_assignment_with_fields_of_a_later_version_is_read() -> None:
+    """Its unknown flags, and bytes behind them, are ignored."""
+    assignment = Assignment(owned=frozenset({TopicPartition("jobs", 4)}))
+    sent = encode_assignment(assignment, 7, is_moving=True)
+    sent.user_data = sent.user_data[:-1] + b"\xff and more"
+
+    assert decode_assignment(sent) == (assignment, 7, True)
 
 
 @pytest.mark.parametrize("user_data", [b"", b"sw1\x00\x00\x00\x01", b"sw2\x00\x00\x00\x01\xff", b"x" * 40])

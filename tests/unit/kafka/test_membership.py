@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.protocol.group import LeaveGroupRequest
 
 from streamworker.kafka.compat import FENCED_INSTANCE_ID, GROUP_MAX_SIZE_REACHED, Membership
 from tests.turnable import quiet
@@ -26,6 +27,7 @@ class Stage:
         self.code = OK
         self.meanwhile: Callable[[], None] = lambda: None
         self.sent = self.heartbeats = 0
+        self.requests: list[str] = []
         self.joining = asyncio.Event()
         monkeypatch.setattr(GroupCoordinator, "_send_req", self._send)
         monkeypatch.setattr(GroupCoordinator, "_do_rejoin_group", self._join)
@@ -42,8 +44,13 @@ class Stage:
         consumer = cast("Any", SimpleNamespace(_coordinator=self.coordinator))
         self.membership = Membership(consumer, on_heartbeat=self._answered)
 
-    async def _send(self, *_: Any) -> Any:
+    async def _send(self, *requests: Any) -> Any:
         self.sent += 1
+        self.requests += [
+            f"{type(request).__name__} {request._member_id}"
+            for request in requests
+            if isinstance(request, LeaveGroupRequest)
+        ]
         self.meanwhile()
         await asyncio.sleep(0)
         return SimpleNamespace(error_code=self.code)
@@ -163,6 +170,21 @@ async def test_join_that_fails_is_over(stage: Stage, monkeypatch: pytest.MonkeyP
 
     assert not stage.membership.is_joining
     assert await stage.membership.heartbeat()
+
+
+@pytest.mark.parametrize("gives_up", [False, True])
+async def test_static_member_leaves_the_group_only_if_it_gives_its_instance_up(
+    stage: Stage, *, gives_up: bool
+) -> None:
+    """aiokafka sends no LeaveGroup request for an instance: its successor is to find the group as it was."""
+    stage.coordinator._group_instance_id = "pod-0"
+    stage.coordinator._closing.set_result(None)
+    if gives_up:
+        stage.membership.give_up_instance()
+    await stage.coordinator._maybe_leave_group()
+
+    assert stage.requests == (["LeaveGroupRequest a"] if gives_up else [])
+    assert stage.membership.identity == ("", -1)
 
 
 async def test_member_asks_for_a_rebalance_while_it_handles_no_heartbeat(stage: Stage) -> None:

@@ -115,9 +115,18 @@ def test_plan_of_a_topic_that_only_some_subscribe_to_leaves_the_other_topics_alo
     assert found.assignments["b"].owned == of(1)
 
 
+@pytest.mark.parametrize(("busy", "is_moving"), [(of(), False), (of(0, 1), True)])
+def test_plan_is_moving_while_a_partition_is_promised(
+    busy: frozenset[TopicPartition], *, is_moving: bool
+) -> None:
+    """Another rebalance follows when its jobs have ended; where all is idle, everything has moved."""
+    assert plan({"a": claim(0, 1, busy=busy), "b": NEW}, of(0, 1)).is_moving is is_moving
+
+
 def test_plan_without_members_or_partitions_is_empty() -> None:
     """Nothing to decide is not an error."""
     assert plan({}, of(0)).assignments == {}
+    assert not plan({}, of(0)).is_moving
     assert plan({"a": NEW}, ()).assignments["a"].owned == frozenset()
 
 
@@ -262,3 +271,41 @@ def test_schedule_announces_a_departure_again_that_came_after_the_report() -> No
     schedule.assigned(of(), 101)
 
     assert schedule.rejoin_at(of(), 101) == 101
+
+
+@pytest.mark.parametrize(
+    ("took_s", "due_s"),
+    [(0.2, 3), (1.9, 3), (2.0, 4.5), (4.0, 4.5), (60.0, 4.5)],
+    ids=["short", "nearly-half", "half", "whole", "longer"],
+)
+def test_schedule_after_a_rebalance_that_waited_for_an_absent_member_asks_after_its_removal(
+    took_s: float, due_s: float
+) -> None:
+    """A request before it would make the group wait for that member once more. Others may have joined before this one."""
+    schedule = MoveSchedule(move_timeout_s=900, linger_s=5, interval_s=3, absence_s=4)
+    schedule.report(of(0), 100)
+    schedule.assigned(of(0), 100 + took_s)
+
+    assert schedule.rejoin_at(of(), 100 + took_s) == 100 + took_s + due_s
+
+
+def test_schedule_waits_for_the_removal_once() -> None:
+    """The next rebalance is a short one again. A member that is assigned without a report waited for nobody."""
+    schedule = MoveSchedule(move_timeout_s=900, linger_s=5, interval_s=3, absence_s=4)
+    schedule.assigned(of(0), 90)
+    assert schedule.rejoin_at(of(), 90) == 93
+    schedule.report(of(0), 100)
+    schedule.assigned(of(0), 104)
+    schedule.report(of(0), 108.2)
+    schedule.assigned(of(0), 108.3)
+
+    assert schedule.rejoin_at(of(), 108.3) == 111.3
+
+
+def test_schedule_of_a_group_without_static_members_keeps_its_interval() -> None:
+    """The broker removes a dynamic member that is away when the rebalance ends."""
+    schedule = scheduled()
+    schedule.report(of(0), 100)
+    schedule.assigned(of(0), 145)
+
+    assert schedule.rejoin_at(of(), 145) == 148
