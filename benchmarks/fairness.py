@@ -33,14 +33,21 @@ WARM_UP = 200
 
 
 async def measure(
-    broker: Broker, directory: Path, over: dict[str, Any], *, jobs: int, tenants: int, model: str
+    broker: Broker,
+    directory: Path,
+    over: dict[str, Any],
+    *,
+    jobs: int,
+    tenants: int,
+    partitions: int,
+    model: str,
 ) -> float:
     """Return the worker's CPU time per job, in ms."""
     async with (
         PracticeUpstream(content_limit=0) as practice,
         Stage(broker, practice, lambda name: f"fairness.{name}.{secrets.token_hex(3)}", directory) as stage,
     ):
-        await stage.open(partitions=4)
+        await stage.open(partitions=partitions)
         worker = await stage.process(worker__max_waiting=2048, worker__max_in_flight=64, **over)
         await worker.logged("worker.started")
 
@@ -48,7 +55,7 @@ async def measure(
             for tenant in range(tenants):
                 names = range(tenant, count, tenants)
                 await stage.submit_many(
-                    [(f"{prefix}-{number}", model, number % 4) for number in names],
+                    [(f"{prefix}-{number}", model, number % partitions) for number in names],
                     metadata={"tenant": str(tenant)},
                 )
             await stage.ended(limit_s=300)
@@ -65,6 +72,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5, help="runs of each variant")
     parser.add_argument("--jobs", type=int, default=2000, help="jobs of each run")
     parser.add_argument("--tenants", type=int, default=50)
+    parser.add_argument("--partitions", type=int, default=4)
     parser.add_argument("--model", default="practice?deltas=20&pace_ms=10")
     arguments = parser.parse_args()
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
@@ -73,14 +81,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         broker.start()
         try:
-            for _ in range(arguments.runs):
-                for name, over in VARIANTS.items():
+            for number in range(arguments.runs):
+                # The order alternates, so that a load which grows or shrinks favours neither variant.
+                for name, over in list(VARIANTS.items())[:: -1 if number % 2 else 1]:
                     cost = measure(
                         broker,
                         Path(scratch),
                         over,
                         jobs=arguments.jobs,
                         tenants=arguments.tenants,
+                        partitions=arguments.partitions,
                         model=arguments.model,
                     )
                     found[name].append(asyncio.run(cost))
