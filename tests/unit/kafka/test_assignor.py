@@ -104,7 +104,7 @@ def test_assignor_keeps_busy_partitions_until_they_are_idle() -> None:
     assert a.schedule.promised == of()
 
 
-def test_assignor_tells_every_member_whether_a_partition_of_another_one_is_promised() -> None:
+def test_assignor_reports_to_every_member_that_a_partition_of_another_one_is_promised() -> None:
     """Also the member that is to receive it, and one that has nothing to do with it."""
     a, b, c = Peer("a"), Peer("b"), Peer("c")
     rebalance(1, [a, b], partitions=4)

@@ -290,7 +290,7 @@ def test_schedule_after_a_rebalance_that_waited_for_an_absent_member_asks_after_
 
 
 def test_schedule_waits_for_the_removal_once() -> None:
-    """The next rebalance is a short one again. A member that is assigned without a report waited for nobody."""
+    """The next rebalance is a short one again. A member that is assigned without a report has not waited."""
     schedule = MoveSchedule(move_timeout_s=900, linger_s=5, interval_s=3, absence_s=4)
     schedule.assigned(of(0), 90)
     assert schedule.rejoin_at(of(), 90) == 93
