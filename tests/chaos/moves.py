@@ -1,9 +1,10 @@
 """Rollouts under continuous load, and what they cost: `python -m tests.chaos.moves`, on Apache Kafka.
 
 Every job streams for ten seconds. Workers restart one after another, the group grows and shrinks, and one worker joins and
-leaves again and again. The run checks that every job ends once, that no upstream is called twice, and that every partition
-moves within the longest stream and five seconds. With `--kills`, a worker dies between two moves: then a job may be
-called again if it was streaming at that moment. With `--long`, one job streams for longer than `worker.move_timeout_s`.
+leaves again and again, alternately while partitions move to it and when it has them. The run checks that every job ends
+once, that no upstream is called twice, and that every partition moves within the longest stream and five seconds. With
+`--kills`, a worker dies between two moves: then a job may be called again if it was streaming at that moment. With
+`--long`, one job streams for longer than `worker.move_timeout_s`.
 """
 
 from __future__ import annotations
@@ -145,8 +146,8 @@ class Run:
             await self._phase("restart", self._restart)
         for count in plan.scales:
             await self._phase(f"{len(self._members)} → {count} workers", partial(self._scale, count))
-        for _ in range(plan.returns):
-            await self._phase("join, then leave", self._return)
+        for number in range(plan.returns):
+            await self._phase("join, then leave", partial(self._return, is_settled=number % 2 == 1))
 
     async def _phase(self, name: str, act: Callable[[], Awaitable[None]]) -> None:
         before, began = self._counts(), self._loop.time()
@@ -176,9 +177,11 @@ class Run:
         else:
             await self._leave(self._members[: len(self._members) - count])
 
-    async def _return(self) -> None:
+    async def _return(self, *, is_settled: bool) -> None:
         await self._join(1)
         await asyncio.sleep(self._plan.job_s / 2)
+        if is_settled:
+            await self._settled()
         await self._leave(self._members[-1:])
 
     async def _kill(self) -> None:
