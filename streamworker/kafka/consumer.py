@@ -124,6 +124,7 @@ class GroupConsumer:
         A consumer whose coordination task has died is replaced by a new one, which joins as a new member.
         """
         if self._is_dead:
+            self._check_refusal()  # to join again would fence the process that holds the instance id now
             await self._leave()
             await self._join()
         self._rejoin_if_due()

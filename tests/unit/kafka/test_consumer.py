@@ -344,6 +344,20 @@ async def test_member_that_the_group_refuses_for_good_ends_with_the_reason(
         await working
 
 
+async def test_member_that_was_fenced_before_a_read_does_not_join_again(group: Group) -> None:
+    """Its heartbeat task has died of the refusal. A new member with its instance id would fence the other process."""
+    group.configure(worker__group_instance_id="pod-0")
+    await group.join()
+    membership = group.membership()
+    membership.has_died, membership.refusal = True, FENCED_INSTANCE_ID
+
+    with pytest.raises(InstanceFenced, match="FENCED_INSTANCE_ID"):
+        async with asyncio.timeout(5):
+            await group.consumer.receive([ZERO], 1)
+    assert group.membership() is membership
+    assert not group.fake.is_stopped
+
+
 @pytest.mark.parametrize(
     ("over", "timeout_ms"),
     [
