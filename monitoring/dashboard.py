@@ -74,6 +74,8 @@ ROWS: dict[str, list[Panel]] = {
               {"": f"sum (changes(streamworker_start_time_seconds{{{WHERE}}}[1h]))"}, 4, "stat"),
         Panel("Jobs ended", "Terminal events by status.", "reqps", {"{{status}}": rate("jobs_ended_total", "status")}, is_stacked=True),
         Panel("Errors", "Terminal events with an error, by code.", "reqps", {"{{code}}": rate("job_errors_total", "code")}, is_stacked=True),
+        Panel("Errors by model", "Terminal events with an error, by upstream and model; other: models that the settings do not list by name.", "reqps",
+              {"{{upstream}} {{model}}": rate("job_errors_total", "upstream", "model")}, is_stacked=True),
         Panel("Time in the queue", "From the record's timestamp until a worker accepts the job.", "s", quantiles("queue_duration_seconds", of=(0.5, 0.9, 0.99))),
     ],
     "What readers see": [

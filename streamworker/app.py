@@ -93,8 +93,9 @@ class App:
         self._settings = settings
         self._clock = SystemClock()
         self.metrics = Metrics()
+        models = {name: upstream.models for name, upstream in settings.upstreams.items()}
         self._telemetry = Telemetry(
-            self.metrics, settings.upstreams, self._clock, label_metadata=settings.telemetry.label_metadata
+            self.metrics, models, self._clock, label_metadata=settings.telemetry.label_metadata
         )
         self._tokenizer = find_tokenizer()
         self._tracer: Tracer = UNTRACED

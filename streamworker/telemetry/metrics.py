@@ -1,6 +1,6 @@
 """The table of all metrics, and the registry that holds them. Names follow Prometheus' conventions.
 
-Label values are bounded: statuses, error codes, configured upstreams, reasons. No job id or free text is a label.
+Label values are bounded: statuses, error codes, configured upstreams and models, reasons. No job id or free text is a label.
 """
 
 from __future__ import annotations
@@ -83,7 +83,13 @@ ATTEMPTS = _counter(
     "attempts_total", "Attempts started; more than jobs if streams broke or an attempt crashed.", "upstream"
 )
 JOBS_ENDED = _counter("jobs_ended_total", "Durable terminal events.", "upstream", "status")
-JOB_ERRORS = _counter("job_errors_total", "Durable terminal events with an error.", "upstream", "code")
+JOB_ERRORS = _counter(
+    "job_errors_total",
+    "Durable terminal events with an error. model is a name that the upstream's models list, else other.",
+    "upstream",
+    "code",
+    "model",
+)
 JOB_CRASHES = _counter(
     "job_crashes_total", "Attempts that ended with an unexpected exception of the worker and were repeated."
 )

@@ -16,7 +16,7 @@ from streamworker.telemetry.metrics import OTHER, Metrics
 from streamworker.text import truncate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from structlog.typing import FilteringBoundLogger
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["NO_UPSTREAM", "Telemetry"]
 
 NO_UPSTREAM = "none"
-"""The upstream label of a job that was rejected before an upstream was chosen."""
+"""The labels upstream and model of a job that was rejected before an upstream was chosen."""
 
 DEAD_LETTER_CODES = (ErrorCode.INVALID_JOB, ErrorCode.UNKNOWN_UPSTREAM, ErrorCode.MAX_DELIVERIES)
 """The error codes of dead letters."""
@@ -51,6 +51,10 @@ _VALUE_BYTES = 64
 _MAX_VALUES = 150
 """Values of the jobs' metadata with a label of their own; with every status they stay below `MAX_SERIES`."""
 
+_MAX_MODELS = 32
+"""Configured models with a label of their own; with every error code, and 26 upstreams, they stay below `MAX_SERIES`."""
+
+_PATTERN = frozenset("*?[")
 _NO_VALUE = "none"
 _FAULT_BYTES = 300
 _MAX_TOKENS = 1 << 53  # a counter is a double: above this value it loses increments of 1
@@ -63,16 +67,23 @@ _TOKENS = {"prompt": "prompt_tokens", "completion": "completion_tokens"}
 
 
 class Telemetry:
-    """Implement `streamworker.observe.Observer`. Only the configured names in `upstreams` become labels.
+    """Implement `streamworker.observe.Observer`. Only configured names become labels.
 
+    `upstreams` has the models of each upstream: the names among them, and not the patterns, become labels too.
     `label_metadata` names the member of the jobs' metadata whose values are a label and a log field, if it is not empty.
     """
 
     def __init__(
-        self, metrics: Metrics, upstreams: Iterable[str], clock: Clock, *, label_metadata: str = ""
+        self,
+        metrics: Metrics,
+        upstreams: Mapping[str, Iterable[str]],
+        clock: Clock,
+        *,
+        label_metadata: str = "",
     ) -> None:
         self._metrics = metrics
         self._upstreams = frozenset(upstreams)
+        self._models = _models_with_label(upstreams)
         self._label_metadata = label_metadata
         self._values: set[str] = set()
         self._clock = clock
@@ -163,6 +174,8 @@ class Telemetry:
         """Count and log a job whose terminal event is durable."""
         self._open.pop(job.source, None)
         self._count_end(event, self._label(upstream))
+        if event.error is not None:
+            self._count_error(event.error.code, upstream, job.model)
         if self._label_metadata:
             self._count_by_metadata(event, self._label_of_metadata(job))
         write = self._log.info if event.status is Status.COMPLETED else self._log.warning
@@ -174,7 +187,7 @@ class Telemetry:
         # A record with too many deliveries is a valid job that failed.
         status = Status.FAILED if code is ErrorCode.MAX_DELIVERIES else Status.REJECTED
         self._metrics.add(table.JOBS_ENDED, 1, NO_UPSTREAM, status.value)
-        self._metrics.add(table.JOB_ERRORS, 1, NO_UPSTREAM, code.value)
+        self._metrics.add(table.JOB_ERRORS, 1, NO_UPSTREAM, code.value, NO_UPSTREAM)
         self._metrics.add(table.DEAD_LETTERS, 1, code.value)
         self._log.warning(
             "job.rejected",
@@ -303,7 +316,8 @@ class Telemetry:
             for status in Status:
                 add(table.JOBS_ENDED, 0, upstream, status.value)
             for code in ErrorCode:
-                add(table.JOB_ERRORS, 0, upstream, code.value)
+                for model in (*self._models[upstream], OTHER):
+                    add(table.JOB_ERRORS, 0, upstream, code.value, model)
         for counter, labels in (
             (table.DEAD_LETTERS, [code.value for code in DEAD_LETTER_CODES]),
             (table.JOBS_ABANDONED, REASONS),
@@ -332,8 +346,6 @@ class Telemetry:
         count, status = self._metrics, event.status.value
         count.add(table.JOBS_ENDED, 1, upstream, status)
         count.observe(table.JOB_DURATION, event.timing.total / 1000, upstream, status)
-        if event.error is not None:
-            count.add(table.JOB_ERRORS, 1, upstream, event.error.code.value)
         for kind, name in _TOKENS.items():
             tokens = _count((event.usage or {}).get(name))
             if tokens is not None:
@@ -341,6 +353,10 @@ class Telemetry:
             voided = None if event.voided is UNSET else _count(event.voided.usage.get(name))
             if voided is not None:
                 count.add(table.TOKENS, voided, upstream, kind, "voided")
+
+    def _count_error(self, code: ErrorCode, upstream: str, model: str) -> None:
+        label = model if model in self._models.get(upstream, ()) else OTHER
+        self._metrics.add(table.JOB_ERRORS, 1, self._label(upstream), code.value, label)
 
     def _count_by_metadata(self, event: UsageEvent, value: str) -> None:
         self._metrics.add(table.JOBS_BY_METADATA, 1, value, event.status.value)
@@ -367,6 +383,15 @@ class Telemetry:
 
     def _label(self, upstream: str) -> str:
         return upstream if upstream in self._upstreams else OTHER
+
+
+def _models_with_label(upstreams: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+    """Return the models of each upstream that have a label of their own: the first `_MAX_MODELS` that are not patterns."""
+    room, found = _MAX_MODELS, {}
+    for upstream, models in upstreams.items():
+        found[upstream] = [name for name in dict.fromkeys(models) if not _PATTERN & set(name)][:room]
+        room -= len(found[upstream])
+    return found
 
 
 def _line(event: UsageEvent, job: Job, upstream: str) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class Watch:
         self.metrics = Metrics()
         self.clock = MemoryClock(2001)
         self.telemetry: observe.Observer = Telemetry(
-            self.metrics, ["default", "second"], self.clock, label_metadata="tenant"
+            self.metrics, {"default": ["m", "*"], "second": ["gpt-*"]}, self.clock, label_metadata="tenant"
         )
 
     def __getitem__(self, name: str) -> float | None:
@@ -169,7 +169,7 @@ def test_failed_job_is_logged_as_a_warning_with_its_error(watch: Watch) -> None:
         "usage": None,
         "first_delta_ms": None,
     }
-    assert watch["job_errors_total{upstream=default,code=rate_limited}"] == 1
+    assert watch["job_errors_total{upstream=default,code=rate_limited,model=m}"] == 1
     assert watch["jobs_ended_total{upstream=default,status=failed}"] == 1
 
 
@@ -213,7 +213,58 @@ def test_job_that_completes_updates_every_metric_of_jobs(watch: Watch) -> None:
 def test_known_series_exist_before_the_first_job(watch: Watch) -> None:
     assert watch["jobs_started_total{upstream=second}"] == 0
     assert watch["jobs_ended_total{upstream=second,status=interrupted}"] == 0
-    assert watch["job_errors_total{upstream=second,code=truncated}"] == 0
+    assert watch["job_errors_total{upstream=second,code=truncated,model=other}"] == 0
+    assert watch["job_errors_total{upstream=default,code=truncated,model=m}"] == 0
+
+
+@pytest.mark.parametrize(
+    ("upstream", "model", "label"),
+    [
+        ("default", "m", "m"),
+        ("default", "M", "other"),
+        ("default", "*", "other"),
+        ("default", "gpt-*", "other"),
+        ("second", "gpt-5", "other"),
+        ("second", "gpt-*", "other"),
+        ("second", "m", "other"),
+        ("evil", "m", "other"),
+        ("default", CANARY * 1000, "other"),
+    ],
+)
+def test_error_is_counted_by_a_model_that_its_upstream_lists_by_name(
+    watch: Watch, upstream: str, model: str, label: str
+) -> None:
+    """Whatever a job asks for adds no series: a pattern serves any number of models."""
+    before = generate_latest(watch.metrics.registry).count(b"job_errors_total{")
+    watch.telemetry.job_ended(ended(**FAILED), structs.replace(JOB, model=model), upstream)
+    page = generate_latest(watch.metrics.registry)
+    name = upstream if upstream != "evil" else "other"
+
+    assert watch[f"job_errors_total{{upstream={name},code=rate_limited,model={label}}}"] == 1
+    assert page.count(b"job_errors_total{") == before + (upstream == "evil")
+    assert CANARY.encode() not in page
+
+
+def test_models_with_a_label_of_their_own_are_bounded() -> None:
+    """All upstreams together have at most 32; with every code each series of a known model begins at 0."""
+    clock, metrics = MemoryClock(1), Metrics()
+    upstreams = {f"u{number}": [f"m{number}-{i}" for i in range(10)] * 2 for number in range(26)}
+    Telemetry(metrics, upstreams, clock)
+    page = generate_latest(metrics.registry).decode()
+    labels = {
+        line.partition('model="')[2].partition('"')[0]
+        for line in page.splitlines()
+        if "job_errors_total{" in line
+    }
+
+    assert labels == {"other"} | {f"m{number}-{i}" for number in range(3) for i in range(10)} | {
+        "m3-0",
+        "m3-1",
+    }
+    for code in ErrorCode:
+        for upstream, model in (("u0", "m0-9"), ("u3", "m3-1"), ("u3", "other"), ("u25", "other")):
+            sample = {"upstream": upstream, "code": code.value, "model": model}
+            assert metrics.registry.get_sample_value(f"{PREFIX}job_errors_total", sample) == 0
 
 
 def test_upstream_that_is_not_configured_is_counted_as_other(watch: Watch) -> None:
@@ -278,7 +329,7 @@ def test_rejected_record_is_logged_with_its_faults_and_counted(watch: Watch) -> 
         }
     ]
     assert watch["dead_letters_total{code=invalid_job}"] == 1
-    assert watch["job_errors_total{upstream=none,code=invalid_job}"] == 1
+    assert watch["job_errors_total{upstream=none,code=invalid_job,model=none}"] == 1
     assert watch["jobs_ended_total{upstream=none,status=rejected}"] == 1
 
     watch.telemetry.job_rejected(REJECTION, ErrorCode.MAX_DELIVERIES)
