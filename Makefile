@@ -28,12 +28,14 @@ $(READY): requirements/dev.txt requirements/uv.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@ $(DEMO)
 
-# Only what the demo needs; the developers' environment has it too.
+# Only what the demo needs; the developers' environment has it too. Three processes would compile all modules at once, again in each
+# run where PYTHONDONTWRITEBYTECODE is set.
 $(DEMO): requirements/demo.txt requirements/uv.txt
 	@$(NEEDS_PYTHON)
 	@echo "creating the environment of the demo in $(VENV) (once; about 60 MB)"
 	@[ -e $(READY) ] || $(PYTHON) -m venv --clear $(VENV)
-	@tools/environment.sh $(VENV) requirements/demo.txt
+	@UV_COMPILE_BYTECODE=1 tools/environment.sh $(VENV) requirements/demo.txt
+	@$(BIN)/python -m compileall -q -j 0 streamworker
 	@touch $@
 
 $(TOOLS): $(READY) requirements/tools.txt
@@ -65,6 +67,7 @@ chaos: $(READY) ## crash workers, brokers and upstreams at random, on Apache Kaf
 	$(BIN)/python -m tests.chaos.holds
 	$(BIN)/python -m tests.chaos.cluster
 	$(BIN)/python -m tests.chaos.batch
+	$(BIN)/python -m tests.chaos.demo --runs 20
 
 $(PEERS): $(READY) requirements/bench.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt

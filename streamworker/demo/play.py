@@ -142,6 +142,7 @@ class _Play:
 
     async def _announce_page(self) -> None:
         page = self._stage.page
+        page.start()
         served = await page.wait_until_served()
         self._display.title = f"streamworker demo · page {page.url}" if served else "streamworker demo"
         self._display.titled()

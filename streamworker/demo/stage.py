@@ -100,7 +100,8 @@ class SecondWorker:
 class Stage:
     """The parts of the demo. `practice` is None if the environment names an upstream.
 
-    `app` is the first worker, in this process. `second` is a process of its own.
+    `app` is the first worker, in this process. `second` is a process of its own. `page` is not started: its process would take
+    the processor from the workers, which a visitor waits for.
     """
 
     run: str
@@ -146,7 +147,6 @@ async def set_up(say: Callable[[str], None], environ: Mapping[str, str] = os.env
         app = App(settings)
         page = Page(_command("gateway"), folder, _environ(variables))
         stack.callback(page.stop)
-        page.start()
         second = SecondWorker(folder / "second.log", variables)
         stack.callback(second.kill)
         second.start()  # it takes a second to import its packages; the first worker joins the group before it

@@ -66,3 +66,11 @@ async def test_page_is_open_to_this_machine_only(tmp_path: Path) -> None:
     assert first.url != second.url
     assert "'STREAMWORKER_GATEWAY__HOST': '127.0.0.1'" in written
     assert "'STREAMWORKER_GATEWAY__AUTH': 'off'" in written
+
+
+def test_page_that_was_never_started_can_be_stopped(tmp_path: Path) -> None:
+    """The demo starts it late, so the demo may end before."""
+    gateway = page(tmp_path, "")
+    gateway.stop()
+
+    assert not gateway.is_served
