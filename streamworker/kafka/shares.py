@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from time import monotonic
 from typing import TYPE_CHECKING
 
-import structlog
 from aiokafka import ConsumerRebalanceListener
 from aiokafka import TopicPartition as KafkaTopicPartition
 from aiokafka.errors import KafkaError as ForeignKafkaError
 
 from streamworker.kafka.clients import new_consumer
 from streamworker.kafka.errors import translate_errors
+from streamworker.log_throttle import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from streamworker.kafka.clients import Consumer
 
 __all__ = ["PartitionShare"]
-
-log = structlog.get_logger()
 
 _POLL_MS = 1000
 _BACKOFF_S = 1.0
@@ -47,10 +46,11 @@ class PartitionShare(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokaf
         self._changed = changed
         self._consumer: Consumer | None = None
         self._task: asyncio.Task[None] | None = None
+        self._outages = OutageLog("share.recovered", topic=topic, group=group_id)
 
     async def start(self) -> None:
         """Join the group. Raises KafkaError."""
-        self._consumer = await self._join()
+        await self._join()
         self._task = asyncio.create_task(self._run(), name=f"share of {self._topic}")
 
     async def stop(self) -> None:
@@ -82,11 +82,11 @@ class PartitionShare(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokaf
         """Poll, as a member must (`max.poll.interval.ms`), and join again after a failure."""
         while True:
             try:
-                if self._consumer is None:
-                    self._consumer = await self._join()
-                await self._consumer.getmany(timeout_ms=_POLL_MS, max_records=1)
+                consumer = self._consumer or await self._join()
+                await consumer.getmany(timeout_ms=_POLL_MS, max_records=1)
+                self._outages.worked()
             except Exception as error:  # noqa: BLE001 - whatever fails, the group's other members go on
-                log.warning("share.failed", topic=self._topic, group=self._group_id, reason=str(error)[:300])
+                self._outages.failed("share.failed", monotonic(), reason=str(error)[:300])
                 self._own(())
                 await self._leave()
                 await asyncio.sleep(_BACKOFF_S)
@@ -94,11 +94,12 @@ class PartitionShare(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokaf
     async def _join(self) -> Consumer:
         consumer = new_consumer(self._settings, group_id=self._group_id, auto_offset_reset="latest")
         consumer.subscribe([self._topic], listener=self)
+        self._consumer = consumer  # `on_partitions_assigned` is called before `start` returns
         with translate_errors(f"joining the group {self._group_id}"):
             try:
                 await consumer.start()
             except BaseException:
-                await _stopped(consumer)
+                await self._leave()
                 raise
         return consumer
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
+from tests.memory_kafka import MemoryKafka
 from tests.turnable import TurnableLoop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import pytest
 
 
 def pytest_asyncio_loop_factories(
@@ -17,3 +18,11 @@ def pytest_asyncio_loop_factories(
 ) -> Mapping[str, type[TurnableLoop]]:
     """Name the only kind of loop there is."""
     return {"turnable": TurnableLoop}
+
+
+@pytest.fixture
+def kafka(monkeypatch: pytest.MonkeyPatch) -> MemoryKafka:
+    """A cluster in memory with the topic `t` of two partitions; all clients connect to it."""
+    kafka = MemoryKafka(t=2)
+    kafka.install(monkeypatch)
+    return kafka
