@@ -168,10 +168,9 @@ class Authenticator:
 
     def _invalid(self, message: str) -> ApiError:
         self._refused("unauthenticated")
-        challenge = f'Bearer error="invalid_token", error_description="{message}"'
-        return ApiError(
-            401, "unauthenticated", message, headers={"WWW-Authenticate": challenge.replace("…", "...")}
-        )
+        described = message.replace('"', "'")  # RFC 6750 section 3: a description has no quotes
+        challenge = f'Bearer error="invalid_token", error_description="{described}"'
+        return ApiError(401, "unauthenticated", message, headers={"WWW-Authenticate": challenge})
 
 
 def _of_key(name: str, key: KeySettings) -> Caller:

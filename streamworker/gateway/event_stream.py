@@ -65,7 +65,7 @@ class _Handlers:
         caller = gateway.authenticator.require(request, "read")
         job_id = check_job_id(request.match_info["job_id"], caller)
         request[JOB_ID] = job_id
-        format_ = negotiation.stream_format(request.headers.get("Accept"))
+        format_ = negotiation.requested_format(request)
         query = check_query(request, ("cursor", "last_event_id", "since", "replay"))
         replay, since = _replay(query), since_ms(query.get("since"))
         cursor = request.headers.get("Last-Event-ID") or query.get("cursor") or query.get("last_event_id")

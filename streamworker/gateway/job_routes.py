@@ -22,7 +22,7 @@ from streamworker.gateway.requests import (
     since_ms,
 )
 from streamworker.gateway.tokens import job_fault
-from streamworker.wire.json import InvalidJSON, decode
+from streamworker.wire.json import InvalidJSON, decode, replace_surrogates
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -116,7 +116,7 @@ class _Handlers:
         since = since_ms(query.get("since"))
         gateway.require_broker()
         snapshot = await gateway.event_log.snapshot(
-            job_id, cursor=query.get("cursor"), since_ms=since, wait_s=wait_s
+            job_id, cursor=query.get("cursor") or None, since_ms=since, wait_s=wait_s
         )
         if not snapshot.has_ended:
             return _json(_value_of(snapshot), 200, {"Cache-Control": "no-store"})
@@ -179,10 +179,10 @@ def _job_id(request: web.Request, caller: Caller) -> str:
 
 
 def _value(raw: msgspec.Raw | None) -> Any:
-    if raw is None or isinstance(raw, str):
-        return raw
+    if raw is None or isinstance(raw, str):  # a string where the body had lone surrogates
+        return replace_surrogates(raw)
     try:
-        return decode(bytes(raw))
+        return replace_surrogates(decode(bytes(raw)))
     except (InvalidJSON, TypeError):
         return b""  # not a valid value of anything
 

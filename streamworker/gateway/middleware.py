@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import structlog
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
 from streamworker.gateway.auth import CALLER
 from streamworker.gateway.cors import Cors
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from streamworker.gateway.gateway import Gateway
     from streamworker.telemetry.metrics import Metrics
 
-__all__ = ["REQUEST_ID", "install"]
+__all__ = ["REQUEST_ID", "expect", "install"]
 
 REQUEST_ID = web.RequestKey("request_id", str)
 """The client's X-Request-Id, or a new one."""
@@ -62,6 +62,13 @@ def install(app: web.Application, gateway: Gateway, is_full: Callable[[], bool])
 
     app.middlewares.append(handle)
     app.on_response_prepare.append(around.add_headers)
+
+
+async def expect(request: web.Request) -> None:
+    """Ask for the body where the client waits for that. Other expectations are ignored (RFC 9110 section 10.1.1)."""
+    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the response itself has not begun
 
 
 class _Around:

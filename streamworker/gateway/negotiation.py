@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from aiohttp import hdrs
+
 from streamworker.gateway.errors import ApiError
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-__all__ = ["JSON", "NDJSON", "SSE", "stream_format", "wants_event_stream"]
+__all__ = ["JSON", "NDJSON", "SSE", "requested_format", "stream_format", "wants_event_stream"]
 
 SSE, NDJSON, JSON = "text/event-stream", "application/x-ndjson", "application/json"
 _OFFERED = (SSE, NDJSON, JSON)
@@ -30,10 +32,15 @@ def stream_format(accept: str | None) -> str:
     return best
 
 
+def requested_format(request: web.Request) -> str:
+    """Return the content type that a request prefers; its `Accept` may come in several lines. Raises ApiError 406."""
+    return stream_format(", ".join(request.headers.getall(hdrs.ACCEPT, ())))
+
+
 def wants_event_stream(request: web.Request) -> bool:
     """Whether the client takes any status but 200 as final, as EventSource does."""
     try:
-        return stream_format(request.headers.get("Accept")) == SSE
+        return requested_format(request) == SSE
     except ApiError:
         return False
 

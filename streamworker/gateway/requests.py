@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import msgspec
 from aiohttp import web
 
 from streamworker.gateway.errors import ApiError
-from streamworker.wire.json import InvalidJSON, decode
+from streamworker.wire.json import InvalidJSON, decode, replace_surrogates
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -26,6 +27,8 @@ _JSON = frozenset({"application/json", "application/octet-stream"})
 
 _NUMBER = re.compile(r"[0-9.e+-]{1,20}", re.IGNORECASE)
 """The characters of a number; `float` also reads underscores, blanks and the digits of other scripts."""
+# RFC 3339 section 5.6. `datetime.fromisoformat` alone also accepts week dates and times without a zone.
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
 
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -40,6 +43,9 @@ async def read_body(request: web.Request) -> bytes:
         )
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise ApiError(415, "unsupported_media_type", "the body must not be compressed")
+    limit = request._client_max_size  # noqa: SLF001
+    if (request.content_length or 0) > limit:  # said before the body is sent
+        raise _too_large(limit)
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             return await request.read()
@@ -48,20 +54,24 @@ async def read_body(request: web.Request) -> bytes:
             408, "request_timeout", f"the body did not arrive within {BODY_TIMEOUT_S:g} s"
         ) from None
     except web.HTTPRequestEntityTooLarge:
-        raise ApiError(413, "too_large", f"the body has more than {request._client_max_size} bytes") from None  # noqa: SLF001
+        raise _too_large(limit) from None
     except web.RequestPayloadError:
         raise ApiError(400, "invalid_request", "the body is not valid HTTP") from None
 
 
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, "too_large", f"the body has more than {limit} bytes")
+
+
 async def read_object(request: web.Request, known: Collection[str], *, may_be_empty: bool = False) -> Any:
-    """Return the body's JSON object. Unknown members are refused. Raises ApiError."""
+    """Return the body's JSON object, with U+FFFD for lone surrogates. Unknown members are refused. Raises ApiError."""
     if may_be_empty and not request.can_read_body:  # clients name any content type then
         return {}
     body = await read_body(request)
     if may_be_empty and not body.strip():
         return {}
     try:
-        value = decode(body)
+        value = replace_surrogates(decode(body))
     except InvalidJSON as error:
         raise ApiError(400, "invalid_request", f"the body is not JSON: {error}") from None
     if not isinstance(value, dict):
@@ -133,12 +143,10 @@ def since_ms(text: str | None) -> int | None:
     """Return an RFC 3339 time in ms since the epoch. Raises ApiError 400."""
     if text is None:
         return None
-    try:
-        moment = datetime.fromisoformat(text.upper().replace(" ", "+"))
-        if moment.tzinfo is not None and "T" in text.upper():
-            return max(0, round(moment.timestamp() * 1000))
-    except (ValueError, OverflowError):
-        pass
+    text = text.upper().replace(" ", "+")  # a plus sign in a query means a space
+    if _RFC_3339.fullmatch(text):
+        with suppress(ValueError, OverflowError):
+            return max(0, round(datetime.fromisoformat(text).timestamp() * 1000))
     raise ApiError(
         400,
         "invalid_request",

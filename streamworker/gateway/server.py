@@ -98,7 +98,13 @@ class Connection(web.RequestHandler):
             status=error.status,
             body=error.body(),
             content_type="application/json",
-            headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Server": SERVER},
+            headers={
+                "Cache-Control": "no-store",
+                "Referrer-Policy": "no-referrer",
+                "Server": SERVER,
+                "X-Content-Type-Options": "nosniff",
+                "x-should-retry": "false",  # it may have been a POST
+            },
         )
         response.force_close()
         return response

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 
+from streamworker.gateway.auth import CALLER
 from streamworker.gateway.cors import Cors
 from streamworker.gateway.errors import ApiError
 from streamworker.gateway.websocket_session import Session
@@ -56,7 +57,8 @@ class _Handlers:
                 426, "upgrade_required", "this path is a websocket", headers={"Upgrade": "websocket"}
             )
         self._check_origin(request)
-        protocols = [name.strip() for name in request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")]
+        offered = ",".join(request.headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, ()))
+        protocols = [name.strip() for name in offered.split(",")]
         if PROTOCOL not in protocols:
             raise ApiError(400, "invalid_request", f"the subprotocol {PROTOCOL} is required")
         caller = self._caller(request, protocols)
@@ -78,6 +80,8 @@ class _Handlers:
         bearer = next((name for name in protocols if name.startswith(_BEARER)), None)
         if bearer is not None:
             caller = self._gateway.authenticator.identify(bearer.removeprefix(_BEARER))
+            request[CALLER] = caller
+            self._gateway.limits.admit(caller)
         elif self._gateway.authenticator.has_credential(request):
             caller = self._gateway.authenticator.caller(request)
         else:

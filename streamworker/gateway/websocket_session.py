@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from streamworker.redaction import without_message
 from streamworker.telemetry import gateway_metrics as table
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
 
     from streamworker.gateway.auth import Caller
     from streamworker.gateway.feeds import Feed
@@ -82,6 +83,8 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._out = Outbound(request, self._settings.stall_s, lambda: self.close("stalled"))
         self._work: dict[str, asyncio.Task[None]] = {}
+        self._opening: dict[str, str | None] = {}
+        """Subscriptions whose feeds are being opened, with the clients' cursors."""
         self._feeds: dict[str, Feed] = {}
         self._mailboxes = SharedLimit()
         self._unsubscribed: set[str] = set()
@@ -225,22 +228,22 @@ class Session:
                 case frames.Auth():
                     self._authenticate(message)
                 case frames.Subscribe():
-                    self._begin(message.id, self._subscribe(message), "read")
+                    if self._begin(message.id, partial(self._subscribe, message), "read"):
+                        self._opening[message.id] = message.cursor
                 case frames.Unsubscribe():
                     self._unsubscribe(message.id)
                 case frames.Submit():
-                    self._begin(message.id, self._submit(message), "submit")
+                    self._begin(message.id, partial(self._submit, message), "submit")
                 case frames.Cancel():
-                    self._begin(message.id, self._cancel(message), "cancel")
+                    self._begin(message.id, partial(self._cancel, message), "cancel")
             if self._out.is_full:
                 await self._out.drained()
 
-    def _begin(self, id_: str, work: Coroutine[Any, Any, None], scope: str) -> None:
-        """Carry out a message in a task of its own. Raises _Closed for an id that is in use."""
+    def _begin(self, id_: str, work: Callable[[], Coroutine[Any, Any, None]], scope: str) -> bool:
+        """Carry out a message in a task of its own; return whether it may be. Raises _Closed for an id that is in use."""
         caller = self._caller
         assert caller is not None
         if id_ in self._work:
-            work.close()
             raise _Closed(BAD_MESSAGE, "the id is in use on this connection")
         try:
             if len(self._work) >= MAX_SUBSCRIPTIONS:
@@ -250,17 +253,25 @@ class Session:
             self._gateway.authenticator.check_scope(caller, scope)
             self._gateway.limits.admit(caller)
         except ApiError as error:
-            work.close()
             self._send_error(error, id_)
-            return
+            return False
         task = self._loop.create_task(self._guarded(id_, work))
         self._work[id_] = task
-        task.add_done_callback(lambda _: self._work.pop(id_, None))
+        task.add_done_callback(lambda _: self._is_done(id_))
+        return True
 
-    async def _guarded(self, id_: str, work: Coroutine[Any, Any, None]) -> None:
+    def _is_done(self, id_: str) -> None:
+        """Forget a task. It may have been cancelled before it opened its feed, or before it began."""
+        self._work.pop(id_, None)
+        cursor = self._opening.pop(id_, None)
+        if id_ in self._unsubscribed:
+            self._unsubscribed.discard(id_)
+            self._send_end(id_, "unsubscribed", cursor)
+
+    async def _guarded(self, id_: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Report the errors of a task to the client."""
         try:
-            await work
+            await work()
         except ApiError as error:
             self._send_error(error, id_)
         except FeedError as error:
@@ -275,7 +286,7 @@ class Session:
 
     def _unsubscribe(self, id_: str) -> None:
         task = self._work.get(id_)
-        if task is None or id_ not in self._feeds:
+        if task is None or not (id_ in self._feeds or id_ in self._opening):
             self._send_error(ApiError(400, "invalid_request", "no subscription has this id"), id_)
             return
         self._unsubscribed.add(id_)
@@ -334,9 +345,13 @@ class Session:
         replay: Replay = Replay.EVENTS,
     ) -> None:
         self._gateway.require_broker()
+        self._opening[id_] = cursor
         feed = await self._gateway.event_log.open(job_id, cursor=cursor, since_ms=since, replay=replay)
         reason = "error"
         with closing(feed):
+            if self._caller is not None:
+                check_job_id(job_id, self._caller)  # it may have been renewed meanwhile
+            del self._opening[id_]
             self._feeds[id_] = feed
             self._send({"type": "subscribed", "id": id_, "job_id": job_id, "resumed_from": feed.resumed_from})
             self._mailboxes.add(feed)
@@ -351,8 +366,7 @@ class Session:
                 self._mailboxes.discard(feed)
                 self._unsubscribed.discard(id_)
                 self._gateway.metrics.add(table.STREAMS_CLOSED, 1, "subscription", reason)
-                if self._is_open and self._reason is None:
-                    self._send({"type": "end", "id": id_, "reason": reason, "cursor": feed.cursor})
+                self._send_end(id_, reason, feed.cursor)
 
     # The end
 
@@ -383,6 +397,10 @@ class Session:
 
     def _send(self, value: Mapping[str, Any]) -> None:
         self._out.write(frames.text_frame(value))
+
+    def _send_end(self, id_: str, reason: str, cursor: str | None) -> None:
+        if self._is_open and self._reason is None:
+            self._send({"type": "end", "id": id_, "reason": reason, "cursor": cursor})
 
     def _send_error(self, error: ApiError, id_: str | None = None) -> None:
         self._gateway.metrics.add(table.ERRORS, 1, error.code)

@@ -82,6 +82,17 @@ async def test_expired_token_is_401_with_the_reason(gateway: Served) -> None:
     )
 
 
+async def test_reason_in_the_challenge_has_no_quotes(gateway: Served) -> None:
+    """RFC 6750 section 3: they would end the parameter; the body has the message as it is."""
+    token, _ = gateway.gateway.authenticator.tokens.sign(["acme.1"], "submit", 60)
+    status, value, headers = await gateway.call("GET", "/v1/jobs/acme.1", key=token)
+
+    assert (status, value["error"]["message"]) == (401, 'the claim scope must be "read" or "read cancel"')
+    assert headers["WWW-Authenticate"] == (
+        "Bearer error=\"invalid_token\", error_description=\"the claim scope must be 'read' or 'read cancel'\""
+    )
+
+
 # Tenants
 
 PATHS = [

@@ -176,6 +176,16 @@ async def test_accept_chooses_the_format(gateway: Served, accept: str | None, ex
     assert response.content_type == (expected or "application/json")
 
 
+async def test_accept_in_two_lines_is_one_list(gateway: Served) -> None:
+    """RFC 9110 section 5.3: a proxy may split or join them."""
+    gateway.log.publish(JOB, [])
+    headers = [("Authorization", f"Bearer {ACME}"), ("Accept", "text/html"), ("Accept", "application/json")]
+    async with gateway.http.get(gateway.url + path(), headers=headers) as response:
+        await response.read()
+
+    assert (response.status, response.content_type) == (200, "application/json")
+
+
 def test_value_with_line_ends_stays_one_event() -> None:
     """A foreign producer may write JSON over several lines; a reader of an event stream joins them with line feeds."""
     from streamworker.gateway.feeds import FeedEvent

@@ -104,6 +104,9 @@ BAD_BODIES: list[tuple[str, bytes, dict[str, str], int, str]] = [
     ("/v1/jobs/acme.1/cancel", raw({"why": "x"}), JSON, 400, "invalid_request"),
     ("/v1/jobs/a%20b/cancel", b"", JSON, 400, "invalid_request"),
     ("/v1/jobs/other.1/cancel", b"", JSON, 404, "job_not_found"),
+    ("/v1/jobs/acme.1/cancel", rb'{"\ud800":1}', JSON, 400, "invalid_request"),
+    ("/v1/jobs", rb'{"request":{"model":"m","messages":[{}]},"\ud800":1}', JSON, 400, "invalid_job"),
+    ("/v1/tokens", rb'{"jobs":["\ud800"]}', JSON, 400, "invalid_request"),
     ("/v1/tokens", b"{}", JSON, 400, "invalid_request"),
     ("/v1/tokens", raw({"jobs": []}), JSON, 400, "invalid_request"),
     ("/v1/tokens", raw({"jobs": ["acme.1"] * 65}), JSON, 400, "invalid_request"),
@@ -152,6 +155,11 @@ async def test_post_that_is_not_as_documented_has_its_status(
         ("/v1/jobs/acme.1?since=yesterday", 400, "invalid_request"),
         ("/v1/jobs/acme.1?since=2030-01-31", 400, "invalid_request"),
         ("/v1/jobs/acme.1?since=2030-01-31T12:00:00", 400, "invalid_request"),
+        ("/v1/jobs/acme.1?since=2030-W05-4T12:00:00Z", 400, "invalid_request"),
+        ("/v1/jobs/acme.1?since=20300131T120000Z", 400, "invalid_request"),
+        ("/v1/jobs/acme.1?since=2030-02-31T12:00:00Z", 400, "invalid_request"),
+        ("/v1/jobs/acme.1?wait_s=1_0", 400, "invalid_request"),
+        ("/v1/jobs/acme.1?wait_s=%D9%A1", 400, "invalid_request"),
         ("/v1/jobs/acme.1?unknown=1", 400, "invalid_request"),
         ("/v1/jobs/acme.1?cursor=a.b.c-", 400, "invalid_cursor"),
         ("/v1/jobs/acme.no-such-job", 404, "job_not_found"),
@@ -178,6 +186,30 @@ async def test_get_that_is_not_as_documented_has_its_status(
     assert (found, value["error"]["code"]) == (status, code), value
     assert "x-should-retry" not in headers
     assert gateway.log.open_feeds == 0
+
+
+@pytest.mark.parametrize(
+    "since", ["2030-01-31T12:00:00Z", "2030-01-31t12:00:00.5z", "2030-01-31T12:00:00+01:00"]
+)
+async def test_get_with_an_empty_cursor_and_a_time_finds_the_job(gateway: Served, since: str) -> None:
+    """A page may write both parameters whether it has values or not; a plus sign need not be escaped."""
+    gateway.log.publish("acme.1", ["a"])
+    status, value, _ = await gateway.call("GET", f"/v1/jobs/acme.1?cursor=&wait_s=0.5&since={since}")
+
+    assert (status, value["status"]) == (200, "completed")
+
+
+async def test_half_of_a_character_in_key_and_reason_is_replaced(gateway: Served) -> None:
+    """JSON allows it in a string, and Kafka's keys are bytes of UTF-8."""
+    job = b'{"request":{"model":"m","messages":[{}]},"key":"a' + rb"\ud800" + b'"}'
+    submitted, _, _ = await gateway.call("POST", "/v1/jobs", data=job, headers=JSON)
+    cancelled, _, _ = await gateway.call(
+        "POST", "/v1/jobs/acme.1/cancel", data=rb'{"reason":"b\ud800"}', headers=JSON
+    )
+
+    assert (submitted, cancelled) == (202, 202)
+    (_, key, _), (_, _, command) = gateway.writer.records
+    assert (key, command["reason"]) == ("a\ufffd", "b\ufffd")
 
 
 async def test_job_with_several_faults_names_all_of_them(gateway: Served) -> None:

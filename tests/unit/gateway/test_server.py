@@ -67,6 +67,7 @@ async def test_request_that_is_not_http_is_400_and_the_connection_is_closed(
     assert b"aiohttp" not in head
     assert b"application/json" in head
     assert json.loads(body)["error"]["code"] == "invalid_request"
+    assert b"x-should-retry: false" in head  # it may have been a POST
     assert CANARY not in str(logs) + received.decode()
 
 
@@ -87,6 +88,40 @@ async def test_connection_without_a_request_is_closed(
     assert await exchange(gateway, b"") == b""
     assert await exchange(gateway, b"GET / HTTP/1.1\r\nHost: ") == b""
     await eventually(lambda: gateway.server.connections == 0)
+
+
+async def test_body_that_is_announced_too_large_is_refused_before_it_is_sent(gateway: Served) -> None:
+    """Clients such as curl wait for a status before they send a large body."""
+    head = f"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ACME}\r\nContent-Type: application/json\r\n"
+    reader, writer = await asyncio.open_connection(*gateway.address)
+    writer.write(head.encode() + b"Content-Length: 1000001\r\n\r\n")
+    async with asyncio.timeout(5):
+        received = await reader.readuntil(b"}}")
+    writer.close()
+
+    assert received.startswith(b"HTTP/1.1 413 ")
+    assert json.loads(received.partition(b"\r\n\r\n")[2])["error"]["code"] == "too_large"
+
+
+@pytest.mark.parametrize(
+    ("expectation", "is_asked"), [("100-continue", True), ("100-Continue", True), ("magic", False)]
+)
+async def test_expectation_of_a_client_is_met_or_ignored(
+    gateway: Served, expectation: str, is_asked: bool
+) -> None:
+    """A client that waits is asked for the body (RFC 9110 section 10.1.1)."""
+    head = f"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ACME}\r\nContent-Type: application/json\r\n"
+    body = json.dumps(JOB).encode()
+    reader, writer = await asyncio.open_connection(*gateway.address)
+    writer.write(f"{head}Expect: {expectation}\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+    async with asyncio.timeout(5):
+        if is_asked:
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(body)
+        status = await reader.readline()
+    writer.close()
+
+    assert status == b"HTTP/1.1 202 Accepted\r\n"
 
 
 async def test_body_that_does_not_arrive_is_408(gateway: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -291,6 +291,25 @@ async def test_unsubscribe_ends_one_subscription(gateway: Served) -> None:
     assert {m["id"] for m in ends if m["type"] == "end"} == {"1", "2"}
 
 
+@pytest.mark.parametrize("cursor", [None, "3.0.w"])
+async def test_unsubscribe_before_the_feed_is_open_ends_the_subscription(
+    gateway: Served, cursor: str | None
+) -> None:
+    """A view may subscribe and be gone in one turn. The end has the cursor that the client gave."""
+    gateway.log.publish(JOB, ["a"], end=None)
+    async with websocket(gateway) as client:
+        await client.send("subscribe", id="1", job_id=JOB, cursor=cursor)
+        await client.send("unsubscribe", id="1")
+        ended = (await client.until("end"))[-1]
+        await client.send("subscribe", id="1", job_id=JOB)
+        again = await client.until("live")
+
+    # Where the feed was open already, its own cursor counts.
+    assert (ended["id"], ended["reason"]) == ("1", "unsubscribed")
+    assert again[0]["type"] == "subscribed"
+    assert gateway.log.open_feeds == 0
+
+
 async def test_subscription_whose_feed_fails_ends_alone(gateway: Served) -> None:
     """With an error and the cursor from which to subscribe again."""
     gateway.log.publish(JOB, ["a"], end=None)
@@ -432,6 +451,39 @@ async def test_id_that_is_in_use_closes_with_4400(gateway: Served) -> None:
     assert gateway.log.open_feeds == 0
 
 
+async def test_id_that_is_in_use_by_a_message_that_has_not_begun_closes_with_4400(gateway: Served) -> None:
+    """Both messages come in one read, and nothing is left of the first one."""
+    gateway.log.publish(JOB, ["a"], end=None)
+    async with websocket(gateway) as client:
+        sent = b"".join(_masked({"type": "subscribe", "id": "1", "job_id": JOB}) for _ in range(2))
+        client.socket.transport.write(sent)
+        code, _ = await client.closed()
+
+    assert code == 4400
+    assert gateway.log.open_feeds == 0
+
+
+async def test_subscription_and_its_end_in_one_read(gateway: Served) -> None:
+    """The subscription has not begun when its end is read; the end has the cursor that the client gave."""
+    gateway.log.publish(JOB, ["a"], end=None)
+    async with websocket(gateway) as client:
+        subscribe = {"type": "subscribe", "id": "1", "job_id": JOB, "cursor": "3.0.w"}
+        client.socket.transport.write(_masked(subscribe) + _masked({"type": "unsubscribe", "id": "1"}))
+        ended = await client.receive()
+        await client.send("ping")
+        pong = await client.receive()
+
+    assert ended == {"type": "end", "id": "1", "reason": "unsubscribed", "cursor": "3.0.w"}
+    assert pong == {"type": "pong"}
+
+
+def _masked(value: dict[str, Any]) -> bytes:
+    """Return a value as a text frame of a client, masked with zeros."""
+    payload = json.dumps(value).encode()
+    assert len(payload) < 126
+    return bytes([0x81, 0x80 | len(payload), 0, 0, 0, 0]) + payload
+
+
 @pytest.mark.parametrize(
     ("size", "type_", "code"), [(70_000, "auth", 1009), (1_100_000, "submit", 1009), (70_000, "submit", None)]
 )
@@ -491,6 +543,19 @@ async def test_websocket_over_the_limit_of_its_key_is_refused(tmp_path: Path) ->
     assert refused.value.response.status_code == 429
     assert code == 4429
     assert messages[0]["error"]["code"] == "too_many_streams"
+
+
+async def test_websocket_with_its_key_as_a_subprotocol_counts_as_a_request(tmp_path: Path) -> None:
+    """As it does with a header."""
+    protocols = ("streamworker.v1", f"bearer.{ACME}")
+    async with served(tmp_path, limits={"requests_per_minute": 1}) as gateway:
+        async with websocket(gateway, None, protocols=protocols):
+            pass
+        with pytest.raises(InvalidStatus) as refused:
+            async with websocket(gateway, None, protocols=protocols):
+                pass
+
+    assert refused.value.response.status_code == 429
 
 
 async def test_websocket_messages_count_as_requests(tmp_path: Path) -> None:
@@ -555,6 +620,31 @@ async def test_websocket_renewed_for_other_jobs_is_closed_with_4403(gateway: Ser
         code, _ = await client.closed()
 
     assert code == 4403
+
+
+async def test_subscription_that_opens_while_the_credential_changes_is_checked_again(
+    gateway: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new credential does not allow the job, which does not exist for it."""
+    gateway.log.publish(JOB, ["a"], end=None)
+    opened, go_on, open_feed = asyncio.Event(), asyncio.Event(), gateway.log.open
+
+    async def slowly(*arguments: Any, **options: Any) -> Any:
+        opened.set()
+        await go_on.wait()
+        return await open_feed(*arguments, **options)
+
+    monkeypatch.setattr(gateway.log, "open", slowly)
+    async with websocket(gateway) as client:
+        await client.send("subscribe", id="1", job_id=JOB)
+        await opened.wait()
+        await client.send("auth", token=OTHER)
+        await client.until("welcome")
+        go_on.set()
+        refused = await client.receive()
+
+    assert (refused["type"], refused["id"], refused["error"]["code"]) == ("error", "1", "job_not_found")
+    assert gateway.log.open_feeds == 0
 
 
 async def test_websocket_client_that_reads_nothing_is_disconnected(tmp_path: Path) -> None:
