@@ -12,7 +12,7 @@ import msgspec
 from streamworker.batch.output import EndedJob
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from streamworker.batch.identity import JobIds, JobRef
     from streamworker.config import Settings
@@ -58,6 +58,7 @@ class Kafka:
         self.follower: Follower | None = None
         self.ended: Callable[[EndedJob], None] = lambda _: None
         self.events = 0
+        self.on_ending: Callable[[], None] = lambda: None
         self.opening: Callable[[], None] = lambda: None
 
     def end(self, job_id: str, status: str, code: str = "upstream_rejected") -> None:
@@ -72,6 +73,7 @@ class Kafka:
         )
         self.endings.append(job)
         self.ended(job)
+        self.on_ending()
 
 
 class Topics:
@@ -118,7 +120,9 @@ class Topics:
                     0.001, partial(self.kafka.end, key.decode(), *status.split())
                 )
 
-    def follower(self, ids: JobIds, _: Any, wants: Callable[[JobRef], bool], on_ending: Any) -> Follower:
+    def follower(
+        self, ids: JobIds, start: Mapping[int, int], wants: Callable[[JobRef], bool], on_ending: Any
+    ) -> Follower:
         follower = self.kafka.follower = Follower()
 
         def ended(job: EndedJob) -> None:
@@ -129,11 +133,10 @@ class Topics:
 
         self.kafka.ended = ended
         if not self.kafka.lost_endings:
-            for job in list(self.kafka.endings):
+            for job in self.kafka.endings[start.get(0, 0) :]:
                 asyncio.get_running_loop().call_soon(ended, job)
         follower.tail.positions[0] = len(self.kafka.endings)
         return follower
 
     async def events_written(self) -> int:
-        self.kafka.events += 0
         return self.kafka.events
