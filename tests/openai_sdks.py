@@ -28,6 +28,9 @@ class Outcome:
     usage: dict[str, Any] | None = None
     streamworker: dict[str, Any] | None = None
     chunks: int = 0
+    events: list[str] = field(default_factory=list)
+    """The types of the events of a Responses stream."""
+
     error: dict[str, Any] | None = None
 
     @property
@@ -71,7 +74,10 @@ class Sdk(Protocol):
         stop_after: int | None = None,
         abort_after_s: float | None = None,
     ) -> Outcome:
-        """Run one chat completion. Leave the stream after `stop_after` chunks, or abort after `abort_after_s` s."""
+        """Run one chat completion, or, with `input` in the body, a streamed response of the Responses API.
+
+        Leave the stream after `stop_after` chunks, or abort after `abort_after_s` s.
+        """
         ...
 
 
@@ -116,6 +122,11 @@ class PythonSDK:
         headers: Mapping[str, str] | None,
         stop_after: int | None,
     ) -> None:
+        if "input" in body:
+            respond: Any = client.responses.create
+            async for event in await respond(**body):
+                outcome.events.append(event.type)
+            return
         create: Any = client.chat.completions.create
         answer = await create(**body, extra_headers=dict(headers or {}))
         if not body.get("stream"):

@@ -1,11 +1,11 @@
-// Runs chat completions with openai-node. Each line of standard input is a case, each line of standard output its outcome.
+// Runs chat completions with openai-node, and responses where the body has `input`. Each line of standard input is a case, each line of standard output its outcome.
 "use strict";
 const readline = require("node:readline");
 const { OpenAI } = require("openai");
 
 async function ask({ base_url, api_key, body, max_retries = 0, timeout_s = 30, headers = {}, stop_after = null, abort_after_s = null }) {
   const client = new OpenAI({ baseURL: base_url, apiKey: api_key, maxRetries: max_retries, timeout: timeout_s * 1000 });
-  const outcome = { texts: {}, calls: {}, finish: {}, usage: null, streamworker: null, chunks: 0, error: null };
+  const outcome = { texts: {}, calls: {}, finish: {}, usage: null, streamworker: null, chunks: 0, events: [], error: null };
   const gather = (choice, said) => {
     const at = String(choice.index);
     if (said.content) outcome.texts[at] = (outcome.texts[at] ?? "") + said.content;
@@ -20,6 +20,10 @@ async function ask({ base_url, api_key, body, max_retries = 0, timeout_s = 30, h
   const controller = new AbortController();
   if (abort_after_s !== null) setTimeout(() => controller.abort(), abort_after_s * 1000);
   try {
+    if ("input" in body) {
+      for await (const event of await client.responses.create(body)) outcome.events.push(event.type);
+      return outcome;
+    }
     const answer = await client.chat.completions.create(body, { headers, signal: controller.signal });
     for await (const chunk of body.stream ? answer : [answer]) {
       outcome.chunks += 1;

@@ -66,6 +66,16 @@ class Row(NamedTuple):
     code: str | None = None
     text: str = "a"
     python_calls: int | None = None  # if not as many as node's
+    events: tuple[str, ...] = ()
+    """Types of the events that a stream of the Responses API yields; the row is one of that API then."""
+
+
+FAILED = {"type": "response.failed", "sequence_number": 1, "response": {"id": "r", "object": "response"}}
+
+
+def event(type_: str, value: Any) -> bytes:
+    """Return an event of a stream of the Responses API."""
+    return b"event: " + type_.encode() + b"\n" + frame(value)
 
 
 UNREADABLE = "JSONDecodeError"
@@ -95,6 +105,19 @@ ROWS: dict[str, Row] = {
     "newlines, then a cut": Row(
         b"\n\n\n", "APIConnectionError", "TypeError", stream=False, is_cut=True, text="", python_calls=3
     ),
+    "responses: failed": Row(
+        event("response.failed", FAILED), None, None, text="", events=("response.failed",)
+    ),
+    "responses: flat error": Row(
+        event("error", ERROR | {"type": "error", "sequence_number": 1}),
+        None,
+        None,
+        text="",
+        events=("error",),
+    ),
+    "responses: error object": Row(
+        event("error", {"type": "error", "error": ERROR}), "APIError", "APIError", code="truncated"
+    ),
     **{
         f"{status}, {said}": Row(
             json.dumps({"error": ERROR}).encode(),
@@ -121,7 +144,7 @@ ROWS: dict[str, Row] = {
 
 
 class Rows:
-    """A server that answers `/<number>/chat/completions` with that row."""
+    """A server that answers `/<number>/chat/completions` and `/<number>/responses` with that row."""
 
     def __init__(self) -> None:
         self.retry_counts: list[str] = []
@@ -188,7 +211,8 @@ async def test_client_does_with_a_response_what_the_format_rests_on(sdk: Sdk, ro
     """Two tries follow the first one where the table has three calls; each names its number."""
     row, number = ROWS[name], list(ROWS).index(name)
     rows.retry_counts.clear()
-    body = {"model": "m", "messages": [], "stream": row.stream}
+    asked = {"input": "a"} if name.startswith("responses") else {"messages": []}
+    body = {"model": "m", "stream": row.stream, **asked}
     outcome = await sdk.ask(f"{rows.url}/{number}", "key", body, max_retries=2)
 
     expected = row.python if sdk.name == "python" else row.node
@@ -196,7 +220,7 @@ async def test_client_does_with_a_response_what_the_format_rests_on(sdk: Sdk, ro
     calls = (row.python_calls if sdk.name == "python" else None) or row.calls
     assert rows.retry_counts == ["0", "1", "2"][:calls]
     if expected is None:
-        assert outcome.text == row.text
+        assert (outcome.text, tuple(outcome.events)) == (row.text, row.events)
     elif row.code is not None:
         assert outcome.error is not None
         assert outcome.error["code"] == row.code
