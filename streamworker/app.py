@@ -408,8 +408,10 @@ async def _load(tokenizer: Tokenizer) -> None:
     await asyncio.to_thread(tokenizer.count, "")
 
 
-def open_tracing(settings: Settings) -> Tracing | None:
+def open_tracing(settings: Settings, service: str = "streamworker") -> Tracing | None:
     """Open the trace exporter; return None if traces are off. Call it inside the loop, and close the result.
+
+    `service` is the name of the service if the environment gives none.
 
     Raises:
         ConfigurationError: traces are on and the exporter is not installed, or its settings cannot be used.
@@ -421,7 +423,7 @@ def open_tracing(settings: Settings) -> Tracing | None:
     except ImportError as error:
         fault = f"telemetry.traces: {error.name} is not installed: pip install 'streamworker[otel]', or set it to off"
         raise ConfigurationError([fault]) from None
-    return otlp.open_tracing(settings)
+    return otlp.open_tracing(settings, service=service)
 
 
 class Drainable(Protocol):

@@ -21,14 +21,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "UNTRACED",
+    "UNTRACED_REQUESTS",
     "CancelEffect",
     "JobSpan",
     "KafkaPart",
     "LossReason",
     "Observer",
+    "RequestSpan",
+    "RequestTracer",
     "Tracer",
     "TrySpan",
     "Untraced",
+    "UntracedRequests",
     "trace_headers",
 ]
 
@@ -258,6 +262,44 @@ class Untraced:
 
 
 UNTRACED = Untraced()
+
+
+class RequestSpan(Protocol):
+    """The span of one HTTP request that submits a job."""
+
+    @property
+    def trace(self) -> Headers:
+        """Trace context of the job's record."""
+        ...
+
+    def ended(self, status: int | None, *, job_id: str | None, error: str | None) -> None:
+        """The request ended. `status` is None if its client disconnected; `error` is the code that a client was told."""
+        ...
+
+
+class RequestTracer(Protocol):
+    """Starts the spans of HTTP requests. The tracer and its spans must neither raise nor wait."""
+
+    def open_request(self, method: str, route: str, trace: Headers) -> RequestSpan:
+        """Start the span of a request. `trace` is the trace context of its headers."""
+        ...
+
+
+class UntracedRequests:
+    """A `RequestTracer` and `RequestSpan` that records nothing and passes the request's trace context on."""
+
+    def __init__(self, trace: Headers = ()) -> None:
+        self.trace = trace
+
+    def open_request(self, method: str, route: str, trace: Headers) -> UntracedRequests:  # noqa: ARG002 - part of the interface
+        """Return a span that carries the trace context of the request."""
+        return UntracedRequests(trace)
+
+    def ended(self, status: int | None, *, job_id: str | None, error: str | None) -> None:
+        pass
+
+
+UNTRACED_REQUESTS = UntracedRequests()
 
 
 def trace_headers(trace: Headers) -> dict[str, str]:

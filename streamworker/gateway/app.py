@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from aiohttp import web
 
-from streamworker.app import SystemClock
+from streamworker.app import SystemClock, open_tracing
 from streamworker.descriptors import raise_nofile_limit
 from streamworker.errors import KafkaUnavailable
 from streamworker.gateway import (
@@ -39,6 +39,7 @@ from streamworker.gateway.server import Server
 from streamworker.gateway.writer import KafkaWriter
 from streamworker.kafka.acls import RequiredAcls
 from streamworker.kafka.connection import silence_abandoned_futures
+from streamworker.observe import UNTRACED_REQUESTS
 from streamworker.redaction import Redactor
 from streamworker.telemetry import gateway_metrics as table
 from streamworker.telemetry.logging import configure_logging
@@ -51,10 +52,14 @@ if TYPE_CHECKING:
 
     from streamworker.config import Settings
     from streamworker.gateway.feeds import EventLog
+    from streamworker.observe import RequestTracer
 
 __all__ = ["GatewayApp", "application"]
 
 _CONNECT_BACKOFF_S = (0.5, 1, 2, 5)
+_SERVICE = "streamworker-gateway"
+"""The name of the service in traces, unless the environment gives one."""
+
 _HINT_S = 2.5
 """Seconds after which a connection that is still being made is logged."""
 
@@ -149,7 +154,7 @@ class GatewayApp:
         raise_nofile_limit(MAX_CONNECTIONS)
         async with AsyncExitStack() as stack:
             self._drain = Drain(self._settings.gateway.drain_s)
-            gateway = self._compose()
+            gateway = self._compose(self._open_tracing(stack))
             stack.push_async_callback(gateway.event_log.stop)
             stack.push_async_callback(self._writer_of().stop)
             if gateway.batches is not None:
@@ -172,7 +177,14 @@ class GatewayApp:
                 task.cancel()
             await asyncio.wait([connecting, draining])
 
-    def _compose(self) -> Gateway:
+    def _open_tracing(self, stack: AsyncExitStack) -> RequestTracer:
+        tracing = open_tracing(self._settings, _SERVICE)
+        if tracing is None:
+            return UNTRACED_REQUESTS
+        stack.push_async_callback(tracing.close)
+        return tracing.requests
+
+    def _compose(self, tracer: RequestTracer) -> Gateway:
         settings = self._settings
         limits = Limits()
         authenticator = Authenticator(settings, admit=limits.admit, refused=self._auth_refused)
@@ -180,7 +192,7 @@ class GatewayApp:
         topics = (settings.gateway.topic or settings.topics.jobs[0], settings.topics.control)
         self._writer = writer = KafkaWriter(settings, topics, RequiredAcls.of_gateway(settings))
         if settings.topics.results and settings.topics.batches:
-            self._batches = Batches(settings)
+            self._batches = Batches(settings, self.metrics)
         assert self._drain is not None
         return Gateway(
             settings=settings,
@@ -191,6 +203,7 @@ class GatewayApp:
             metrics=self.metrics,
             clock=self._clock,
             drain=self._drain,
+            tracer=tracer,
             batches=self._batches,
         )
 

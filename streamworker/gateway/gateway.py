@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from streamworker.gateway.errors import ApiError
+from streamworker.observe import UNTRACED_REQUESTS, RequestSpan, RequestTracer
 
 if TYPE_CHECKING:
     from streamworker.config import Settings
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
     from streamworker.ports import Clock
     from streamworker.telemetry.metrics import Metrics
 
-__all__ = ["JOB_ID", "Gateway"]
+__all__ = ["JOB_ID", "SPAN", "Gateway"]
 
 JOB_ID = web.RequestKey("job_id", str)
 """The job that a request is about, for the access log."""
+
+SPAN: web.RequestKey[RequestSpan] = web.RequestKey("span", RequestSpan)  # type: ignore[type-abstract]  # only its name is used
+"""The span of a request that submits a job."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,7 @@ class Gateway:
     metrics: Metrics
     clock: Clock
     drain: Drain
+    tracer: RequestTracer = UNTRACED_REQUESTS
     batches: Batches | None = None
     """None if batches are not configured."""
 

@@ -13,12 +13,13 @@ import msgspec
 from streamworker.errors import KafkaError, RecordTooLarge
 from streamworker.gateway.errors import ApiError
 from streamworker.gateway.feeds import FeedError, JobNotFound
+from streamworker.gateway.gateway import SPAN
 from streamworker.gateway.idempotency import Memory
 from streamworker.gateway.writer import NotAcknowledged
 from streamworker.model import ConsumerRecord, Coordinates, Rejection
 from streamworker.telemetry import gateway_metrics as table
 from streamworker.wire.control import write_cancel
-from streamworker.wire.job import JOB_ID_PATTERN, TRACE_HEADERS, read_job, trace_of
+from streamworker.wire.job import JOB_ID_PATTERN, read_job
 from streamworker.wire.json import InvalidJSON, decode, encode
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class Jobs:
 
         Raises as `submit` does, and ApiError 409 for an Idempotency-Key that was used with another body.
         """
-        trace = _trace(request)
+        trace = request[SPAN].trace
         digest = sha256(request.path.encode() + b"\n" + body).digest()
         if (given := request.headers.get("Idempotency-Key")) is not None:
             return await self._once(
@@ -319,12 +320,6 @@ def _idempotency_key(given: str) -> str:
             400, "invalid_request", f"Idempotency-Key must have 1 to {MAX_IDEMPOTENCY_KEY} characters"
         )
     return given
-
-
-def _trace(request: web.Request) -> Headers:
-    """Return the W3C trace context of a request. The worker carries it on to the upstream call and the events."""
-    given = [(name, request.headers.get(name, "")) for name in TRACE_HEADERS]
-    return trace_of(tuple((name, value.encode("ascii", "ignore")) for name, value in given if value))
 
 
 def _retry_count(request: web.Request) -> int:

@@ -16,11 +16,12 @@ from streamworker.gateway.errors import ApiError
 from streamworker.gateway.event_stream import EVENTS_PATH, closing_response
 from streamworker.gateway.feed_errors import api_error
 from streamworker.gateway.feeds import FeedError
-from streamworker.gateway.gateway import JOB_ID
+from streamworker.gateway.gateway import JOB_ID, SPAN
 from streamworker.gateway.negotiation import wants_event_stream
 from streamworker.gateway.server import SERVER, Connection
 from streamworker.redaction import without_message
 from streamworker.telemetry import gateway_metrics as table
+from streamworker.wire.job import TRACE_HEADERS, trace_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
 
     from streamworker.gateway.gateway import Gateway
+    from streamworker.model import Headers
     from streamworker.telemetry.metrics import Metrics
 
 __all__ = ["REQUEST_ID", "expect", "install"]
@@ -35,8 +37,17 @@ __all__ = ["REQUEST_ID", "expect", "install"]
 REQUEST_ID = web.RequestKey("request_id", str)
 """The client's X-Request-Id, or a new one."""
 
+_ERROR = web.RequestKey("error", str)
+"""The code of the error that the client was told."""
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 _UNKNOWN = "unknown"
+_DISCONNECTED = 499
+"""The status in the access log of a request whose client disconnected: its handler was cancelled."""
+
+_SUBMITTING = frozenset({"/v1/jobs", "/v1/chat/completions"})
+"""Routes whose POST submits a job, and has a span."""
+
 _STREAMS = frozenset({"/v1/jobs/{job_id}/events", "/v1/ws", "/v1/chat/completions"})
 """Routes whose responses last as long as a job does: they have no place in a histogram of durations."""
 
@@ -93,7 +104,8 @@ class _Around:
         given = request.headers.get("X-Request-Id", "")
         request[REQUEST_ID] = given if _REQUEST_ID.match(given) else uuid4().hex
         began = monotonic()
-        status = 499  # the client disconnected: the handler was cancelled
+        status = _DISCONNECTED
+        self._open_span(request)
         with self._gateway.drain.request():
             try:
                 response = await self._answer(request, handler)
@@ -101,6 +113,11 @@ class _Around:
             finally:
                 self._report(request, status, monotonic() - began)
         return response
+
+    def _open_span(self, request: web.Request) -> None:
+        route = _route(request)
+        if request.method == hdrs.METH_POST and route in _SUBMITTING:
+            request[SPAN] = self._gateway.tracer.open_request(request.method, route, _trace(request))
 
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if (preflight := self._cors.preflight(request)) is not None:
@@ -137,6 +154,7 @@ class _Around:
 
     def _rendered(self, request: web.Request, error: ApiError) -> web.StreamResponse:
         self._metrics.add(table.ERRORS, 1, error.code)
+        request[_ERROR] = error.code
         is_temporary = error.status in {429, 503} and error.retriable
         if is_temporary and _route(request) == EVENTS_PATH and wants_event_stream(request):
             return closing_response(error)
@@ -151,6 +169,9 @@ class _Around:
         self._metrics.add(table.REQUESTS, 1, route, method, str(status))
         if route not in _STREAMS:
             self._metrics.observe(table.REQUEST_DURATION, seconds, route)
+        if (span := request.get(SPAN)) is not None:
+            sent = None if status == _DISCONNECTED else status
+            span.ended(sent, job_id=request.get(JOB_ID), error=request.get(_ERROR))
         caller = request.get(CALLER)
         log.info(
             "gateway.request",
@@ -180,6 +201,12 @@ def _of_aiohttp(error: web.HTTPException) -> ApiError:
     if isinstance(error, web.HTTPMethodNotAllowed):
         headers["Allow"] = ", ".join(sorted(error.allowed_methods))
     return ApiError(error.status, code, message, headers=headers)
+
+
+def _trace(request: web.Request) -> Headers:
+    """Return the W3C trace context of a request. The worker carries it on to the upstream call and the events."""
+    given = [(name, request.headers.get(name, "")) for name in TRACE_HEADERS]
+    return trace_of(tuple((name, value.encode("ascii", "ignore")) for name, value in given if value))
 
 
 def _route(request: web.Request) -> str:

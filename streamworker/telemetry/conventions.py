@@ -1,7 +1,7 @@
 """Names of span attributes: OpenTelemetry's semantic conventions where they define one, else `streamworker.*`.
 
-Messaging and Kafka as of v1.44, generative AI as of v1.42. Both are still in development, so the names are defined in
-this module only.
+HTTP as of v1.44, which is stable; messaging and Kafka as of v1.44, generative AI as of v1.42. The latter are still in
+development, so the names are defined in this module only.
 """
 
 from __future__ import annotations
@@ -40,7 +40,11 @@ OPENAI: Final = "openai"
 
 # General
 ERROR_TYPE: Final = "error.type"
+HTTP_METHOD: Final = "http.request.method"
+HTTP_ROUTE: Final = "http.route"
 HTTP_STATUS: Final = "http.response.status_code"
+URL_PATH: Final = "url.path"
+URL_SCHEME: Final = "url.scheme"
 SERVER_ADDRESS: Final = "server.address"
 SERVER_PORT: Final = "server.port"
 

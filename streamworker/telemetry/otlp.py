@@ -25,7 +25,7 @@ from streamworker import __version__
 from streamworker.errors import ConfigurationError
 from streamworker.log_throttle import OutageLog
 from streamworker.redaction import Redactor
-from streamworker.telemetry.tracing import OtelTracer, server_of
+from streamworker.telemetry.tracing import OtelRequestTracer, OtelTracer, server_of
 from streamworker.text import truncate
 
 if TYPE_CHECKING:
@@ -49,10 +49,11 @@ log = structlog.get_logger()
 
 
 class Tracing:
-    """A tracer with the exporter of its spans."""
+    """The tracers of a process with the exporter of their spans."""
 
     def __init__(self, provider: TracerProvider, exporter: LoggedExporter, tracer: OtelTracer) -> None:
         self.tracer = tracer
+        self.requests = OtelRequestTracer(provider)
         self._provider = provider
         self._exporter = exporter
 
@@ -129,8 +130,12 @@ class _LastError(logging.Filter):
 _LAST_ERROR = _LastError()
 
 
-def open_tracing(settings: Settings, environ: Mapping[str, str] = os.environ) -> Tracing | None:
+def open_tracing(
+    settings: Settings, environ: Mapping[str, str] = os.environ, *, service: str = "streamworker"
+) -> Tracing | None:
     """Open the export of traces; return None if the environment turns it off. The caller closes it inside the loop.
+
+    `service` is the name of the service if the environment gives none.
 
     Raises:
         ConfigurationError: the environment selects an exporter or a protocol that is not supported.
@@ -141,7 +146,7 @@ def open_tracing(settings: Settings, environ: Mapping[str, str] = os.environ) ->
         raise ConfigurationError(faults)
     exporter = LoggedExporter(OTLPSpanExporter(), Redactor(_secrets(environ)))
     # No handler at exit: it would wait for a collector that is down after everything else has ended.
-    provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
+    provider = TracerProvider(resource=_resource(service), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter))
     servers = {name: server_of(upstream.base_url) for name, upstream in settings.upstreams.items()}
     return Tracing(provider, exporter, OtelTracer(provider, group=settings.worker.group_id, servers=servers))
@@ -166,9 +171,9 @@ def _faults(environ: Mapping[str, str]) -> list[str]:
     return faults
 
 
-def _resource() -> Resource:
+def _resource(service: str) -> Resource:
     """Describe this service; the environment overrides it."""
-    own = {"service.name": "streamworker", "service.version": __version__}
+    own = {"service.name": service, "service.version": __version__}
     return Resource.create({**own, **OTELResourceDetector().detect().attributes})
 
 

@@ -1,4 +1,4 @@
-"""Spans: one per delivery of a job, with one child per upstream call.
+"""Spans: one per delivery of a job, with one child per upstream call; and one per request that submits a job to a gateway.
 
 Contexts are passed as arguments and never stored in the task: thousands of jobs share an event loop. Attributes hold no
 free text: names are truncated, and neither an upstream's messages nor content are recorded.
@@ -31,12 +31,22 @@ if TYPE_CHECKING:
     from streamworker.model import Headers, Job, JobError, Rejection, UsageEvent
     from streamworker.stream.attempt import Attempt
 
-__all__ = ["OtelJobSpan", "OtelTracer", "OtelTrySpan", "Server", "server_of"]
+__all__ = [
+    "OtelJobSpan",
+    "OtelRequestSpan",
+    "OtelRequestTracer",
+    "OtelTracer",
+    "OtelTrySpan",
+    "Server",
+    "server_of",
+]
 
 _NAME_BYTES = 200
 _REASON_BYTES = 64
 _MAX_REASONS = 16
 _CRASHED = "crashed"
+_DISCONNECTED = "disconnected"
+_HTTP = "http"
 _MAX_TOKENS = 1 << 53  # exact in JSON; a value above 63 bits would make the encoding of the whole batch fail
 
 _W3C = TraceContextTextMapPropagator()
@@ -182,6 +192,51 @@ class OtelTrySpan:
             **_answer(attempt),
         }
         _end(self._span, attributes, None if cause is None else cause.code, self._now_ns())
+
+
+class OtelRequestTracer:
+    """Implement `streamworker.observe.RequestTracer`. `now_ns` is since the epoch."""
+
+    def __init__(self, provider: TracerProvider, *, now_ns: Callable[[], int] = time.time_ns) -> None:
+        self._tracer = provider.get_tracer("streamworker", __version__)
+        self._now_ns = now_ns
+
+    def open_request(self, method: str, route: str, trace: Headers) -> OtelRequestSpan:
+        """Start the span of a request, as a child of the span in its headers. `route` has no parameters."""
+        span = self._tracer.start_span(
+            f"{method} {route}",
+            _W3C.extract(trace_headers(trace)),
+            SpanKind.SERVER,
+            {
+                names.HTTP_METHOD: method,
+                names.HTTP_ROUTE: route,
+                names.URL_PATH: route,
+                names.URL_SCHEME: _HTTP,
+            },
+            start_time=self._now_ns(),
+        )
+        return OtelRequestSpan(span, self._now_ns)
+
+
+class OtelRequestSpan:
+    """Implement `streamworker.observe.RequestSpan`."""
+
+    def __init__(self, span: Span, now_ns: Callable[[], int]) -> None:
+        self._span = span
+        self._now_ns = now_ns
+        self.trace = _headers(set_span_in_context(span))
+
+    def ended(self, status: int | None, *, job_id: str | None, error: str | None) -> None:
+        """End the span. Its status is an error where the response's is one of the server, as the conventions say."""
+        attributes: dict[str, AttributeValue | None] = {
+            names.HTTP_STATUS: status,
+            names.JOB_ID: job_id,
+            names.ERROR_TYPE: _DISCONNECTED if status is None else error,
+        }
+        self._span.set_attributes({name: value for name, value in attributes.items() if value is not None})
+        if status is not None and status >= 500:
+            self._span.set_status(Status(StatusCode.ERROR))
+        self._span.end(self._now_ns())
 
 
 def server_of(base_url: str) -> Server:

@@ -8,6 +8,7 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from tests.collector import Collector, value_of
+from tests.integration.gateways import gateway, open_keys
 from tests.integration.stage import Stage
 
 if TYPE_CHECKING:
@@ -93,6 +94,42 @@ async def test_trace_connects_submitter_job_calls_upstream_and_events(
     others = [span for span in collector.spans if span.trace_id.hex() != TRACE_ID]
     assert {len(others), len({span.trace_id for span in others})} == {2, 1}
     assert {value_of(resource, "service.name") for resource in collector.resources} == {"chat-workers"}
+    assert b"prompt of" not in b"".join(span.SerializeToString() for span in collector.spans)
+
+
+async def test_trace_connects_the_client_of_a_gateway_with_the_job(
+    apache: Stage, collector: Collector, tmp_path: Path
+) -> None:
+    """The client's span, the request's, the delivery's and the call's are one line of descent."""
+    open_keys(apache, tmp_path)
+    await apache.open()
+    headers = {"traceparent": TRACE[0][1].decode()}
+    request = {"model": "practice?deltas=2", "messages": [{"role": "user", "content": "prompt of mine"}]}
+    over = {"telemetry__traces": "otlp"}
+    async with apache.worker(**over), gateway(apache, **over) as served:
+        answer = await served.http.post("/v1/jobs", json={"request": request}, headers=headers)
+        chat = await served.http.post("/v1/chat/completions", json=request, headers=headers)
+        await apache.ended(answer.json()["job_id"], chat.headers["Streamworker-Job-Id"])
+
+    by_kind = {
+        kind: [span for span in collector.spans if span.kind == kind]
+        for kind in (Span.SPAN_KIND_SERVER, Span.SPAN_KIND_CONSUMER, Span.SPAN_KIND_CLIENT)
+    }
+    assert {span.trace_id.hex() for span in collector.spans} == {TRACE_ID}
+    assert [len(spans) for spans in by_kind.values()] == [2, 2, 2]
+    requests = {span.name: span for span in by_kind[Span.SPAN_KIND_SERVER]}
+    assert {span.parent_span_id.hex() for span in requests.values()} == {PARENT_ID}
+    ids = {
+        "POST /v1/jobs": answer.json()["job_id"],
+        "POST /v1/chat/completions": chat.headers["Streamworker-Job-Id"],
+    }
+    for name, job_id in ids.items():
+        assert value_of(requests[name], "streamworker.job.id") == job_id
+        [job] = [
+            one for one in by_kind[Span.SPAN_KIND_CONSUMER] if value_of(one, "streamworker.job.id") == job_id
+        ]
+        assert job.parent_span_id == requests[name].span_id
+        assert job.span_id in {span.parent_span_id for span in by_kind[Span.SPAN_KIND_CLIENT]}
     assert b"prompt of" not in b"".join(span.SerializeToString() for span in collector.spans)
 
 

@@ -18,6 +18,7 @@ from streamworker.gateway.jobs import Jobs
 from streamworker.gateway.keys import digest_of
 from streamworker.gateway.limits import Limits
 from streamworker.gateway.server import Server
+from streamworker.observe import UNTRACED_REQUESTS
 from streamworker.telemetry import gateway_metrics as table
 from streamworker.telemetry.metrics import PREFIX, Metrics
 from tests.unit.gateway.memory import MemoryLog, MemoryWriter
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
+    from streamworker.observe import RequestTracer
     from tests.unit.gateway.batches import MemoryBatches
 
 ACME, OTHER, ALL, READ_ONLY = "swk_acme-key", "swk_other-key", "swk_all-key", "swk_read-only-key"
@@ -118,6 +120,7 @@ async def served(
     *,
     limits: Mapping[str, int] | None = None,
     batches: MemoryBatches | None = None,
+    tracer: RequestTracer = UNTRACED_REQUESTS,
     **settings: Any,
 ) -> AsyncIterator[Served]:
     """Serve a gateway; `settings` are those of `[gateway]`."""
@@ -140,6 +143,7 @@ async def served(
         metrics=metrics,
         clock=SystemClock(),
         drain=Drain(loaded.gateway.drain_s),
+        tracer=tracer,
         batches=batches,  # type: ignore[arg-type]  # in memory
     )
     running: list[Server] = []

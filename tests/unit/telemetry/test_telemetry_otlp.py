@@ -93,6 +93,23 @@ async def test_traces_at_close_are_flushed_with_the_service_as_resource(trace_to
     assert value_of(resource, "service.version") == __version__
 
 
+async def test_traces_of_a_gateway_have_a_service_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    """Unless the environment names one."""
+    with Collector() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
+        tracing = open_tracing(settings, service="streamworker-gateway")
+        assert tracing is not None
+        span = tracing.requests.open_request("POST", "/v1/jobs", ())
+        span.ended(202, job_id="j", error=None)
+        await tracing.close()
+
+    [resource] = collector.resources
+    assert value_of(resource, "service.name") == "streamworker-gateway"
+    assert [span.name for span in collector.spans] == ["POST /v1/jobs"]
+
+
 async def test_traces_with_a_configured_service_name_carry_it(trace_to: Any) -> None:
     """OpenTelemetry's standard variables have precedence."""
     with Collector() as collector:
