@@ -112,6 +112,7 @@ class KafkaEventLog:
             on_committed=self._read_committed,
             on_lost=self._lose,
             on_paused=self._forget_undecided,
+            on_replaced=self._begin_anew,
             reads_all=options.reads_all,
             idle_s=options.idle_s,
             acls=acls,
@@ -134,6 +135,7 @@ class KafkaEventLog:
         self._has_append_time = False
         self._reported_size = 0
         self._home: frozenset[int] = frozenset()
+        self._replaced_ms = 0
         self._is_ready = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -153,9 +155,7 @@ class KafkaEventLog:
             raise
         for reader in (self._followed.tail, self._followed.committed_tail):
             reader.crashed.add_done_callback(self._crashed)
-        self._home = home_partitions(
-            self._options.home_name, self._options.home_count, self._followed.partitions
-        )
+        self._choose_home()
         self._is_ready = True
         self._observer.followed_changed(self._followed.active)
 
@@ -170,6 +170,11 @@ class KafkaEventLog:
         await self._replays.stop()
         await self._followed.stop()
         await self._scanner.stop()
+
+    def _choose_home(self) -> None:
+        self._home = home_partitions(
+            self._options.home_name, self._options.home_count, self._followed.partitions
+        )
 
     def _crashed(self, crashed: asyncio.Future[None]) -> None:
         if not crashed.cancelled() and (error := crashed.exception()) is not None:
@@ -263,14 +268,16 @@ class KafkaEventLog:
             feed = await self._searched(job_id, since_ms)
         except JobNotFound:
             raise CursorLost(job_id, str(cursor)) from None
-        if feed.mailbox.opening is Opening.EMPTY:
+        if (
+            feed.mailbox.opening is Opening.EMPTY and not cursor.is_place
+        ):  # else the job may have no event yet
             feed.close()
             raise CursorLost(job_id, str(cursor))
         return feed
 
     async def _resumed(self, job_id: str, cursor: Cursor) -> JobFeed | None:
         """Open a feed behind a cursor; None if what it names is not there."""
-        if cursor.partition not in self._partitions(job_id):
+        if cursor.partition not in self._partitions(job_id) or self._is_of_former_topic(job_id, cursor):
             return None
         await self._acquire(cursor.partition)
         try:
@@ -284,6 +291,10 @@ class KafkaEventLog:
             return feed
         feed.close()
         return None
+
+    def _is_of_former_topic(self, job_id: str, cursor: Cursor) -> bool:
+        """Whether a place may be one of the log before the topic was replaced. A cursor of an event is compared."""
+        return cursor.is_place and (submitted_ms(job_id) or 0) < self._replaced_ms
 
     async def _is_in_log(self, cursor: Cursor) -> bool:
         """Whether the log reaches from the cursor's offset to the tail. What is in memory needs no request."""
@@ -524,6 +535,12 @@ class KafkaEventLog:
         self._known = OrderedDict((key, at) for key, at in self._known.items() if at[0] != partition)
         for mailbox in [one for one in self._feeds if one.partition == partition]:
             self._failed([mailbox], FeedLost(mailbox.job_id))
+
+    def _begin_anew(self) -> None:
+        """Forget the jobs of a topic that was replaced. A cursor of before it names a place in another log."""
+        self._replaced_ms = time.time_ns() // 1_000_000
+        self._ended = EndedJobs()
+        self._choose_home()
 
     def _forget_undecided(self, partition: int) -> None:
         """Forget what the committed reader has not passed: when the partition is read again, it begins later."""

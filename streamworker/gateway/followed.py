@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import structlog
+
+from streamworker.errors import KafkaError
 from streamworker.kafka.tail import TopicTail
 from streamworker.model import TopicPartition
 
@@ -27,13 +31,22 @@ _FETCH_WAIT_MS = 100
 
 _SWEEP_S = 5.0
 
+_WATCH_S = 5.0
+"""How often the topic's id is compared while partitions are read."""
+
+log = structlog.get_logger()
+
 
 class FollowedPartitions:
     """The tail and the committed reader of one topic.
 
     `on_tail(partition, records, begin, end)` and `on_committed(…)` are called with every record from `begin` to before
     `end` that the reader returns; `on_lost(partition)` where the log lost its end; `on_paused(partition)` when a
-    partition is read no longer.
+    partition is read no longer; `on_replaced()` after the topic was deleted and created again, behind an `on_lost` for
+    each of its partitions.
+
+    Offsets of a topic that was replaced mean other records, and the new log may be longer than the old one was. So the
+    topic's id is compared, every few seconds and before a paused partition is read again.
     """
 
     def __init__(
@@ -46,6 +59,7 @@ class FollowedPartitions:
         on_committed: Callable[[int, Sequence[FetchedRecord], int, int], None],
         on_lost: Callable[[int], None],
         on_paused: Callable[[int], None],
+        on_replaced: Callable[[], None],
         reads_all: bool = False,
         idle_s: float = IDLE_S,
         acls: RequiredAcls | None = None,
@@ -53,7 +67,7 @@ class FollowedPartitions:
         self.topic = topic
         self._scanner = scanner
         self._on_tail, self._on_committed = on_tail, on_committed
-        self._on_lost, self._on_paused = on_lost, on_paused
+        self._on_lost, self._on_paused, self._on_replaced = on_lost, on_paused, on_replaced
         self._reads_all = reads_all
         self._idle_s = idle_s
         self.tail = TopicTail(
@@ -80,7 +94,10 @@ class FollowedPartitions:
         self._idle_since: dict[int, float] = {}
         self._active: set[int] = set()
         self._activating: dict[int, asyncio.Lock] = {}
-        self._sweeper: asyncio.Task[None] | None = None
+        self._topic_id: bytes | None = None
+        self._comparing = asyncio.Lock()
+        self._has_lost = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Connect both readers. Raises KafkaError."""
@@ -91,13 +108,18 @@ class FollowedPartitions:
         self._tail = dict(self.tail.positions)
         if self._reads_all:
             self._active = set(self._tail)
-        self._sweeper = asyncio.create_task(self._sweep(), name="pause idle partitions")
+        self._topic_id = await self._scanner.topic_id(self.topic)
+        self._tasks = [
+            asyncio.create_task(self._sweep(), name="pause idle partitions"),
+            asyncio.create_task(self._watch(), name=f"compare the id of {self.topic}"),
+        ]
 
     async def stop(self) -> None:
         """Close both readers. Bounded in time; never raises."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.wait([self._sweeper])
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         await asyncio.gather(self.tail.stop(), self.committed_tail.stop())
 
     @property
@@ -112,11 +134,11 @@ class FollowedPartitions:
 
     def tail_position(self, partition: int) -> int:
         """Return the offset up to which the tail's records were passed on."""
-        return self._tail[partition]
+        return self._tail.get(partition, 0)
 
     def committed_position(self, partition: int) -> int:
         """Return the offset up to which the committed reader's records were passed on."""
-        return self._committed[partition]
+        return self._committed.get(partition, 0)
 
     async def acquire(self, partition: int) -> None:
         """Read a partition, until `release` was called as often as this. Raises KafkaError."""
@@ -140,6 +162,7 @@ class FollowedPartitions:
             self._idle_since[partition] = asyncio.get_running_loop().time()
 
     async def _activate(self, partition: int) -> None:
+        await self._compare_topic_id()
         at = TopicPartition(self.topic, partition)
         # In this order: what is committed in between is above the committed reader's position, which reports it.
         committed = await self._scanner.end(at, committed_only=True)
@@ -160,6 +183,47 @@ class FollowedPartitions:
                 if not self._users[partition] and not lock.locked() and self._idle_since[partition] <= before:
                     self._pause(partition)
 
+    # Replacement of the topic
+
+    async def _watch(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_WATCH_S):
+                    await self._has_lost.wait()
+            self._has_lost.clear()
+            if self._active:
+                try:
+                    await self._compare_topic_id()
+                except KafkaError as error:
+                    log.debug("gateway.topic_not_compared", topic=self.topic, reason=str(error))
+
+    async def _compare_topic_id(self) -> None:
+        """Begin anew if the topic is not the one that was read before. Raises KafkaError."""
+        async with self._comparing:
+            topic_id = await self._scanner.topic_id(self.topic)
+            if topic_id is None or topic_id == self._topic_id:
+                return
+            if self._topic_id is not None:
+                await self._begin_anew()
+            self._topic_id = topic_id
+
+    async def _begin_anew(self) -> None:
+        partitions = await self._scanner.partitions(self.topic)
+        log.warning(
+            "gateway.topic_replaced",
+            topic=self.topic,
+            partitions=partitions,
+            meaning="cursors of before are lost, and streams of running jobs have to begin again",
+        )
+        before = set(self._tail)
+        self.tail.restart(partitions)
+        self.committed_tail.restart(partitions)
+        self._tail, self._committed = dict(self.tail.positions), dict(self.committed_tail.positions)
+        self._active &= self._tail.keys()
+        for partition in before:
+            self._on_lost(partition)
+        self._on_replaced()
+
     def _pause(self, partition: int) -> None:
         self._active.discard(partition)
         self.tail.pause(partition)
@@ -173,6 +237,7 @@ class FollowedPartitions:
         self._tail[partition] = end
         if records and records[0].offset < begin:
             self._on_lost(partition)
+            self._has_lost.set()
             begin = records[0].offset
         if partition in self._active:
             self._on_tail(partition, records, begin, end)
@@ -182,6 +247,7 @@ class FollowedPartitions:
         self._committed[partition] = end
         if records and records[0].offset < begin:
             self._on_lost(partition)
+            self._has_lost.set()
             begin = records[0].offset
         if partition in self._active:
             self._on_committed(partition, records, begin, end)

@@ -16,11 +16,13 @@ from streamworker.errors import KafkaRefused
 from streamworker.kafka.clients import new_consumer
 from streamworker.kafka.compat import (
     AbortedRecord,
+    client_of,
     fetch_all_metadata,
     positions_of,
     return_aborted_records,
 )
 from streamworker.kafka.errors import translate_errors
+from streamworker.kafka.topic_ids import read_topic_ids
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -75,6 +77,15 @@ class LogScanner:
         if not (partitions := cluster.partitions_for_topic(topic)):
             raise KafkaRefused(f"topic {topic} does not exist: create it with `streamworker topics create`")
         return len(partitions)
+
+    async def topic_id(self, topic: str) -> bytes | None:
+        """Return the topic's id, which another topic of the same name does not have. Raises KafkaError.
+
+        None if there is no such topic now, or if the brokers are older than Kafka 3.0.
+        """
+        scout = await self._scout(committed_only=False)
+        with translate_errors(f"reading the id of {topic}", self._acls):
+            return (await read_topic_ids(client_of(scout), [topic])).get(topic)
 
     async def end(self, partition: TopicPartition, *, committed_only: bool) -> int:
         """Return the offset after the last record, or after the last one that is committed. Raises KafkaError."""

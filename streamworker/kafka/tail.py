@@ -80,6 +80,7 @@ class TopicTail:
         self._fetch_wait_ms = fetch_wait_ms
         self._paused: set[int] = set()
         self._assigned: set[int] = set()
+        self._has_lost_partitions = False
         self._consumer: Consumer | None = None
         self._task: asyncio.Task[None] | None = None
         self._outages = OutageLog("tail.recovered", topic=topic, isolation=self._isolation)
@@ -118,6 +119,15 @@ class TopicTail:
             if self._consumer is not None:
                 self._consumer.seek(KafkaTopicPartition(self.topic, partition), offset)
 
+    def restart(self, partitions: int) -> None:
+        """Read a topic from its beginning that was replaced by another one of the same name with so many partitions."""
+        for number in [one for one in self.positions if one >= partitions]:
+            del self.positions[number]
+            self._assigned.discard(number)
+            self._has_lost_partitions = True
+        for number in self.positions:
+            self.move(number, 0)
+
     # The task
 
     def _report_crash(self, task: asyncio.Task[None]) -> None:
@@ -140,8 +150,14 @@ class TopicTail:
         while True:
             with translate_errors(f"reading {self.topic}", self._acls):
                 batches = await self._fetch(consumer)
+            if self._has_lost_partitions:  # the consumer's metadata may still name them
+                self._has_lost_partitions = False
+                raise KafkaUnavailable(
+                    f"reading {self.topic}: it was replaced by a topic with fewer partitions"
+                )
             for partition, records in batches.items():
-                self._advance(partition.partition, records, records[-1].offset + 1)
+                if partition.partition in self.positions:
+                    self._advance(partition.partition, records, records[-1].offset + 1)
             self._pass_hidden_records(positions_of(consumer))
             if batches:
                 self._outages.worked()
@@ -164,7 +180,7 @@ class TopicTail:
     def _pass_hidden_records(self, positions: Mapping[KafkaTopicPartition, int]) -> None:
         known = self.positions
         for partition, position in positions.items():
-            if position > known[partition.partition]:
+            if position > known.get(partition.partition, position):
                 self._advance(partition.partition, (), position)
 
     # Connections

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiokafka import TopicPartition as KafkaTopicPartition
-from aiokafka.admin import RecordsToDelete
+from aiokafka.admin import NewTopic, RecordsToDelete
 
 from streamworker.client.ids import new_job_id
 from streamworker.config import KafkaSettings
@@ -20,6 +20,7 @@ from streamworker.gateway.feeds import (
     BrokerUnavailable,
     CursorLost,
     FeedEvent,
+    FeedLost,
     InvalidCursor,
     JobNotFound,
     Replay,
@@ -74,11 +75,14 @@ class Topic:
 
     def __init__(self, broker: ApacheKafka, name: str, writer: Any) -> None:
         self.broker, self.name, self.writer = broker, name, writer
+        self.partitions = PARTITIONS
 
     async def write(self, job_id: str, *values: bytes) -> int:
         """Write events of a job; return the offset of the first one."""
         sent = [
-            await self.writer.send(self.name, value, key=job_id.encode(), partition=home(job_id, PARTITIONS))
+            await self.writer.send(
+                self.name, value, key=job_id.encode(), partition=home(job_id, self.partitions)
+            )
             for value in values
         ]
         return int((await asyncio.gather(*sent))[0].offset)
@@ -87,6 +91,17 @@ class Topic:
         """Write a whole job."""
         values = [delta(job_id, seq) for seq in range(1, deltas + 1)]
         return await self.write(job_id, started(job_id), *values, ended(job_id, deltas + 1))
+
+    async def replace(self, partitions: int = PARTITIONS) -> None:
+        """Delete the topic and create it again under its name."""
+        self.partitions = partitions
+        async with admin(self.broker) as client, asyncio.timeout(20):
+            await client.delete_topics([self.name])
+            new = NewTopic(self.name, partitions, 1)
+            while (await client.create_topics([new])).topic_errors[0][1]:  # noqa: ASYNC110 - there is no event for it
+                await asyncio.sleep(0.05)
+            while len(await self.writer.partitions_for(self.name)) != partitions:
+                await self.writer.client.force_metadata_update()
 
     async def delete_before(self, partition: int, offset: int) -> None:
         """Delete the records before an offset, as retention does."""
@@ -554,6 +569,79 @@ async def test_event_log_position_cursor_skips_what_was_searched(topic: Topic) -
         assert event is not None
         assert resumed.place() == event.cursor == resumed.cursor
         assert feed.place() in {before, feed.cursor, resumed.resumed_from}
+
+
+@pytest.mark.parametrize("is_followed", [True, False], ids=["followed", "paused"])
+@pytest.mark.parametrize("new_jobs", [0, 1, 20], ids=["empty", "shorter", "longer"])
+async def test_event_log_reads_a_topic_that_was_replaced_from_its_start(
+    topic: Topic, monkeypatch: pytest.MonkeyPatch, new_jobs: int, is_followed: bool
+) -> None:
+    """Feeds of before end, their cursors are lost, and jobs of the new topic are found, whatever their offsets are."""
+    monkeypatch.setattr("streamworker.gateway.followed._WATCH_S", 0.1)
+    old, queued = new_job_id(), new_job_id()
+    after = [new_job_id() for _ in range(new_jobs)]
+    counts = Counts()
+    async with topic.log(counts, idle_s=30 if is_followed else 0.05) as log:
+        place = await log.place(queued)
+        await topic.write_job(old, deltas=12)
+        events = await rest(await log.open(old))
+        feed = await log.open(old, cursor=events[3].cursor) if is_followed else None
+        await eventually(lambda: is_followed or counts.followed == 0)
+        await topic.replace()
+        for job_id in after:
+            await topic.write_job(job_id)
+        for job_id in after:
+            assert seqs(await rest(await log.open(job_id))) == [0, 1, 2, 3, 4]
+        waiting = await log.open(queued, cursor=place)
+        await eventually(lambda: not is_followed or not log._feeds.keys() - {waiting.mailbox})
+        with pytest.raises(CursorLost):
+            await log.open(old, cursor=events[3].cursor)
+        await topic.write_job(queued)
+        assert seqs(await rest(waiting)) == [0, 1, 2, 3, 4]
+        if feed is not None:
+            with pytest.raises(FeedLost):
+                await rest(feed)
+
+
+async def test_event_log_distrusts_a_place_of_before_the_topic_was_replaced(
+    topic: Topic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its job's events may be before it in the new log, which is longer."""
+    monkeypatch.setattr("streamworker.gateway.followed._WATCH_S", 0.1)
+    job_id, last = new_job_id(), new_job_id()
+    other = next(one for one in iter(new_job_id, "") if home(one) == home(job_id))
+    async with topic.log(idle_s=0.05) as log:
+        await topic.write_job(other)
+        place = await log.place(job_id)
+        await topic.replace()
+        await topic.write_job(job_id)
+        await topic.write_job(other, deltas=20)
+        await rest(await log.open(other))
+        assert seqs(await rest(await log.open(job_id, cursor=place))) == [0, 1, 2, 3, 4]
+        await topic.write_job(last)
+        assert seqs(await rest(await log.open(last))) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+async def test_event_log_reads_a_topic_that_was_replaced_by_one_with_other_partitions(
+    topic: Topic, monkeypatch: pytest.MonkeyPatch, partitions: int
+) -> None:
+    """Jobs are looked for in the partitions that the new topic has."""
+    monkeypatch.setattr("streamworker.gateway.followed._WATCH_S", 0.1)
+    monkeypatch.setattr("streamworker.kafka.tail._METADATA_MAX_AGE_MS", 500)
+    before = [new_job_id() for _ in range(4)]
+    async with topic.log() as log:
+        for job_id in before:
+            await topic.write_job(job_id)
+            await rest(await log.open(job_id))
+        await topic.replace(partitions)
+        await eventually(lambda: log._followed.partitions == partitions)
+        after = [new_job_id() for _ in range(8)]
+        for job_id in after:
+            await topic.write_job(job_id)
+        assert len({log.partition(job_id) for job_id in after}) > 1 or partitions == 1
+        for job_id in after:
+            assert seqs(await rest(await log.open(job_id))) == [0, 1, 2, 3, 4]
 
 
 async def test_event_log_of_a_topic_that_does_not_exist_says_so(topic: Topic) -> None:
