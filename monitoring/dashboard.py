@@ -203,6 +203,16 @@ ROWS: dict[str, list[Panel]] = {
         }),
         Panel("Searches", "Duration of searches for a job's first event, by outcome.", "s", quantiles("gateway_search_duration_seconds", "outcome")),
         Panel("Followed partitions", "Partitions of the events topic that each gateway reads.", "none", {"{{instance}}": worst("gateway_partitions_followed", "instance")}),
+        Panel("Batches", "Batches that the gateways keep and that have not ended, by status, and those that run.", "none", {
+            "{{status}}": worst("gateway_batches", "status", where='status=~"validating|in_progress|finalizing|cancelling"'),
+            "running": total("gateway_batches_running"),
+        }),
+        Panel("Batch lines", "Lines of batches that have ended by outcome, batches that have ended by status, and runs that failed by cause.", "cps", {
+            "{{outcome}}": rate("gateway_batch_lines_total", "outcome"),
+            "batches {{status}}": rate("gateway_batches_ended_total", "status"),
+            "failed runs: {{cause}}": rate("gateway_batch_run_failures_total", "cause"),
+        }),
+        Panel("Batch duration", "From the creation of a batch to its end.", "s", quantiles("gateway_batch_duration_seconds", "status")),
         Panel("Recent events", "Recent records in memory, for clients that reconnect; 128 MiB at most.", "bytes", {"{{instance}}": worst("gateway_history_bytes", "instance")}),
     ],
 }  # fmt: skip

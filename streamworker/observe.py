@@ -273,7 +273,7 @@ class RequestSpan(Protocol):
         ...
 
     def ended(self, status: int | None, *, job_id: str | None, error: str | None) -> None:
-        """The request ended. `status` is None if its client disconnected; `error` is the code that a client was told."""
+        """The request ended. `status` is None if its client disconnected; `error` is the code in an error response."""
         ...
 
 

@@ -533,6 +533,16 @@ class BatchSettings(Section):
     max_file_bytes: int = Field(
         200_000_000, ge=1, description="size of an uploaded file; a larger one is refused"
     )
+    max_files: int = Field(
+        10_000,
+        ge=1,
+        description="files that the gateway keeps for one tenant, those of results included; a further upload is refused",
+    )
+    max_batches: int = Field(
+        10_000,
+        ge=1,
+        description="batches that the gateway keeps for one tenant, ended ones included; a further one is refused",
+    )
     max_lines: int = Field(50_000, ge=1, description="lines of a batch; a longer one fails in validation")
     window: int = Field(
         1000,

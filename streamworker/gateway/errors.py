@@ -52,6 +52,8 @@ CODES: Mapping[str, Code] = {
     "upgrade_required": _code(426),
     "too_many_requests": _code(429, retriable=True),
     "too_many_streams": _code(429, retriable=True),
+    "too_many_files": _code(429),
+    "too_many_batches": _code(429),
     "rate_limited": _code(429, retriable=True),
     "not_configured": _code(501),
     # The gateway and Kafka

@@ -26,7 +26,7 @@ __all__ = ["JOB_ID", "SPAN", "Gateway"]
 JOB_ID = web.RequestKey("job_id", str)
 """The job that a request is about, for the access log."""
 
-SPAN: web.RequestKey[RequestSpan] = web.RequestKey("span", RequestSpan)  # type: ignore[type-abstract]  # only its name is used
+SPAN: web.RequestKey[RequestSpan] = web.RequestKey("span", RequestSpan)
 """The span of a request that submits a job."""
 
 

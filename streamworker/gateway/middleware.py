@@ -38,7 +38,7 @@ REQUEST_ID = web.RequestKey("request_id", str)
 """The client's X-Request-Id, or a new one."""
 
 _ERROR = web.RequestKey("error", str)
-"""The code of the error that the client was told."""
+"""The code of the error in the response."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 _UNKNOWN = "unknown"

@@ -120,7 +120,7 @@ class TopicTail:
                 self._consumer.seek(KafkaTopicPartition(self.topic, partition), offset)
 
     def restart(self, partitions: int) -> None:
-        """Read a topic from its beginning that was replaced by another one of the same name with so many partitions."""
+        """Read a topic from its beginning that was replaced by another one of the same name, which has `partitions` partitions."""
         for number in [one for one in self.positions if one >= partitions]:
             del self.positions[number]
             self._assigned.discard(number)

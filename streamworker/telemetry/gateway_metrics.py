@@ -25,6 +25,10 @@ __all__ = [
 ]
 
 
+BATCH_BUCKETS = tuple(float(4**n) for n in range(10))
+"""Up to three days."""
+
+
 def _counter(name: str, help_: str, *labels: str) -> Definition:
     return Definition("counter", f"gateway_{name}", help_, labels)
 
@@ -107,6 +111,29 @@ HISTORY_BYTES = _gauge(
     "history_bytes", "Bytes of recent event records in memory, for clients that reconnect."
 )
 
+# Batches
+BATCHES = _gauge(
+    "batches",
+    "Batches that the gateway keeps, by status. Every gateway knows all of them and reports the same number.",
+    "status",
+)
+BATCHES_RUNNING = _gauge("batches_running", "Batches that this gateway runs now.")
+BATCHES_ENDED = _counter("batches_ended_total", "Batches that this gateway has ended, by status.", "status")
+BATCH_DURATION = _histogram(
+    "batch_duration_seconds",
+    "Time from the creation of a batch to its end, by status.",
+    "status",
+    buckets=BATCH_BUCKETS,
+)
+BATCH_LINES = _counter(
+    "batch_lines_total", "Lines of batches that have ended, by outcome: completed or failed.", "outcome"
+)
+BATCH_RUN_FAILURES = _counter(
+    "batch_run_failures_total",
+    "Runs of batches that failed and start again, by cause: unavailable (Kafka or the store), or crashed, which is a bug.",
+    "cause",
+)
+
 GATEWAY_TABLE = (
     REQUESTS,
     REQUEST_DURATION,
@@ -128,6 +155,12 @@ GATEWAY_TABLE = (
     SEARCH_DURATION,
     MAILBOX_OVERFLOWS,
     HISTORY_BYTES,
+    BATCHES,
+    BATCHES_RUNNING,
+    BATCHES_ENDED,
+    BATCH_DURATION,
+    BATCH_LINES,
+    BATCH_RUN_FAILURES,
     UNACKNOWLEDGED,
     KAFKA_FAILURES,
     READY,

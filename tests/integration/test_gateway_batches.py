@@ -14,6 +14,7 @@ import pytest
 from openai.types.chat import ChatCompletion
 
 from streamworker.gateway.app import GatewayApp
+from streamworker.telemetry.metrics import PREFIX
 from tests.integration.batches import calls_by_prompt, request
 from tests.integration.gateways import gateway_process
 from tests.integration.stage import eventually
@@ -47,6 +48,11 @@ class Served:
             url = f"http://127.0.0.1:{self.app.port}/v1"
             self._clients[key] = openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=5, timeout=LIMIT_S)
         return self._clients[key]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return the value of one of the gateway's metrics; 0 if its series does not exist."""
+        registry = self.app.metrics.registry
+        return registry.get_sample_value(f"{PREFIX}gateway_{name}", labels) or 0.0
 
     async def close(self) -> None:
         """Close the clients."""
@@ -142,6 +148,12 @@ async def test_openai_client_runs_a_batch_unchanged(stage: Stage, tmp_path: Path
         output, errors = await lines(api, batch.output_file_id), await lines(api, batch.error_file_id)
         listed = await api.files.list(purpose="batch_output")
 
+    await eventually(lambda: app.metric("batches_ended_total", status="completed") == 1)
+    assert app.metric("batch_lines_total", outcome="completed") == 20
+    assert app.metric("batch_lines_total", outcome="failed") == 1
+    assert app.metric("batch_duration_seconds_count", status="completed") == 1
+    assert app.metric("batches", status="completed") == 1
+    assert (app.metric("batches", status="in_progress"), app.metric("batches_running")) == (0, 0)
     assert made.status == "validating"
     assert batch.status == "completed"
     assert batch.request_counts is not None
@@ -306,10 +318,55 @@ async def test_invalid_file_fails_with_its_lines_and_sends_nothing(stage: Stage,
         (3, "invalid_json_line"),
     ]
     assert batch.output_file_id is None
+    await eventually(lambda: app.metric("batches_ended_total", status="failed") == 2)
+    assert app.metric("batch_lines_total", outcome="failed") == 0
     assert empty.status == "failed"
     assert empty.errors is not None
     assert [error.code for error in empty.errors.data or []] == ["empty_file"]
     assert calls_by_prompt(stage) == Counter()
+
+
+async def test_run_that_cannot_read_its_file_is_counted_and_starts_again(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines are counted once, however often the run starts."""
+    monkeypatch.setattr("streamworker.gateway.batches.runner.RETRY_S", (0.1,))
+    async with gateway(stage, tmp_path) as app, stage.worker():
+        api = app.client()
+        file_id = await upload(api, jsonl([request(f"line-{n}") for n in range(3)]))
+        path, aside = tmp_path / "files" / file_id, tmp_path / "aside"
+        path.rename(aside)
+        path.mkdir()
+        made = await api.batches.create(
+            input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        await eventually(lambda: app.metric("batch_run_failures_total", cause="unavailable") >= 2)
+        path.rmdir()
+        aside.rename(path)
+        batch, _ = await until(api, made.id)
+        await eventually(lambda: app.metric("batch_lines_total", outcome="completed") == 3)
+
+    assert batch.status == "completed"
+    assert app.metric("batch_run_failures_total", cause="crashed") == 0
+
+
+async def test_batch_beyond_those_of_the_tenant_raises_the_clients_class_for_429(
+    stage: Stage, tmp_path: Path
+) -> None:
+    """Without a second request: OpenAI's client follows `x-should-retry`."""
+    async with gateway(stage, tmp_path, BATCH__MAX_BATCHES="1") as app:
+        api = app.client()
+        first = await start(api, jsonl([request("a")]))
+        with pytest.raises(openai.RateLimitError) as caught:
+            await start(api, jsonl([request("b")]))
+        posts = [
+            app.metric("requests_total", route="/v1/batches", method="POST", status=status)
+            for status in ("200", "429")
+        ]
+
+    assert first.status == "validating"
+    assert caught.value.code == "too_many_batches"
+    assert posts == [1, 1]
 
 
 async def test_cancelled_batch_keeps_what_has_ended(stage: Stage, tmp_path: Path) -> None:

@@ -106,6 +106,9 @@ class Scanner:
 
     async def stop(self) -> None: ...
 
+    async def topic_id(self, _: str) -> bytes:
+        return b"the only one"
+
     async def beginning(self, _: Any) -> int:
         return 0
 

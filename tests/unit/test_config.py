@@ -126,6 +126,8 @@ def test_config_without_a_source_has_the_documented_defaults() -> None:
             "group_id": "streamworker-batches",
             "kept_s": 2_592_000,
             "max_file_bytes": 200_000_000,
+            "max_files": 10_000,
+            "max_batches": 10_000,
             "max_lines": 50_000,
             "max_running": 8,
             "merged_deltas": False,

@@ -93,6 +93,12 @@ class _Handlers:
 class _Files(_Handlers):
     async def create(self, request: web.Request) -> web.Response:
         caller, batches = self._enter(request, "submit")
+        _check_room(
+            "too_many_files",
+            batches.table.files_of(caller.tenant),
+            batches.settings.max_files,
+            "delete some: the gateway keeps files of results too",
+        )
         if request.content_type != "multipart/form-data":
             raise ApiError(415, "unsupported_media_type", "a file is sent as multipart/form-data")
         file_id = _new_id("file-")
@@ -198,6 +204,12 @@ class _Batches(_Handlers):
             known = self._known(request, caller, digest)
             if known is not None and (batch := batches.table.batch(known)) is not None:
                 return _json(batches.table.value(batch), headers={"Idempotent-Replay": "true"})
+            _check_room(
+                "too_many_batches",
+                batches.table.batches_of(caller.tenant),
+                batches.settings.max_batches,
+                f"ended ones are deleted after {batches.settings.kept_s:.0f} s (batch.kept_s)",
+            )
             # A write that is not acknowledged may arrive yet: the client's next try must have the same id.
             batch = self._new_batch(batches, caller, body, known or _new_id("batch_"))
             self._remember(request, caller, digest, batch.id)
@@ -373,6 +385,15 @@ async def _written(batches: Batches, id_: str, key: str, record: Any) -> None:
         await batches.write(id_, key, record)
     except KafkaError as error:
         raise ApiError(503, "broker_unavailable", str(error)) from None
+
+
+def _check_room(code: str, has: int, limit: int, advice: str) -> None:
+    """Raise ApiError 429 if a tenant has as many as it may have. Each gateway counts what it has read."""
+    if has >= limit:
+        kind = code.removeprefix("too_many_")
+        raise ApiError(
+            429, code, f"there are {has} {kind}, at most {limit} are kept (batch.max_{kind}): {advice}"
+        )
 
 
 def _check_purpose(purpose: str | None) -> None:

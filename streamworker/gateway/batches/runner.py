@@ -19,6 +19,7 @@ from streamworker.gateway.batches.records import cancellation_key, run_key
 from streamworker.gateway.batches.run_files import RunOutput, StateRunStore, fetch_input
 from streamworker.kafka.shares import PartitionShare
 from streamworker.redaction import without_message
+from streamworker.telemetry import gateway_metrics as table
 
 if TYPE_CHECKING:
     from streamworker.batch.files import LocalInput
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from streamworker.gateway.batches.records import BatchRecord
     from streamworker.gateway.batches.store import FileStore
     from streamworker.gateway.batches.topic import StateTopic
+    from streamworker.telemetry.metrics import Metrics
 
 __all__ = ["Runner", "window_s"]
 
@@ -54,8 +56,9 @@ def window_s(text: str) -> int | None:
 class Runner:
     """One task for each unfinished batch in the partitions that this gateway owns, at most `batch.max_running`."""
 
-    def __init__(self, settings: Settings, topic: StateTopic, store: FileStore) -> None:
+    def __init__(self, settings: Settings, topic: StateTopic, store: FileStore, metrics: Metrics) -> None:
         self._settings = settings
+        self._metrics = metrics
         self._topic = topic
         self._store = store
         self._share = PartitionShare(settings.kafka, topic.topic, settings.batch.group_id, self._schedule)
@@ -108,7 +111,7 @@ class Runner:
                 self._begin(batch)
 
     def _begin(self, batch: BatchRecord) -> None:
-        run = self._running[batch.id] = _Run(self._settings, self._topic, self._store, batch)
+        run = self._running[batch.id] = _Run(self._settings, self._topic, self._store, batch, self._metrics)
 
         def ended(task: asyncio.Task[None]) -> None:
             del self._running[batch.id]
@@ -141,8 +144,17 @@ class Runner:
 class _Run:
     """One batch, from validation to its output files."""
 
-    def __init__(self, settings: Settings, topic: StateTopic, store: FileStore, batch: BatchRecord) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        topic: StateTopic,
+        store: FileStore,
+        batch: BatchRecord,
+        metrics: Metrics,
+    ) -> None:
         self._settings = settings
+        self._metrics = metrics
+        self._counted = {"completed": batch.completed, "failed": batch.failed}
         self._topic = topic
         self._store = store
         self._batch = batch
@@ -168,13 +180,16 @@ class _Run:
             try:
                 await self._start()
             except (StreamworkerError, OSError) as error:
+                cause = "unavailable"
                 log.warning("batch.stopped", batch=self._batch.id, reason=str(error)[:300])
             except Exception as error:  # one batch must not end the gateway
+                cause = "crashed"
                 log.exception("batch.crashed", batch=self._batch.id, exc_info=without_message(error))
             else:
                 return
             if self._is_released:
                 return
+            self._metrics.add(table.BATCH_RUN_FAILURES, 1, cause)
             await asyncio.sleep(wait_s)
 
     async def _start(self) -> None:
@@ -282,11 +297,18 @@ class _Run:
             error_file_id=output.error_file_id,
             usage=engine.accounts.usage(),
         )
+        self._count_end()
         log.info("batch.ended", batch=self._batch.id, status=status, completed=completed, failed=failed)
 
     async def _fail(self, errors: list[dict[str, Any]], *, total: int = 0) -> None:
         await self._save(status="failed", ended_at=int(time.time()), errors=errors, total=total)
+        self._count_end()
         log.info("batch.ended", batch=self._batch.id, status="failed", errors=len(errors))
+
+    def _count_end(self) -> None:
+        status, ended_at = self._batch.status, self._batch.ended_at or 0
+        self._metrics.add(table.BATCHES_ENDED, 1, status)
+        self._metrics.observe(table.BATCH_DURATION, max(0, ended_at - self._batch.created_at), status)
 
     async def _save(self, **changes: Any) -> None:
         """Write the batch. Raises RunStopped if another owner has ended it."""
@@ -297,6 +319,14 @@ class _Run:
             self.release()
             await self._topic.write(batch.id, batch.id, known)  # the log's last record of a key stays
             raise RunStopped("another gateway has ended this batch")
+        self._count_lines()
+
+    def _count_lines(self) -> None:
+        """Count what has ended since the last count. A run that begins again counts its lines from 0."""
+        for outcome, count in (("completed", self._batch.completed), ("failed", self._batch.failed)):
+            if (more := count - self._counted[outcome]) > 0:
+                self._counted[outcome] = count
+                self._metrics.add(table.BATCH_LINES, more, outcome)
 
 
 def _counts(engine: Engine) -> tuple[int, int]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from streamworker.gateway.batches.records import STATUSES
 from streamworker.gateway.batches.runner import Runner
 from streamworker.gateway.batches.store import open_store
 from streamworker.gateway.batches.topic import StateTopic
+from streamworker.telemetry import gateway_metrics as table
 
 if TYPE_CHECKING:
     from streamworker.config import BatchSettings, Settings
     from streamworker.gateway.batches.records import StateRecord
     from streamworker.gateway.batches.store import FileStore
     from streamworker.gateway.batches.table import Table
+    from streamworker.telemetry.metrics import Metrics
 
 __all__ = ["Batches"]
 
@@ -20,12 +23,15 @@ __all__ = ["Batches"]
 class Batches:
     """Starts and stops the parts together."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
         """Raises ConfigurationError for a store that cannot be used."""
         self.settings: BatchSettings = settings.batch
         self.store: FileStore = open_store(settings.batch.files)
         self._topic = StateTopic(settings.kafka, settings.topics.batches, self._changed)
-        self._runner = Runner(settings, self._topic, self.store)
+        self._runner = Runner(settings, self._topic, self.store, metrics)
+        self._metrics = metrics
+        metrics.track(table.BATCHES_RUNNING, lambda: self.running)
+        metrics.before_scrape(self._count_statuses)
 
     @property
     def is_ready(self) -> bool:
@@ -55,6 +61,11 @@ class Batches:
     async def write(self, id_: str, key: str, record: StateRecord | None) -> None:
         """Write a record and read it back; see `StateTopic.write`."""
         await self._topic.write(id_, key, record)
+
+    def _count_statuses(self) -> None:
+        counts = self.table.statuses()
+        for status in STATUSES:
+            self._metrics.set(table.BATCHES, counts[status], status)
 
     def _changed(self, id_: str) -> None:
         self._runner.changed(id_)

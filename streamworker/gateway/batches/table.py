@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from streamworker.batch.lines import URL
@@ -35,6 +36,8 @@ class Table:
         self._batches: dict[str, BatchRecord] = {}
         self._cancellations: dict[str, CancellationRecord] = {}
         self._runs: dict[str, RunRecord] = {}
+        self._files_of: Counter[str] = Counter()
+        self._batches_of: Counter[str] = Counter()
 
     def apply(self, key: str, value: bytes | None) -> str | None:
         """Take a record over; return the id of the batch or file that it is about. Raises ValueError."""
@@ -42,10 +45,14 @@ class Table:
             return self._remove(key)
         record = read_state(value)
         if isinstance(record, FileRecord):
+            if record.id not in self._files:
+                self._files_of[record.tenant] += 1
             self._files[record.id] = record
             return record.id
         if isinstance(record, BatchRecord):
             known = self._batches.get(record.id)
+            if known is None:
+                self._batches_of[record.tenant] += 1
             if known is None or not known.has_ended:  # an owner that was replaced may write once more
                 self._batches[record.id] = record
             return record.id
@@ -62,6 +69,21 @@ class Table:
     def batch(self, batch_id: str) -> BatchRecord | None:
         """Return a batch as its owner wrote it."""
         return self._batches.get(batch_id)
+
+    def files_of(self, tenant: str) -> int:
+        """Return how many files a tenant has; an empty one has those of keys without a tenant."""
+        return self._files_of[tenant]
+
+    def batches_of(self, tenant: str) -> int:
+        """Return how many batches a tenant has, ended ones included; as `files_of`."""
+        return self._batches_of[tenant]
+
+    def statuses(self) -> Counter[str]:
+        """Return how many batches have each status."""
+        return Counter(
+            "cancelling" if self.is_cancelled(batch.id) and not batch.has_ended else batch.status
+            for batch in self._batches.values()
+        )
 
     def run(self, batch_id: str) -> RunRecord | None:
         """Return the record of a batch's run, if it has submitted jobs."""
@@ -150,9 +172,17 @@ class Table:
         elif part == "run":
             self._runs.pop(id_, None)
         else:
-            self._files.pop(id_, None)
-            self._batches.pop(id_, None)
+            if (file := self._files.pop(id_, None)) is not None:
+                _uncount(self._files_of, file.tenant)
+            if (batch := self._batches.pop(id_, None)) is not None:
+                _uncount(self._batches_of, batch.tenant)
         return id_
+
+
+def _uncount(of: Counter[str], tenant: str) -> None:
+    of[tenant] -= 1
+    if not of[tenant]:
+        del of[tenant]
 
 
 def _page(

@@ -541,3 +541,86 @@ async def test_upload_that_kafka_does_not_take_leaves_no_file(
     assert (status, body["error"]["code"]) == (503, "broker_unavailable")
     assert headers["x-should-retry"] == "true"
     assert batches.contents() == []
+
+
+# Limits of a tenant
+
+
+@pytest.fixture
+async def narrow(tmp_path: Path) -> AsyncIterator[Served]:
+    """A gateway that keeps two files and two batches for each tenant."""
+    limited = MemoryBatches(tmp_path, max_files=2, max_batches=2)
+    async with served(tmp_path, batches=limited) as running:
+        yield running
+
+
+async def refused(gateway: Served, key: str, path: str, **body: Any) -> dict[str, Any]:
+    """Send a request that is one too many; return the error."""
+    status, value, headers = await gateway.call("POST", path, key=key, **body)
+    assert (status, headers["x-should-retry"]) == (429, "false")
+    assert "Retry-After" not in headers
+    error: dict[str, Any] = value["error"]
+    return error
+
+
+async def test_upload_beyond_the_files_of_a_tenant_is_429_until_one_is_deleted(narrow: Served) -> None:
+    """The message has the number, the setting and the advice; other tenants are not concerned."""
+    first = await upload(narrow)
+    await upload(narrow)
+    error = await refused(narrow, ACME, "/v1/files", data=form())
+    other = await upload(narrow, key=OTHER)
+    await narrow.call("DELETE", f"/v1/files/{first}")
+
+    assert (error["type"], error["code"], error["retriable"]) == ("rate_limit_error", "too_many_files", False)
+    assert error["message"].startswith("there are 2 files, at most 2 are kept (batch.max_files): delete some")
+    assert other
+    assert await upload(narrow)
+
+
+async def test_upload_that_is_one_too_many_is_not_stored(tmp_path: Path) -> None:
+    """Neither its content nor a record of it."""
+    limited = MemoryBatches(tmp_path, max_files=1)
+    async with served(tmp_path, batches=limited) as gateway:
+        await upload(gateway)
+        await refused(gateway, ACME, "/v1/files", data=form(b"secret"))
+
+    assert limited.contents() == [LINE]
+    assert len(limited.written) == 1
+
+
+async def test_batch_beyond_those_of_a_tenant_is_429(narrow: Served) -> None:
+    """Ended ones count too; a repeated request gives the batch that it has made."""
+    file_id = await upload(narrow)
+    for number in range(2):
+        headers = {"Idempotency-Key": f"key {number}"}
+        status, _, _ = await narrow.call(
+            "POST", "/v1/batches", json=create(file_id, metadata={"n": str(number)}), headers=headers
+        )
+        assert status == 200
+    error = await refused(narrow, ACME, "/v1/batches", json=create(file_id))
+    again, _, answered = await narrow.call(
+        "POST",
+        "/v1/batches",
+        json=create(file_id, metadata={"n": "1"}),
+        headers={"Idempotency-Key": "key 1"},
+    )
+    other_file = await upload(narrow, key=OTHER)
+    other, _, _ = await narrow.call("POST", "/v1/batches", key=OTHER, json=create(other_file))
+
+    assert error["code"] == "too_many_batches"
+    assert (
+        "at most 2 are kept (batch.max_batches): ended ones are deleted after 2592000 s" in error["message"]
+    )
+    assert (again, answered["Idempotent-Replay"]) == (200, "true")
+    assert other == 200
+
+
+async def test_files_of_keys_without_a_tenant_are_counted_apart(narrow: Served) -> None:
+    """Such a key sees the files of all tenants, but they are not its own."""
+    for key in (ACME, OTHER):
+        await upload(narrow, key=key)
+        await upload(narrow, key=key)
+
+    await upload(narrow, key=ALL)
+    await upload(narrow, key=ALL)
+    assert (await refused(narrow, ALL, "/v1/files", data=form()))["code"] == "too_many_files"

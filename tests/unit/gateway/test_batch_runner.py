@@ -23,6 +23,8 @@ from streamworker.gateway.batches.records import (
 from streamworker.gateway.batches.runner import Runner, window_s
 from streamworker.gateway.batches.store import FolderStore, StoreError
 from streamworker.gateway.batches.table import Table
+from streamworker.telemetry import gateway_metrics as table
+from streamworker.telemetry.metrics import PREFIX, Metrics
 from tests.integration.batches import request
 from tests.integration.stage import eventually
 from tests.unit.batch.memory import Kafka, Topics
@@ -59,9 +61,14 @@ class Owner:
         for key, value in case.log.records:
             self.state.table.apply(key, value)
         loaded = Settings(topics={"results": "results", "batches": "batches"}, batch=settings)
-        self.runner = Runner(loaded, self.state, case.store)  # type: ignore[arg-type]  # in memory
+        self.metrics = Metrics(table=table.GATEWAY_TABLE)
+        self.runner = Runner(loaded, self.state, case.store, self.metrics)  # type: ignore[arg-type]  # in memory
         self.state.changed = self.runner.changed
         self.share: Any = self.runner._share
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return the value of a metric of batches; 0 if its series does not exist."""
+        return self.metrics.registry.get_sample_value(f"{PREFIX}gateway_batch{name}", labels) or 0.0
 
 
 class Case:
@@ -152,10 +159,14 @@ async def test_batch_is_run_from_validation_to_its_files(case: Case) -> None:
     """Statuses in OpenAI's order, counts, usage, and one file for each kind of line."""
     case.kafka.answer = lambda name: "failed" if name == "b" else "completed"
     await case.file(requests("a", "b", "c"))
-    await case.owner(0, 1)
-    case.create()
+    owner = await case.owner(0, 1)
+    case.create(created_at=int(time.time()) - 100)
     batch = await case.ended()
+    await eventually(lambda: owner.metric("es_ended_total", status="completed") == 1)
 
+    assert owner.metric("_lines_total", outcome="completed") == 2
+    assert owner.metric("_lines_total", outcome="failed") == 1
+    assert 100 <= owner.metric("_duration_seconds_sum", status="completed") < 110
     assert case.log.statuses() == ["validating", "in_progress", "finalizing", "completed"]
     assert (batch.total, batch.completed, batch.failed, batch.model) == (3, 2, 1, "m")
     assert (batch.output_file_id, batch.error_file_id) == ("file-1o", "file-1e")
@@ -356,6 +367,33 @@ async def test_owner_that_loses_a_partition_stops_without_an_ending(case: Case) 
 
     assert (batch.status, batch.completed, len(case.kafka.jobs)) == ("completed", 2, 2)
     assert case.kafka.cancelled == []
+    await eventually(lambda: second.metric("es_ended_total", status="completed") == 1)
+    assert first.metric("_run_failures_total", cause="unavailable") == 0  # a batch that moves has not failed
+    assert first.metric("es_ended_total", status="completed") == 0
+
+
+async def test_lines_that_the_former_owner_has_counted_are_not_counted_again(case: Case) -> None:
+    """All gateways together have counted each line once."""
+    case.kafka.answer = {"a": "completed", "b": "failed"}.get
+    await case.file(requests(*"abcd"))
+    first = await case.owner(1)
+    case.create()
+    await eventually(lambda: (case.batch().completed, case.batch().failed) == (1, 1))
+    await eventually(lambda: first.metric("_lines_total", outcome="failed") == 1)
+    first.share.own()
+    await eventually(lambda: first.runner.running == 0)
+    second = await case.owner(1)
+    await eventually(lambda: second.runner.running == 1)
+    for job_id in case.kafka.jobs[2:]:
+        case.kafka.end(job_id, "completed")
+    await case.ended()
+    await eventually(lambda: second.metric("es_ended_total", status="completed") == 1)
+
+    counted = [
+        [owner.metric("_lines_total", outcome=outcome) for outcome in ("completed", "failed")]
+        for owner in (first, second)
+    ]
+    assert counted == [[1, 1], [2, 0]]
 
 
 async def test_gateway_that_stops_leaves_its_batches_to_others(case: Case) -> None:
@@ -413,11 +451,14 @@ async def test_run_that_fails_starts_again(case: Case) -> None:
 
     case.kafka.opening = opening
     await case.file(requests("a"))
-    await case.owner(0, 1)
+    owner = await case.owner(0, 1)
     case.create()
 
     assert (await case.ended()).status == "completed"
     assert len(case.kafka.jobs) == 1
+    assert owner.metric("_run_failures_total", cause="unavailable") == 1
+    assert owner.metric("_run_failures_total", cause="crashed") == 1
+    await eventually(lambda: owner.metric("_lines_total", outcome="completed") == 1)
 
 
 async def test_store_that_fails_does_not_end_the_batch(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

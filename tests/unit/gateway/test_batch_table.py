@@ -241,6 +241,54 @@ def test_files_and_batches_expire() -> None:
     assert table.expired(100, 50) == ["file-1", "batch_2"]
 
 
+def test_statuses_are_counted() -> None:
+    """A batch that a client has cancelled is `cancelling` until its owner ends it."""
+    table = table_of(
+        batch("batch_1"),
+        batch("batch_2", status="in_progress"),
+        CancellationRecord(batch_id="batch_2", requested_at=1),
+        batch("batch_3", status="cancelled", ended_at=5),
+        CancellationRecord(batch_id="batch_3", requested_at=1),
+        batch("batch_4", status="completed", ended_at=5),
+    )
+
+    assert table.statuses() == {"validating": 1, "cancelling": 1, "cancelled": 1, "completed": 1}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["file", "batch", "ended", "remove"]),
+            st.integers(0, 4),
+            st.sampled_from(["", "acme", "other"]),
+        ),
+        max_size=40,
+    )
+)
+def test_files_and_batches_of_a_tenant_are_counted(steps: list[tuple[str, int, str]]) -> None:
+    """Whatever is written again, removed, or removed twice."""
+    table = Table()
+    owners: dict[str, str] = {}
+    for kind, number, tenant in steps:
+        id_ = f"{'file-' if kind == 'file' else 'batch_'}{number}"
+        owner = owners.setdefault(id_, tenant)  # an id is never another tenant's
+        match kind:
+            case "file":
+                table.apply(id_, write_state(file(id_, tenant=owner)))
+            case "batch":
+                table.apply(id_, write_state(batch(id_, tenant=owner)))
+            case "ended":
+                table.apply(id_, write_state(batch(id_, tenant=owner, status="completed", ended_at=5)))
+            case _:
+                table.apply(id_, None)
+                table.apply(f"file-{number}", None)
+
+    for tenant in ("", "acme", "other"):
+        files = [one for one in table.files("") if one.tenant == tenant]
+        batches = [one for one in table.batches("", limit=99) if one.tenant == tenant]
+        assert (table.files_of(tenant), table.batches_of(tenant)) == (len(files), len(batches))
+
+
 @given(
     count=st.integers(0, 40),
     limit=st.integers(1, 7),

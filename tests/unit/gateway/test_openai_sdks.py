@@ -211,7 +211,7 @@ async def test_client_does_with_a_response_what_the_format_rests_on(sdk: Sdk, ro
     """Two tries follow the first one where the table has three calls; each names its number."""
     row, number = ROWS[name], list(ROWS).index(name)
     rows.retry_counts.clear()
-    asked = {"input": "a"} if name.startswith("responses") else {"messages": []}
+    asked: dict[str, Any] = {"input": "a"} if name.startswith("responses") else {"messages": []}
     body = {"model": "m", "stream": row.stream, **asked}
     outcome = await sdk.ask(f"{rows.url}/{number}", "key", body, max_retries=2)
 

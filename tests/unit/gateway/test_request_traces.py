@@ -152,7 +152,7 @@ async def test_span_of_a_refused_job_has_the_code(
 async def test_span_of_a_job_that_kafka_does_not_acknowledge_is_an_error(
     gateway: Served, exporter: InMemorySpanExporter
 ) -> None:
-    """With the code that the client was told."""
+    """With the code of the response."""
     gateway.writer.errors.append(NotAcknowledged("late"))
     status, _, _ = await gateway.call("POST", "/v1/jobs", json=JOB)
     [span] = exporter.get_finished_spans()
