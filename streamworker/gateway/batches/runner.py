@@ -316,8 +316,8 @@ class _Run:
         await self._topic.write(batch.id, batch.id, batch)
         known = self._topic.table.batch(batch.id)
         if known is not None and known.has_ended and known != batch:
-            self.release()
             await self._topic.write(batch.id, batch.id, known)  # the log's last record of a key stays
+            self.release()  # not before: the end of the run cancels the task that writes its progress
             raise RunStopped("another gateway has ended this batch")
         self._count_lines()
 
