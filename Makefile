@@ -67,6 +67,7 @@ chaos: $(READY) ## crash workers, brokers and upstreams at random, on Apache Kaf
 	$(BIN)/python -m tests.chaos.holds
 	$(BIN)/python -m tests.chaos.cluster
 	$(BIN)/python -m tests.chaos.batch
+	$(BIN)/python -m tests.chaos.gateway
 	$(BIN)/python -m tests.chaos.demo --runs 20
 
 $(PEERS): $(READY) requirements/bench.txt
