@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -296,7 +297,7 @@ def test_program_is_named_as_it_was_called(
     """So that the commands at the end can be copied."""
     monkeypatch.setattr("sys.argv", [argument])
     monkeypatch.setattr("sys.executable", executable)
-    monkeypatch.setattr(module.Path, "cwd", lambda: module.Path(folder))
+    monkeypatch.setattr(Path, "cwd", lambda: Path(folder))
 
     assert _program() == shown
 
