@@ -57,6 +57,27 @@ def test_accounts_count_unknown_usage_as_unknown() -> None:
     assert accounts.codes == {"timeout_idle": 1, "truncated": 1}
 
 
+def test_accounts_add_up_every_kind_of_token() -> None:
+    """As OpenAI's `usage` of a batch has them."""
+    accounts = Accounts()
+    for number in (1, 10):
+        usage = {
+            "prompt_tokens": 5 * number,
+            "completion_tokens": 7 * number,
+            "prompt_tokens_details": {"cached_tokens": 2 * number},
+            "completion_tokens_details": {"reasoning_tokens": 3 * number},
+        }
+        accounts.add_completed(usage, "upstream")
+
+    assert accounts.usage() == {
+        "input_tokens": 55,
+        "input_tokens_details": {"cached_tokens": 22},
+        "output_tokens": 77,
+        "output_tokens_details": {"reasoning_tokens": 33},
+        "total_tokens": 132,
+    }
+
+
 @pytest.mark.parametrize(
     ("usage", "cost"),
     [
@@ -129,6 +150,43 @@ def test_summary_is_an_openai_batch(status: str) -> None:
         7 if status == "cancelled" else None,
     )
     assert made["streamworker"]["cost"] == 0.000011
+
+
+def test_summary_of_an_open_run_has_nothing_that_is_unknown() -> None:
+    """Null where there is none: expiry, end, files, model of several models, metadata, prices."""
+    accounts = Accounts()
+    made = summary(
+        run="r", status="in_progress", source="i", output="o", errors="e", created=5999, expires=None, ended=7000,
+        total=2, accounts=accounts, models={"m": 1, "n": 1}, metadata={}, price=None,
+    )  # fmt: skip
+    ends = [
+        f"{name}_at" for name in ("finalizing", "failed", "expired", "cancelling", "cancelled", "completed")
+    ]
+
+    assert (made["created_at"], made["in_progress_at"], made["expires_at"]) == (5, 5, None)
+    assert {made[name] for name in ends} == {None}
+    assert made.keys() == {*Batch.model_fields, "streamworker"}
+    assert (made["output_file_id"], made["error_file_id"], made["model"], made["metadata"]) == (None,) * 4
+    assert (made["streamworker"]["cost"], made["streamworker"]["reported_cost"]) == (None, None)
+
+
+def test_summary_names_sources_of_its_figures() -> None:
+    """What the upstream reported, what was estimated, and what is not known."""
+    accounts = Accounts()
+    accounts.add_completed({"completion_tokens": 1, "cost": 0.12345678}, "upstream")
+    accounts.add_completed({"completion_tokens": 1}, "estimated")
+    accounts.add_failed("x", None, "unknown")
+    made = summary(
+        run="r", status="completed", source="i", output="o", errors="e", created=0, expires=1000, ended=2000,
+        total=3, accounts=accounts, models={"m": 3}, metadata={"team": "blue"}, price=Price(input=0, output=0.5),
+    )  # fmt: skip
+
+    assert made["metadata"] == {"team": "blue"}
+    assert (made["output_file_id"], made["error_file_id"], made["expires_at"]) == ("o", "e", 1)
+    assert made["streamworker"] == {
+        "run": "r", "codes": {"x": 1}, "lines_estimated": 1, "lines_unknown": 1, "models": {"m": 3}, "cost": 0.000001,
+        "reported_cost": 0.123457,
+    }  # fmt: skip
 
 
 def test_ending_text_counts_codes() -> None:

@@ -490,3 +490,43 @@ def test_ledger_counts_refusals_in_a_row() -> None:
     ledger.end(3, "c", ended("failed"))
     ledger.end(4, "c", ended("failed", "timeout_idle"))
     assert (ledger.refusals, ledger.failed_here) == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("is_expired", "status", "code"),
+    [
+        (False, "cancelled", "batch_cancelled"),
+        (True, "cancelled", "batch_expired"),
+        (True, "expired", "batch_expired"),
+        (False, "expired", "batch_expired"),
+        (True, "failed", "quota"),
+    ],
+)
+def test_ledger_names_the_end_of_a_batch(status: str, code: str, *, is_expired: bool) -> None:
+    """A job that an expired run has cancelled has expired."""
+    ledger, written = ledger_of(1)
+    assert not ledger.is_dirty
+    ledger.is_expired = is_expired
+    ledger.end(0, "c", ended(status, "quota"))
+
+    assert written.lines[0][0]["error"]["code"] == code
+    assert (ledger.accounts.codes, ledger.accounts.failed, ledger.is_dirty) == ({code: 1}, 1, True)
+
+
+def test_ledger_counts_tokens_of_lines_that_ran() -> None:
+    """Rates are of tokens that were generated: a refused line adds none."""
+    now = [0.0]
+    index = LineIndex()
+    for number in range(3):
+        index.add(bytes([number]) * 16, f"c{number}", (number, 0, 1))
+    ledger = Ledger(index, Written(), lambda: now[0])  # type: ignore[arg-type]  # only `write` is used
+    now[0] = 10.0
+    ledger.refuse(0, b"{}", "invalid_url")
+    ledger.fail(1, "c1", "batch_expired", "late")
+    assert (ledger.snapshot().tokens_per_s, ledger.since_ending()) == (0.0, 0.0)
+    job = ended()
+    job.usage = {"prompt_tokens": 20, "completion_tokens": 30}
+    ledger.end(2, "c2", job)
+
+    assert ledger.snapshot().tokens_per_s == pytest.approx(5.0)
+    assert ledger.snapshot().lines_per_s == pytest.approx(0.3)
