@@ -12,35 +12,41 @@ import asyncio
 import secrets
 import time
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from streamworker.batch.collector import Collector
 from streamworker.batch.errors import InvalidInput, RunRefused, RunStopped
-from streamworker.batch.identity import MAX_ROUND, JobIds
+from streamworker.batch.history import History
+from streamworker.batch.identity import JobIds
 from streamworker.batch.index import State
 from streamworker.batch.intake import Intake
 from streamworker.batch.jobs import JobWriter
 from streamworker.batch.ledger import Ledger
 from streamworker.batch.lines import Fault, FaultCode, read_line
+from streamworker.batch.messages import (
+    changes_text,
+    count_of_lines,
+    faults_text,
+    named_topics,
+    unfinished_text,
+)
+from streamworker.batch.open_lines import ANY_OPEN, OpenLines
 from streamworker.batch.options import BatchOptions, Outcome, Stop
-from streamworker.batch.output import CANCELLED, EXPIRED, fault_line
-from streamworker.batch.progress import NO_START, STALL_S
+from streamworker.batch.output import CANCELLED, fault_line
 from streamworker.batch.record import InputFacts, RunRecord
 from streamworker.batch.restore import Restore
-from streamworker.batch.submission import OUTAGE_S, Submission, request_at
+from streamworker.batch.submission import Submission
 from streamworker.batch.topics import RunTopics
-from streamworker.errors import KafkaError, KafkaUnavailable
-from streamworker.kafka.partitioner import partition_of
-from streamworker.kafka.sink import publish
-from streamworker.wire.control import write_cancel
+from streamworker.batch.watch import Expiry, Watch
+from streamworker.errors import KafkaUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from streamworker.batch.accounting import Accounts
-    from streamworker.batch.identity import JobRef
     from streamworker.batch.ports import BatchInput, BatchOutput, RunStore
     from streamworker.batch.progress import Snapshot
     from streamworker.config import Settings
@@ -49,9 +55,6 @@ __all__ = ["BatchOptions", "Engine", "Outcome", "Stop"]
 
 SYNC_S = 5.0
 """How often the output files are made durable."""
-
-EXPIRY_GRACE_S = 60.0
-"""How long the workers' own endings of expired jobs are awaited."""
 
 REFUSALS = 50
 """Endings in a row with a refused key or an empty account, after which the run stops by itself."""
@@ -63,10 +66,7 @@ CANCEL_RUN_S = 60.0
 """How long the endings of jobs that `--cancel` cancelled are awaited."""
 
 _FLUSH_S = 0.1
-_WATCH_S = 1.0
 _POLL_S = 0.02
-_NO_START_S = 10.0
-_SHOWN_UNKNOWN = 20
 _TRANSACTIONAL = "streamworker-batch."
 
 
@@ -114,7 +114,6 @@ class Engine:
         self._changed = asyncio.Event()
         self._stopped_now = asyncio.Event()
         self._submission: Submission | None = None
-        self._is_expired = False
 
     @property
     def accounts(self) -> Accounts:
@@ -193,16 +192,8 @@ class Engine:
         intake = self._intake
         if not len(intake.index):
             raise InvalidInput(f"{self._source.name} has no line")
-        if not intake.faulty or self._options.skips_invalid:
-            return
-        shown = [f"  line {number}: {fault.code.code}: {fault.message}" for number, fault in intake.faults]
-        if (more := intake.faulty - len(shown)) > 0:
-            shown.append(f"  and {more:,} more")
-        raise InvalidInput(
-            f"{self._source.name}: {_lines(intake.faulty)} not valid; nothing was sent\n"
-            + "\n".join(shown)
-            + "\ncorrect them, or use --skip-invalid to write them to the error file"
-        )
+        if intake.faulty and not self._options.skips_invalid:
+            raise InvalidInput(faults_text(self._source.name, intake))
 
     def _check_record(self) -> None:
         record, name = self.record, self._options.run
@@ -222,16 +213,10 @@ class Engine:
 
     def _refuse_changes(self, restore: Restore) -> None:
         if restore.changes and self._options.changed == "fail":
-            shown = ", ".join(map(str, restore.changed))
-            more = restore.changes - len(restore.changed)
-            raise InvalidInput(
-                f"{self._source.name}: {_lines(restore.changes)} done, and edited since (line {shown}"
-                + (f", and {more:,} more" if more else "")
-                + "); nothing was sent\nuse --changed rerun to run them again, or --changed keep to keep their results"
-            )
+            raise InvalidInput(changes_text(self._source.name, restore))
         if restore.absent:
             self._note(
-                f"{_lines(restore.absent)} in the output and not in {self._source.name}; nothing is removed"
+                f"{count_of_lines(restore.absent)} in the output and not in {self._source.name}; nothing is removed"
             )
 
     # The run
@@ -253,13 +238,14 @@ class Engine:
             await self._connect(topics)
             await self._begin_output()
             await self._write_faults()
-            await self._read_back(topics)
-            await self._work(topics)
+            history = History(topics, index, self._ids, self._known_record)
+            await self._read_back(topics, history)
+            await self._work(topics, history)
         finally:
             self.is_working = False
             await topics.close()
         if not self.ledger.is_complete:
-            raise RunStopped(self._unfinished())
+            raise RunStopped(unfinished_text(index, self._reason))
         return await self._finished()
 
     async def _connect(self, topics: RunTopics) -> None:
@@ -279,8 +265,8 @@ class Engine:
             ) from None
         if self.record.topics != topics.names:
             raise RunRefused(
-                f"the run {self.record.run} was started with {_named(self.record.topics)}, and would go on with "
-                f"{_named(topics.names)}: restore these settings, or use --overwrite"
+                f"the run {self.record.run} was started with {named_topics(self.record.topics)}, and would go on with "
+                f"{named_topics(topics.names)}: restore these settings, or use --overwrite"
             )
 
     async def _new_record(self, topics: RunTopics) -> RunRecord:
@@ -334,78 +320,34 @@ class Engine:
 
     # Kafka has the record
 
-    async def _read_back(self, topics: RunTopics) -> None:
+    async def _read_back(self, topics: RunTopics, history: History) -> None:
         """Fence other processes of the run, and find the lines that were submitted."""
-        record = self._known_record
-        self.phase = f"fencing other processes of the run {record.run}"
+        self.phase = f"fencing other processes of the run {self.run_name}"
         await topics.fence()
-        self.phase = f"reading {topics.jobs} for jobs of the run {record.run}"
-        start = record.offsets(topics.jobs)
-        self._lost_jobs = await topics.lost(topics.jobs, start)
-        self._lost_endings = await topics.lost(topics.endings, record.offsets(topics.endings))
+        self.phase = f"reading {topics.jobs} for jobs of the run {self.run_name}"
+        await history.find_losses()
         restore = self._restore
         if restore is not None and restore.retried_lines and self._options.run is not None:
-            await self._pass_former_rounds(topics, start, restore)
-        await topics.read_jobs(self._ids, start, self._mark_submitted)
+            await self._number_round(restore, await history.next_round(restore.round))
+        await history.mark_submitted()
 
-    async def _pass_former_rounds(
-        self, topics: RunTopics, start: Mapping[int, int], restore: Restore
-    ) -> None:
-        """Number a round of a named run after those that an earlier, finished start of the name has submitted."""
-        last = 0
-
-        def note_round(ref: JobRef) -> None:
-            nonlocal last
-            last = max(last, ref.round)
-
-        await topics.read_jobs(self._ids, start, note_round)
-        if last < restore.round:
+    async def _number_round(self, restore: Restore, round_: int) -> None:
+        if round_ == restore.round:
             return
-        if last >= MAX_ROUND:
-            raise RunRefused(
-                f"the run {self.run_name} has had {last} rounds of --retry-failed: use another --batch-id"
-            )
         for line in restore.retried_lines:
-            self._intake.index.set_round(line, last + 1)
-        self.record = msgspec.structs.replace(self._known_record, round=last + 1)
+            self._intake.index.set_round(line, round_)
+        self.record = msgspec.structs.replace(self._known_record, round=round_)
         await self._store.save(self.record)
 
-    def _mark_submitted(self, ref: JobRef) -> None:
-        index = self._intake.index
-        line = index.find(ref.digest)
-        if line is None or ref.round < index.round(line):
-            return
-        if index.is_in(line, State.PENDING):
-            index.set_state(line, State.SUBMITTED)
-        if index.is_in(line, State.SUBMITTED):
-            index.set_round(line, ref.round)
-
-    def _mark_unknown(self, topics: RunTopics) -> None:
-        """Mark the lines whose records may have been deleted: they may have been submitted, or have ended."""
-        if not (self._lost_jobs or self._lost_endings):
-            return
-        index = self._intake.index
-        for line in index.lines_in(State.PENDING, State.SUBMITTED):
-            key = self._ids.job_id(index.digest(line), index.round(line)).encode()
-            lost, topic = (
-                (self._lost_jobs, topics.jobs)
-                if index.is_in(line, State.PENDING)
-                else (self._lost_endings, topics.endings)
-            )
-            if partition_of(key, topics.partitions(topic)) in lost:
-                index.set_state(line, State.UNKNOWN)
-        unknown = index.counts[State.UNKNOWN]
-        if unknown and self._options.resubmits_unknown:
-            self._note(f"{_lines(unknown)} submitted again: retention has deleted their records")
-            for line in index.lines_in(State.UNKNOWN):
-                index.set_state(line, State.PENDING)
-                index.set_round(line, min(index.round(line) + 1, MAX_ROUND))
-
-    async def _work(self, topics: RunTopics) -> None:
-        record = self._known_record
+    async def _work(self, topics: RunTopics, history: History) -> None:
+        record, note = self._known_record, self._note
         collector = Collector(
             self.ledger, self._source, self._output, topics, self._ids, record.offsets(topics.endings)
         )
+        lines = OpenLines(self._settings, self.ledger, self._source, self._ids, self.run_name)
+        expiry = Expiry(record.expires, self.ledger, lines, on_expired=self._wake, note=note)
+        timeout_s = self._settings.kafka.request_timeout_s
+        watch = Watch(self.ledger, self._source, topics, request_timeout_s=timeout_s, note=note)
         self._submission = Submission(
             self.ledger,
             self._source,
@@ -415,44 +357,54 @@ class Engine:
             window=self._options.window,
             note=self._note,
         )
+        submission = self._submission
+
+        async def main() -> None:
+            await self._catch_up(topics, collector, history)
+            if self._options.cancels:
+                self._stop = self._stop or Stop.DRAIN
+                await self._cancel_in_flight(lines, CANCEL_RUN_S)
+            else:
+                await self._submit(submission, lines, expiry)
+
         self.ledger.on_ending = self._wake
         self._wake()
         await collector.start()
         try:
             await self._first_of(
-                self._main(topics, collector, self._submission),
+                main(),
                 self._flush(topics, collector),
                 collector.complete(),
-                self._watch(topics),
+                watch.run(partial(self._check_time, expiry)),
                 _raised(collector.crashed),
             )
         finally:
             await collector.stop()
             await self._sync(topics, collector)
 
-    async def _main(self, topics: RunTopics, collector: Collector, submission: Submission) -> None:
+    async def _catch_up(self, topics: RunTopics, collector: Collector, history: History) -> None:
+        """Read the endings to their present end; then only a line whose records are deleted can be unknown."""
         self.phase = f"reading {topics.endings} for endings of the run {self.run_name}"
         ends = await topics.ends(topics.endings)
         while not collector.has_reached(ends):  # noqa: ASYNC110 - the reader moves on without an event, too
             await asyncio.sleep(_POLL_S)
-        self._mark_unknown(topics)
-        if self._options.cancels:
-            self._stop = self._stop or Stop.DRAIN
-            await self._cancel_in_flight(CANCEL_RUN_S)
-            return
+        if (unknown := history.mark_unknown()) and self._options.resubmits_unknown:
+            self._note(f"{count_of_lines(unknown)} submitted again: retention has deleted their records")
+            history.resubmit_unknown()
+
+    async def _submit(self, submission: Submission, lines: OpenLines, expiry: Expiry) -> None:
+        """Submit the lines, and wait for their endings."""
         self.is_working = self.has_worked = True
-        now_ms = time.time_ns() // 1_000_000
-        if (expires := self._known_record.expires) is not None and now_ms >= expires:
-            await self._expire(expires, now_ms)
+        await expiry.check()
         self._apply_limits()
         await submission.run()
         while self.ledger.submitted and self._stop is not Stop.CANCEL:
             self._changed.clear()
             await self._changed.wait()
         if self._stop is Stop.CANCEL:
-            await self._cancel_in_flight(CANCEL_S)
+            await self._cancel_in_flight(lines, CANCEL_S)
             if self._options.fails_rest:
-                await self._fail_open("batch_cancelled", CANCELLED)
+                await lines.fail("batch_cancelled", CANCELLED, *ANY_OPEN)
 
     async def _first_of(
         self, main: Coroutine[None, None, None], *others: Coroutine[None, None, None]
@@ -477,7 +429,7 @@ class Engine:
         if self._stop is Stop.NOW:
             self._stopped_now.set()
         if self._submission is not None:
-            self._submission.is_stopped = self._stop is not None or self._is_expired
+            self._submission.is_stopped = self._stop is not None or self.ledger.is_expired
             self._submission.wake()
 
     def _apply_limits(self) -> None:
@@ -516,68 +468,15 @@ class Engine:
             self.record = self._known_record.with_offsets(topics.endings, positions)
             await self._store.save(self.record)
 
-    async def _watch(self, topics: RunTopics) -> None:
-        """End expired lines; say so if no worker starts jobs; stop if the brokers are unavailable for too long."""
-        record = self._known_record
-        loop = asyncio.get_running_loop()
-        written, looked, answered = -1, loop.time(), loop.time()
-        while True:
-            await asyncio.sleep(_WATCH_S)
-            now_ms = time.time_ns() // 1_000_000
-            if record.expires is not None and now_ms >= record.expires and self.is_working:
-                await self._expire(record.expires, now_ms)
-            if (
-                self.ledger.since_ending() >= STALL_S - _WATCH_S
-                and (oldest := self.ledger.oldest()) is not None
-            ):
-                request = await request_at(self.ledger, self._source, oldest[0])
-                self.ledger.name_oldest(oldest[0], request.custom_id)
-            if not self.ledger.submitted or self.ledger.since_ending() < _WATCH_S:
-                written, looked, answered = -1, loop.time(), loop.time()
-            elif loop.time() - looked >= _NO_START_S or written < 0:
-                looked = loop.time()
-                try:
-                    async with asyncio.timeout(self._settings.kafka.request_timeout_s):
-                        now_written = await topics.events_written()
-                except (KafkaError, TimeoutError) as error:
-                    if loop.time() - answered > OUTAGE_S:
-                        raise RunStopped(
-                            f"the brokers do not answer: {error}; run the same command again"
-                        ) from error
-                    continue
-                answered = loop.time()
-                if now_written == written:
-                    self._note(NO_START)
-                written = now_written
+    async def _check_time(self, expiry: Expiry) -> None:
+        if self.is_working:
+            await expiry.check()
 
-    async def _expire(self, expires: int, now_ms: int) -> None:
-        if not self._is_expired:
-            self._is_expired = self.ledger.is_expired = True
-            self._wake()
-            self._note("the run has expired (--expires-in): lines that have not ended are batch_expired")
-            await self._fail_pending("batch_expired", EXPIRED)
-        if now_ms >= expires + EXPIRY_GRACE_S * 1000 and not self.ledger.is_complete:
-            await self._send_cancellations()
-            await self._fail_open("batch_expired", EXPIRED)
-
-    async def _fail_pending(self, code: str, message: str) -> None:
-        for line in self._intake.index.lines_in(State.PENDING):
-            request = await request_at(self.ledger, self._source, line)
-            if self._intake.index.is_in(line, State.PENDING):
-                self.ledger.fail(line, request.custom_id, code, message, retriable=True)
-
-    async def _fail_open(self, code: str, message: str) -> None:
-        for line in self._intake.index.lines_in(State.PENDING, State.SUBMITTED, State.UNKNOWN):
-            state = self._intake.index.state(line)
-            request = await request_at(self.ledger, self._source, line)
-            if self._intake.index.is_in(line, state):
-                self.ledger.fail(line, request.custom_id, code, message, retriable=True)
-
-    async def _cancel_in_flight(self, seconds: float) -> None:
+    async def _cancel_in_flight(self, lines: OpenLines, seconds: float) -> None:
         """Cancel the jobs in flight, and wait for their endings, at most for `seconds`."""
         self.phase = f"cancelling {self.ledger.submitted:,} lines in flight"
         self.is_working = False
-        await self._send_cancellations()
+        await lines.cancel()
         try:
             async with asyncio.timeout(seconds):
                 while self.ledger.submitted:
@@ -588,37 +487,7 @@ class Engine:
                 f"{self.ledger.submitted:,} lines have not ended within {seconds:g} s of their cancellation"
             )
 
-    async def _send_cancellations(self) -> None:
-        index = self._intake.index
-        ids = [
-            self._ids.job_id(index.digest(line), index.round(line))
-            for line in index.lines_in(State.SUBMITTED)
-        ]
-        if ids:
-            entries = ((job_id.encode(), write_cancel(job_id, f"batch {self.run_name}")) for job_id in ids)
-            await publish(self._settings.kafka, self._settings.topics.control, entries)
-
     # The end
-
-    def _unfinished(self) -> str:
-        counts = self._intake.index.counts
-        pending, submitted, unknown = (
-            counts[state] for state in (State.PENDING, State.SUBMITTED, State.UNKNOWN)
-        )
-        parts = [f"{self.ledger.index.ended:,} of {len(self.ledger.index):,} lines are done"]
-        parts += [f"{submitted:,} are in flight and go on"] if submitted else []
-        parts += [f"{pending:,} are not submitted"] if pending else []
-        text = (f"{self._reason}: " if self._reason else "") + ", ".join(parts)
-        if not unknown:
-            return f"{text}; run the same command again to go on"
-        shown = [self._intake.index.numbers[line] for line in self._intake.index.lines_in(State.UNKNOWN)][
-            :_SHOWN_UNKNOWN
-        ]
-        return (
-            f"{text}; of {unknown:,} nothing is known, because retention has deleted their records (line "
-            f"{', '.join(map(str, shown))}{', ...' if unknown > len(shown) else ''}): "
-            "they may have been paid for; --resubmit-unknown runs them again"
-        )
 
     async def _finished(self) -> Outcome:
         """Give the files their names. Every line is in one of them."""
@@ -673,11 +542,3 @@ async def _raised(future: asyncio.Future[None]) -> None:
 
 def _new_name() -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-
-
-def _lines(count: int) -> str:
-    return f"{count:,} line is" if count == 1 else f"{count:,} lines are"
-
-
-def _named(topics: Mapping[str, str]) -> str:
-    return ", ".join(f"{role} {topic}" for role, topic in topics.items())

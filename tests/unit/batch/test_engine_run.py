@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from streamworker.batch import engine as module
+from streamworker.batch import open_lines, watch
 from streamworker.batch.engine import Engine
 from streamworker.batch.errors import OutputError, RunRefused, RunStopped
 from streamworker.batch.files import LocalInput, LocalOutput, LocalRunStore
@@ -82,7 +83,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Cas
             assert topic == "streamworker.control"
             case.kafka.cancelled += [key.decode() for key, _ in entries]
 
-        monkeypatch.setattr(module, "publish", publish)
+        monkeypatch.setattr(open_lines, "publish", publish)
         return case
 
     return made
@@ -198,8 +199,8 @@ async def test_run_stops_after_its_errors(make: Callable[[int], Case]) -> None:
 
 async def test_run_expires(make: Callable[[int], Case], monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines that were not submitted at once; jobs that no worker ends after a grace; each is cancelled."""
-    monkeypatch.setattr(module, "_WATCH_S", 0.05)
-    monkeypatch.setattr(module, "EXPIRY_GRACE_S", 0.2)
+    monkeypatch.setattr(watch, "_WATCH_S", 0.05)
+    monkeypatch.setattr(watch, "EXPIRY_GRACE_S", 0.2)
     case = make(8)
     case.kafka.answer = lambda name: "completed" if name == "c0" else None
     outcome = await case.run(window=4, expires_in_s=0.3)
@@ -213,8 +214,8 @@ async def test_run_that_has_expired_submits_nothing_more(
     make: Callable[[int], Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its time counts from the first start."""
-    monkeypatch.setattr(module, "EXPIRY_GRACE_S", 0.1)
-    monkeypatch.setattr(module, "_WATCH_S", 0.05)
+    monkeypatch.setattr(watch, "EXPIRY_GRACE_S", 0.1)
+    monkeypatch.setattr(watch, "_WATCH_S", 0.05)
     case = make(4)
     case.kafka.answer = lambda _: None
     engine = case.engine(window=2, expires_in_s=0.2)
@@ -255,7 +256,7 @@ async def test_lines_whose_records_were_deleted_expire_with_the_run(
     make: Callable[[int], Case], lost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are not submitted again, and the run does not stay unfinished for ever."""
-    monkeypatch.setattr(module, "EXPIRY_GRACE_S", 0.0)
+    monkeypatch.setattr(watch, "EXPIRY_GRACE_S", 0.0)
     case = make(3)
     case.kafka.answer = lambda _: None
     engine = case.engine(expires_in_s=0.2)
@@ -376,8 +377,8 @@ async def test_run_reports_that_no_job_starts(
     make: Callable[[int], Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While events are written, workers are alive; when brokers do not answer for too long, the run stops."""
-    monkeypatch.setattr(module, "_WATCH_S", 0.02)
-    monkeypatch.setattr(module, "_NO_START_S", 0.05)
+    monkeypatch.setattr(watch, "_WATCH_S", 0.02)
+    monkeypatch.setattr(watch, "_NO_START_S", 0.05)
     case = make(1)
     case.kafka.answer = lambda _: None
     engine = case.engine()
@@ -390,7 +391,7 @@ async def test_run_reports_that_no_job_starts(
         raise KafkaUnavailable("gone")
 
     monkeypatch.setattr(Topics, "events_written", events_written)
-    monkeypatch.setattr(module, "OUTAGE_S", 0.1)
+    monkeypatch.setattr(watch, "OUTAGE_S", 0.1)
     error = await case.run()
     assert str(error) == "the brokers do not answer: gone; run the same command again"
 

@@ -239,8 +239,8 @@ def test_http_status_says_whether_a_line_has_failed(
     status: int | None, *, is_error: bool, retriable: bool
 ) -> None:
     """In files without a member `retriable`."""
-    response = {"status_code": status, "body": {}}
-    line: dict[str, Any] = {"id": "x", "custom_id": "c", "response": response, "error": None}
+    response: dict[str, Any] = {"status_code": status, "body": {}}
+    line = {"id": "x", "custom_id": "c", "response": response, "error": None}
     read = read_prior(json.dumps(line).encode())
 
     assert (read.is_error, read.retriable or not read.is_error) == (is_error, retriable or not is_error)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from streamworker.batch import engine as engine_module
+from streamworker.batch import open_lines, watch
 from streamworker.config import Settings
 from streamworker.errors import KafkaUnavailable
 from streamworker.gateway.batches import runner as module
@@ -145,7 +146,7 @@ async def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     monkeypatch.setattr(module, "RETRY_S", (0.01,))
     monkeypatch.setattr(module, "PROGRESS_S", 0.02)
     monkeypatch.setattr(engine_module, "RunTopics", lambda *arguments: Topics(made.kafka, *arguments))
-    monkeypatch.setattr(engine_module, "publish", publish)
+    monkeypatch.setattr(open_lines, "publish", publish)
     yield made
     await asyncio.gather(*(owner.runner.stop() for owner in made.owners))
 
@@ -322,8 +323,8 @@ async def test_batch_that_ended_before_its_cancellation_is_completed(case: Case)
 
 async def test_batch_that_expired_says_so(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has not ended is `batch_expired`; what has is in the output."""
-    monkeypatch.setattr(engine_module, "EXPIRY_GRACE_S", 0.0)
-    monkeypatch.setattr(engine_module, "_WATCH_S", 0.02)
+    monkeypatch.setattr(watch, "EXPIRY_GRACE_S", 0.0)
+    monkeypatch.setattr(watch, "_WATCH_S", 0.02)
     case.kafka.answer = lambda name: "completed" if name == "a" else None
     await case.file(requests("a", "b"))
     await case.owner(0, 1)
