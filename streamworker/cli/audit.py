@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import click
 
-from streamworker.cli.shared import (
-    config_option,
-    quietly,
-    run_async,
-    settings_of,
-    timeout_option,
-    waiting,
-    within,
-)
+from streamworker.cli.records import records_of
+from streamworker.cli.shared import config_option, quietly, run_async, settings_of, timeout_option
 from streamworker.errors import KafkaError
-from streamworker.kafka.log import open_log
-from streamworker.model import TopicPartition
 from streamworker.reader import Auditor, Breach, ResultAuditor
 from streamworker.wire.event import read_event
 from streamworker.wire.job import is_rerun, job_id_of, read_job
@@ -169,11 +159,5 @@ class _Audit:
                         Breach("lost job", record.at, job.job_id, f"no terminal event for {record.at}")
                     )
 
-    async def _records(self, topic: str, *, committed_only: bool = True) -> AsyncIterator[ConsumerRecord]:
-        kafka = self._settings.kafka
-        async with AsyncExitStack() as stack:
-            async with waiting(f"opening {topic} at {kafka.bootstrap_servers}", self._timeout_s):
-                log = await stack.enter_async_context(open_log(kafka, topic, committed_only=committed_only))
-            records = log.snapshot([TopicPartition(topic, number) for number in log.partitions])
-            async for record in within(records, f"reading {topic}", self._timeout_s):
-                yield record
+    def _records(self, topic: str, *, committed_only: bool = True) -> AsyncIterator[ConsumerRecord]:
+        return records_of(self._settings.kafka, topic, self._timeout_s, committed_only=committed_only)

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from streamworker.cli.shared import (
-    config_option,
-    quietly,
-    run_async,
-    settings_of,
-    timeout_option,
-    waiting,
-    within,
-)
-from streamworker.errors import RecordTooLarge
-from streamworker.kafka.log import open_log
+from streamworker.cli.records import home_of, records_of, write
+from streamworker.cli.shared import config_option, quietly, run_async, settings_of, timeout_option, waiting
 from streamworker.kafka.sink import KafkaSink
-from streamworker.model import TopicPartition
 from streamworker.wire.deadletter import DeadLetter, read_dead_letter, replay_of
 from streamworker.wire.json import encode
 
@@ -140,7 +129,8 @@ async def _replay(
             reason = _reason_to_leave(settings, record, letter, max_replays)
             if reason is None and not dry_run:
                 async with waiting(f"writing to {letter.source.topic}", timeout_s):
-                    reason = await _write(sink, record, letter)
+                    home = home_of(sink, letter.source, record.key)
+                    reason = await write(sink, replay_of(record, home))
             if reason is None:
                 done += 1
                 word = "would replay" if dry_run else "replayed"
@@ -165,29 +155,12 @@ def _reason_to_leave(
     return None
 
 
-async def _write(sink: KafkaSink, record: ConsumerRecord, letter: DeadLetter) -> str | None:
-    """Write the job record and wait for the acknowledgement; return the reason if it was refused."""
-    key = record.key if record.key is not None else str(letter.source).encode()
-    receipt = sink.receipt()
-    sink.publish(replay_of(record, sink.partition_for(letter.source.topic, key)), receipt)
-    try:
-        await receipt.settled()
-    except RecordTooLarge as error:
-        return str(error)
-    return None
-
-
 async def _letters(settings: Settings, timeout_s: float) -> AsyncIterator[tuple[ConsumerRecord, DeadLetter]]:
-    topic = settings.topics.dlq
-    async with AsyncExitStack() as stack:
-        async with waiting(f"opening {topic} at {settings.kafka.bootstrap_servers}", timeout_s):
-            log = await stack.enter_async_context(open_log(settings.kafka, topic))
-        records = log.snapshot([TopicPartition(topic, number) for number in log.partitions])
-        async for record in within(records, f"reading {topic}", timeout_s):
-            try:
-                yield record, read_dead_letter(record)
-            except ValueError as error:
-                click.echo(f"skipped {record.at}: it is not a valid dead letter: {error}", err=True)
+    async for record in records_of(settings.kafka, settings.topics.dlq, timeout_s):
+        try:
+            yield record, read_dead_letter(record)
+        except ValueError as error:
+            click.echo(f"skipped {record.at}: it is not a valid dead letter: {error}", err=True)
 
 
 def _members(record: ConsumerRecord, letter: DeadLetter) -> dict[str, Any]:

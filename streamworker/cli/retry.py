@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from streamworker.cli.records import home_of, records_of, write
 from streamworker.cli.shared import (
     config_option,
     parse_since,
@@ -19,7 +20,7 @@ from streamworker.cli.shared import (
     waiting,
     within,
 )
-from streamworker.errors import KafkaRefused, RecordTooLarge, StreamworkerError
+from streamworker.errors import KafkaRefused, StreamworkerError
 from streamworker.kafka.log import open_log
 from streamworker.kafka.sink import KafkaSink
 from streamworker.model import Coordinates, Job, ProducerRecord, Status, TopicPartition
@@ -180,19 +181,14 @@ class _Retry:
         return self._submitted == selected
 
     async def _select(self) -> None:
-        async with AsyncExitStack() as stack:
-            async with self._waiting(f"opening {self._events_topic}"):
-                log = await stack.enter_async_context(open_log(self._settings.kafka, self._events_topic))
-            partitions = [TopicPartition(self._events_topic, number) for number in log.partitions]
-            action = f"reading {self._events_topic}"
-            async for record in within(log.snapshot(partitions), action, self._timeout_s):
-                if record.value is None or ("streamworker-type", b"delta") in record.headers:
-                    continue
-                try:
-                    event = read_event(record.value)
-                except ValueError:
-                    continue  # `audit` reports it
-                self._selection.read(event)
+        async for record in records_of(self._settings.kafka, self._events_topic, self._timeout_s):
+            if record.value is None or ("streamworker-type", b"delta") in record.headers:
+                continue
+            try:
+                event = read_event(record.value)
+            except ValueError:
+                continue  # `audit` reports it
+            self._selection.read(event)
 
     async def _submit_again(
         self, partition: TopicPartition, jobs: dict[int, str], sink: KafkaSink | None
@@ -213,7 +209,7 @@ class _Retry:
                 value, reason = _new_value(record, job_id, self._settings.worker.max_job_bytes)
                 if reason is None and sink is not None:
                     async with self._waiting(f"writing to {partition.topic}"):
-                        reason = await _write(sink, record, value)
+                        reason = await write(sink, _new_record(sink, record, value))
                 if reason is not None:
                     _leave(job_id, reason)
                     continue
@@ -247,19 +243,9 @@ def _new_value(record: ConsumerRecord, job_id: str, max_bytes: int) -> tuple[byt
     return b'{"job_id":' + encode(job_id) + b"," + members, None
 
 
-async def _write(sink: KafkaSink, record: ConsumerRecord, value: bytes) -> str | None:
-    """Write the new record and wait for the acknowledgement; return the reason if it was refused."""
-    key = record.key if record.key is not None else str(record.at).encode()
+def _new_record(sink: KafkaSink, record: ConsumerRecord, value: bytes) -> ProducerRecord:
     headers = (*(header for header in record.headers if header[0] != RERUN), (RERUN, b"1"))
-    receipt = sink.receipt()
-    sink.publish(
-        ProducerRecord(sink.partition_for(record.at.topic, key), record.key, value, headers), receipt
-    )
-    try:
-        await receipt.settled()
-    except RecordTooLarge as error:
-        return str(error)
-    return None
+    return ProducerRecord(home_of(sink, record.at, record.key), record.key, value, headers)
 
 
 def _coordinates(source: Any) -> Coordinates | None:

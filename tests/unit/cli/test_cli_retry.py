@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
@@ -12,9 +12,16 @@ import pytest
 from streamworker.cli.retry import _new_value, _Selection
 from streamworker.cli.shared import parse_since
 from streamworker.errors import StreamworkerError
+from streamworker.kafka.partitioner import partition_of
 from streamworker.model import ConsumerRecord, Coordinates
+from streamworker.wire.job import RERUN
+from tests.unit.cli.conftest import REQUEST
 
-REQUEST = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.memory_kafka import MemoryKafka
+    from tests.unit.cli.conftest import Events, Outcome
 
 
 def started(job_id: str, offset: int = 0) -> dict[str, Any]:
@@ -144,3 +151,160 @@ def test_new_value_of_a_job_that_cannot_run_again_has_a_reason(value: bytes | No
 
     assert found is not None
     assert reason in found
+
+
+# The command
+
+
+JOBS = "streamworker.jobs"
+
+
+def submitted(kafka: MemoryKafka, first: int) -> list[Any]:
+    """Return the job records that were written from an offset of the first partition on, and all of the second."""
+    return [one for one in kafka.records(JOBS) if one.partition == 1 or one.offset >= first]
+
+
+def failed_job(
+    events: Events, job_id: str, *, code: str = "auth", key: bytes | None = b"k", **over: Any
+) -> int:
+    """Write a job record, and the events of its run that failed; return the record's offset."""
+    value = over.pop("value", None) or json.dumps({"job_id": job_id, "request": REQUEST}).encode()
+    offset = events.kafka.write(JOBS, value, key=key, partition=0, **over)
+    events.whole(job_id, "failed", offset, error={"code": code, "message": "m"})
+    return offset
+
+
+def test_retry_writes_the_records_of_the_selected_jobs_again(
+    events: Events, command: Callable[..., Outcome]
+) -> None:
+    """As they were, and marked as a further run; the others are left alone."""
+    failed_job(events, "a", headers=(("traceparent", b"00"), (RERUN, b"1")))
+    failed_job(events, "b", code="quota")
+    events.whole("c", offset=events.kafka.write(JOBS, b"{}", partition=0))
+    ended = command("retry", "--status", "failed", "--code", "auth")
+    [record] = submitted(events.kafka, 3)
+
+    assert ended.code == 0
+    assert ended.lines == [f"submitted a: the record {JOBS}-0-0 to {JOBS} again"]
+    assert ended.err == "1 of 1 selected jobs submitted again\n"
+    assert json.loads(record.value) == {"job_id": "a", "request": REQUEST}
+    assert (record.key, record.headers) == (b"k", (("traceparent", b"00"), (RERUN, b"1")))
+    assert record.partition == partition_of(b"k", 2)
+
+
+def test_retry_of_a_record_without_key_and_id_keeps_both_identities(
+    events: Events, command: Callable[..., Outcome]
+) -> None:
+    """The id is that of the first run, and the partition that of its coordinates."""
+    job_id = f"{JOBS}-0-0"
+    failed_job(events, job_id, key=None, value=json.dumps({"request": REQUEST}).encode())
+    assert command("retry", "--code", "auth").code == 0
+    [record] = submitted(events.kafka, 1)
+
+    assert json.loads(record.value) == {"job_id": job_id, "request": REQUEST}
+    assert (record.key, record.partition) == (None, partition_of(job_id.encode(), 2))
+
+
+def test_dry_run_of_a_retry_writes_nothing(events: Events, command: Callable[..., Outcome]) -> None:
+    """It reads the records as well: it says what would be left, and why."""
+    failed_job(events, "a")
+    failed_job(events, "b", value=b"noise")
+    ended = command("retry", "--status", "failed", "--dry-run")
+
+    assert ended.code == 1
+    assert ended.lines == [f"would submit a: the record {JOBS}-0-0 to {JOBS} again"]
+    assert "left b: the record streamworker.jobs-0-1 is another one now" in ended.err
+    assert ended.err.endswith("1 of 2 selected jobs would be submitted again\n")
+    assert submitted(events.kafka, 2) == []
+    assert events.kafka.producers == []
+
+
+def test_job_that_cannot_be_submitted_is_left_with_the_reason(
+    events: Events, command: Callable[..., Outcome]
+) -> None:
+    """Rejected, deleted, of another topic, refused by the broker: the others are submitted, and the code is 1."""
+    for number in range(3):
+        failed_job(events, f"deleted-{number}")
+    events.kafka.log(JOBS).beginning = 2
+    failed_job(
+        events,
+        "large",
+        value=json.dumps({"job_id": "large", "request": REQUEST, "metadata": {"a": "x" * 200}}).encode(),
+    )
+    failed_job(events, "good")
+    events.kafka.max_value_bytes = 200
+    events.ended(0, "rejected", "rejected")
+    source = {"topic": "old", "partition": 0, "offset": 0}
+    events.started("elsewhere", source=source)
+    events.ended(1, "failed", "elsewhere")
+    ended = command("retry", "--status", "failed", "--code", "auth")
+    rejected = command("retry", "--code", "auth", "--dry-run")
+
+    assert ended.code == 1
+    assert {line.split(":")[0] for line in ended.err.splitlines()[:-1]} >= {
+        "left deleted-0",
+        "left deleted-1",
+        "left large",
+        "left elsewhere",
+    }
+    assert "left deleted-0: the record streamworker.jobs-0-0 is deleted" in ended.err
+    assert "left elsewhere: its job topic old is not one of topics.jobs" in ended.err
+    assert "left large: the broker refused a record of" in ended.err
+    assert ended.err.endswith("2 of 5 selected jobs submitted again\n")
+    assert "left rejected: it was rejected: see `streamworker dlq replay`" in rejected.err
+
+
+def test_retry_skips_records_that_are_not_events(events: Events, command: Callable[..., Outcome]) -> None:
+    """`audit` reports them. Deltas are not decoded: they are most of the topic."""
+    events.kafka.write("streamworker.events", b"noise", partition=0)
+    events.kafka.write("streamworker.events", None, partition=0)
+    events.kafka.write(
+        "streamworker.events", b"not decoded", partition=0, headers=(("streamworker-type", b"delta"),)
+    )
+    failed_job(events, "a")
+
+    assert command("retry", "--code", "auth").err == "1 of 1 selected jobs submitted again\n"
+
+
+def test_retry_of_more_jobs_than_allowed_submits_none(
+    events: Events, command: Callable[..., Outcome]
+) -> None:
+    """A selection that is too wide costs nothing."""
+    for number in range(3):
+        failed_job(events, f"j{number}")
+    ended = command("retry", "--code", "auth", "--max-jobs", "2")
+
+    assert ended.code == 1
+    assert "more than 2 jobs are selected, and none was submitted" in ended.err
+    assert submitted(events.kafka, 3) == []
+
+
+def test_retry_without_a_selection_is_bad_usage(events: Events, command: Callable[..., Outcome]) -> None:
+    """A time alone selects nothing: completed jobs would run again."""
+    ended = command("retry", "--since", "2h")
+
+    assert ended.code == 2
+    assert "--status or --code is required" in ended.err
+
+
+def test_retry_since_a_time_reads_the_age_of_the_end(events: Events, command: Callable[..., Outcome]) -> None:
+    """The events have a time of their own, in ms."""
+    failed_job(events, "old")
+
+    assert command("retry", "--code", "auth", "--since", "1d").err == "0 of 0 selected jobs submitted again\n"
+    assert command("retry", "--code", "auth", "--since", "1970-01-01T00:00:01Z").code == 0
+
+
+def test_job_topic_that_does_not_exist_leaves_its_jobs(
+    events: Events, command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the reason; the jobs of the other topic are submitted."""
+    monkeypatch.setenv("STREAMWORKER_TOPICS__JOBS", f"gone,{JOBS}")
+    failed_job(events, "a")
+    events.started("b", source={"topic": "gone", "partition": 0, "offset": 0})
+    events.ended(1, "failed", "b")
+    ended = command("retry", "--code", "auth", "--dry-run")
+
+    assert ended.code == 1
+    assert ended.lines == [f"would submit a: the record {JOBS}-0-0 to {JOBS} again"]
+    assert "left b: topic gone does not exist" in ended.err
