@@ -13,11 +13,14 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from aiokafka.errors import (
+    GroupAuthorizationFailedError,
     IllegalStateError,
     MessageSizeTooLargeError,
+    OffsetOutOfRangeError,
     ProducerClosed,
     ProducerFenced,
     TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
 )
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import ConsumerRecord, OffsetAndTimestamp
@@ -27,13 +30,16 @@ from streamworker.kafka.compat import AbortedRecord
 from streamworker.kafka.partitioner import partition_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import pytest
 
     from streamworker.model import Headers
 
 __all__ = ["Log", "MemoryConsumer", "MemoryKafka", "MemoryProducer"]
+
+ALL = -1
+INVALID_PRODUCER_ID = 49
 
 COMMITTED, OPEN, ABORTED, MARKER = "committed", "open", "aborted", "marker"
 
@@ -45,6 +51,8 @@ class Log:
         self.beginning = 0
         self.records: list[ConsumerRecord[bytes, bytes]] = []
         self.states: list[str] = []
+        self.undecodable: set[int] = set()
+        """Offsets of records with a header name that is not UTF-8, which aiokafka cannot decode."""
 
     @property
     def end(self) -> int:
@@ -71,7 +79,10 @@ class MemoryKafka:
         """Raised by the next calls of the clients' methods of this name, one each."""
         self.max_value_bytes = 1 << 20
         self.hidden: set[str] = set()
-        """Topics that this principal may not describe."""
+        """Topics, or `group`, that this principal may not describe."""
+        self.operations: dict[str, int] = {}
+        """Bits of the operations that this principal may perform on a topic, on `group`; ALL by default."""
+        self.requests: list[tuple[int, str]] = []
         self.configurations: dict[str, dict[str, str]] = {}
         self.brokers = 3
         self.consumers: list[MemoryConsumer] = []
@@ -79,6 +90,8 @@ class MemoryKafka:
         self.admins: list[MemoryAdmin] = []
         self.owners: dict[str, MemoryProducer] = {}
         """The producer that opened a transactional id last, by id."""
+        self.on_write: Callable[[Any], None] = lambda _: None
+        """Called with each record that a producer has written: a worker, for example."""
         self._waiters: set[asyncio.Future[None]] = set()
         for name, partitions in topics.items():
             self.create(name.replace("_", "."), partitions)
@@ -183,15 +196,51 @@ class _Client:
     def get_random_node(self) -> int:
         return 0
 
-    async def send(self, _: int, request: Any) -> Any:
-        """Answer a metadata request for topics by name."""
+    async def coordinator_lookup(self, kind: Any, name: str) -> int:
+        self._kafka.fail("coordinator_lookup")
+        return 7
+
+    async def send(self, node: int, request: Any) -> Any:
+        """Answer a request for topics by name, or for the operations that this principal may perform."""
+        self._kafka.requests.append((node, type(request).__name__))
         self._kafka.fail("send")
-        code = TopicAuthorizationFailedError.errno
-        names = request._topics
-        return SimpleNamespace(topics=[(code if name in self._kafka.hidden else 3, name) for name in names])
+        bits = self._kafka.operations
+        match type(request).__name__:
+            case "AuthorizedGroupRequest":
+                code = GroupAuthorizationFailedError.errno if "group" in self._kafka.hidden else 0
+                return SimpleNamespace(
+                    groups=[(code, request._group, "", "", "", [], bits.get("group", ALL))]
+                )
+            case "AddOffsetsToTxnRequest":
+                return SimpleNamespace(error_code=bits.get("transaction", INVALID_PRODUCER_ID))
+        return SimpleNamespace(topics=[self._described(name) for name in request._topics])
+
+    def _described(self, name: str) -> tuple[Any, ...]:
+        kafka = self._kafka
+        if name in kafka.hidden:
+            return (TopicAuthorizationFailedError.errno, name, False, [], 0)
+        code = 0 if name in kafka.topics else UnknownTopicOrPartitionError.errno
+        return (code, name, False, [], kafka.operations.get(name, ALL))
 
     async def close(self) -> None:
         self.is_closed = True
+
+
+class _Assignment:
+    """The part of aiokafka's assignment that has the positions."""
+
+    def __init__(self, positions: dict[Any, int]) -> None:
+        self._positions = positions
+
+    @property
+    def tps(self) -> set[Any]:
+        return set(self._positions)
+
+    def state_value(self, at: Any) -> Any:
+        return SimpleNamespace(has_valid_position=True, position=self._positions[at])
+
+    def all_consumed_offsets(self) -> dict[Any, Any]:
+        return {at: SimpleNamespace(offset=position) for at, position in self._positions.items()}
 
 
 class MemoryConsumer:
@@ -206,10 +255,11 @@ class MemoryConsumer:
         self.seeks: list[tuple[int, int]] = []
         self._positions: dict[Any, int] = {}
         self._client = _Client(kafka)
-        assignment = SimpleNamespace(all_consumed_offsets=self._points)
+        self.committed: list[dict[Any, Any]] = []
+        assignment = _Assignment(self._positions)
         self._subscription = SimpleNamespace(subscription=SimpleNamespace(assignment=assignment))
         self._fetcher = SimpleNamespace(
-            _isolation_level=arguments.get("isolation_level"), error_future=_never()
+            _isolation_level=arguments.get("isolation_level"), _records={}, error_future=_never()
         )
         kafka.consumers.append(self)
 
@@ -226,11 +276,16 @@ class MemoryConsumer:
         self.listener = listener
 
     def unsubscribe(self) -> None:
-        self._positions = {}
+        self._positions.clear()
 
     def assign(self, partitions: Iterable[Any]) -> None:
-        self._positions = dict.fromkeys(partitions, 0)
+        self._positions.clear()
+        self._positions.update(dict.fromkeys(partitions, 0))
         self.paused = set()
+
+    async def commit(self, offsets: dict[Any, Any]) -> None:
+        self._kafka.fail("commit")
+        self.committed.append(offsets)
 
     def seek(self, at: Any, offset: int) -> None:
         self._check(at)
@@ -294,20 +349,27 @@ class MemoryConsumer:
     ) -> dict[Any, list[Any]]:
         """Return records of the partitions that are not paused; wait for a record if there are none."""
         self._kafka.fail("getmany")
-        if not (fetched := self._fetch(max_records)):
+        if not (fetched := self._fetch(partitions, max_records)):
             await self._kafka.change(timeout_ms / 1000)
-            fetched = self._fetch(max_records)
+            fetched = self._fetch(partitions, max_records)
         return fetched
 
-    def _fetch(self, max_records: int) -> dict[Any, list[Any]]:
+    def _fetch(self, partitions: Sequence[Any], max_records: int) -> dict[Any, list[Any]]:
         fetched: dict[Any, list[Any]] = {}
         for at, position in self._positions.items():
-            if at in self.paused:
+            if at in self.paused or (partitions and at not in partitions):
                 continue
             log, end, offset = self._log(at), self._end(at), position
             if not log.beginning <= offset <= log.end:  # OffsetOutOfRange
+                if self.arguments["auto_offset_reset"] == "none":
+                    raise OffsetOutOfRangeError({at: offset})
                 offset = log.beginning if self.arguments["auto_offset_reset"] == "earliest" else end
-            while offset < end and len(fetched.get(at, ())) < max_records:
+            while offset < end and sum(map(len, fetched.values())) < max_records:
+                if offset in log.undecodable:
+                    self._fetcher._records[at] = SimpleNamespace(
+                        _partition_records=SimpleNamespace(next_fetch_offset=offset)
+                    )
+                    raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "a header's name")
                 if (record := self._returned(log, offset)) is not None:
                     fetched.setdefault(at, []).append(record)
                 offset += 1
@@ -321,9 +383,6 @@ class MemoryConsumer:
             is_marked = type(self._fetcher._isolation_level) is not str
             return AbortedRecord(**vars(replace(record))) if is_marked else None
         return None if state == MARKER else record
-
-    def _points(self) -> dict[Any, Any]:
-        return {at: SimpleNamespace(offset=position) for at, position in self._positions.items()}
 
     @property
     def _is_committed_only(self) -> bool:
@@ -389,6 +448,8 @@ class MemoryProducer:
             for record in records
         ]
         acknowledged.set_result(SimpleNamespace(offset=offsets[0]))
+        for offset in offsets:
+            self._kafka.on_write(self._kafka.log(topic, partition).records[offset])
         return acknowledged
 
     async def begin_transaction(self) -> None:

@@ -1,4 +1,4 @@
-"""`dlq list` and `dlq replay`: what is printed, what is written, and what is left with a reason."""
+"""`dlq list` and `dlq replay`: the lines that are printed, the records that are written, and the letters that stay, with the reason."""
 
 from __future__ import annotations
 
@@ -280,7 +280,7 @@ def test_replay_without_a_selection_is_bad_usage(kafka: MemoryKafka, command: Ca
 
     assert ended.code == 2
     assert "--at, --code or --all is required" in ended.err
-    assert kafka.consumers == kafka.producers == []
+    assert (kafka.consumers, kafka.producers) == ([], [])
 
 
 @pytest.mark.parametrize("subcommand", [["list"], ["replay", "--all"]], ids=["list", "replay"])
