@@ -92,6 +92,7 @@ class Handover:
         "_endings",
         "_first",
         "_held_ending",
+        "_is_clear",
         "_is_late",
         "_is_over",
         "_is_replaying",
@@ -122,6 +123,7 @@ class Handover:
         self._committed_position = committed
         self._is_replaying = self._is_late = is_replaying
         self._is_over = False
+        self._is_clear = False  # whether nothing was queued or put in doubt since `_can_pass` returned true
         self._attempt: str | None = None
         self._next_seq = 0
         self._last_offset = -1
@@ -131,11 +133,12 @@ class Handover:
         self._unresolved: int | None = (
             None  # offset of a terminal event that is neither committed nor aborted yet
         )
-        self._live: deque[_Record] = deque()  # of the tail, during a replay
-        self._tail: deque[_Record] = deque()
-        self._endings: deque[_Record] = deque()  # committed terminal events
+        # Empty queues are None: a subscription that follows a job has four of them, and a deque takes 600 bytes.
+        self._live: deque[_Record] | None = None  # of the tail, during a replay
+        self._tail: deque[_Record] | None = None
+        self._endings: deque[_Record] | None = None  # committed terminal events
         self._held_ending: Delivery | None = None
-        self._ready: deque[Delivery] = deque()
+        self._ready: deque[Delivery] | None = None
 
     @property
     def is_over(self) -> bool:
@@ -159,9 +162,12 @@ class Handover:
 
     def take(self) -> Delivery | None:
         """Return the next event; None if there is none yet."""
-        if not self._ready:
+        ready = self._ready
+        if ready is None:
             return None
-        delivery = self._ready.popleft()
+        delivery = ready.popleft()
+        if not ready:
+            self._ready = None
         size = len(delivery.value) + RECORD_OVERHEAD
         self.queued_bytes -= size
         self.ready_bytes -= size
@@ -176,15 +182,16 @@ class Handover:
 
     def replayed(self, offset: int, head: EventHead, value: bytes) -> None:
         """Take a record of the replay's uncommitted part."""
-        self._queue(self._tail, _Record(offset, head, value))
+        self._tail = self._queued(self._tail, _Record(offset, head, value))
         self._tail_position = offset + 1
         self._merge()
 
     def caught_up(self, *, tail: int, committed: int) -> None:
         """End the replay. The positions are those of the readers now."""
         self._is_replaying = False
-        self._tail += self._live
-        self._live.clear()
+        if self._live is not None:
+            self._tail = self._live if self._tail is None else self._tail + self._live
+            self._live = None
         self.passed(tail=tail, committed=committed)
         if self._held_ending is not None and not self._is_over:
             self._finish(self._held_ending)
@@ -194,10 +201,11 @@ class Handover:
 
         Return the offset at which the replay has to begin that continues the subscription; `caught_up` ends it.
         """
-        for queue in (self._live, self._tail):
-            while queue:
-                self._unqueue(queue)
+        self._drop(self._live)
+        self._drop(self._tail)
+        self._live = self._tail = None
         self._is_replaying = True
+        self._is_clear = False
         self._unresolved = None
         self._tail_position = self._first if self._last_offset < 0 else self._last_offset + 1
         return self._tail_position
@@ -212,34 +220,38 @@ class Handover:
             head.seq != self._next_seq
             or head.attempt != self._attempt
             or head.type != "delta"
-            or self._is_replaying
-            or self._unresolved is not None
-            or self._tail
-            or self._endings
-            or self._is_over
             or offset <= self._last_offset
+            or not (self._is_clear or self._can_pass())
         ):
             return False
         self._last_offset = offset
         self._next_seq += 1
-        if offset >= self._tail_position:
-            self._tail_position = offset + 1
         return True
+
+    def _can_pass(self) -> bool:
+        """Whether nothing that came before the next record of the tail waits or is in doubt."""
+        self._is_clear = not (
+            self._is_replaying or self._unresolved is not None or self._tail or self._endings or self._is_over
+        )
+        return self._is_clear
 
     def tail(self, offset: int, head: EventHead, value: bytes) -> None:
         """Take a record that the tail has returned."""
         if self.passes(offset, head):
             self._deliver(Delivery(Kind.DELTA, offset, value, True, head.seq, head.attempt))
             return
-        self._queue(self._live if self._is_replaying else self._tail, _Record(offset, head, value))
-        if not self._is_replaying:
+        record = _Record(offset, head, value)
+        if self._is_replaying:
+            self._live = self._queued(self._live, record)
+        else:
+            self._tail = self._queued(self._tail, record)
             self._tail_position = max(self._tail_position, offset + 1)
             self._merge()
 
     def committed(self, offset: int, head: EventHead, value: bytes) -> None:
         """Take a record that the committed reader has returned. Only terminal events count."""
         if head.type == "usage":
-            self._queue(self._endings, _Record(offset, head, value))
+            self._endings = self._queued(self._endings, _Record(offset, head, value))
             self._merge()
 
     def passed(self, *, tail: int | None = None, committed: int | None = None) -> None:
@@ -252,24 +264,35 @@ class Handover:
 
     # Order
 
-    def _queue(self, queue: deque[_Record], record: _Record) -> None:
-        if not self._is_over:
-            queue.append(record)
-            self.queued_bytes += len(record.value) + RECORD_OVERHEAD
+    def _queued(self, queue: deque[_Record] | None, record: _Record) -> deque[_Record] | None:
+        """Return the queue with the record behind it."""
+        self._is_clear = False
+        if self._is_over:
+            return queue
+        self.queued_bytes += len(record.value) + RECORD_OVERHEAD
+        if queue is None:
+            return deque((record,))
+        queue.append(record)
+        return queue
 
-    def _unqueue(self, queue: deque[_Record]) -> _Record:
-        record = queue.popleft()
-        self.queued_bytes -= len(record.value) + RECORD_OVERHEAD
-        return record
+    def _drop(self, queue: deque[_Record] | None) -> None:
+        self.queued_bytes -= sum(len(record.value) + RECORD_OVERHEAD for record in queue or ())
 
     def _merge(self) -> None:
         """Apply the queued records whose turn has come."""
         while not self._is_over:
             tail, endings = self._tail, self._endings
-            if endings and self._is_next(endings[0].offset):
-                self._apply(self._unqueue(endings))
-            elif tail and not self._is_held(tail[0]):
-                record = self._unqueue(tail)
+            if endings is not None and self._is_next(endings[0].offset):
+                record = endings.popleft()
+                if not endings:
+                    self._endings = None
+                self.queued_bytes -= len(record.value) + RECORD_OVERHEAD
+                self._apply(record)
+            elif tail is not None and not self._is_held(tail[0]):
+                record = tail.popleft()
+                if not tail:
+                    self._tail = None
+                self.queued_bytes -= len(record.value) + RECORD_OVERHEAD
                 if record.head.type == "usage":
                     self._note_provisional_ending(record.offset)
                 else:
@@ -279,11 +302,13 @@ class Handover:
 
     def _is_next(self, ending: int) -> bool:
         """Whether no record before the committed terminal event at this offset can still come."""
-        return ending < self._tail_position and not (self._tail and self._tail[0].offset < ending)
+        passed = max(self._tail_position, self._last_offset + 1)  # `passes` notes the last offset only
+        return ending < passed and not (self._tail and self._tail[0].offset < ending)
 
     def _note_provisional_ending(self, offset: int) -> None:
         if offset >= self._committed_position:
             self._unresolved = offset
+            self._is_clear = False
 
     def _is_held(self, record: _Record) -> bool:
         """Whether a record must wait until a terminal event before it is committed or aborted.
@@ -350,13 +375,17 @@ class Handover:
     def _finish(self, ending: Delivery) -> None:
         self._deliver(ending)
         self._is_over = True
+        self._is_clear = False
         self._held_ending = None
         for queue in (self._live, self._tail, self._endings):
-            while queue:
-                self._unqueue(queue)
+            self._drop(queue)
+        self._live = self._tail = self._endings = None
 
     def _deliver(self, delivery: Delivery) -> None:
-        self._ready.append(delivery)
+        if self._ready is None:
+            self._ready = deque((delivery,))
+        else:
+            self._ready.append(delivery)
         size = len(delivery.value) + RECORD_OVERHEAD
         self.queued_bytes += size
         self.ready_bytes += size

@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import random
-from contextlib import ExitStack
+from functools import partial
+from math import inf
 from typing import TYPE_CHECKING
 
-from aiohttp import HttpVersion11
+import structlog
 
 from streamworker.gateway.feeds import FeedError
 from streamworker.gateway.frames import chunk
 from streamworker.gateway.outbound import Outbound
+from streamworker.redaction import without_message
+from streamworker.telemetry import gateway_metrics as table
 
 if TYPE_CHECKING:
-    from aiohttp import web
-
     from streamworker.gateway.auth import Caller
-    from streamworker.gateway.feeds import Feed, FeedEvent
+    from streamworker.gateway.feeds import Feed
     from streamworker.gateway.frames import Framing
     from streamworker.gateway.gateway import Gateway
+    from streamworker.gateway.stream_connection import StreamConnection
 
 __all__ = ["ClientStream", "lifetime_s"]
 
@@ -35,73 +37,119 @@ POSITION_S = 60.0
 _LAST_WORD_S = 5.0
 """How long a client that has stalled may take the end of its stream before the connection is cut."""
 
+_EARLY_S = 0.005
+"""By how much a timer may be early."""
+
+log = structlog.get_logger()
+
 
 class ClientStream:
-    """Writes the events of a feed to a prepared response, until the job or something else ends it."""
+    """Writes the events of a feed behind the head of a response, until the job or something else ends it."""
+
+    __slots__ = (
+        "_caller",
+        "_closes_at",
+        "_closes_because",
+        "_delivered",
+        "_event_at",
+        "_feed",
+        "_framing",
+        "_gateway",
+        "_is_chunked",
+        "_is_open",
+        "_loop",
+        "_out",
+        "_task",
+        "_timer",
+        "reason",
+    )
 
     def __init__(
         self,
         gateway: Gateway,
-        request: web.Request,
-        response: web.StreamResponse,
+        connection: StreamConnection,
         feed: Feed,
         framing: Framing,
         caller: Caller,
+        *,
+        is_chunked: bool,
     ) -> None:
+        """`run` closes the feed, and gives the stream of the caller back that `Limits.enter` has counted."""
+        settings = gateway.settings.gateway
         self._gateway = gateway
-        self._settings = gateway.settings.gateway
-        self._response = response
-        self._out = Outbound(request, self._settings.stall_s, lambda: self.close("stalled"))
+        self._delivered = gateway.limits.delivered
+        self._out = Outbound(
+            connection.transport, connection.drain, settings.stall_s, partial(self.close, "stalled")
+        )
         self._feed = feed
         self._framing = framing
         self._caller = caller
+        self._is_chunked = is_chunked
         self._loop = asyncio.get_running_loop()
-        self._is_chunked = request.version >= HttpVersion11
-        self._limit = asyncio.timeout(None)
         self.reason: str | None = None
         """Why the stream is closed before the job's end."""
         self._is_open = True
-        self._event_at = self._loop.time()
+        self._event_at = now = self._loop.time()
+        self._closes_at, self._closes_because = now + lifetime_s(settings.max_stream_age_s), "age"
+        if (expires_at := caller.expires_at) is not None:
+            expires_in_s = max(0.0, expires_at - gateway.clock.now_ms() / 1000)
+            if now + expires_in_s < self._closes_at:
+                self._closes_at, self._closes_because = now + expires_in_s, "token_expired"
         self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
 
-    async def run(self) -> str:
+    async def run(self) -> int:
+        """Write until the end. Return the status for the access log: 499 if the client disconnected before."""
+        reason = "disconnected"
+        try:
+            reason = await self._write_all()
+        except ConnectionError:
+            pass
+        except Exception as error:
+            log.error("gateway.stream_failed", exc_info=without_message(error))  # noqa: TRY400 - without the exception's message
+            self._out.abort()
+        finally:
+            self._feed.close()
+            self._gateway.limits.leave(self._caller, self._framing.face)
+            self._gateway.metrics.add(table.STREAMS_CLOSED, 1, self._framing.face, self.reason or reason)
+        return 499 if reason == "disconnected" else 200
+
+    async def _write_all(self) -> str:
         """Write until the end. Return the reason: `ended`, or that of the `closing` event."""
-        with ExitStack() as stack:
-            stack.callback(self._stop_timer)
-            stack.enter_context(self._gateway.drain.stream(lambda: self.close("shutdown")))
-            age = self._loop.call_later(lifetime_s(self._settings.max_stream_age_s), self.close, "age")
-            stack.callback(age.cancel)
-            if (expires_at := self._caller.expires_at) is not None:
-                left_s = max(0.0, expires_at - self._gateway.clock.now_ms() / 1000)
-                stack.callback(self._loop.call_later(left_s, self.close, "token_expired").cancel)
+        self._task = task = asyncio.current_task()
+        drain = self._gateway.drain
+        registration = drain.register(partial(self.close, "shutdown"))
+        try:
             self._write(self._framing.opening())
             self._arm()
-            try:
-                async with self._limit:
-                    await self._deliver()
-            except TimeoutError:
-                if self.reason is None:
-                    raise
-            except FeedError:
-                self.reason = "shutdown" if self._gateway.drain.is_draining else "error"
-            finally:
-                self._is_open = False
+            await self._deliver()
+        except asyncio.CancelledError:
+            if self.reason is None or (task is not None and task.uncancel() > 0):
+                raise  # the client is gone
+        except FeedError:
+            self.reason = "shutdown" if drain.is_draining else "error"
+        finally:
+            self._is_open = False
+            drain.unregister(registration)
+            if self._timer is not None:
+                self._timer.cancel()
         if self.reason is None:
-            await self._response.write_eof()
+            self._end()
             return "ended"
-        await self._say_goodbye(self.reason)
+        self._say_goodbye(self.reason)
         return self.reason
 
     def close(self, reason: str) -> None:
         """End the stream with a `closing` event."""
         if self._is_open and self.reason is None:
             self.reason = reason
-            self._limit.reschedule(self._loop.time())
+            if self._task is not None:
+                self._task.cancel()
 
     async def _deliver(self) -> None:
-        feed, out, frame, push = self._feed, self._out, self._framing.event, self._push
-        delivered = self._gateway.limits.delivered
-        face = self._framing.face
+        feed, out, frame = self._feed, self._out, self._framing.event
+        push = self._push if self._is_chunked else None
+        delivered, face = self._delivered, self._framing.face
         while not feed.is_over:
             event = feed.take() or await feed.next(push)
             if event is None:
@@ -119,51 +167,50 @@ class ClientStream:
             elif size >= BATCH_BYTES:
                 await asyncio.sleep(0)  # a long replay must not block other streams
 
-    def _push(self, event: FeedEvent) -> bool:
-        """Write an event in the call of the reader; return whether the client takes more."""
-        out = self._out
-        data = self._framing.event(event)
-        out.write(chunk(data) if self._is_chunked else data)
+    def _push(self, cursor: bytes, value: bytes) -> bool:
+        """Write a delta in the call of the reader; return whether the client takes more."""
+        framing = self._framing
         self._event_at = self._loop.time()
-        self._gateway.limits.delivered[self._framing.face] += 1
-        return not out.is_full
+        self._delivered[framing.face] += 1
+        return self._out.push(framing.delta(cursor, value))
 
     def _write(self, data: bytes) -> None:
         if data:
             self._out.write(chunk(data) if self._is_chunked else data)
 
-    async def _say_goodbye(self, reason: str) -> None:
+    def _end(self) -> None:
+        """Write the end of the body. The connection is closed behind it."""
+        if self._is_chunked:
+            self._out.write(b"0\r\n\r\n")
+
+    def _say_goodbye(self, reason: str) -> None:
         value = {"type": "closing", "reason": reason, "retriable": reason != "token_expired"}
         data = self._framing.own(
             "closing", value, self._feed.cursor if self._framing.face == "ndjson" else None
         )
-        end = b"0\r\n\r\n" if self._is_chunked else b""
-        if reason != "stalled":
-            self._write(data)
-            await self._response.write_eof()
-            return
-        # The end waits behind what the client does not take: write it, do not wait, and cut the connection soon.
         self._write(data)
-        self._out.write(end)
-        self._response.force_close()
-        self._loop.call_later(_LAST_WORD_S, self._out.abort)
-        raise ConnectionResetError("the client has stalled")
+        self._end()
+        if reason == "stalled":
+            # The end waits behind what the client does not take: do not wait for it, and cut the connection soon.
+            self._loop.call_later(_LAST_WORD_S, self._out.abort)
+            raise ConnectionResetError("the client has stalled")
 
-    # Quiet streams
+    # Quiet streams, and the end of their time
 
     def _arm(self) -> None:
         self._out.has_written = False
-        self._timer = self._loop.call_later(self._settings.keep_alive_s, self._tick)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        keep_alive_at = self._loop.time() + self._gateway.settings.gateway.keep_alive_s
+        self._timer = self._loop.call_at(min(keep_alive_at, self._closes_at), self._tick)
 
     def _tick(self) -> None:
+        now = self._loop.time()
+        if now >= self._closes_at - _EARLY_S:
+            self._closes_at = inf
+            self.close(self._closes_because)
+            return
         if not self._gateway.authenticator.is_valid(self._caller):
             self.close("token_expired")
             return
-        now = self._loop.time()
         if self._out.is_waiting or self._out.has_written:
             pass
         elif now - self._event_at >= POSITION_S:

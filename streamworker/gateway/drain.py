@@ -63,27 +63,44 @@ class Drain:
     @contextmanager
     def request(self) -> Iterator[None]:
         """Count a request while the block runs."""
-        self._busy += 1
-        self._idle.clear()
+        self.enter()
         try:
             yield
         finally:
-            self._busy -= 1
-            if not self._busy:
-                self._idle.set()
+            self.leave()
+
+    def enter(self) -> None:
+        """Count a request until `leave` is called."""
+        self._busy += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        """Undo one `enter`."""
+        self._busy -= 1
+        if not self._busy:
+            self._idle.set()
 
     @contextmanager
     def stream(self, close: Callable[[], None]) -> Iterator[None]:
         """Have `close` called during the drain, unless the block was left before. It may be called after the block."""
+        number = self.register(close)
+        try:
+            yield
+        finally:
+            self.unregister(number)
+
+    def register(self, close: Callable[[], None]) -> int:
+        """Have `close` called during the drain, unless `unregister` was called before with the number that is returned."""
         number = self._next
         self._next += 1
         self._closers[number] = close
         if self.is_draining:
             self._close_later(close)
-        try:
-            yield
-        finally:
-            del self._closers[number]
+        return number
+
+    def unregister(self, number: int) -> None:
+        """Undo `register`. `close` may be called nevertheless."""
+        del self._closers[number]
 
     async def wait(self) -> None:
         """Wait until the drain has begun, and then until nothing goes on or its time is over."""

@@ -61,6 +61,9 @@ _KNOWN_JOBS = 100_000
 _REPORTED_STEP = 1 << 20
 """Change of the size of the history, in bytes, that is reported."""
 
+_STARTED, _USAGE = b'"started"', b'"usage"'
+"""Texts that the values of these events have."""
+
 _APPEND_TIME = 1
 """`timestamp_type` of a record whose timestamp the broker has set."""
 
@@ -551,16 +554,9 @@ class KafkaEventLog:
 
     def _read_tail(self, partition: int, records: Sequence[FetchedRecord], begin: int, end: int) -> None:
         block = self._history.extend(partition, begin, end, records)
-        by_key = self._by_key
         waiting = self._waiting.get(partition)
         touched: dict[JobFeed, None] = dict(waiting) if waiting else {}
-        for record in records:
-            if (value := record.value) is None:
-                continue
-            if b'"started"' in value:
-                self._remember(partition, record)
-            if (feeds := by_key.get(record.key)) is not None and (head := read_head(value)) is not None:  # type: ignore[arg-type]  # None is not a key of it
-                self._distribute(block, record.offset, head, value, feeds, touched)
+        self._distribute(block, records, touched)
         if records:
             self._has_append_time = records[-1].timestamp_type == _APPEND_TIME
         self._settle(partition, touched)
@@ -569,29 +565,35 @@ class KafkaEventLog:
             self._observer.history_changed(self._reported_size)
 
     def _distribute(
-        self,
-        block: Block,
-        offset: int,
-        head: EventHead,
-        value: bytes,
-        feeds: tuple[JobFeed, ...],
-        touched: dict[JobFeed, None],
+        self, block: Block, records: Sequence[FetchedRecord], touched: dict[JobFeed, None]
     ) -> None:
-        """Pass a record of the tail to the live feeds of its job; note those that got it in their mailbox."""
-        for feed in feeds:
-            mailbox = feed.mailbox
-            if mailbox.partition != block.partition:
+        """Pass records of the tail to the live feeds of their jobs; add those that have to take them to `touched`."""
+        by_key, partition = self._by_key, block.partition
+        for record in records:
+            if (value := record.value) is None:
                 continue
-            if feed.push is not None and mailbox.passes(offset, head):
-                feed.pushed(offset, head, value)
-            elif mailbox.is_live:
-                mailbox.tail(offset, head, value)
-                touched[feed] = None
-                if head.type == "usage":
-                    committed = self._followed.committed_position(block.partition)
-                    # The committed reader may be ahead of the tail: it has reported this ending before.
-                    if block.fate(offset, value, committed) is Fate.FINAL:
-                        mailbox.committed(offset, head, value)
+            if value.find(_STARTED) >= 0:  # `in` takes twice the time: it raises and drops a TypeError first
+                self._remember(partition, record)
+            if (feeds := by_key.get(record.key)) is not None and (head := read_head(value)) is not None:  # type: ignore[arg-type]  # None is not a key of it
+                cursor, offset = None, record.offset
+                for feed in feeds:
+                    if feed.partition != partition:
+                        continue
+                    if (direct := feed.direct) is not None and direct.passes(offset, head):
+                        cursor = feed.pushed(offset, head, value, cursor)
+                    elif feed.mailbox.is_live:
+                        touched[feed] = None
+                        self._queue(block, feed, offset, head, value)
+
+    def _queue(self, block: Block, feed: JobFeed, offset: int, head: EventHead, value: bytes) -> None:
+        """Pass a record of the tail to the mailbox of a live feed. What follows must not overtake it."""
+        feed.direct = None
+        feed.mailbox.tail(offset, head, value)
+        if head.type == "usage":
+            committed = self._followed.committed_position(block.partition)
+            # The committed reader may be ahead of the tail: it has reported this ending before.
+            if block.fate(offset, value, committed) is Fate.FINAL:
+                feed.mailbox.committed(offset, head, value)
 
     def _read_committed(self, partition: int, records: Sequence[FetchedRecord], _: int, __: int) -> None:
         by_key = self._by_key
@@ -600,7 +602,7 @@ class KafkaEventLog:
         touched: dict[JobFeed, None] = dict(waiting) if waiting else {}
         for record in records:
             value = record.value
-            if value is None or b'"usage"' not in value:
+            if value is None or value.find(_USAGE) < 0:
                 continue
             self._history.note_committed(partition, record.offset)
             if (feeds := by_key.get(record.key)) is not None and (head := read_head(value)) is not None:  # type: ignore[arg-type]  # None is not a key of it

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import closing, suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any, cast
 
 import orjson
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from streamworker.gateway import frames, negotiation
 from streamworker.gateway.client_stream import ClientStream
@@ -17,7 +17,7 @@ from streamworker.gateway.feeds import Replay
 from streamworker.gateway.gateway import JOB_ID
 from streamworker.gateway.jobs import check_job_id
 from streamworker.gateway.requests import check_query, since_ms
-from streamworker.telemetry import gateway_metrics as table
+from streamworker.gateway.stream_connection import HandedOver
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from streamworker.gateway.auth import Caller
     from streamworker.gateway.feeds import Feed
     from streamworker.gateway.gateway import Gateway
+    from streamworker.gateway.server import Connection
 
 __all__ = ["EVENTS_PATH", "closing_response", "routes"]
 
@@ -71,30 +72,36 @@ class _Handlers:
         cursor = request.headers.get("Last-Event-ID") or query.get("cursor") or query.get("last_event_id")
         if cursor and Cursor.parse(cursor).is_end:
             return web.Response(status=204)
-        with gateway.limits.stream(caller, _FRAMINGS[format_].face if format_ in _FRAMINGS else "json"):
+        face = _FRAMINGS[format_].face if format_ in _FRAMINGS else "json"
+        with ExitStack() as stack:
+            gateway.limits.enter(caller, face)
+            stack.callback(gateway.limits.leave, caller, face)
             gateway.require_broker()
             feed = await gateway.event_log.open(job_id, cursor=cursor or None, since_ms=since, replay=replay)
-            with closing(feed):
-                if format_ == negotiation.JSON:
-                    return await self._at_once(feed)
-                return await self._follow(request, feed, _FRAMINGS[format_], caller)
+            stack.callback(feed.close)
+            if format_ == negotiation.JSON:
+                return await self._at_once(feed)
+            response = await self._follow(request, feed, _FRAMINGS[format_], caller)
+            stack.pop_all()  # the stream does both at its end
+            return response
 
     async def _follow(
         self, request: web.Request, feed: Feed, framing: frames.Framing, caller: Caller
-    ) -> web.StreamResponse:
+    ) -> HandedOver:
         headers = {
             "Content-Type": framing.content_type,
             "Streamworker-Resumed-From": feed.resumed_from,
             **_NOT_BUFFERED,
         }
-        response = web.StreamResponse(headers=headers)
+        response = HandedOver(headers=headers)
+        served = cast("Connection", request.protocol)
+        if served.has_more:
+            response.force_close()
         await response.prepare(request)
-        stream = ClientStream(self._gateway, request, response, feed, framing, caller)
-        reason = "disconnected"
-        try:
-            reason = await stream.run()
-        finally:
-            self._gateway.metrics.add(table.STREAMS_CLOSED, 1, framing.face, stream.reason or reason)
+        response.connection = connection = served.hand_over()
+        is_chunked = request.version >= HttpVersion11
+        stream = ClientStream(self._gateway, connection, feed, framing, caller, is_chunked=is_chunked)
+        connection.run(stream.run(), keep_alive=bool(response.keep_alive))
         return response
 
     async def _at_once(self, feed: Feed) -> web.Response:

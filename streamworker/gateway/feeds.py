@@ -101,12 +101,13 @@ class Feed(Protocol):
         """Return the next event without waiting; None if there is none now, and behind `usage`."""
         ...
 
-    async def next(self, push: Callable[[FeedEvent], bool] | None = None) -> FeedEvent | None:
+    async def next(self, push: Callable[[bytes, bytes], bool] | None = None) -> FeedEvent | None:
         """Wait for the next event and return it; None behind `usage`.
 
-        With `push`, a delta that arrives during the wait is passed to `push` by a call, and the wait goes on: that saves
-        a task switch per event. `push` returns whether it can take another one; otherwise the next event is returned.
-        It must not raise or block, and must not close the feed.
+        With `push`, a delta that arrives during the wait is passed to `push` by a call, as cursor and value, and the wait
+        goes on: that saves a task switch per event. `push` returns whether it can take another one; otherwise the next
+        event is returned. It must not raise or block, and must not close the feed. Clients of one job get the same two
+        objects for an event, so that it is framed once.
 
         The wait goes on through an outage of the broker. Only one caller may wait at a time. It may be cancelled, and
         no event is lost thereby.

@@ -29,6 +29,10 @@ IDLE_S = 30.0
 _FETCH_WAIT_MS = 100
 """How long a broker may delay its response for want of records: a partition that is resumed waits for it."""
 
+_TAIL_PACE_S = 0.004
+_COMMITTED_PACE_S = 0.02
+"""Times between two reads while records come. The committed reader's only delays terminal events."""
+
 _SWEEP_S = 5.0
 
 _WATCH_S = 5.0
@@ -78,6 +82,8 @@ class FollowedPartitions:
             acls=acls,
             starts_paused=not reads_all,
             fetch_wait_ms=_FETCH_WAIT_MS,
+            pace_s=_TAIL_PACE_S,
+            with_place=False,
         )
         self.committed_tail = TopicTail(
             settings,
@@ -87,6 +93,8 @@ class FollowedPartitions:
             acls=acls,
             starts_paused=not reads_all,
             fetch_wait_ms=_FETCH_WAIT_MS,
+            pace_s=_COMMITTED_PACE_S,
+            with_place=False,
         )
         self._tail: dict[int, int] = {}  # positions up to which records were passed on
         self._committed: dict[int, int] = {}

@@ -18,6 +18,12 @@ RETRY_MS = (1000, 5000)
 """Bounds of the time after which a client reconnects. It is drawn, so that clients do not come back together."""
 
 
+_LF, _CR = b"\n\r"
+"""As integers: a search for a bytes object raises and drops a TypeError first, which takes longer than the search."""
+
+_DELTA_BYTES = len(b"event: delta\nid: \ndata: \n\n")
+
+
 def retry_ms() -> int:
     """Return a time after which a client is to reconnect, in ms."""
     return random.randint(*RETRY_MS)  # noqa: S311 - not a secret
@@ -45,12 +51,23 @@ class Framing(Protocol):
         """Return an event of the log."""
         ...
 
+    def delta(self, cursor: bytes, value: bytes) -> bytes:
+        """Return a delta of the log as a chunk of a chunked body; the same object for the same two objects."""
+        ...
+
     def own(self, kind: str, value: Mapping[str, object], cursor: str | None = None) -> bytes:
         """Return an event of the gateway: `position`, with its cursor, or `closing`."""
         ...
 
 
-class _ServerSentEvents:
+class _LastDelta:
+    """Keeps the last delta that was framed: several clients may follow one job, and get its events one after another."""
+
+    def __init__(self) -> None:
+        self._cursor = self._value = self._chunk = b""
+
+
+class _ServerSentEvents(_LastDelta):
     face = "sse"
     content_type = "text/event-stream"
     keep_alive = b":\n"
@@ -61,9 +78,19 @@ class _ServerSentEvents:
 
     def event(self, event: FeedEvent) -> bytes:
         kind, cursor, value, _, _ = event
-        if b"\n" in value or b"\r" in value:
+        if _LF in value or _CR in value:
             value = _in_lines(value)
         return b"event: %b\nid: %b\ndata: %b\n\n" % (kind.encode(), cursor.encode(), value)
+
+    def delta(self, cursor: bytes, value: bytes) -> bytes:
+        if cursor is self._cursor and value is self._value:
+            return self._chunk
+        self._cursor, self._value = cursor, value
+        if _LF in value or _CR in value:
+            value = _in_lines(value)
+        size = _DELTA_BYTES + len(cursor) + len(value)
+        self._chunk = data = b"%x\r\nevent: delta\nid: %b\ndata: %b\n\n\r\n" % (size, cursor, value)
+        return data
 
     def own(self, kind: str, value: Mapping[str, object], cursor: str | None = None) -> bytes:
         head = b"retry: %d\n" % retry_ms() if kind == "closing" else b""
@@ -71,7 +98,7 @@ class _ServerSentEvents:
         return b"event: %b\n%bdata: %b\n\n" % (kind.encode(), head, orjson.dumps(value))
 
 
-class _Lines:
+class _Lines(_LastDelta):
     face = "ndjson"
     content_type = "application/x-ndjson"
     keep_alive = b"\n"
@@ -81,9 +108,14 @@ class _Lines:
 
     def event(self, event: FeedEvent) -> bytes:
         _, cursor, value, _, _ = event
-        if b"\n" in value or b"\r" in value:  # white space between tokens: a string has them escaped
-            value = value.replace(b"\r", b" ").replace(b"\n", b" ")
-        return b'{"cursor":"%b","event":%b}\n' % (cursor.encode(), value)
+        return b'{"cursor":"%b","event":%b}\n' % (cursor.encode(), _in_one_line(value))
+
+    def delta(self, cursor: bytes, value: bytes) -> bytes:
+        if cursor is self._cursor and value is self._value:
+            return self._chunk
+        self._cursor, self._value = cursor, value
+        self._chunk = data = chunk(b'{"cursor":"%b","event":%b}\n' % (cursor, _in_one_line(value)))
+        return data
 
     def own(self, kind: str, value: Mapping[str, object], cursor: str | None = None) -> bytes:
         assert value["type"] == kind
@@ -93,6 +125,13 @@ class _Lines:
 
 SSE: Framing = _ServerSentEvents()
 NDJSON: Framing = _Lines()
+
+
+def _in_one_line(value: bytes) -> bytes:
+    """Return a value without line ends. They can be between tokens only: a string has them escaped."""
+    if _LF in value or _CR in value:
+        return value.replace(b"\r", b" ").replace(b"\n", b" ")
+    return value
 
 
 def _in_lines(value: bytes) -> bytes:

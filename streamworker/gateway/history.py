@@ -118,7 +118,7 @@ class Block:
         """Return what became of a record. `committed` is the position of the committed reader now."""
         if offset >= committed:
             return Fate.OPEN
-        if value is None or b'"usage"' not in value or offset in self.committed:
+        if value is None or value.find(b'"usage"') < 0 or offset in self.committed:
             return Fate.FINAL
         return Fate.ABORTED
 

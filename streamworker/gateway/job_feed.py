@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from streamworker.gateway.mailbox import Mailbox
-    from streamworker.handover import Delivery, EventHead
+    from streamworker.handover import Delivery, EventHead, Handover
 
 __all__ = ["FeedOwner", "JobFeed"]
 
@@ -46,11 +46,13 @@ class JobFeed:
         "_error",
         "_first",
         "_last",
+        "_push",
         "_waiter",
+        "direct",
         "is_over",
         "mailbox",
         "owner",
-        "push",
+        "partition",
         "resumed_from",
     )
 
@@ -63,12 +65,15 @@ class JobFeed:
     ) -> None:
         self.owner = owner
         self.mailbox = mailbox
+        self.partition = mailbox.partition
         self.is_over = False
-        self.push: Callable[[FeedEvent], bool] | None = None
-        """Set while `next` waits and its caller takes events by a call."""
+        self.direct: Handover | None = None
+        """Decides which records of the tail `pushed` takes. Set while `next` waits, and nothing is queued, and its caller
+        takes deltas by a call."""
         self.resumed_from = START if behind is None else str(behind)
-        self._last: Cursor | str = behind or Cursor(mailbox.partition, mailbox.position)
-        self._attempt = self._attempt8 = ""
+        self._push: Callable[[bytes, bytes], bool] | None = None
+        self._last: Cursor | bytes = behind or Cursor(mailbox.partition, mailbox.position)
+        self._attempt, self._attempt8 = "", b""
         self._first: FeedEvent | None = None
         self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -81,7 +86,7 @@ class JobFeed:
     @property
     def cursor(self) -> str:
         """The cursor of the last event that was taken; before the first one, a place."""
-        return str(self._last)
+        return self._last.decode() if isinstance(self._last, bytes) else str(self._last)
 
     @property
     def is_live(self) -> bool:
@@ -94,7 +99,7 @@ class JobFeed:
             return None
         if self._first is not None:
             event, self._first = self._first, None
-            self._last = event.cursor
+            self._last = event.cursor.encode()
             return event
         delivery = self.fold()
         if delivery is None:
@@ -108,10 +113,10 @@ class JobFeed:
         if delivery is None:
             return None
         if delivery.attempt != self._attempt:
-            self._attempt, self._attempt8 = delivery.attempt, attempt8(delivery.attempt)
-        cursor = f"{mailbox.partition}.{delivery.offset}.{delivery.seq}.{self._attempt8}"
+            self._note_attempt(delivery.attempt)
+        cursor = b"%d.%d.%d.%b" % (self.partition, delivery.offset, delivery.seq, self._attempt8)
         if delivery.kind is Kind.ENDED:
-            self._last = f"{cursor}.end"
+            self._last = cursor + b".end"
             self.is_over = True
             self.owner.forget(self)
         else:
@@ -120,32 +125,38 @@ class JobFeed:
                 self.owner.refill(self)
         return delivery
 
-    async def next(self, push: Callable[[FeedEvent], bool] | None = None) -> FeedEvent | None:
+    async def next(self, push: Callable[[bytes, bytes], bool] | None = None) -> FeedEvent | None:
         """Wait for the next event; None behind `usage`. Raises FeedLost, BrokerUnavailable."""
         while (event := self.take()) is None:
             if self.is_over:
                 return None
-            self.push = push
+            if push is not None:
+                self._push, self.direct = push, self.mailbox.direct()
             try:
                 await self.changed()
             finally:
-                self.push = None
+                self._push = self.direct = None
         return event
 
-    def pushed(self, offset: int, head: EventHead, value: bytes) -> None:
-        """Deliver a delta that `Mailbox.passes` has accepted by a call of `push`."""
-        push = self.push
-        assert push is not None
-        if head.attempt != self._attempt:
-            self._attempt, self._attempt8 = head.attempt, attempt8(head.attempt)
-        self._last = cursor = f"{self.mailbox.partition}.{offset}.{head.seq}.{self._attempt8}"
+    def pushed(self, offset: int, head: EventHead, value: bytes, cursor: bytes | None) -> bytes:
+        """Deliver a delta that passed `direct` by a call of `push`; return its cursor.
+
+        `cursor` is what another feed returned for this record; None for the first one.
+        """
+        if cursor is None:
+            if head.attempt != self._attempt:
+                self._note_attempt(head.attempt)
+            cursor = b"%d.%d.%d.%b" % (self.partition, offset, head.seq, self._attempt8)
+        self._last = cursor
         try:
-            can_go_on = push(FeedEvent("delta", cursor, value, head.seq, head.attempt))
+            if not self._push(cursor, value):  # type: ignore[misc]  # it is set with `direct`
+                self.direct = None
         except Exception as error:  # noqa: BLE001 - of one client, which must not end the reader of all
             self.fail(error)
-            can_go_on = False
-        if not can_go_on:
-            self.push = None
+        return cursor
+
+    def _note_attempt(self, attempt: str) -> None:
+        self._attempt, self._attempt8 = attempt, attempt8(attempt).encode()
 
     async def changed(self) -> None:
         """Wait until the mailbox has news. Raises FeedLost, BrokerUnavailable."""
@@ -174,6 +185,7 @@ class JobFeed:
 
     def wake(self) -> None:
         """Wake the task that waits."""
+        self.direct = None
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)

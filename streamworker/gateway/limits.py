@@ -67,6 +67,14 @@ class Limits:
     @contextmanager
     def stream(self, caller: Caller, face: str) -> Iterator[None]:
         """Count a stream while the block runs. Raises ApiError 429 where the caller has too many."""
+        self.enter(caller, face)
+        try:
+            yield
+        finally:
+            self.leave(caller, face)
+
+    def enter(self, caller: Caller, face: str) -> None:
+        """Count a stream until `leave` is called. Raises ApiError 429 where the caller has too many."""
         account = caller.account
         if self._streams.get(account, 0) >= caller.max_streams:
             raise ApiError(
@@ -76,10 +84,11 @@ class Limits:
             )
         self._streams[account] = self._streams.get(account, 0) + 1
         self.open[face] += 1
-        try:
-            yield
-        finally:
-            self.open[face] -= 1
-            self._streams[account] -= 1
-            if not self._streams[account]:
-                del self._streams[account]
+
+    def leave(self, caller: Caller, face: str) -> None:
+        """Undo one `enter`."""
+        account = caller.account
+        self.open[face] -= 1
+        self._streams[account] -= 1
+        if not self._streams[account]:
+            del self._streams[account]

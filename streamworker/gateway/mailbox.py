@@ -222,13 +222,13 @@ class Mailbox:
 
     # Live
 
-    def passes(self, offset: int, head: EventHead) -> bool:
-        """Take a record of the tail if it is the next event of a live mailbox in which nothing is ready.
+    def direct(self) -> Handover | None:
+        """Return what decides on the tail's next records (`Handover.passes`); None unless it is live and nothing is ready.
 
-        Then the caller delivers it itself.
+        The caller delivers the deltas that pass, until a record is passed to this mailbox.
         """
         handover = self._handover
-        return self.is_live and not handover.has_ready and handover.passes(offset, head)
+        return handover if self.is_live and not handover.has_ready else None
 
     def tail(self, offset: int, head: EventHead, value: bytes) -> None:
         """Take a record that the tail has returned. A mailbox that it makes too full is not live any more."""

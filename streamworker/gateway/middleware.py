@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -19,6 +21,7 @@ from streamworker.gateway.feeds import FeedError
 from streamworker.gateway.gateway import JOB_ID, SPAN
 from streamworker.gateway.negotiation import wants_event_stream
 from streamworker.gateway.server import SERVER, Connection
+from streamworker.gateway.stream_connection import HandedOver
 from streamworker.redaction import without_message
 from streamworker.telemetry import gateway_metrics as table
 from streamworker.wire.job import TRACE_HEADERS, trace_of
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
     from streamworker.gateway.gateway import Gateway
     from streamworker.model import Headers
+    from streamworker.observe import RequestSpan
     from streamworker.telemetry.metrics import Metrics
 
 __all__ = ["REQUEST_ID", "expect", "install"]
@@ -104,14 +108,17 @@ class _Around:
         given = request.headers.get("X-Request-Id", "")
         request[REQUEST_ID] = given if _REQUEST_ID.match(given) else uuid4().hex
         began = monotonic()
-        status = _DISCONNECTED
         self._open_span(request)
-        with self._gateway.drain.request():
-            try:
-                response = await self._answer(request, handler)
-                status = response.status
-            finally:
-                self._report(request, status, monotonic() - began)
+        self._gateway.drain.enter()
+        response: web.StreamResponse | None = None
+        try:
+            response = await self._answer(request, handler)
+        finally:
+            ended = partial(self._ended, _Asked.of(request), began)
+            if isinstance(response, HandedOver):
+                response.connection.on_end(ended)
+            else:
+                ended(_DISCONNECTED if response is None else response.status)
         return response
 
     def _open_span(self, request: web.Request) -> None:
@@ -163,25 +170,51 @@ class _Around:
             response.force_close()
         return response
 
-    def _report(self, request: web.Request, status: int, seconds: float) -> None:
-        route = _route(request)
-        method = request.method if request.method in hdrs.METH_ALL else "other"
-        self._metrics.add(table.REQUESTS, 1, route, method, str(status))
-        if route not in _STREAMS:
-            self._metrics.observe(table.REQUEST_DURATION, seconds, route)
-        if (span := request.get(SPAN)) is not None:
+    def _ended(self, asked: _Asked, began: float, status: int) -> None:
+        """Report a request, or a stream that outlived its handler."""
+        self._gateway.drain.leave()
+        seconds = monotonic() - began
+        self._metrics.add(table.REQUESTS, 1, asked.route, asked.method, str(status))
+        if asked.route not in _STREAMS:
+            self._metrics.observe(table.REQUEST_DURATION, seconds, asked.route)
+        if asked.span is not None:
             sent = None if status == _DISCONNECTED else status
-            span.ended(sent, job_id=request.get(JOB_ID), error=request.get(_ERROR))
-        caller = request.get(CALLER)
+            asked.span.ended(sent, job_id=asked.job_id, error=asked.error)
         log.info(
             "gateway.request",
-            method=method,
-            route=route,
+            method=asked.method,
+            route=asked.route,
             status=status,
             ms=round(seconds * 1000, 1),
+            key=asked.key,
+            job_id=asked.job_id,
+            request_id=asked.request_id,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Asked:
+    """What is reported of a request. The request itself is freed before its stream ends."""
+
+    method: str
+    route: str
+    key: str | None
+    job_id: str | None
+    request_id: str
+    span: RequestSpan | None
+    error: str | None
+
+    @classmethod
+    def of(cls, request: web.Request) -> _Asked:
+        caller = request.get(CALLER)
+        return cls(
+            method=request.method if request.method in hdrs.METH_ALL else "other",
+            route=_route(request),
             key=None if caller is None else caller.name,
             job_id=request.get(JOB_ID),
             request_id=request[REQUEST_ID],
+            span=request.get(SPAN),
+            error=request.get(_ERROR),
         )
 
 

@@ -6,9 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from aiohttp import web
+    from collections.abc import Awaitable, Callable
 
 __all__ = ["HIGH_WATER_BYTES", "Outbound", "Starved"]
 
@@ -21,18 +19,38 @@ class Starved(Exception):
 
 
 class Outbound:
-    """Writes to the transport of a request. `stalled` is called if the client takes nothing for `stall_s`."""
+    """Writes to a transport. `stalled` is called if the client takes nothing for `stall_s`.
 
-    def __init__(self, request: web.Request, stall_s: float, stalled: Callable[[], None]) -> None:
-        """Raises ConnectionResetError: the client is gone."""
-        if request.transport is None:
-            raise ConnectionResetError("the client is gone")
-        self._transport = request.transport
-        self._writer = request.writer
+    `drain` waits until the transport has passed on what it holds.
+    """
+
+    __slots__ = (
+        "_drain",
+        "_loop",
+        "_stall_s",
+        "_stalled",
+        "_taken_before",
+        "_transport",
+        "_turns",
+        "_waiters",
+        "_watch",
+        "_written",
+        "has_written",
+    )
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        drain: Callable[[], Awaitable[None]],
+        stall_s: float,
+        stalled: Callable[[], None],
+    ) -> None:
+        self._transport = transport
+        self._drain = drain
         self._stall_s = stall_s
         self._stalled = stalled
         self._loop = asyncio.get_running_loop()
-        self._turns = asyncio.Lock()  # its waiters come in the order of their arrival
+        self._turns: asyncio.Lock | None = None  # its waiters come in the order of their arrival
         self._written = 0
         self._waiters = 0
         self._taken_before = 0
@@ -45,6 +63,14 @@ class Outbound:
         self.has_written = True
         self._written += len(data)
         self._transport.write(data)
+
+    def push(self, data: bytes) -> bool:
+        """Write without waiting; return whether the client takes more: `write` and `is_full` in one call."""
+        self.has_written = True
+        self._written += len(data)
+        transport = self._transport
+        transport.write(data)
+        return transport.get_write_buffer_size() <= HIGH_WATER_BYTES
 
     def abort(self) -> None:
         """Cut the connection; what waits is lost."""
@@ -67,7 +93,7 @@ class Outbound:
             self._watch = self._loop.call_later(self._stall_s, self._look)
         self._waiters += 1
         try:
-            await self._writer.drain()
+            await self._drain()
         finally:
             self._waiters -= 1
             if not self._waiters and self._watch is not None:
@@ -80,11 +106,12 @@ class Outbound:
         The caller writes before it waits again. Raises Starved: other streams had their turns for `stall_s`, and the
         client took something; ConnectionResetError.
         """
+        turns = self._turns = self._turns or asyncio.Lock()
         while True:
             taken = self._taken
             try:
                 async with asyncio.timeout(self._stall_s):
-                    await self._turns.acquire()
+                    await turns.acquire()
             except TimeoutError:
                 if self._taken > taken:
                     raise Starved from None
@@ -93,7 +120,7 @@ class Outbound:
                 while self.is_full:
                     await self.drained()
             finally:
-                self._turns.release()
+                turns.release()
             return
 
     @property

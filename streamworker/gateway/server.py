@@ -16,13 +16,12 @@ from aiohttp import web
 from streamworker.errors import ConfigurationError
 from streamworker.gateway.errors import ApiError
 from streamworker.gateway.limits import MAX_CONNECTIONS
+from streamworker.gateway.stream_connection import StreamConnection
 from streamworker.log_throttle import LogThrottle
 from streamworker.redaction import without_message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from aiohttp.web_protocol import RequestHandler
+    from collections.abc import Callable, Iterator
 
 __all__ = ["Server"]
 
@@ -50,12 +49,20 @@ _silent.propagate = False  # its records quote requests; `Connection` logs what 
 class Connection(web.RequestHandler):
     """One connection. It is closed if its first request does not arrive in time."""
 
-    __slots__ = ("_guard", "_has_request", "_throttle")
+    __slots__ = ("_guard", "_has_request", "_is_at_end", "_streams", "_throttle")
 
-    def __init__(self, manager: web.Server, throttle: LogThrottle, **options: Any) -> None:
+    def __init__(
+        self,
+        manager: web.Server,
+        throttle: LogThrottle,
+        streams: _Streams,
+        **options: Any,
+    ) -> None:
         super().__init__(manager, **options)
         self._throttle = throttle
+        self._streams = streams
         self._has_request = False
+        self._is_at_end = False
         self._guard: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -74,6 +81,40 @@ class Connection(web.RequestHandler):
         self._has_request = True
         if self._guard is not None:
             self._guard.cancel()
+            self._guard = None
+
+    def data_received(self, data: bytes) -> None:
+        """Parse requests."""
+        if data:
+            self._is_at_end = data.endswith(b"\r\n\r\n")
+        super().data_received(data)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether anything may have been received behind the head of the present request."""
+        return not self._is_at_end or bool(self._messages or self._message_tail)
+
+    def hand_over(self) -> StreamConnection:
+        """Give the connection to a stream. The handler returns a `HandedOver`, and then aiohttp ends its task.
+
+        If `has_more` is true, the connection must not serve requests behind the stream.
+
+        Raises ConnectionResetError: the client is gone.
+        """
+        transport = self.transport
+        if transport is None or self._manager is None:
+            raise ConnectionResetError("the client is gone")
+        stream = self._streams.add(transport)
+        self._manager.connection_lost(self)  # it forgets this connection when its task has ended
+        # What `RequestHandler.connection_lost` does, but for the transport and the running handler.
+        self.transport = None
+        self._force_close = True
+        self._parser = None
+        self._messages.clear()
+        if self._keepalive_handle is not None:
+            self._keepalive_handle.cancel()
+            self._keepalive_handle = None
+        return stream
 
     def _close_if_silent(self) -> None:
         if not self._has_request:
@@ -128,11 +169,13 @@ class Server:
         )
         self._listener: asyncio.Server | None = None
         self._throttle = LogThrottle()
+        self._streams = _Streams(self._connect)
 
     @property
     def connections(self) -> int:
         """Open connections."""
-        return len(self._runner.server.connections) if self._runner.server is not None else 0
+        requests = len(self._runner.server.connections) if self._runner.server is not None else 0
+        return requests + len(self._streams)
 
     @property
     def is_full(self) -> bool:
@@ -148,7 +191,7 @@ class Server:
         except OSError as error:
             await self._runner.cleanup()
             raise ConfigurationError([self._fault(error)]) from error
-        self._listener = await loop.create_server(self._factory(), sock=listening, backlog=_BACKLOG)
+        self._listener = await loop.create_server(self._connect, sock=listening, backlog=_BACKLOG)
         self.port = listening.getsockname()[1]
 
     async def stop(self) -> None:
@@ -157,26 +200,24 @@ class Server:
         if listener is not None:
             listener.close()
         await self._runner.cleanup()
+        await self._streams.stop()
 
-    def _factory(self) -> Callable[[], RequestHandler]:
+    def _connect(self) -> Connection:
         manager = self._runner.server
-        assert manager is not None
-        loop = asyncio.get_running_loop()
-
-        def connect() -> RequestHandler:
-            return Connection(
-                manager,
-                self._throttle,
-                loop=loop,
-                access_log=None,
-                logger=_silent,
-                keepalive_timeout=_KEEP_ALIVE_S,
-                max_line_size=_MAX_LINE_BYTES,
-                max_field_size=_MAX_LINE_BYTES,
-                auto_decompress=False,
-            )
-
-        return connect
+        if manager is None:
+            raise ConnectionResetError("the server has stopped")
+        return Connection(
+            manager,
+            self._throttle,
+            self._streams,
+            loop=asyncio.get_running_loop(),
+            access_log=None,
+            logger=_silent,
+            keepalive_timeout=_KEEP_ALIVE_S,
+            max_line_size=_MAX_LINE_BYTES,
+            max_field_size=_MAX_LINE_BYTES,
+            auto_decompress=False,
+        )
 
     def _fault(self, error: OSError) -> str:
         place = f"{self.host}:{self.port}"
@@ -184,6 +225,57 @@ class Server:
             return f"gateway.port: {place} is in use; choose another port, or 0 for a free one"
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
         return f"gateway.port: cannot listen on {place}: {reason}; choose another host or port"
+
+
+class _Streams:
+    """The connections that carry streams."""
+
+    def __init__(self, connect: Callable[[], Connection]) -> None:
+        self._connect = connect
+        self._open: set[StreamConnection] = set()
+        self._is_stopped = False
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __iter__(self) -> Iterator[StreamConnection]:
+        return iter(list(self._open))
+
+    def add(self, transport: asyncio.Transport) -> StreamConnection:
+        """Take over the transport of a connection."""
+        stream = StreamConnection(transport, self)
+        self._open.add(stream)
+        return stream
+
+    def forget(self, connection: StreamConnection) -> None:
+        """Note that a connection is closed."""
+        self._open.discard(connection)
+
+    def adopt(self, connection: StreamConnection, received: bytes, *, is_paused: bool) -> None:
+        """Serve further requests on a connection."""
+        self.forget(connection)
+        if self._is_stopped:
+            connection.transport.close()
+            return
+        following = self._connect()
+        connection.transport.set_protocol(following)
+        following.connection_made(connection.transport)
+        if is_paused:
+            following.pause_writing()
+        following.request_arrived()  # one was here before: the connection may be idle for as long as any other
+        if received:
+            following.data_received(received)
+
+    async def stop(self) -> None:
+        """End all streams, and close their connections."""
+        self._is_stopped = True
+        tasks = [one.task for one in self._open if one.task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for one in self:
+            one.transport.abort()
 
 
 def _listening_socket(host: str, port: int) -> socket.socket:

@@ -136,9 +136,9 @@ def text_frame(value: Mapping[str, Any]) -> bytes:
     return _framed(orjson.dumps(value))
 
 
-def event_frame(head: bytes, cursor: str, value: bytes) -> bytes:
+def event_frame(head: bytes, cursor: bytes, value: bytes) -> bytes:
     """Return an event as a text frame. `head` is `event_head` of its subscription."""
-    return _framed(b'%b"%b","event":%b}' % (head, cursor.encode(), value))
+    return _framed(b'%b"%b","event":%b}' % (head, cursor, value))
 
 
 def event_head(id_: str) -> bytes:

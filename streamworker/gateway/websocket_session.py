@@ -22,6 +22,7 @@ from streamworker.gateway.jobs import check_job_id, check_record_key
 from streamworker.gateway.outbound import Outbound
 from streamworker.gateway.requests import since_ms
 from streamworker.gateway.shared_limit import SharedLimit
+from streamworker.gateway.stream_connection import transport_of
 from streamworker.gateway.websocket_subscription import FACE, Subscription
 from streamworker.redaction import without_message
 from streamworker.telemetry import gateway_metrics as table
@@ -81,7 +82,12 @@ class Session:
         self._socket = socket
         self._caller = caller
         self._loop = asyncio.get_running_loop()
-        self._out = Outbound(request, self._settings.stall_s, lambda: self.close("stalled"))
+        self._out = Outbound(
+            transport_of(request),
+            request.writer.drain,
+            self._settings.stall_s,
+            lambda: self.close("stalled"),
+        )
         self._work: dict[str, asyncio.Task[None]] = {}
         self._opening: dict[str, str | None] = {}
         """Subscriptions whose feeds are being opened, with the clients' cursors."""

@@ -27,6 +27,8 @@ POSITION_S = 60.0
 class Subscription:
     """Writes the events of a feed as frames. `delivered` counts events by face."""
 
+    __slots__ = ("_delivered", "_event_at", "_feed", "_head", "_id", "_is_live", "_loop", "_out", "_timer")
+
     def __init__(self, id_: str, feed: Feed, out: Outbound, delivered: Counter[str]) -> None:
         self._id = id_
         self._head = frames.event_head(id_)
@@ -69,21 +71,20 @@ class Subscription:
             if self._write(event) >= BATCH_BYTES:
                 await asyncio.sleep(0)  # a long replay must not block other streams
 
-    def _push(self, event: FeedEvent) -> bool:
-        """Write an event in the call of the reader; return whether the client takes more."""
-        self._out.write(frames.event_frame(self._head, event.cursor, event.value))
+    def _push(self, cursor: bytes, value: bytes) -> bool:
+        """Write a delta in the call of the reader; return whether the client takes more."""
         self._event_at = self._loop.time()
         self._delivered[FACE] += 1
-        return not self._out.is_full
+        return self._out.push(frames.event_frame(self._head, cursor, value))
 
     def _write(self, event: FeedEvent) -> int:
         """Write an event, and with it what is ready, unless the client takes nothing now; return the number of bytes."""
         feed, head = self._feed, self._head
-        data = [frames.event_frame(head, event.cursor, event.value)]
+        data = [frames.event_frame(head, event.cursor.encode(), event.value)]
         size = len(data[0])
         limit = 0 if self._out.is_full else BATCH_BYTES
         while size < limit and (following := feed.take()) is not None:
-            data.append(frame := frames.event_frame(head, following.cursor, following.value))
+            data.append(frame := frames.event_frame(head, following.cursor.encode(), following.value))
             size += len(frame)
         self._out.write(data[0] if len(data) == 1 else b"".join(data))
         self._event_at = self._loop.time()
@@ -102,5 +103,6 @@ class Subscription:
             return
         if not self._out.is_full:
             self._event_at = self._loop.time()
-            self._out.write(frames.event_frame(self._head, self._feed.place(), b'{"type":"position"}'))
+            place = self._feed.place().encode()
+            self._out.write(frames.event_frame(self._head, place, b'{"type":"position"}'))
         self._arm(POSITION_S)

@@ -65,6 +65,7 @@ __all__ = [
     "renew_credentials_in",
     "retry_first_requests_quickly",
     "return_aborted_records",
+    "return_plain_records",
     "unreachable_brokers",
 ]
 
@@ -373,8 +374,23 @@ def return_aborted_records(consumer: AIOKafkaConsumer) -> None:
     consumer._fetcher._isolation_level = _WithAborted(fetcher.READ_COMMITTED)
 
 
+class _Plain(int):
+    """The isolation level of a consumer that returns records as they were decoded."""
+
+
+def return_plain_records(consumer: AIOKafkaConsumer) -> None:
+    """Let a started consumer return records without topic and partition.
+
+    aiokafka copies each decoded record into a frozen dataclass of eleven members, which takes as long as to read it.
+    """
+    consumer._fetcher._isolation_level = _Plain(consumer._fetcher._isolation_level)
+
+
 class _PartitionRecords(PartitionRecords):  # type: ignore[misc]  # aiokafka is untyped
-    """The records of one fetch. It differs from aiokafka's class for consumers of `return_aborted_records` only."""
+    """The records of one fetch.
+
+    It differs from aiokafka's class for consumers of `return_aborted_records` and `return_plain_records` only.
+    """
 
     def _unpack_records(self) -> Iterator[Any]:
         if type(self._isolation_level) is not _WithAborted:
@@ -405,6 +421,8 @@ class _PartitionRecords(PartitionRecords):  # type: ignore[misc]  # aiokafka is 
         return bool(batch.is_transactional and batch.producer_id in self._aborted_producers)
 
     def _consumer_record(self, tp: TopicPartition, record: Any, *, is_aborted: bool = False) -> Any:
+        if type(self._isolation_level) is _Plain:
+            return record
         made = super()._consumer_record(tp, record)
         if is_aborted:
             made = AbortedRecord(**vars(made))

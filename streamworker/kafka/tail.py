@@ -16,7 +16,13 @@ from aiokafka.errors import KafkaError as ForeignKafkaError
 
 from streamworker.errors import KafkaError, KafkaRefused, KafkaUnavailable
 from streamworker.kafka.clients import new_consumer
-from streamworker.kafka.compat import client_of, fetch_all_metadata, has_stopped_fetching, positions_of
+from streamworker.kafka.compat import (
+    client_of,
+    fetch_all_metadata,
+    has_stopped_fetching,
+    positions_of,
+    return_plain_records,
+)
 from streamworker.kafka.errors import translate_errors
 from streamworker.log_throttle import OutageLog
 
@@ -55,6 +61,8 @@ class TopicTail:
         start: Mapping[int, int] | None = None,
         starts_paused: bool = False,
         fetch_wait_ms: int = 500,
+        pace_s: float = 0.0,
+        with_place: bool = True,
     ) -> None:
         """`on_records(partition, records, position)` is called in the tail's task and must return at once.
 
@@ -66,6 +74,9 @@ class TopicTail:
 
         With `starts_paused`, all partitions are paused, until `move` and `resume` are called. `fetch_wait_ms` is how
         long a broker may delay its response for want of records: a partition that is resumed waits for it.
+
+        `pace_s` is the time from one read to the next while records come: a request costs the same for one record as for
+        many. Without `with_place`, records have no `topic` and no `partition`, which saves a copy of each.
         """
         self.topic = topic
         self.positions: dict[int, int] = dict(start or {})
@@ -78,6 +89,8 @@ class TopicTail:
         self._acls = acls
         self._starts_paused = starts_paused
         self._fetch_wait_ms = fetch_wait_ms
+        self._pace_s = pace_s
+        self._with_place = with_place
         self._paused: set[int] = set()
         self._assigned: set[int] = set()
         self._has_lost_partitions = False
@@ -162,7 +175,8 @@ class TopicTail:
             if batches:
                 self._outages.worked()
             self._add_partitions(consumer)
-            await asyncio.sleep(0)  # a backlog in the consumer's buffer must not block other tasks
+            # Without a pace too: a backlog in the consumer's buffer must not block other tasks.
+            await asyncio.sleep(self._pace_s if batches else 0)
 
     async def _fetch(self, consumer: Consumer) -> dict[KafkaTopicPartition, list[FetchedRecord]]:
         try:
@@ -199,6 +213,8 @@ class TopicTail:
                 f"connecting to {self._settings.bootstrap_servers} to read {self.topic}", self._acls
             ):
                 await consumer.start()
+                if not self._with_place:
+                    return_plain_records(consumer)
                 numbers = await self._partitions(consumer)
                 if not self.positions:
                     self.positions = await self._ends(consumer, numbers)

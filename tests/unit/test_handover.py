@@ -189,3 +189,65 @@ def test_read_head_of_a_value_that_is_not_an_event_is_none() -> None:
         None
     ] * 6
     assert read_head(b'{"type":"delta","attempt":"a","seq":3,"more":[]}') == EventHead("a", 3, "delta")
+
+
+def test_handover_passes_deltas_until_something_waits_or_is_in_doubt() -> None:
+    """And again when that is settled: the caller delivers what passes."""
+    handover = Handover(tail=0, committed=0)
+    passed: list[bool] = []
+
+    def passes(offset: int, head: EventHead, _: bytes) -> None:
+        passed.append(handover.passes(offset, head))
+
+    fed(passes, 0, "delta", seq=0)  # no attempt is known
+    fed(handover.tail, 0, "started")
+    for offset, seq in [(1, 1), (2, 3), (2, 2), (2, 3), (3, 3)]:  # a gap; an offset that was passed
+        fed(passes, offset, "delta", seq=seq)
+    assert passed == [False, True, False, True, False, True]
+    fed(passes, 4, "delta", "b", seq=4)
+    fed(passes, 4, "usage", seq=4)
+    assert passed[6:] == [False, False]
+    fed(handover.tail, 4, "usage", seq=4, status="completed")
+    fed(passes, 5, "delta", seq=4)  # whether the job has ended is not known
+    handover.passed(committed=5)  # it was rolled back
+    fed(handover.tail, 5, "started", "b", cause="redelivered")
+    fed(passes, 6, "delta", "b", seq=1)
+    assert passed[8:] == [False, True]
+    assert handover.leave() == 7
+    fed(passes, 7, "delta", "b", seq=2)
+    handover.caught_up(tail=7, committed=7)
+    fed(passes, 7, "delta", "b", seq=2)
+    assert passed[10:] == [False, True]
+
+
+def test_handover_ending_behind_deltas_that_passed_is_delivered_at_once() -> None:
+    """The last one of them shows how far the tail has come."""
+    handover = Handover(tail=0, committed=0)
+    fed(handover.tail, 0, "started")
+    fed(handover.tail, 1, "delta", seq=1)
+    fed(handover.tail, 2, "delta", seq=2)
+    fed(handover.committed, 2, "usage", seq=3, status="completed")
+    assert [offset for _, offset in taken(handover)] == [0, 1, 2]
+    assert not handover.is_over
+    fed(handover.committed, 3, "usage", seq=3, status="completed")
+    assert taken(handover) == []
+    handover.passed(tail=4)
+    assert taken(handover) == [(Kind.ENDED, 3)]
+    fed(handover.tail, 4, "delta", seq=4)
+    assert (taken(handover), handover.queued_bytes) == ([], 0)
+
+
+def test_handover_joins_what_the_tail_returned_during_a_replay_with_what_waits() -> None:
+    """In the order of their offsets."""
+    handover = Handover(tail=0, committed=0, is_replaying=True)
+    fed(handover.replayed, 0, "started")
+    fed(handover.replayed, 1, "usage", seq=1, status="completed")
+    fed(handover.replayed, 2, "started", "b", cause="new")  # waits for the terminal event before it
+    fed(handover.tail, 3, "delta", "b", seq=1)
+    fed(handover.tail, 4, "delta", "b", seq=2)
+    handover.caught_up(tail=5, committed=0)
+    assert taken(handover) == [(Kind.STARTED, 0)]
+    handover.passed(committed=2)
+
+    assert taken(handover) == [(Kind.RESTARTED, 2), (Kind.DELTA, 3), (Kind.DELTA, 4)]
+    assert handover.queued_bytes == 0

@@ -88,7 +88,8 @@ class Served:
     def unsent_bytes(self) -> int:
         """Bytes that wait in the transports of all connections."""
         server: Any = self.server._runner.server
-        return sum(int(one.transport.get_write_buffer_size()) for one in server.connections)
+        connections = [*server.connections, *self.server._streams]
+        return sum(int(one.transport.get_write_buffer_size()) for one in connections)
 
     def metric(self, name: str, **labels: str) -> float:
         """Return the value of a metric; 0 if its series does not exist."""

@@ -50,25 +50,35 @@ def arrive(feed: JobFeed, offset: int, value: bytes) -> None:
     """Let the tail return a record, as `KafkaEventLog` distributes it."""
     head = read_head(value)
     assert head is not None
-    if feed.push is not None and feed.mailbox.passes(offset, head):
-        feed.pushed(offset, head, value)
+    if feed.direct is not None and feed.direct.passes(offset, head):
+        feed.pushed(offset, head, value, None)
     else:
+        feed.direct = None
         feed.mailbox.tail(offset, head, value)
         feed.wake()
 
 
-def into(pushed: list[FeedEvent], *, can_go_on: bool = True) -> Callable[[FeedEvent], bool]:
-    """Return a call that keeps its events."""
+Pushed = list[tuple[bytes, bytes]]
+"""Cursors and values."""
 
-    def push(event: FeedEvent) -> bool:
-        pushed.append(event)
+
+def into(pushed: Pushed, *, can_go_on: bool = True) -> Callable[[bytes, bytes], bool]:
+    """Return a call that keeps what it gets."""
+
+    def push(cursor: bytes, value: bytes) -> bool:
+        pushed.append((cursor, value))
         return can_go_on
 
     return push
 
 
+def seqs(pushed: Pushed) -> list[int]:
+    """Return the numbers of the events in their cursors."""
+    return [Cursor.parse(cursor.decode()).seq for cursor, _ in pushed]
+
+
 async def waiting(
-    feed: JobFeed, push: Callable[[FeedEvent], bool] | None = None
+    feed: JobFeed, push: Callable[[bytes, bytes], bool] | None = None
 ) -> asyncio.Task[FeedEvent | None]:
     task = asyncio.create_task(feed.next(push))
     await asyncio.sleep(0)
@@ -91,13 +101,13 @@ def test_feed_cursor_is_that_of_the_last_event_that_was_taken() -> None:
 async def test_feed_passes_deltas_by_a_call_while_its_reader_waits() -> None:
     """In order with the events that are queued; the terminal event is returned."""
     feed = live()
-    pushed: list[FeedEvent] = []
+    pushed: Pushed = []
     task = await waiting(feed, into(pushed))
     for seq in (1, 2, 3):
         arrive(feed, 10 + seq, delta("j", seq))
-    assert [event.seq for event in pushed] == [1, 2, 3]
-    assert pushed[-1] == FeedEvent("delta", f"3.13.3.{attempt8('a')}", delta("j", 3), 3, "a")
-    assert feed.cursor == pushed[-1].cursor
+    assert seqs(pushed) == [1, 2, 3]
+    assert pushed[-1] == (f"3.13.3.{attempt8('a')}".encode(), delta("j", 3))
+    assert feed.cursor == pushed[-1][0].decode()
     assert not task.done()
     head = read_head(ended("j", 4))
     assert head is not None
@@ -108,17 +118,17 @@ async def test_feed_passes_deltas_by_a_call_while_its_reader_waits() -> None:
     assert last is not None
     assert last.kind == "usage"
     assert feed.is_over
-    assert feed.push is None
+    assert feed.direct is None
 
 
 async def test_feed_queues_what_its_reader_does_not_take_by_a_call() -> None:
     """From the call on that returned false, and while no reader waits."""
     feed = live()
-    pushed: list[FeedEvent] = []
+    pushed: Pushed = []
     task = await waiting(feed, into(pushed, can_go_on=False))
     arrive(feed, 11, delta("j", 1))
     arrive(feed, 12, delta("j", 2))
-    assert [event.seq for event in pushed] == [1]
+    assert seqs(pushed) == [1]
     second = await task
     arrive(feed, 13, delta("j", 3))
     third = feed.take()
@@ -130,7 +140,7 @@ async def test_feed_queues_what_its_reader_does_not_take_by_a_call() -> None:
 async def test_feed_does_not_overtake_what_is_queued_by_a_call() -> None:
     """A reader that is woken has not taken it yet."""
     feed = live()
-    pushed: list[FeedEvent] = []
+    pushed: Pushed = []
     task = await waiting(feed, into(pushed))
     restarted = started("j").replace(b'"attempt": "a"', b'"attempt": "b"')
     arrive(feed, 11, restarted)
@@ -146,7 +156,7 @@ async def test_feed_does_not_overtake_what_is_queued_by_a_call() -> None:
 async def test_feed_whose_call_raises_fails_alone() -> None:
     """The reader of all jobs goes on; the client's task gets the exception."""
 
-    def push(_: FeedEvent) -> bool:
+    def push(_: bytes, __: bytes) -> bool:
         raise ConnectionResetError("gone")
 
     feed = live()
@@ -159,7 +169,7 @@ async def test_feed_whose_call_raises_fails_alone() -> None:
 async def test_feed_loses_no_event_when_its_wait_is_cancelled() -> None:
     """And passes nothing by a call afterwards."""
     feed = live()
-    pushed: list[FeedEvent] = []
+    pushed: Pushed = []
     task = await waiting(feed, into(pushed))
     task.cancel()
     with suppress(asyncio.CancelledError):
