@@ -2,7 +2,9 @@
 
 A producer writes the deltas of many jobs to Apache Kafka in batches. One gateway delivers each job to one client. Beside it,
 servers that make the same events themselves, and read no Kafka, write them to the same clients: a bare `asyncio.Protocol`,
-which is the limit, and starlette on uvicorn. Each runs in a process of its own; the clients are raw sockets in another.
+which is the limit, and starlette on uvicorn, for event streams also with sse-starlette. Each runs in a process of its own;
+the clients are raw sockets in another. With `--rounds`, all are measured one after another several times, and the medians
+are printed: what a server costs depends on what else the processor's cache holds.
 
 Per contender: CPU of the server per delivered event, resident memory per connection, and for the gateway the time from the
 produce call to the client. What a gateway without clients uses to read the same topic is reported apart.
@@ -21,7 +23,7 @@ import time
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any, cast
 
 import uvloop
@@ -36,9 +38,9 @@ from tests.integration.events import started as started_event
 from tests.integration.test_brokers import create
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-EVENTS, JOBS, CONTROL = "bench.events", "bench.jobs", "bench.control"
+JOBS, CONTROL = "bench.jobs", "bench.control"
 PARTITIONS = 8
 TICK_S = 0.01
 SETTLE_S = 3.0
@@ -64,12 +66,12 @@ def job_name(number: int) -> str:
 # The producer
 
 
-async def feed(bootstrap: str, clients: int, rate: float, go: Path) -> None:
+async def feed(bootstrap: str, topic: str, clients: int, rate: float, go: Path) -> None:
     """Write `started` of each job, and when the file exists its deltas until the process is ended."""
-    sink = KafkaSink(KafkaSettings(bootstrap_servers=bootstrap), [EVENTS])
+    sink = KafkaSink(KafkaSettings(bootstrap_servers=bootstrap), [topic])
     await sink.start()
     keys = [job_name(number).encode() for number in range(clients)]
-    places = [sink.partition_for(EVENTS, key) for key in keys]
+    places = [sink.partition_for(topic, key) for key in keys]
     receipt = sink.receipt()
     for key, place in zip(keys, places, strict=True):
         sink.publish(ProducerRecord(place, key, started_event(key.decode())), receipt)
@@ -154,12 +156,14 @@ async def serve_bare(port: int, clients: int, rate: float, face: str) -> None:
         ready[number].write(data)
 
 
-async def serve_starlette(port: int, clients: int, rate: float) -> None:
+async def serve_starlette(
+    port: int, clients: int, rate: float, make_app: Callable[[list[asyncio.Queue[bytes]]], Any]
+) -> None:
     """Serve the same events through a queue per client."""
     import uvicorn  # noqa: PLC0415
 
     queues: list[asyncio.Queue[bytes]] = []
-    config = uvicorn.Config(starlette_app(queues), port=port, log_level="error", ws="websockets-sansio")
+    config = uvicorn.Config(make_app(queues), port=port, log_level="error", ws="websockets-sansio")
     server = asyncio.create_task(uvicorn.Server(config).serve())
     await until(lambda: len(queues) >= clients)
     seq = 0
@@ -196,6 +200,26 @@ def starlette_app(queues: list[asyncio.Queue[bytes]]) -> Any:
 
     return Starlette(routes=[Route("/{path:path}", events), WebSocketRoute("/{path:path}", socket)])
 
+
+def sse_starlette_app(queues: list[asyncio.Queue[bytes]]) -> Any:
+    """Return an application with the event streams of sse-starlette."""
+    from sse_starlette import EventSourceResponse  # noqa: PLC0415
+    from starlette.applications import Starlette  # noqa: PLC0415
+    from starlette.routing import Route  # noqa: PLC0415
+
+    async def values(mine: asyncio.Queue[bytes]) -> Any:
+        while True:
+            yield {"event": "delta", "id": "0.1.1.e8b7be43", "data": (await mine.get()).decode()}
+
+    async def events(_: Any) -> Any:
+        queues.append(asyncio.Queue())
+        return EventSourceResponse(values(queues[-1]))
+
+    return Starlette(routes=[Route("/{path:path}", events)])
+
+
+_APPS = {"starlette": starlette_app, "sse-starlette": sse_starlette_app}
+_NOT_THERE = {("sse-starlette", "ws")}
 
 # The clients
 
@@ -311,14 +335,14 @@ async def of_peer(name: str, arguments: argparse.Namespace, directory: Path) -> 
 
 
 async def of_gateway(
-    bootstrap: str, arguments: argparse.Namespace, directory: Path, *, run: str
+    bootstrap: str, arguments: argparse.Namespace, directory: Path, *, topic: str
 ) -> tuple[Result, float]:
-    """Measure the gateway; return also the CPU seconds per second of reading the topic without clients."""
+    """Measure the gateway; return also the CPU time of reading the topic without clients, in µs per event."""
     port, idle_port = free_port(), free_port()
-    go = directory / f"go-{run}"
+    go = directory / f"go-{topic}"
     environment = {
         "STREAMWORKER_KAFKA__BOOTSTRAP_SERVERS": bootstrap,
-        "STREAMWORKER_TOPICS__EVENTS": EVENTS,
+        "STREAMWORKER_TOPICS__EVENTS": topic,
         "STREAMWORKER_TOPICS__JOBS": JOBS,
         "STREAMWORKER_TOPICS__CONTROL": CONTROL,
         "STREAMWORKER_GATEWAY__AUTH": "off",
@@ -326,7 +350,17 @@ async def of_gateway(
         "STREAMWORKER_TELEMETRY__LOG_LEVEL": "error",
     }
     scale = ["--clients", str(arguments.clients), "--rate", str(arguments.rate)]
-    producer = ["benchmarks.gateway", "feed", "--bootstrap", bootstrap, "--go", str(go), *scale]
+    producer = [
+        "benchmarks.gateway",
+        "feed",
+        "--bootstrap",
+        bootstrap,
+        "--topic",
+        topic,
+        "--go",
+        str(go),
+        *scale,
+    ]
     with ExitStack() as stack:
         at = {"STREAMWORKER_GATEWAY__PORT": str(port)}
         stack.enter_context(started(producer, {}, directory / "feed.log"))
@@ -346,59 +380,90 @@ async def of_gateway(
         began, cpu = time.monotonic(), usage_of(idle_pid).cpu_s
         await asyncio.sleep(arguments.window)
         reading = (usage_of(idle_pid).cpu_s - cpu) / (time.monotonic() - began)
-    return result, reading
+    return result, reading / result.events_per_s * 1e6
 
 
 async def compare(arguments: argparse.Namespace) -> None:
     """Measure all servers and print a table."""
     directory = Path(tempfile.mkdtemp(prefix="gateway-bench-"))
+    peers = [name for name in arguments.peers.split(",") if name and (name, arguments.face) not in _NOT_THERE]
+    results: dict[str, list[Result]] = {name: [] for name in [*peers, "gateway"]}
+    reading: list[float] = []
     broker = ApacheKafka()
     await asyncio.to_thread(broker.start)
     try:
-        for topic in (EVENTS, JOBS, CONTROL):
+        for topic in (JOBS, CONTROL):
             await create(broker, topic, PARTITIONS)
-        await asyncio.sleep(1)
-        results = [await of_peer(name, arguments, directory) for name in arguments.peers.split(",") if name]
-        gateway, reading = await of_gateway(broker.bootstrap, arguments, directory, run="1")
+        for number in range(arguments.rounds):
+            topic = f"bench.events.{number}"  # the ids of the jobs are the same in each round
+            await create(broker, topic, PARTITIONS)
+            await asyncio.sleep(1)
+            for name in peers[:1]:
+                results[name].append(await of_peer(name, arguments, directory))
+            result, read_us = await of_gateway(broker.bootstrap, arguments, directory, topic=topic)
+            results["gateway"].append(result)
+            reading.append(read_us)
+            for name in peers[1:]:
+                results[name].append(await of_peer(name, arguments, directory))
     finally:
         broker.stop()
-    reading_us = reading / gateway.events_per_s * 1e6
-    print(f"{arguments.clients} clients x {arguments.rate:g}/s, {arguments.face}; logs in {directory}")
-    for one in [*results, gateway]:
-        print(
-            f"{one.name:10} {one.cpu_us:6.1f} us/event  {one.events_per_s:8.0f} events/s  {one.kib:6.1f} KiB/connection"
-            f"  p50 {one.p50_ms:6.1f}  p99 {one.p99_ms:6.1f} ms"
-        )
     print(
-        f"gateway: of these {reading_us:.1f} us reading Kafka, {gateway.cpu_us - reading_us:.1f} us delivering"
+        f"{arguments.clients} clients x {arguments.rate:g}/s, {arguments.face}, medians of {arguments.rounds} rounds; "
+        f"logs in {directory}"
     )
+    for name, rounds in results.items():
+        print(row(name, rounds))
+    print(division(results["gateway"], reading, results.get("bare", [])))
+
+
+def row(name: str, rounds: Sequence[Result]) -> str:
+    """Return a line with the medians of a contender."""
+    cpu, rate, kib, p50, p99 = (
+        median(getattr(one, member) for one in rounds)
+        for member in ("cpu_us", "events_per_s", "kib", "p50_ms", "p99_ms")
+    )
+    return (
+        f"{name:13} {cpu:6.1f} us/event  {rate:8.0f} events/s  {kib:6.1f} KiB/connection"
+        f"  p50 {p50:6.1f}  p99 {p99:6.1f} ms"
+    )
+
+
+def division(gateway: Sequence[Result], reading: Sequence[float], bare: Sequence[Result]) -> str:
+    """Return a line that says how much of the gateway's time is reading and how much delivering, beside the limit."""
+    delivering = [one.cpu_us - read_us for one, read_us in zip(gateway, reading, strict=True)]
+    line = f"gateway: {median(reading):.1f} us reading Kafka, {median(delivering):.1f} us delivering"
+    if not bare:
+        return line
+    ratios = [of_gateway / one.cpu_us for of_gateway, one in zip(delivering, bare, strict=True)]
+    shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+    return f"{line}: {median(ratios):.2f} x bare ({shown})"
 
 
 def main() -> None:
     """Parse arguments; run one of the processes, or compare."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "process", nargs="?", default="compare", choices=["compare", "feed", "bare", "starlette"]
-    )
+    parser.add_argument("process", nargs="?", default="compare", choices=["compare", "feed", "bare", *_APPS])
     parser.add_argument("--clients", type=int, default=2000)
     parser.add_argument("--rate", type=float, default=5)
     parser.add_argument("--face", choices=["sse", "ws"], default="sse")
     parser.add_argument("--window", type=float, default=8)
-    parser.add_argument("--peers", default="bare,starlette")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peers", default="bare,starlette,sse-starlette")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--bootstrap", default="")
+    parser.add_argument("--topic", default="")
     parser.add_argument("--go", type=Path, default=Path())
     arguments = parser.parse_args()
     clients, rate, face = arguments.clients, arguments.rate, arguments.face
     match arguments.process:
         case "feed":
-            work = feed(arguments.bootstrap, clients, rate, arguments.go)
+            work = feed(arguments.bootstrap, arguments.topic, clients, rate, arguments.go)
         case "bare":
             work = serve_bare(arguments.port, clients, rate, face)
-        case "starlette":
-            work = serve_starlette(arguments.port, clients, rate)
-        case _:
+        case "compare":
             work = compare(arguments)
+        case name:
+            work = serve_starlette(arguments.port, clients, rate, _APPS[name])
     uvloop.run(work)
 
 

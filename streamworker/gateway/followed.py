@@ -31,7 +31,7 @@ _FETCH_WAIT_MS = 100
 
 _TAIL_PACE_S = 0.004
 _COMMITTED_PACE_S = 0.02
-"""Times between two reads while records come. The committed reader's only delays terminal events."""
+"""Pauses behind a read, for which records gather. That of the committed reader delays terminal events only."""
 
 _SWEEP_S = 5.0
 

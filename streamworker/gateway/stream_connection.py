@@ -8,7 +8,7 @@ transport over, and the handler returns. Behind the stream the transport gets a 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import web
 
@@ -136,4 +136,4 @@ def transport_of(request: web.Request) -> asyncio.Transport:
     """Return the transport of a request. Raises ConnectionResetError: the client is gone."""
     if request.transport is None:
         raise ConnectionResetError("the client is gone")
-    return cast("asyncio.Transport", request.transport)
+    return request.transport

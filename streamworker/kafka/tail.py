@@ -75,8 +75,8 @@ class TopicTail:
         With `starts_paused`, all partitions are paused, until `move` and `resume` are called. `fetch_wait_ms` is how
         long a broker may delay its response for want of records: a partition that is resumed waits for it.
 
-        `pace_s` is the time from one read to the next while records come: a request costs the same for one record as for
-        many. Without `with_place`, records have no `topic` and no `partition`, which saves a copy of each.
+        `pace_s` is a pause behind each read that returned records, but not a backlog: a request costs the same for one
+        record as for many. Without `with_place`, records have no `topic` and no `partition`, which saves a copy of each.
         """
         self.topic = topic
         self.positions: dict[int, int] = dict(start or {})
@@ -175,8 +175,9 @@ class TopicTail:
             if batches:
                 self._outages.worked()
             self._add_partitions(consumer)
-            # Without a pace too: a backlog in the consumer's buffer must not block other tasks.
-            await asyncio.sleep(self._pace_s if batches else 0)
+            count = sum(map(len, batches.values()))
+            # Also a backlog in the consumer's buffer, which is read without a pace, must not block other tasks.
+            await asyncio.sleep(self._pace_s if 0 < count < _POLL_RECORDS else 0)
 
     async def _fetch(self, consumer: Consumer) -> dict[KafkaTopicPartition, list[FetchedRecord]]:
         try:

@@ -202,6 +202,50 @@ async def test_tail_whose_callback_raises_reports_the_crash(apache_kafka: Apache
     await tail.stop()
 
 
+@pytest.mark.parametrize("committed_only", [True, False])
+async def test_tail_without_places_returns_the_same_records(
+    apache_kafka: ApacheKafka, topics: Names, committed_only: bool
+) -> None:
+    """With offset, key, value, headers and times; what a rolled back transaction wrote is hidden as before."""
+    topic = (await create(apache_kafka, topics("t"))).topic
+    returned: list[list[Any]] = [[], []]
+    tails = [
+        TopicTail(
+            settings(apache_kafka),
+            topic,
+            lambda _, records, __, into=into: into.extend(records),
+            committed_only=committed_only,
+            with_place=with_place,
+        )
+        for into, with_place in zip(returned, (True, False), strict=True)
+    ]
+    for tail in tails:
+        await tail.start()
+    async with producer(apache_kafka) as client, producer(apache_kafka, transactional_id=topic) as other:
+        for number in range(5):
+            await client.send_and_wait(
+                topic, b"%d" % number, key=b"k", partition=0, headers=[("h", b"v"), ("none", None)]
+            )
+        await other.begin_transaction()
+        await other.send_and_wait(topic, b"rolled back", partition=0)
+        await other.abort_transaction()
+        await client.send_and_wait(topic, None, key=b"k", partition=0)
+        await eventually(lambda: all(into and into[-1].value is None for into in returned))
+    for tail in tails:
+        await tail.stop()
+
+    shown = [
+        [
+            (one.offset, one.key, one.value, one.timestamp, one.timestamp_type, list(one.headers))
+            for one in into
+        ]
+        for into in returned
+    ]
+    assert shown[0] == shown[1]
+    assert len(shown[0]) == 6 + (not committed_only)
+    assert not hasattr(returned[1][0], "topic")
+
+
 async def test_scan_returns_exactly_the_records_of_its_range(
     apache_kafka: ApacheKafka, topics: Names
 ) -> None:

@@ -73,7 +73,7 @@ class MemoryFeed:
         self.is_over = event.kind == "usage"
         return event
 
-    async def next(self, push: Callable[[FeedEvent], bool] | None = None) -> FeedEvent | None:
+    async def next(self, push: Callable[[bytes, bytes], bool] | None = None) -> FeedEvent | None:
         while not self.is_over:
             if self._log.error is not None:
                 raise self._log.error

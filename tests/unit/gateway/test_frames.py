@@ -47,7 +47,7 @@ def test_delta_of_one_format_is_not_that_of_another() -> None:
     assert frames[0] == frames[2] != frames[1]
 
 
-@pytest.mark.parametrize(("size", "head"), [(10, b"\x81\x4a"), (200, b"\x81\x7e"), (70_000, b"\x81\x7f")])
+@pytest.mark.parametrize(("size", "head"), [(10, b"\x81\x40"), (200, b"\x81\x7e"), (70_000, b"\x81\x7f")])
 def test_event_frame_has_the_length_of_its_payload(size: int, head: bytes) -> None:
     """In seven, sixteen or 64 bits."""
     frame = websocket_frames.event_frame(websocket_frames.event_head("s"), b"1.2.3.ab", b"x" * size)

@@ -372,3 +372,48 @@ async def test_tail_asks_brokers_for_what_its_reader_needs(kafka: MemoryKafka, r
         assert arguments["enable_auto_commit"] is False
         assert arguments["auto_offset_reset"] == "earliest"
         assert arguments["metadata_max_age_ms"] <= 30_000
+
+
+async def test_tail_with_a_pace_reads_at_once_what_has_gathered(kafka: MemoryKafka, reader: Reader) -> None:
+    """The first record is not delayed; those that follow it share a read."""
+    loop = asyncio.get_running_loop()
+    async with following(reader, pace_s=5.0):
+        began = loop.time()
+        write(kafka, b"a")
+        await read(reader, b"a")
+        assert loop.time() - began < 0.1
+        for value in (b"b", b"c", b"d"):
+            write(kafka, value)
+            await asyncio.sleep(1)
+        assert reader.values[0] == [b"a"]
+        await asyncio.sleep(2.1)
+        assert reader.values[0] == [b"a", b"b", b"c", b"d"]
+        assert [count for _, count, _ in reader.positions] == [1, 3]
+        began = loop.time()
+        await asyncio.sleep(10)
+        write(kafka, b"e")
+        await read(reader, b"a", b"b", b"c", b"d", b"e")
+        assert loop.time() - began < 10.1
+
+
+async def test_tail_with_a_pace_reads_a_backlog_without_pauses(kafka: MemoryKafka, reader: Reader) -> None:
+    """A pause would limit its rate; other tasks run between two reads."""
+    loop = asyncio.get_running_loop()
+    write(kafka, *[b"%d" % number for number in range(10_001)])
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    began = loop.time()
+    async with following(reader, start={0: 0, 1: 0}, pace_s=5.0):
+        await until(lambda: len(reader.values[0]) >= 10_001, every_s=0)
+        took = loop.time() - began
+    counting.cancel()
+
+    assert took < 1
+    assert turns > 5
