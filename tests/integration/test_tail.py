@@ -209,11 +209,15 @@ async def test_tail_without_places_returns_the_same_records(
     """With offset, key, value, headers and times; what a rolled back transaction wrote is hidden as before."""
     topic = (await create(apache_kafka, topics("t"))).topic
     returned: list[list[Any]] = [[], []]
+
+    def keeping(into: list[Any]) -> Callable[[int, Sequence[Any], int], None]:
+        return lambda _, records, __: into.extend(records)
+
     tails = [
         TopicTail(
             settings(apache_kafka),
             topic,
-            lambda _, records, __, into=into: into.extend(records),
+            keeping(into),
             committed_only=committed_only,
             with_place=with_place,
         )
