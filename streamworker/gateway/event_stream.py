@@ -17,7 +17,7 @@ from streamworker.gateway.feeds import Replay
 from streamworker.gateway.gateway import JOB_ID
 from streamworker.gateway.jobs import check_job_id
 from streamworker.gateway.requests import check_query, since_ms
-from streamworker.gateway.stream_connection import HandedOver
+from streamworker.gateway.stream_connection import StreamedResponse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,18 +87,18 @@ class _Handlers:
 
     async def _follow(
         self, request: web.Request, feed: Feed, framing: frames.Framing, caller: Caller
-    ) -> HandedOver:
+    ) -> StreamedResponse:
         headers = {
             "Content-Type": framing.content_type,
             "Streamworker-Resumed-From": feed.resumed_from,
             **_NOT_BUFFERED,
         }
-        response = HandedOver(headers=headers)
+        response = StreamedResponse(headers=headers)
         served = cast("Connection", request.protocol)
         if served.has_more:
             response.force_close()
         await response.prepare(request)
-        response.connection = connection = served.hand_over()
+        response.connection = connection = served.pass_on()
         is_chunked = request.version >= HttpVersion11
         stream = ClientStream(self._gateway, connection, feed, framing, caller, is_chunked=is_chunked)
         connection.run(stream.run(), keep_alive=bool(response.keep_alive))

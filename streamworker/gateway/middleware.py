@@ -21,7 +21,7 @@ from streamworker.gateway.feeds import FeedError
 from streamworker.gateway.gateway import JOB_ID, SPAN
 from streamworker.gateway.negotiation import wants_event_stream
 from streamworker.gateway.server import SERVER, Connection
-from streamworker.gateway.stream_connection import HandedOver
+from streamworker.gateway.stream_connection import StreamedResponse
 from streamworker.redaction import without_message
 from streamworker.telemetry import gateway_metrics as table
 from streamworker.wire.job import TRACE_HEADERS, trace_of
@@ -115,7 +115,7 @@ class _Around:
             response = await self._answer(request, handler)
         finally:
             ended = partial(self._ended, _Asked.of(request), began)
-            if isinstance(response, HandedOver):
+            if isinstance(response, StreamedResponse):
                 response.connection.on_end(ended)
             else:
                 ended(_DISCONNECTED if response is None else response.status)

@@ -94,8 +94,8 @@ class Connection(web.RequestHandler):
         """Whether anything may have been received behind the head of the present request."""
         return not self._is_at_end or bool(self._messages or self._message_tail)
 
-    def hand_over(self) -> StreamConnection:
-        """Give the connection to a stream. The handler returns a `HandedOver`, and then aiohttp ends its task.
+    def pass_on(self) -> StreamConnection:
+        """Give the connection to a stream. The handler returns a `StreamedResponse`, and then aiohttp ends its task.
 
         If `has_more` is true, the connection must not serve requests behind the stream.
 

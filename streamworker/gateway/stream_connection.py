@@ -15,7 +15,7 @@ from aiohttp import web
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["HandedOver", "StreamConnection", "transport_of"]
+__all__ = ["StreamedResponse", "StreamConnection", "transport_of"]
 
 _MAX_KEPT_BYTES = 16_384
 """Of what the client sends during the stream. The connection is closed behind the stream if it sends more."""
@@ -24,7 +24,7 @@ _FLUSH_S = 30.0
 """How long a client may take for the rest of an ended stream before the connection is cut."""
 
 
-class HandedOver(web.StreamResponse):
+class StreamedResponse(web.StreamResponse):
     """A response whose body is written by a stream that outlives the handler."""
 
     connection: StreamConnection
@@ -91,7 +91,7 @@ class StreamConnection(asyncio.Protocol):
         if is_whole and self._is_kept and not self.transport.is_closing():
             self._owner.adopt(self, self._kept, is_paused=self._is_paused)
             return
-        if self.transport.get_write_buffer_size():  # the client may never take what is left
+        if self.transport.get_write_buffer_size():  # the client may never take the rest
             asyncio.get_running_loop().call_later(_FLUSH_S, self.transport.abort)
         self.transport.close()
 

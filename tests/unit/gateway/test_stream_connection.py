@@ -1,4 +1,4 @@
-"""A connection that is handed over to a stream: what stays of the request, what follows, and how it ends."""
+"""A connection that is passed to a stream: the memory of its request, the requests behind it, and its end."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def test_open_stream_keeps_nothing_of_its_request(gateway: Served) -> None
 
 
 async def test_connection_waits_for_another_request_behind_a_stream(gateway: Served) -> None:
-    """It is counted once, whoever has it."""
+    """It is counted once, with the stream and without."""
     async with connected(gateway) as (reader, writer):
         opened = await until_open(gateway, reader)
         gateway.log.publish(JOB, ["a"])
