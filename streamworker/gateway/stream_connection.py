@@ -15,7 +15,7 @@ from aiohttp import web
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["StreamedResponse", "StreamConnection", "transport_of"]
+__all__ = ["StreamConnection", "StreamedResponse", "transport_of"]
 
 _MAX_KEPT_BYTES = 16_384
 """Of what the client sends during the stream. The connection is closed behind the stream if it sends more."""
