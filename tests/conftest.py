@@ -14,9 +14,10 @@ import pytest
 import structlog
 
 from streamworker.demo.broker import EmbeddedBroker, find_binary
+from streamworker.demo.child import ChildError
 from streamworker.practice import PracticeUpstream
 from streamworker.telemetry.logging import FLOORS
-from tests.brokers.apache import EXTERNAL, ApacheKafka, fetched
+from tests.brokers.apache import EXTERNAL, ApacheKafka, archived
 from tests.brokers.requirement import need
 
 if TYPE_CHECKING:
@@ -100,8 +101,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Fetch Kafka before the first test, because the download may exceed the time limit of a test."""
     wanted = any(item.get_closest_marker("kafka") for item in session.items)
     if wanted and not EXTERNAL and not session.config.option.collectonly:
-        with contextlib.suppress(pytest.skip.Exception, pytest.fail.Exception):  # each test reports it
-            fetched()
+        # Each test reports it.
+        with contextlib.suppress(pytest.skip.Exception, pytest.fail.Exception, AssertionError, ChildError):
+            archived()
 
 
 @pytest.fixture(scope="session")

@@ -140,11 +140,18 @@ def free_port(host: str = "127.0.0.1") -> int:
     In that range a client that retries the port of a stopped server can connect to itself, and the server could not
     bind the port again.
     """
-    low = _first_ephemeral_port()
-    for port in random.sample(range(10_000, low), 200):
+    return free_ports(1, host)[0]
+
+
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """Return different ports, each as `free_port` returns one."""
+    found: list[int] = []
+    for port in random.sample(range(10_000, _first_ephemeral_port()), 200):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((host, port))
-            return port
+            found.append(port)
+        if len(found) == count:
+            return found
     raise ChildError("there is no free port")
 
 

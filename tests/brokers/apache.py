@@ -9,11 +9,12 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 
-from streamworker.demo.child import Child, accepts, free_port
+from streamworker.demo.child import Child, accepts, free_ports
 from tests.brokers.requirement import need
 from tests.brokers.security import Credentials, format_arguments, listener_properties, make_credentials
 
@@ -60,7 +61,8 @@ share.coordinator.state.topic.num.partitions=1
 class ApacheKafka:
     """One broker with blocking methods. After a stop, kill or pause it returns on its port with its data."""
 
-    def __init__(self) -> None:
+    def __init__(self, make_node: Callable[[Path, Sequence[str]], Child] | None = None) -> None:
+        self._make_node = make_node or prepared_node
         self.port = self.sasl_port = self.mtls_port = 0
         self._credentials: Credentials | None = None
         self._directory: Path | None = None
@@ -90,12 +92,12 @@ class ApacheKafka:
     def _prepared(self) -> Child:
         self._directory = Path(tempfile.mkdtemp(prefix="streamworker-kafka-"))
         self._credentials = make_credentials(self._directory, secrets.token_hex(12))
-        self.port, self.sasl_port, self.mtls_port = free_port(), free_port(), free_port()
+        self.port, self.sasl_port, self.mtls_port, controller_port = free_ports(4)
         properties = self._directory / "server.properties"
         ports = {"port": self.port, "sasl_port": self.sasl_port, "mtls_port": self.mtls_port}
-        text = PROPERTIES.format(**ports, controller_port=free_port(), data=self._directory / "data")
+        text = PROPERTIES.format(**ports, controller_port=controller_port, data=self._directory / "data")
         properties.write_text(text + listener_properties(self._credentials), "ascii")
-        return prepared_node(properties, format_arguments(self._credentials))
+        return self._make_node(properties, format_arguments(self._credentials))
 
     def stop(self) -> None:
         """Stop the broker at the end of the session, without a clean shutdown: its data is not needed."""
@@ -112,9 +114,13 @@ class ApacheKafka:
 
     def restart(self) -> None:
         """Shut the broker down cleanly if it runs, and start it again."""
+        self.shut_down()
+        self.start()
+
+    def shut_down(self) -> None:
+        """Shut the broker down cleanly if it runs."""
         self.resume()
         self._own().terminate(STOP_S)
-        self.start()
 
     def pause(self) -> None:
         """Stop the process with SIGSTOP: connections stay open, and requests get no response."""
@@ -146,7 +152,11 @@ class ApacheKafka:
 
 def prepared_node(properties: Path, arguments: Sequence[str] = ()) -> Child:
     """Format the storage of a node that `properties` describe; return its process, which is not started."""
-    java = [
+    return _node([*_java(), f"-XX:SharedArchiveFile={archived()}"], properties, arguments)
+
+
+def _java() -> list[str]:
+    return [
         shutil.which("java") or "java",
         "-Xmx512m",
         "-XX:+UseSerialGC",
@@ -155,6 +165,9 @@ def prepared_node(properties: Path, arguments: Sequence[str] = ()) -> Child:
         "-cp",
         f"{fetched()}/*",
     ]
+
+
+def _node(java: Sequence[str], properties: Path, arguments: Sequence[str]) -> Child:
     format_ = ["kafka.tools.StorageTool", "format", "--cluster-id", CLUSTER_ID, "--config", str(properties)]
     formatted = subprocess.run(
         [*java, *format_, *arguments],
@@ -168,6 +181,44 @@ def prepared_node(properties: Path, arguments: Sequence[str] = ()) -> Child:
 
 
 @cache
+def archived() -> Path:
+    """Return the archive of the broker's classes, with which it starts in half of the CPU time.
+
+    The first call on a machine starts a broker that writes the archive when it stops. A Java other than the one that
+    wrote it would ignore the archive, so its name has the path and the time of the Java that it is for.
+    """
+    libraries = fetched()
+    java = Path(shutil.which("java") or "java").resolve()
+    version = hashlib.sha256(f"{java} {java.stat().st_mtime_ns}".encode()).hexdigest()[:8]
+    archive = Path(f"{libraries}-{version}.jsa")
+    with _locked(archive):
+        if not archive.exists():
+            _archive(archive)
+    return archive
+
+
+def _archive(archive: Path) -> None:
+    """Start a broker that writes its classes to an archive when it stops."""
+    fresh = archive.with_suffix(f".{os.getpid()}")
+    kafka = ApacheKafka(partial(_node, [*_java(), f"-XX:ArchiveClassesAtExit={fresh}"]))
+    try:
+        kafka.start()
+        kafka.shut_down()
+        fresh.rename(archive)  # an incomplete archive never has this name
+    finally:
+        kafka.stop()
+        fresh.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Hold a lock for a cached file: tests may run in several processes, and one of them makes it."""
+    with Path(f"{file}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@cache
 def fetched() -> Path:
     """Return the directory with the broker's jars, from the cache or from Maven. Skips if there is none."""
     if shutil.which("java") is None:
@@ -175,10 +226,7 @@ def fetched() -> Path:
     libraries = cached_libraries()
     if not libraries.is_dir():
         libraries.parent.mkdir(parents=True, exist_ok=True)
-        with Path(f"{libraries}.lock").open(
-            "w"
-        ) as lock:  # tests may run in several processes: one of them downloads
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _locked(libraries):
             if not libraries.is_dir():
                 _fetch(libraries)
     return libraries

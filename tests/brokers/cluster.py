@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from streamworker.demo.child import Child, accepts, free_port
+from streamworker.demo.child import Child, accepts, free_ports
 from tests.brokers.apache import EXTERNAL, START_S, STOP_S, prepared_node
 from tests.brokers.requirement import need
 
@@ -66,8 +66,9 @@ class ApacheCluster:
         if EXTERNAL:
             need("STREAMWORKER_TEST_KAFKA names a broker that the tests must not stop")
         self._directory = Path(tempfile.mkdtemp(prefix="streamworker-cluster-"))
-        controllers = {node: free_port() for node in self.nodes}
-        self._ports = {node: free_port() for node in self.nodes}
+        ports = free_ports(2 * self.size)
+        controllers = dict(zip(self.nodes, ports[: self.size], strict=True))
+        self._ports = dict(zip(self.nodes, ports[self.size :], strict=True))
         for node, port in self._ports.items():
             directory = self._directory / str(node)
             directory.mkdir()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from streamworker.demo.child import Child, ChildError, accepts, free_port
+from streamworker.demo.child import Child, ChildError, accepts, free_port, free_ports
 
 PYTHON = sys.executable
 SAYS_READY = [PYTHON, "-c", "import time; print('ready', flush=True); time.sleep(60)"]
@@ -107,3 +108,15 @@ def test_free_port_is_below_the_range_of_outgoing_connections() -> None:
     port = free_port()
     assert 10_000 <= port < 32_768 or not os.path.exists("/proc/sys")  # noqa: PTH110
     assert not accepts(port)
+
+
+def test_free_ports_are_different_and_not_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ports of one server are asked for together: asked for one by one, two of them could be the same."""
+    first, second = free_ports(2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        used = server.getsockname()[1]
+        monkeypatch.setattr("random.sample", lambda *_: [used, second, first])
+        assert first != second
+        assert free_ports(2) == [second, first]
+        with pytest.raises(ChildError, match="no free port"):
+            free_ports(3)
