@@ -46,6 +46,8 @@ _CHUNK = 1 << 20
 
 FINISHED, WITH_ERRORS, REFUSED, RUN_AGAIN, INTERRUPTED = 0, 1, 2, 3, 130
 
+_RETRY_FAILED, _RETRIES = "--retry-failed", ("retriable", "all")
+
 _DURATION = re.compile(r"(\d{1,6})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -85,7 +87,20 @@ def _read_run(context: click.Context, parameter: click.Parameter, value: str | N
     return value
 
 
-@click.command()
+class _Command(click.Command):
+    """The command, with an option whose value is optional: click alone takes the argument behind it for the value."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Give `--retry-failed` its usual value where none follows it."""
+        for at, arg in enumerate(args):
+            if arg == "--":
+                break
+            if arg == _RETRY_FAILED and not (at + 1 < len(args) and args[at + 1] in _RETRIES):
+                args = [*args[:at], f"{_RETRY_FAILED}={_RETRIES[0]}", *args[at + 1 :]]
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_Command)
 @config_option
 @timeout_option
 @click.argument("input", metavar="INPUT")
@@ -133,10 +148,10 @@ def _read_run(context: click.Context, parameter: click.Parameter, value: str | N
     "--skip-invalid", is_flag=True, help="Write faulty lines to ERRORS instead of refusing the file."
 )
 @click.option(
-    "--retry-failed",
+    _RETRY_FAILED,
     is_flag=False,
-    flag_value="retriable",
-    type=click.Choice(["retriable", "all"]),
+    flag_value=_RETRIES[0],
+    type=click.Choice(_RETRIES),
     help="Run failed lines again: the retriable ones, or all.",
 )
 @click.option("--max-errors", type=click.IntRange(1), help="Stop submitting after this many failed lines.")
@@ -238,7 +253,8 @@ def _paths(source: str, output: str | None, errors: str | None) -> _Paths:
         errors_path = None if output_path is None else _with_infix(output_path, ".errors")
     else:
         errors_path = None if errors == "-" else Path(errors)
-    if source_path is not None and source_path in {output_path, errors_path}:
+    outputs = {os.path.realpath(path) for path in (output_path, errors_path) if path is not None}
+    if source_path is not None and os.path.realpath(source_path) in outputs:
         raise click.UsageError(f"{source_path} is INPUT: name another file for the output")
     return _Paths(source_path, output_path, errors_path)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Any
 
-import orjson
+import msgspec
 from aiohttp import web
 
 from streamworker.gateway.errors import ApiError
@@ -22,12 +22,10 @@ from streamworker.gateway.requests import (
     since_ms,
 )
 from streamworker.gateway.tokens import job_fault
-from streamworker.wire.json import InvalidJSON, decode, replace_surrogates
+from streamworker.wire.json import InvalidJSON, decode, encode, replace_surrogates
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import msgspec
 
     from streamworker.gateway.auth import Caller
     from streamworker.gateway.feeds import JobSnapshot
@@ -190,7 +188,7 @@ def _value(raw: msgspec.Raw | None) -> Any:
 def _value_of(snapshot: JobSnapshot) -> dict[str, Any]:
     ending: Any = snapshot.ending
     if snapshot.ending_value is not None:
-        ending = orjson.Fragment(snapshot.ending_value)
+        ending = msgspec.Raw(snapshot.ending_value)
     return {
         "object": "job",
         "job_id": snapshot.job_id,
@@ -215,6 +213,4 @@ def _matches(request: web.Request, etag: str) -> bool:
 
 
 def _json(value: Any, status: int, headers: Mapping[str, str] | None = None) -> web.Response:
-    return web.Response(
-        status=status, body=orjson.dumps(value), content_type="application/json", headers=headers
-    )
+    return web.Response(status=status, body=encode(value), content_type="application/json", headers=headers)

@@ -7,6 +7,7 @@ import time
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import orjson
 from aiohttp import BodyPartReader, MultipartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -199,7 +200,7 @@ class _Batches(_Handlers):
     async def create(self, request: web.Request) -> web.Response:
         caller, batches = self._enter(request, "submit")
         body = await read_object(request, _CREATE)
-        digest = sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).digest()
+        digest = sha256(msgspec.json.encode(body, order="sorted")).digest()
         async with self._recent.lock:
             known = self._known(request, caller, digest)
             if known is not None and (batch := batches.table.batch(known)) is not None:

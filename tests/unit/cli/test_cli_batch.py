@@ -85,9 +85,39 @@ def test_usage_that_is_not_valid_is_refused(requests: Path, arguments: list[str]
 
 
 @pytest.mark.parametrize("option", ["-o", "-e"])
-def test_output_that_is_the_input_is_refused(requests: Path, option: str) -> None:
-    """A user's file is not overwritten."""
-    assert "is INPUT" in failure(requests, option, requests)
+@pytest.mark.parametrize("way", ["the same name", "another way", "a link"])
+def test_output_that_is_the_input_is_refused(requests: Path, option: str, way: str) -> None:
+    """A user's file is not overwritten, whatever path leads to it."""
+    link = requests.with_name("link.jsonl")
+    link.symlink_to(requests)
+    around = requests.parent / ".." / requests.parent.name / requests.name
+    given = {"the same name": requests, "another way": around, "a link": link}[way]
+
+    assert "is INPUT" in failure(requests, option, given, "--overwrite")
+    assert requests.read_text() == json.dumps(LINE) + "\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--retry-failed", "INPUT"],
+        ["INPUT", "--retry-failed"],
+        ["--retry-failed=all", "INPUT"],
+        ["--retry-failed", "all", "INPUT"],
+        ["--retry-failed", "--", "INPUT"],
+    ],
+)
+def test_retry_failed_takes_no_input_for_its_value(requests: Path, arguments: list[str]) -> None:
+    """Its value is optional, so the argument behind it may be INPUT."""
+    given = [str(requests) if argument == "INPUT" else argument for argument in arguments]
+    result = run("--dry-run", *given)
+
+    assert (result.exception, result.return_value) == (None, 0), result.output
+
+
+def test_name_that_looks_like_an_option_is_an_input_behind_two_hyphens(requests: Path) -> None:
+    """What follows them is not an option."""
+    assert "--retry-failed cannot be read" in run("--dry-run", "--", "--retry-failed").output
 
 
 def test_dry_run_counts_and_leaves_nothing(requests: Path, tmp_path: Path) -> None:

@@ -297,6 +297,17 @@ async def test_request_that_an_sdk_repeats_makes_one_batch(gateway: Served) -> N
     assert new["id"] != first["id"]
 
 
+async def test_batch_with_a_number_of_any_size_is_made(gateway: Served) -> None:
+    """JSON has no limit; a member that is accepted and not used may have every value."""
+    body = create(await upload(gateway), output_expires_after={"anchor": "created_at", "seconds": 1 << 70})
+    status, first, _ = await gateway.call("POST", "/v1/batches", json=body)
+    _, again, _ = await gateway.call(
+        "POST", "/v1/batches", json=dict(reversed(body.items())), headers={"x-stainless-retry-count": "1"}
+    )
+
+    assert (status, again["id"]) == (200, first["id"])
+
+
 @pytest.mark.parametrize("headers", [{"x-stainless-retry-count": "1"}, {"Idempotency-Key": "nightly"}])
 @pytest.mark.parametrize("arrives", [True, False])
 async def test_retry_of_a_batch_that_was_not_acknowledged_makes_no_second_one(

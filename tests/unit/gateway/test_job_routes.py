@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
@@ -275,6 +276,23 @@ async def test_state_of_an_ended_job_may_be_cached_by_its_attempt(gateway: Serve
     assert headers["Cache-Control"] == "private, max-age=3600"
     assert statuses == [304, 304, 304, 304, 200, 200]
     assert again == 200
+
+
+async def test_state_has_numbers_of_any_size(gateway: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Upstreams send members of every kind, and the message keeps them."""
+    gateway.log.publish("acme.1", ["a"])
+    seed = 1 << 70
+    snapshot = gateway.log.snapshot
+
+    async def with_seed(*arguments: Any, **options: Any) -> Any:
+        found = await snapshot(*arguments, **options)
+        message = {"role": "assistant", "content": "a", "seed": seed}
+        return replace(found, choices=[{"choice": 0, "message": message, "finish_reason": "stop"}])
+
+    monkeypatch.setattr(gateway.log, "snapshot", with_seed)
+    status, value, _ = await gateway.call("GET", "/v1/jobs/acme.1")
+
+    assert (status, value["choices"][0]["message"]["seed"]) == (200, seed)
 
 
 async def test_state_is_waited_for(gateway: Served) -> None:
