@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from streamworker.config.types import Seconds, Section, comma_separated
+from streamworker.config.types import OptionalPath, Seconds, Section, comma_separated
 
 __all__ = ["GatewaySettings"]
 
@@ -46,7 +46,7 @@ class GatewaySettings(Section):
         Path("gateway-keys.toml"),
         description="TOML file with the API keys, made by `streamworker gateway key`; read again when it changes",
     )
-    token_secrets_file: Path | None = Field(
+    token_secrets_file: OptionalPath = Field(
         None,
         description="file with one secret of read tokens per line: kid:base64url-secret (HS256; the first of these signs), or kid:ed25519:base64url-public-key; read again when it changes",
     )

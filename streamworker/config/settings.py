@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -18,7 +17,7 @@ from pydantic import (
 
 from streamworker.config.gateway import GatewaySettings
 from streamworker.config.secrets import read_api_key, read_headers, read_line, read_proxy_password
-from streamworker.config.types import Seconds, Section, comma_separated
+from streamworker.config.types import OptionalPath, Seconds, Section, comma_separated
 from streamworker.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -125,18 +124,18 @@ class KafkaSettings(Section):
     sasl_password: SecretStr | None = Field(
         None, description="password for PLAIN and SCRAM; only from the environment"
     )
-    sasl_password_file: Path | None = Field(
+    sasl_password_file: OptionalPath = Field(
         None, description="file that holds the password; read at every connection, so that it can be rotated"
     )
-    sasl_oauth_token_file: Path | None = Field(
+    sasl_oauth_token_file: OptionalPath = Field(
         None,
         description="file that holds the token for OAUTHBEARER; read at every connection",
     )
-    ssl_cafile: Path | None = Field(None, description="certificate authorities, PEM; default: the system's")
-    ssl_certfile: Path | None = Field(
+    ssl_cafile: OptionalPath = Field(None, description="certificate authorities, PEM; default: the system's")
+    ssl_certfile: OptionalPath = Field(
         None, description="client certificate for mutual TLS, PEM; read at every connection"
     )
-    ssl_keyfile: Path | None = Field(None, description="key of the client certificate, PEM, not encrypted")
+    ssl_keyfile: OptionalPath = Field(None, description="key of the client certificate, PEM, not encrypted")
     compression: Literal["none", "lz4", "snappy", "zstd", "gzip"] = Field(
         "lz4", description="compression of the records that the worker writes"
     )
@@ -372,7 +371,7 @@ class UpstreamSettings(Section):
     api_key_env: str | None = Field(
         None, pattern=_VARIABLE, description="environment variable that holds the API key"
     )
-    api_key_file: Path | None = Field(None, description="file that holds the API key")
+    api_key_file: OptionalPath = Field(None, description="file that holds the API key")
     headers: dict[Annotated[str, Field(pattern=_HEADER)], str] = Field(
         {},
         repr=False,
@@ -384,13 +383,13 @@ class UpstreamSettings(Section):
         repr=False,
         description="URL of an HTTP proxy; env takes HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY",
     )
-    ca_file: Path | None = Field(
+    ca_file: OptionalPath = Field(
         None, description="certificate authorities besides the system's, PEM; read again when it changes"
     )
-    cert_file: Path | None = Field(
+    cert_file: OptionalPath = Field(
         None, description="client certificate for mutual TLS, PEM; read again when it changes"
     )
-    key_file: Path | None = Field(None, description="key of the client certificate, PEM, not encrypted")
+    key_file: OptionalPath = Field(None, description="key of the client certificate, PEM, not encrypted")
     models: NameList = Field(("*",), description="models that it serves: names, or patterns with * and ?")
     connect_timeout_s: Seconds = Field(
         5, description="time limit for the TCP connection and the TLS handshake"

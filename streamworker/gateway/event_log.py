@@ -216,7 +216,9 @@ class KafkaEventLog:
         if parsed is not None and parsed.is_end:
             return self._over(job_id, parsed)
         feed = await self._located(job_id, parsed, since_ms)
-        if replay is not Replay.EVENTS and feed.resumed_from == START:
+        # Behind a place a client has had no event: a snapshot loses none, while nothing in its place would.
+        is_behind_place = parsed is not None and parsed.is_place and replay is Replay.SNAPSHOT
+        if replay is not Replay.EVENTS and (feed.resumed_from == START or is_behind_place):
             await self._skip_replay(feed, with_snapshot=replay is Replay.SNAPSHOT)
         return feed
 

@@ -253,6 +253,28 @@ async def test_event_log_replaces_the_replay(topic: Topic, replay: Replay) -> No
         assert first.seq == 2
 
 
+async def test_event_log_has_a_snapshot_behind_the_place_of_a_submitted_job(topic: Topic) -> None:
+    """The address of a job's events has its place in it, and whoever joins late may ask for a snapshot there."""
+    job_id = new_job_id()
+    async with topic.log() as log:
+        place = await log.place(job_id)
+        early = await log.open(job_id, cursor=place, replay=Replay.SNAPSHOT)
+        await topic.write(job_id, started(job_id), delta(job_id, 1, "Hel"), delta(job_id, 2, "lo"))
+        # What is in the log for one reader is there for all of them.
+        kinds = [event.kind for _ in range(3) if (event := await early.next()) is not None]
+        assert kinds == ["started", "delta", "delta"]
+        late = await log.open(job_id, cursor=place, replay=Replay.SNAPSHOT)
+        first = late.take()
+        skipping = await log.open(job_id, cursor=place, replay=Replay.NONE)
+        await topic.write(job_id, ended(job_id, 3))
+        assert seqs(await rest(late)) == [3]
+        assert seqs(await rest(skipping)) == [0, 1, 2, 3]
+        early.close()
+
+    assert first is not None
+    assert (first.kind, first.seq, late.resumed_from) == ("snapshot", 2, place)
+
+
 async def test_event_log_cursor_of_a_deleted_event_begins_anew_or_is_lost(topic: Topic) -> None:
     """At the job's `started` if the log has it; else it is lost, as a place before the log's beginning is."""
     other = new_job_id()

@@ -801,6 +801,20 @@ def test_config_upstream_setting_that_cannot_be_used_is_a_fault(toml: Any, line:
     assert "hunter22" not in str(caught.value)
 
 
+def test_config_path_that_is_empty_is_none(toml: Any) -> None:
+    """In a file and in the environment, as for the settings that are texts: it undoes what stands elsewhere."""
+    files = {name: "" for name in ("api_key_file", "ca_file", "cert_file", "key_file")}
+    lines = "\n".join(f'{name} = ""' for name in files)
+    settings = load(
+        toml(UPSTREAM_SECTION + lines + '\n[gateway]\ntoken_secrets_file = "secrets"\n'),
+        {"KEY": "sk-1", "STREAMWORKER_GATEWAY__TOKEN_SECRETS_FILE": "", "STREAMWORKER_KAFKA__SSL_CAFILE": ""},
+    )
+
+    upstream = settings.upstreams["default"]
+    assert {getattr(upstream, name) for name in files} == {None}
+    assert (settings.gateway.token_secrets_file, settings.kafka.ssl_cafile) == (None, None)
+
+
 def test_config_upstream_secrets_are_named_and_in_no_repr(toml: Any) -> None:
     """Header values, the key, and the password of the proxy, from wherever they come."""
     environ = {
