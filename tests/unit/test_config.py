@@ -803,7 +803,7 @@ def test_config_upstream_setting_that_cannot_be_used_is_a_fault(toml: Any, line:
 
 def test_config_path_that_is_empty_is_none(toml: Any) -> None:
     """In a file and in the environment, as for the settings that are texts: it undoes what stands elsewhere."""
-    files = {name: "" for name in ("api_key_file", "ca_file", "cert_file", "key_file")}
+    files = dict.fromkeys(("api_key_file", "ca_file", "cert_file", "key_file"), "")
     lines = "\n".join(f'{name} = ""' for name in files)
     settings = load(
         toml(UPSTREAM_SECTION + lines + '\n[gateway]\ntoken_secrets_file = "secrets"\n'),
