@@ -27,13 +27,14 @@ __all__ = [
     "ServerDisconnected",
 ]
 
-MAX_HEAD_BYTES = 64 << 10
-"""Limit of a response's head, interim responses included."""
+MAX_HEAD_BYTES = 72 << 10
+"""Limit of a response's head, interim responses included: 64 KiB of a server's own fields, and the usual ones."""
 
-MAX_HEADERS = 200
-"""Limit of the header fields of a response; trailer fields have the same limit of their own."""
+MAX_HEADERS = 220
+"""Limit of the header fields of a response, 200 of a server's own and the usual ones. Trailer fields have the same limit
+of their own."""
 
-MAX_FRAMING_BYTES = 64 << 10
+MAX_FRAMING_BYTES = 72 << 10
 """Limit of chunk sizes, chunk extensions and trailers between two reads that contain a byte of the body."""
 
 _CHUNKED = b"chunked"

@@ -254,7 +254,7 @@ async def test_event_log_replaces_the_replay(topic: Topic, replay: Replay) -> No
 
 
 async def test_event_log_has_a_snapshot_behind_the_place_of_a_submitted_job(topic: Topic) -> None:
-    """The address of a job's events has its place in it, and whoever joins late may ask for a snapshot there."""
+    """The address of a job's events has its place in it; a client that opens it late may ask for a snapshot."""
     job_id = new_job_id()
     async with topic.log() as log:
         place = await log.place(job_id)
