@@ -26,9 +26,13 @@ class Tail:
     def __init__(self) -> None:
         self.positions = {0: 0}
         self.crashed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.on_stop: Callable[[], None] = lambda: None
 
     async def start(self) -> None: ...
-    async def stop(self) -> None: ...
+
+    async def stop(self) -> None:
+        self.on_stop()
+
     def pause(self, partition: int) -> None: ...
     def resume(self, partition: int) -> None: ...
 
@@ -56,7 +60,8 @@ class Kafka:
         self.lost_endings: set[int] = set()
         self.answer: Callable[[str], str | None] = lambda _: "completed"
         self.follower: Follower | None = None
-        self.ended: Callable[[EndedJob], None] = lambda _: None
+        self.readers: list[Callable[[EndedJob], None]] = []
+        """Called with each ending: one per run that works now."""
         self.events = 0
         self.on_ending: Callable[[], None] = lambda: None
         self.opening: Callable[[], None] = lambda: None
@@ -72,7 +77,8 @@ class Kafka:
             completion=msgspec.Raw(b'{"choices":[]}' if status == "completed" else b"null"),
         )
         self.endings.append(job)
-        self.ended(job)
+        for read in list(self.readers):
+            read(job)
         self.on_ending()
 
 
@@ -131,7 +137,8 @@ class Topics:
             if ref is not None and wants(ref):
                 on_ending(ref, job, 0, len(self.kafka.endings))
 
-        self.kafka.ended = ended
+        self.kafka.readers.append(ended)
+        follower.tail.on_stop = partial(self.kafka.readers.remove, ended)
         if not self.kafka.lost_endings:
             for job in self.kafka.endings[start.get(0, 0) :]:
                 asyncio.get_running_loop().call_soon(ended, job)

@@ -108,13 +108,13 @@ class Case:
         """Run the app; it is drained at the end, if the test has not done it."""
         task = asyncio.create_task(self.make(**settings).run())
         try:
-            await asyncio.wait_for(self.app.serving(), 10)
+            serving = asyncio.create_task(self.app.serving())
+            await asyncio.wait([task, serving], return_when=asyncio.FIRST_COMPLETED)
+            serving.cancel()
             yield task
         finally:
             self.app.drain()
-            await asyncio.wait([task], timeout=10)
-            if not task.cancelled() and (error := task.exception()) is not None:
-                raise error
+            await asyncio.wait_for(task, 10)
 
     async def get(self, path: str) -> tuple[int, Any]:
         """Send a request to the gateway."""
@@ -136,7 +136,7 @@ async def case(monkeypatch: pytest.MonkeyPatch) -> Case:
     made = Case()
     monkeypatch.setattr(module, "KafkaWriter", lambda *_: made.writer)
     monkeypatch.setattr(module, "_open_log", lambda *_: made.log)
-    monkeypatch.setattr(module, "Batches", lambda _: made.batches)
+    monkeypatch.setattr(module, "Batches", lambda *_: made.batches)
     monkeypatch.setattr(module, "_CONNECT_BACKOFF_S", (0.0,))
     monkeypatch.setattr(module, "raise_nofile_limit", lambda _: None)
     return made

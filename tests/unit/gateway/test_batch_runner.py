@@ -420,14 +420,12 @@ async def test_gateway_runs_a_limited_number_of_batches(case: Case) -> None:
     await eventually(lambda: len(case.kafka.jobs) == 2)
     assert sorted(job_id.split(".")[2] for job_id in case.kafka.jobs) == ["batch_0", "batch_1"]
     assert owner.runner.running == 2
-    case.kafka.answer = lambda _: "completed"
-    for job_id in list(case.kafka.jobs):
-        case.kafka.cancelled.append(job_id)
-    case.cancel("batch_0")
+    case.kafka.end(next(job_id for job_id in case.kafka.jobs if "batch_0" in job_id), "completed")
     await case.ended("batch_0")
+    await eventually(lambda: len(case.kafka.jobs) == 3)
 
-    await eventually(lambda: len(case.kafka.jobs) > 2)
     assert case.kafka.jobs[2].split(".")[2] == "batch_2"
+    assert owner.runner.running == 2
 
 
 async def test_gateway_that_has_not_read_the_state_begins_nothing(case: Case) -> None:
