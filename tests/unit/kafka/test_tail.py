@@ -237,6 +237,66 @@ async def test_tail_of_a_log_that_lost_its_end_returns_the_new_records(
         assert reader.positions[-1][2] == 2
 
 
+def replace_topic(kafka: MemoryKafka, partitions: int) -> None:
+    """Delete the topic `t` and create it again."""
+    del kafka.topics["t"]
+    kafka.create("t", partitions)
+
+
+async def test_tail_of_a_topic_that_was_replaced_reads_it_from_its_beginning(
+    kafka: MemoryKafka, reader: Reader
+) -> None:
+    """Also where the new log is longer than the old one was, and its positions look right."""
+    async with following(reader) as tail:
+        write(kafka, b"a", b"b")
+        await read(reader, b"a", b"b")
+        replace_topic(kafka, 2)
+        write(kafka, b"c", b"d", b"e", b"f")
+        reader.values[0].clear()
+        tail.restart(2)
+
+        await read(reader, b"c", b"d", b"e", b"f")
+        assert tail.positions == {0: 4, 1: 0}
+
+
+async def test_paused_partition_of_a_topic_that_was_replaced_stays_paused(
+    kafka: MemoryKafka, reader: Reader
+) -> None:
+    """It is read from its beginning when it is resumed."""
+    async with following(reader, starts_paused=True) as tail:
+        replace_topic(kafka, 2)
+        write(kafka, b"a")
+        tail.restart(2)
+        await quiet()
+        assert reader.values[0] == []
+        tail.resume(0)
+
+        await read(reader, b"a")
+
+
+async def test_tail_of_a_topic_that_was_replaced_by_one_with_fewer_partitions_forgets_the_others(
+    kafka: MemoryKafka, reader: Reader
+) -> None:
+    """Another consumer, with fresh metadata, reads those that there are; partitions that are added later are read too."""
+    kafka.create("t", 3)
+    async with following(reader) as tail:
+        for partition in range(3):
+            write(kafka, b"old", partition=partition)
+        await read(reader, b"old", partition=2)
+        replace_topic(kafka, 1)
+        reader.values[0].clear()
+        tail.restart(1)
+        assert tail.positions == {0: 0}
+        write(kafka, b"a")
+        await read(reader, b"a")
+        await until(lambda: len(kafka.consumers) == 2)
+        assert tail.positions == {0: 1}
+        kafka.create("t", 2)
+        write(kafka, b"x", partition=1)
+
+        await until(lambda: reader.values[1] == [b"old", b"x"])
+
+
 async def test_tail_reads_added_partitions_from_their_beginning(kafka: MemoryKafka, reader: Reader) -> None:
     """Records that were written before the new metadata arrived are returned; the other partitions go on."""
     async with following(reader) as tail:
