@@ -228,6 +228,7 @@ class _Run:
 
     async def _measure_transaction(self) -> None:
         """Compare the delays of deltas without and with a transaction of another producer that is open."""
+        await asyncio.sleep(self._size.window_s / 2)  # the clients have just connected
         quiet = await self._delays()
         async with self._open_transaction():
             held = await self._delays()
@@ -279,7 +280,7 @@ class _Run:
             replica.cursors.clear()
         await asyncio.gather(*(self._start_gateway(replica) for replica in self._replicas))
         ready = self._loop.time()
-        await asyncio.sleep(1)  # every partition is followed by now, from its end on
+        await asyncio.sleep(2)  # every partition is followed by now, from its end on
         ends = await self._ends()
         await self._until_followed()
         for number, replica in enumerate(self._replicas):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
@@ -21,10 +22,11 @@ __all__ = ["Got", "Job", "Jobs", "Replica", "SseClient", "Stream", "WebsocketCli
 
 connect: Any = connect_typed
 
-CLOSED_S = (0.1, 0.6)
-"""How long a client waits before it connects again, drawn for each cut."""
+RETRY_S = (1.0, 5.0)
+"""How long a client waits before it connects again if the gateway has not said it; drawn for each cut."""
 
 END = ".end"
+_RETRY = re.compile(rb"retry: (\d+)\n")
 
 
 class Job(NamedTuple):
@@ -50,6 +52,8 @@ class Stream:
         self.job = job
         self.cursor = job.cursor
         self.events: list[Got] = []
+        self.retry_s: float | None = None
+        """How long to wait before the next connection, as the gateway has said."""
         self.is_over = False
         self.faults: list[str] = []
 
@@ -109,9 +113,9 @@ class Jobs:
         """Return the other gateway."""
         return self.replicas[self.replicas[0] is replica]
 
-    async def pause(self) -> None:
-        """Wait before a client connects again."""
-        await asyncio.sleep(self.chance.uniform(*CLOSED_S))
+    async def pause(self, retry_s: float | None = None) -> None:
+        """Wait before a client connects again, as long as the gateway has said."""
+        await asyncio.sleep(self.chance.uniform(*RETRY_S) if retry_s is None else retry_s)
 
 
 class _Response(asyncio.Protocol):
@@ -163,6 +167,8 @@ class _Response(asyncio.Protocol):
         self.status, self._unread = int(head[9:12]), rest
         if self.status != 200 or b"chunked" not in head.lower():
             self.closing = rest
+            if said := _RETRY.search(rest):
+                self._stream.retry_s = int(said[1]) / 1000
             self._transport.close()
             return False
         return True
@@ -178,6 +184,8 @@ class _Response(asyncio.Protocol):
                     cursor = line[4:]
                 elif line.startswith(b"data: "):
                     value = line[6:]
+                elif line.startswith(b"retry: "):
+                    self._stream.retry_s = int(line[7:]) / 1000
             self._take(kind, cursor.decode(), value)
 
     def _take(self, kind: bytes, cursor: str, value: bytes) -> None:
@@ -226,7 +234,7 @@ class SseClient:
         else:
             jobs.cuts += 1
         self._replica = jobs.other(self._replica)
-        await jobs.pause()
+        await jobs.pause(stream.retry_s)
 
     async def _check_end(self, stream: Stream) -> None:
         cursor = stream.cursor
@@ -265,6 +273,7 @@ class WebsocketClient:
         self._count = subscriptions
         self._streams: dict[str, Stream] = {}
         self._numbers = 0
+        self._retry_s: float | None = None
 
     async def run(self) -> None:
         """Follow jobs until the run ends and those of this client have ended."""
@@ -282,7 +291,8 @@ class WebsocketClient:
             except (OSError, TimeoutError, EOFError, WebSocketException, InvalidHandshake):
                 jobs.cuts += 1
             self._replica = jobs.other(self._replica)
-            await jobs.pause()
+            await jobs.pause(self._retry_s)
+            self._retry_s = None
 
     async def _converse(self, socket: Any) -> None:
         for name, stream in self._streams.items():
@@ -323,6 +333,7 @@ class WebsocketClient:
             self._jobs.streams.append(self._streams.pop(message["id"]))
         elif kind == "closing":
             self._jobs.closings += 1
+            self._retry_s = message["reconnect_after_ms"] / 1000
         elif kind in {"error", "end"}:
             error = message.get("error", {})
             stream = self._streams.get(message.get("id", ""))
