@@ -25,6 +25,9 @@ connect: Any = connect_typed
 RETRY_S = (1.0, 5.0)
 """How long a client waits before it connects again if the gateway has not said it; drawn for each cut."""
 
+REPLAY_S = 1.0
+"""How long after a connection deltas may be replayed ones."""
+
 END = ".end"
 _RETRY = re.compile(rb"retry: (\d+)\n")
 
@@ -52,6 +55,8 @@ class Stream:
         self.job = job
         self.cursor = job.cursor
         self.events: list[Got] = []
+        self.opened_at = 0.0
+        """When the client has connected or subscribed, on the loop's clock."""
         self.retry_s: float | None = None
         """How long to wait before the next connection, as the gateway has said."""
         self.is_over = False
@@ -103,9 +108,11 @@ class Jobs:
         newest = list(self.open.values())[-10:]
         return self.chance.choice(newest)
 
-    def taken(self, kind: bytes, value: bytes) -> None:
-        """Measure the delay of a delta."""
-        if self.delays is not None and kind == b"delta":
+    def taken(self, stream: Stream, kind: bytes, value: bytes) -> None:
+        """Measure the delay of a delta, unless it may be replayed."""
+        if self.delays is None or kind != b"delta":
+            return
+        if asyncio.get_running_loop().time() - stream.opened_at > REPLAY_S:
             at = value.index(b'"ts":') + 5
             self.delays.append(self.now_ms() - int(value[at : at + 13]))
 
@@ -198,7 +205,7 @@ class _Response(asyncio.Protocol):
                 self.has_event = True
                 self._jobs.following += 1
             self._stream.take(cursor, value)
-            self._jobs.taken(kind, value)
+            self._jobs.taken(self._stream, kind, value)
 
 
 class SseClient:
@@ -257,6 +264,7 @@ class SseClient:
         except OSError:
             return None
         self._replica.cursors.append(stream.cursor)
+        stream.opened_at = loop.time()
         try:
             await response.ended
         finally:
@@ -316,6 +324,7 @@ class WebsocketClient:
 
     async def _subscribe(self, socket: Any, name: str, stream: Stream) -> None:
         self._replica.cursors.append(stream.cursor)
+        stream.opened_at = asyncio.get_running_loop().time()
         message = {"type": "subscribe", "id": name, "job_id": stream.job.job_id, "cursor": stream.cursor}
         await socket.send(json.dumps(message))
 
@@ -323,8 +332,9 @@ class WebsocketClient:
         head, _, event = message.partition(b',"event":')
         facts = json.loads(head + b"}")
         value = event[:-1]
-        self._streams[facts["id"]].take(facts["cursor"], value)
-        self._jobs.taken(b"delta" if b'"type":"delta"' in value else b"", value)
+        stream = self._streams[facts["id"]]
+        stream.take(facts["cursor"], value)
+        self._jobs.taken(stream, b"delta" if b'"type":"delta"' in value else b"", value)
 
     def _ends(self, message: dict[str, Any]) -> bool:
         """Take a message that is not an event; return whether the connection is of no more use."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from streamworker.telemetry.metrics import Metrics
     from tests.integration.stage import Process, Stage
 
 __all__ = ["KEY", "Gateway", "events_in", "gateway", "gateway_process", "open_keys"]
@@ -43,9 +44,16 @@ def open_keys(stage: Stage, directory: Path) -> None:
 class Gateway:
     """A gateway that is served, and a client of it."""
 
-    def __init__(self, port: int, http: httpx.AsyncClient) -> None:
+    def __init__(self, port: int, http: httpx.AsyncClient, app: GatewayApp | None = None) -> None:
         self.port = port
         self.http = http
+        self._app = app
+
+    @property
+    def metrics(self) -> Metrics:
+        """The metrics of a gateway in this process."""
+        assert self._app is not None
+        return self._app.metrics
 
     async def submit(self, model: str = "practice?deltas=5", **members: Any) -> dict[str, Any]:
         """Submit a job; return what the gateway answers."""
@@ -99,7 +107,7 @@ async def gateway(stage: Stage, **over: object) -> AsyncIterator[Gateway]:
         if running.done():
             running.result()
         async with _client(app.port) as http:
-            yield Gateway(app.port, http)
+            yield Gateway(app.port, http, app)
     finally:
         app.drain()
         done, _ = await asyncio.wait([running], timeout=STOP_S)

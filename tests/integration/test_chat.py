@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from streamworker.gateway import chat
 from streamworker.practice import PracticeUpstream, expected_text, expected_tool_calls
+from streamworker.telemetry.metrics import PREFIX
 from tests.integration.gateways import KEY, Gateway, gateway, gateway_process, open_keys
 from tests.integration.stage import Stage, eventually
 from tests.openai_sdks import Outcome, PythonSDK, Sdk, node_sdk
@@ -330,6 +331,20 @@ async def test_wrong_key_raises(room: Room, sdk: Sdk) -> None:
     outcome = await room.ask(sdk, {"model": "practice", "messages": room.prompt()}, api_key="swk_wrong")
 
     assert outcome.error == {"class": "AuthenticationError", "code": "unauthenticated", "status": 401}
+
+
+async def test_responses_api_raises_at_once(room: Room, sdk: Sdk) -> None:
+    """It is not served: the client's class for 404, after one request."""
+    before = _not_found(room)
+    outcome = await room.ask(sdk, {"model": "practice", "input": "Hi", "stream": True}, max_retries=2)
+
+    assert outcome.error == {"class": "NotFoundError", "code": "not_found", "status": 404}
+    assert _not_found(room) == before + 1
+
+
+def _not_found(room: Room) -> float:
+    registry = room.served.metrics.registry
+    return registry.get_sample_value(f"{PREFIX}gateway_errors_total", {"code": "not_found"}) or 0.0
 
 
 # Retries
