@@ -47,7 +47,7 @@ SUBSCRIPTIONS = 4
 """Jobs that a websocket follows at once."""
 
 DELAY_S = 0.1
-"""By how much an open transaction may delay the deltas' 99th percentile."""
+"""By how much an open transaction may delay deltas. It would delay all of them; a busy machine delays a few at any time."""
 
 LIMIT_S = 180.0
 
@@ -232,14 +232,14 @@ class _Run:
         quiet = await self._delays()
         async with self._open_transaction():
             held = await self._delays()
-        (p50, p99), (held_p50, held_p99) = _percentiles(quiet), _percentiles(held)
+        (p50, p90, p99), (held_p50, held_p90, held_p99) = _percentiles(quiet), _percentiles(held)
         self._say(
-            f"delay of {len(held)} deltas behind an open transaction: p50 {held_p50} ms, p99 {held_p99} ms, max {max(held)} ms; "
-            f"without it ({len(quiet)}) p50 {p50} ms, p99 {p99} ms, max {max(quiet)} ms"
+            f"delay of {len(held)} deltas behind an open transaction: p50 {held_p50} ms, p90 {held_p90} ms, p99 {held_p99} ms, max {max(held)} ms; "
+            f"without it ({len(quiet)}) p50 {p50} ms, p90 {p90} ms, p99 {p99} ms, max {max(quiet)} ms"
         )
-        if held_p99 - p99 > DELAY_S * 1000:
+        if held_p50 - p50 > DELAY_S * 1000:
             self._breaches.append(
-                f"an open transaction delays deltas: p99 {p99} ms without, {held_p99} ms with it"
+                f"an open transaction delays deltas: p50 {p50} ms without, {held_p50} ms with it"
             )
 
     async def _delays(self) -> list[int]:
@@ -458,9 +458,10 @@ def _span(cursors: Sequence[str], ends: Mapping[int, int]) -> dict[int, int]:
     return {partition: max(0, ends[partition] - offset) for partition, offset in lowest.items()}
 
 
-def _percentiles(values: Sequence[int]) -> tuple[int, int]:
+def _percentiles(values: Sequence[int]) -> tuple[int, int, int]:
     ordered = sorted(values)
-    return ordered[len(ordered) // 2], ordered[len(ordered) * 99 // 100]
+    count = len(ordered)
+    return ordered[count // 2], ordered[count * 9 // 10], ordered[count * 99 // 100]
 
 
 def main() -> int:
