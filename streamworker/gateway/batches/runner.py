@@ -113,10 +113,9 @@ class Runner:
     def _begin(self, batch: BatchRecord) -> None:
         run = self._running[batch.id] = _Run(self._settings, self._topic, self._store, batch, self._metrics)
 
-        def ended(task: asyncio.Task[None]) -> None:
+        def ended(_: asyncio.Task[None]) -> None:
             del self._running[batch.id]
-            if not task.cancelled():
-                asyncio.get_running_loop().call_later(0, self._schedule)
+            asyncio.get_running_loop().call_later(0, self._schedule)
 
         run.task.add_done_callback(ended)
 

@@ -397,6 +397,30 @@ async def test_lines_that_the_former_owner_has_counted_are_not_counted_again(cas
     assert counted == [[1, 1], [2, 0]]
 
 
+async def test_batch_whose_partition_is_lost_and_owned_again_goes_on(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rebalance revokes all partitions and assigns most of them again, also while a run waits to start again."""
+    monkeypatch.setattr(module, "RETRY_S", (60,))
+    read, faults = FolderStore.read, [StoreError("away")]
+
+    async def failing(store: FolderStore, name: str) -> AsyncIterator[bytes]:
+        if faults:
+            raise faults.pop()
+        async for chunk in read(store, name):
+            yield chunk
+
+    monkeypatch.setattr(FolderStore, "read", failing)
+    await case.file(requests("a"))
+    owner = await case.owner(1)
+    case.create()
+    await eventually(lambda: not faults)
+    owner.share.own()
+    owner.share.own(1)
+
+    assert (await case.ended()).status == "completed"
+
+
 async def test_gateway_that_stops_leaves_its_batches_to_others(case: Case) -> None:
     """No ending is written, and no job is cancelled."""
     case.kafka.answer = lambda _: None
