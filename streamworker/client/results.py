@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from streamworker.client.result import result_of
+from streamworker.errors import KafkaRefused
 from streamworker.kafka.partitioner import partition_of
 from streamworker.kafka.tail import TopicTail
 from streamworker.model import TopicPartition
@@ -29,13 +30,14 @@ _KEPT_BYTES = 64 << 10
 class AwaitedResult:
     """The place of one job's result: an offset, and the record's value unless it is large."""
 
-    __slots__ = ("_came", "key", "offset", "value")
+    __slots__ = ("_came", "_error", "key", "offset", "value")
 
     def __init__(self, job_id: str) -> None:
         self.key = job_id.encode()
         self.offset: int | None = None
         self.value: bytes | None = None
         self._came = asyncio.Event()
+        self._error: BaseException | None = None
 
     def set(self, offset: int, value: bytes) -> None:
         """Take a record. Of several results of one job the last one counts."""
@@ -44,10 +46,17 @@ class AwaitedResult:
             self.value = value if len(value) <= _KEPT_BYTES else None
             self._came.set()
 
+    def fail(self, error: BaseException) -> None:
+        """Raise this error in `wait`, unless the record is there."""
+        self._error = error
+        self._came.set()
+
     async def wait(self) -> int:
-        """Wait for the record; return its offset."""
+        """Wait for the record; return its offset. Raises the error with which the topic's reader ended."""
         await self._came.wait()
-        assert self.offset is not None
+        if self.offset is None:
+            assert self._error is not None, "a result was set, or the reader has failed"
+            raise self._error
         return self.offset
 
 
@@ -63,6 +72,7 @@ class TopicResults:
     async def start(self) -> None:
         """Connect. Raises KafkaError."""
         await self._tail.start()
+        self._tail.crashed.add_done_callback(self._fail_all)
 
     async def stop(self) -> None:
         """Close the reader. Bounded in time; never raises."""
@@ -114,10 +124,15 @@ class TopicResults:
         ) as batches:
             async for records in batches:
                 return records[0].value or b""
-        raise ValueError(f"{partition}: the result at offset {offset} was deleted")
+        raise KafkaRefused(f"{partition}: the result at offset {offset} was deleted before it was read")
 
     def _home(self, key: bytes) -> TopicPartition:
         return TopicPartition(self._topic, partition_of(key, len(self._tail.positions)))
+
+    def _fail_all(self, crashed: asyncio.Future[None]) -> None:
+        if not crashed.cancelled() and (error := crashed.exception()) is not None:
+            for awaited in [one for ones in self._by_key.values() for one in ones]:
+                awaited.fail(error)
 
     def _read(self, _: int, records: Sequence[FetchedRecord], __: int) -> None:
         if not (by_key := self._by_key):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaError as ForeignKafkaError
 
 from streamworker.kafka.compat import (
     abandon_batches,
@@ -40,6 +41,7 @@ __all__ = [
     "Consumer",
     "FetchedRecord",
     "Producer",
+    "close_consumer",
     "close_producer",
     "known_partitions",
     "new_admin",
@@ -179,6 +181,13 @@ def new_admin(settings: KafkaSettings) -> Admin:
     admin = AIOKafkaAdminClient(**client_arguments(settings))
     install_client(admin, RotatedSecrets(settings))
     return cast("Admin", admin)
+
+
+async def close_consumer(consumer: Consumer, timeout_s: float) -> None:
+    """Stop a consumer. Bounded in time; never raises an error of Kafka."""
+    with suppress(TimeoutError, ForeignKafkaError):
+        async with asyncio.timeout(timeout_s):
+            await consumer.stop()
 
 
 def known_partitions(producer: Producer, topic: str) -> int:

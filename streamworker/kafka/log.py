@@ -11,7 +11,7 @@ from aiokafka import TopicPartition as KafkaTopicPartition
 from aiokafka.errors import CorruptRecordException
 
 from streamworker.errors import KafkaRefused
-from streamworker.kafka.clients import Consumer, new_consumer, record_of
+from streamworker.kafka.clients import Consumer, close_consumer, new_consumer, record_of
 from streamworker.kafka.compat import fetch_all_metadata
 from streamworker.kafka.errors import translate_errors
 from streamworker.kafka.partitioner import partition_of
@@ -28,6 +28,7 @@ __all__ = ["LogReader", "open_log"]
 
 _POLL_MS = 500
 _POLL_RECORDS = 2000
+_STOP_TIMEOUT_S = 2.0
 _SEEK_DISTANCE = 1000
 """A wanted record that is further away than this is reached by a seek, a nearer one by reading."""
 
@@ -124,4 +125,4 @@ async def open_log(
                 )
         yield LogReader(consumer, topic, sorted(partitions), acls)
     finally:
-        await consumer.stop()
+        await close_consumer(consumer, _STOP_TIMEOUT_S)

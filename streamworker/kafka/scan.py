@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from enum import Enum, auto
 from itertools import chain
 from typing import TYPE_CHECKING
 
 from aiokafka import TopicPartition as KafkaTopicPartition
 from aiokafka.errors import CorruptRecordException
-from aiokafka.errors import KafkaError as ForeignKafkaError
 
 from streamworker.errors import KafkaRefused
-from streamworker.kafka.clients import new_consumer
+from streamworker.kafka.clients import close_consumer, new_consumer
 from streamworker.kafka.compat import (
     AbortedRecord,
     client_of,
@@ -67,7 +66,7 @@ class LogScanner:
         consumers = [*self._scouts.values(), *chain.from_iterable(self._idle.values())]
         self._scouts.clear()
         self._idle = {kind: [] for kind in _Isolation}
-        await asyncio.gather(*map(_stop, consumers))
+        await asyncio.gather(*(close_consumer(consumer, _STOP_TIMEOUT_S) for consumer in consumers))
 
     async def partitions(self, topic: str) -> int:
         """Return how many partitions a topic has. Raises KafkaError; KafkaRefused for an unknown topic."""
@@ -160,7 +159,7 @@ class LogScanner:
                 self._keep(reader, idle)
                 raise
             except BaseException:
-                await _stop(reader)
+                await close_consumer(reader, _STOP_TIMEOUT_S)
                 raise
             self._keep(reader, idle)
 
@@ -187,7 +186,7 @@ class LogScanner:
             with translate_errors(f"connecting to {self._settings.bootstrap_servers}", self._acls):
                 await consumer.start()
         except BaseException:
-            await _stop(consumer)
+            await close_consumer(consumer, _STOP_TIMEOUT_S)
             raise
         if isolation is _Isolation.WITH_ABORTED:
             return_aborted_records(consumer)
@@ -201,12 +200,6 @@ async def _fetch(reader: Consumer, at: KafkaTopicPartition) -> list[FetchedRecor
         raise CorruptRecordException(str(error)) from error
     await asyncio.sleep(0)  # a long scan must not block other tasks
     return fetched.get(at, [])
-
-
-async def _stop(consumer: Consumer) -> None:
-    with suppress(TimeoutError, ForeignKafkaError):
-        async with asyncio.timeout(_STOP_TIMEOUT_S):
-            await consumer.stop()
 
 
 def is_aborted(record: FetchedRecord) -> bool:

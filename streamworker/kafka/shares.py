@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from aiokafka import ConsumerRebalanceListener
 from aiokafka import TopicPartition as KafkaTopicPartition
-from aiokafka.errors import KafkaError as ForeignKafkaError
 
-from streamworker.kafka.clients import new_consumer
+from streamworker.kafka.clients import close_consumer, new_consumer
 from streamworker.kafka.errors import translate_errors
 from streamworker.log_throttle import OutageLog
 
@@ -106,10 +104,4 @@ class PartitionShare(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokaf
     async def _leave(self) -> None:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            await _stopped(consumer)
-
-
-async def _stopped(consumer: Consumer) -> None:
-    with suppress(TimeoutError, ForeignKafkaError):
-        async with asyncio.timeout(_STOP_TIMEOUT_S):
-            await consumer.stop()
+            await close_consumer(consumer, _STOP_TIMEOUT_S)

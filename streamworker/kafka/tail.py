@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 
 from aiokafka import TopicPartition as KafkaTopicPartition
 from aiokafka.errors import CorruptRecordException, IllegalStateError
-from aiokafka.errors import KafkaError as ForeignKafkaError
 
 from streamworker.errors import KafkaError, KafkaRefused, KafkaUnavailable
-from streamworker.kafka.clients import new_consumer
+from streamworker.kafka.clients import close_consumer, new_consumer
 from streamworker.kafka.compat import (
     client_of,
     fetch_all_metadata,
@@ -221,7 +220,7 @@ class TopicTail:
                     self.positions = await self._ends(consumer, numbers)
                 self._assign(consumer, numbers)
         except BaseException:
-            await _stop(consumer)
+            await close_consumer(consumer, _STOP_TIMEOUT_S)
             raise
         return consumer
 
@@ -261,11 +260,4 @@ class TopicTail:
     async def _close(self) -> None:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            await _stop(consumer)
-
-
-async def _stop(consumer: Consumer) -> None:
-    """Stop a consumer. Bounded in time; never raises."""
-    with suppress(TimeoutError, ForeignKafkaError):
-        async with asyncio.timeout(_STOP_TIMEOUT_S):
-            await consumer.stop()
+            await close_consumer(consumer, _STOP_TIMEOUT_S)

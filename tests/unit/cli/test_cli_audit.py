@@ -141,10 +141,16 @@ def test_complete_audit_reports_open_and_lost_jobs(events: Events, command: Call
     events.whole("ended")
     events.started("open")
 
+    events.kafka.write(JOBS, b"noise", partition=0)  # it must have been rejected, under the id of its place
+
     assert command("audit").code == 0
     ended = command("audit", "--complete")
     assert ended.code == 1
-    assert {line.split(": job ")[1].split(":")[0] for line in ended.lines[:-1]} == {"open", "lost"}
+    assert {line.split(": job ")[1].split(":")[0] for line in ended.lines[:-1]} == {
+        "open",
+        "lost",
+        "streamworker.jobs-0-0",
+    }
 
 
 def test_complete_audit_of_another_topic_judges_the_jobs_of_that_topic(

@@ -283,6 +283,17 @@ def test_replay_without_a_selection_is_bad_usage(kafka: MemoryKafka, command: Ca
     assert (kafka.consumers, kafka.producers) == ([], [])
 
 
+def test_broker_that_goes_away_at_the_end_does_not_fail_a_command_that_is_done(
+    kafka: MemoryKafka, command: Callable[..., Outcome]
+) -> None:
+    """The consumer's `stop` may fail: the letters are listed, and there is no traceback of aiokafka's error."""
+    bury(kafka, 7)
+    kafka.errors["stop"].append(KafkaConnectionError("away"))
+    ended = command("dlq", "list")
+
+    assert (ended.code, len(ended.lines), ended.err) == (0, 1, "")
+
+
 @pytest.mark.parametrize("subcommand", [["list"], ["replay", "--all"]], ids=["list", "replay"])
 @pytest.mark.parametrize("method", ["start", "getmany", "end_offsets"])
 def test_broker_that_fails_ends_the_command(

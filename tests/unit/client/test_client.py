@@ -28,7 +28,7 @@ from streamworker.client import (
 from streamworker.client import client as module
 from streamworker.config import KafkaSettings, TopicSettings
 from streamworker.errors import KafkaRefused, KafkaUnavailable
-from tests.memory_kafka import MemoryKafka, MemoryProducer
+from tests.memory_kafka import MARKER, MemoryKafka, MemoryProducer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -318,6 +318,42 @@ async def test_result_comes_from_the_results_topic_where_there_is_one(
         assert client._events == {}
 
         assert await events_of(job) == ["Started", "from the events", "Ended"]
+
+
+async def test_result_whose_reader_crashed_raises_its_error(
+    kafka: MemoryKafka, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug in aiokafka must not let a program wait for ever; a result that is there is returned all the same."""
+    kafka.create(RESULTS)
+    async with Client(topics=TopicSettings(results=RESULTS)) as client:
+        there, awaited = await client.submit(**REQUEST), await client.submit(**REQUEST)
+        worker.answer(there.id)
+        waiting = asyncio.create_task(awaited.result())
+        assert (await there.result(10)).text == "from the results topic"
+        again = client.job(there.id)
+        kafka.errors["getmany"].append(ZeroDivisionError("a bug"))
+        kafka.changed()
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wait_for(waiting, 10)
+
+        assert (await there.result(10)).text == "from the results topic"
+        assert (await again.result(10)).text == "from the results topic"
+
+
+async def test_large_result_is_read_from_the_log_unless_it_was_deleted(
+    kafka: MemoryKafka, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its offset alone is kept. Compaction may remove the record before it is wanted."""
+    monkeypatch.setattr("streamworker.client.results._KEPT_BYTES", 10)
+    kafka.create(RESULTS)
+    async with Client(topics=TopicSettings(results=RESULTS)) as client:
+        job = await client.submit(**REQUEST)
+        worker.answer(job.id)
+        assert (await job.result(10)).text == "from the results topic"
+
+        kafka.log(RESULTS).states[0] = MARKER  # as an offset without a record
+        with pytest.raises(KafkaRefused, match="results-0: the result at offset 0 was deleted"):
+            await job.result(10)
 
 
 async def test_complete_and_map_return_results(client: Client, worker: Worker) -> None:

@@ -11,6 +11,8 @@ from streamworker.limits.adaptive_limit import (
     INITIAL_UNANSWERED,
     MAX_ADVISED_PAUSE_S,
     MAX_PAUSE_S,
+    MAX_PROBE_S,
+    MIN_PROBE_S,
     PAUSE_S,
     PROBE_S,
     AdaptiveLimit,
@@ -227,3 +229,93 @@ def test_upstream_that_refuses_a_share_of_all_calls_is_not_starved(share: float,
 
     assert outcome.calls <= 1.2 * 300 / (1 - share)
     assert outcome.seconds <= most_s
+
+
+# Bounds of what is learned
+
+
+def refuse(limit: AdaptiveLimit, now: float, *, cut: float = 1.0) -> None:
+    """Let a call begin and be refused."""
+    limit.enter()
+    limit.refused(now, cut=cut)
+    limit.left(was_answered=False)
+
+
+def test_bound_is_not_cut_below_the_streams_that_are_open() -> None:
+    """The upstream has just shown that it allows them: a cut bound would forbid the next call for nothing."""
+    limit = AdaptiveLimit(100)
+    answer(limit, 10)
+    refuse(limit, 0)
+    refuse(limit, 1, cut=0.5)
+    assert limit.limit(1) == 10
+
+    for _ in range(8):
+        limit.left(was_answered=True)
+    refuse(limit, 2, cut=0.5)
+    assert limit.limit(2) == 5
+
+
+def test_no_stream_is_tried_above_the_bound_before_a_call_was_answered() -> None:
+    """An upstream that refuses every call gets no more of them with time."""
+    limit = AdaptiveLimit(100)
+    answer(limit, 3)
+    refuse(limit, 0)
+    assert limit.wait_s(3, 5) == inf
+
+    limit.left(was_answered=True)
+    answer(limit, 1)
+    assert limit.wait_s(3, 5) == pytest.approx(PROBE_S - 5)
+    assert limit.wait_s(4, 5) == inf
+
+
+def test_streams_tried_one_after_another_are_at_least_a_tenth_of_a_second_apart() -> None:
+    """The time between them is halved each time: without a floor all of the ceiling would be allowed at once."""
+    limit = AdaptiveLimit(1000)
+    answer(limit, 1)
+    refuse(limit, 0)
+    limit.left(was_answered=True)
+    answer(limit, 1)
+    first = limit.limit(2 * PROBE_S)
+
+    assert limit.limit(2 * PROBE_S + 10) - first <= 10 / MIN_PROBE_S
+
+
+def test_streams_tried_in_vain_are_tried_again_within_a_minute() -> None:
+    """However often that failed: the upstream may have grown."""
+    limit, now = AdaptiveLimit(100), 0.0
+    answer(limit, 4)
+    refuse(limit, now)
+    for _ in range(5):
+        limit.left(was_answered=True)
+        answer(limit, 1)
+        assert limit.wait_s(4, now) <= MAX_PROBE_S
+        now += MAX_PROBE_S
+        assert limit.limit(now) == 5
+        refuse(limit, now)
+
+
+def test_calls_without_an_answer_never_exceed_the_ceiling_in_what_is_remembered() -> None:
+    """After a refusal they grow fast up to half of what was allowed before, and never to more."""
+    limit = AdaptiveLimit(8)
+    for _ in range(200):
+        answer(limit, 1)
+        limit.left(was_answered=True)
+    refuse(limit, 0)
+    for _ in range(5):
+        answer(limit, 1)
+        limit.left(was_answered=True)
+    for _ in range(4):
+        assert limit.wait_s(limit.unanswered, 0) != inf
+        limit.enter()
+
+    assert limit.wait_s(limit.unanswered, 0) == inf
+
+
+def test_call_that_began_with_the_pause_does_not_extend_it() -> None:
+    """Calls that leave in one moment are refused in another one: they show one refusal, not many."""
+    pause = RateLimitPause()
+    assert pause.refused(5.0, began=1.0, advised_s=None, random=0.0)
+    until = pause.until
+
+    assert not pause.refused(6.0, began=5.0, advised_s=None, random=0.0)
+    assert pause.until == until
