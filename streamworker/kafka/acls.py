@@ -151,7 +151,10 @@ def gateway_acls(settings: Settings) -> list[Acl]:
         Acl("WRITE", "TOPIC", topics.batches, "write the state of files and batches"),
         Acl("READ", "GROUP", settings.batch.group_id, "divide the batches among the gateways"),
     ]
-    return list(dict.fromkeys([*acls, *_batch_acls(settings)]))
+    unique: dict[tuple[str, str, str], Acl] = {}
+    for acl in [*acls, *_batch_acls(settings)]:
+        unique.setdefault(acl[:3], acl)
+    return list(unique.values())
 
 
 COMMANDS = {

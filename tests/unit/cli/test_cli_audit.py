@@ -141,7 +141,9 @@ def test_complete_audit_reports_open_and_lost_jobs(events: Events, command: Call
     events.whole("ended")
     events.started("open")
 
-    events.kafka.write(JOBS, b"noise", partition=0)  # it must have been rejected, under the id of its place
+    noise = events.kafka.write(
+        JOBS, b"noise", partition=0
+    )  # it must have been rejected, under the id of its place
 
     assert command("audit").code == 0
     ended = command("audit", "--complete")
@@ -149,7 +151,7 @@ def test_complete_audit_reports_open_and_lost_jobs(events: Events, command: Call
     assert {line.split(": job ")[1].split(":")[0] for line in ended.lines[:-1]} == {
         "open",
         "lost",
-        "streamworker.jobs-0-0",
+        f"streamworker.jobs-0-{noise}",
     }
 
 

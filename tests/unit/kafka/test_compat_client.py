@@ -464,7 +464,7 @@ async def test_abandoned_batches_fail_and_their_sender_ends() -> None:
     sender = asyncio.create_task(asyncio.sleep(1e6))
     for task in (sender, None):
         abandon_batches(
-            SimpleNamespace(  # type: ignore[arg-type]
+            SimpleNamespace(
                 _message_accumulator=SimpleNamespace(fail_all=failed.append),
                 _sender=SimpleNamespace(sender_task=task),
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -135,10 +136,14 @@ async def test_record_that_is_refused_fails_its_chunk(
     """Whatever the other records of the chunk became, also if several were refused: no future is left unread."""
     submitter = transactional()
     await submitter.open()
+    reported: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
     kafka.errors["acknowledgement"].extend([error, error])
     with pytest.raises(expected, match="writing to t"):
         await submitter.submit(LINES)
+    gc.collect()
 
+    assert reported == []
     assert kafka.records("t") == []
     await submitter.close()
 

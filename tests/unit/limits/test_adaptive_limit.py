@@ -10,6 +10,7 @@ import pytest
 from streamworker.limits.adaptive_limit import (
     INITIAL_UNANSWERED,
     MAX_ADVISED_PAUSE_S,
+    MAX_INTERVAL_S,
     MAX_PAUSE_S,
     MAX_PROBE_S,
     MIN_PROBE_S,
@@ -319,3 +320,64 @@ def test_call_that_began_with_the_pause_does_not_extend_it() -> None:
 
     assert not pause.refused(6.0, began=5.0, advised_s=None, random=0.0)
     assert pause.until == until
+
+
+def test_streams_of_an_upstream_that_refuses_nothing_are_not_proved() -> None:
+    """Only a refusal shows that an upstream has a bound, below which another refusal means another limit."""
+    limit = AdaptiveLimit(10)
+    answer(limit, 3)
+    assert not limit.is_proved(1)
+
+    refuse(limit, 0)
+    assert limit.is_proved(3)
+    assert not limit.is_proved(4)
+
+
+def test_upstream_that_was_held_is_called_as_a_new_one() -> None:
+    """It may have restarted: a burst of all waiting jobs would end it again."""
+    limit = AdaptiveLimit(1000)
+    for _ in range(400):
+        answer(limit, 1)
+        limit.left(was_answered=True)
+    limit.restart()
+    for _ in range(int(INITIAL_UNANSWERED)):
+        assert limit.wait_s(limit.unanswered, 0) == 0
+        limit.enter()
+
+    assert limit.wait_s(limit.unanswered, 0) == inf
+
+
+def test_first_distance_is_bounded() -> None:
+    """One answer between two refusals says little about the rate."""
+    rate = CallRate()
+    rate.refused(0)
+    rate.answered(1)
+    rate.refused(29)
+
+    assert rate.interval_s == MAX_INTERVAL_S
+
+
+@pytest.mark.parametrize(("answers", "is_given_up"), [(1, True), (4, True), (5, False)])
+def test_distance_is_given_up_after_six_refusals_with_few_answers_between_them(
+    answers: int, is_given_up: bool
+) -> None:
+    """Slower calls are refused as often: the upstream limits something else."""
+    rate, now = CallRate(), 0.0
+    rate.refused(now)
+    for number in range(7):
+        assert rate.interval_s or number == 0
+        for _ in range(answers):
+            rate.answered(now := now + 0.5)
+        rate.refused(now := now + 0.5)
+
+    assert (rate.interval_s == 0.0) is is_given_up
+
+
+def test_remembered_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upstream of ten thousand calls a second must not fill the memory within the minute that counts."""
+    monkeypatch.setattr("streamworker.limits.adaptive_limit.MAX_ANSWERS", 100)
+    rate = CallRate()
+    for number in range(1000):
+        rate.answered(number / 1000)
+
+    assert len(rate._answers) == 100
