@@ -177,3 +177,11 @@ def test_budget_refusal_of_a_call_that_began_long_ago_changes_nothing_else() -> 
     budget.refused(0, 100, 60)
 
     assert budget.wait_s(100) == pytest.approx(MARGIN * 60)
+
+
+def test_budget_period_of_a_later_refusal_is_bounded_too() -> None:
+    """An upstream that asks for a day, once the limit is known, must not stop its calls for a day."""
+    budget = learned()
+    budget.refused(1, 1, 86_400)
+
+    assert budget.wait_s(1) <= MARGIN * MAX_PERIOD_S

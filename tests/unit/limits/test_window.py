@@ -80,3 +80,23 @@ def test_window_never_admits_more_than_its_limit_in_any_minute(
         throttle.take(amount, now)
         went.append((now, amount))
         assert sum(a for at, a in went if at > now - 60) <= limit
+
+
+def test_window_settled_after_its_minute_leaves_later_reservations_alone() -> None:
+    """The past amount was subtracted already: a second time would admit more than the limit."""
+    throttle = SlidingWindow(100)
+    past = throttle.take(100, 0)
+    assert throttle.wait_s(100, SPAN_S) == 0
+    throttle.take(100, SPAN_S)
+    throttle.settle(past, 0)
+
+    assert throttle.wait_s(1, SPAN_S) == SPAN_S
+
+
+def test_window_is_empty_after_a_minute_whatever_the_rounding_of_its_sum() -> None:
+    """0.1 + 0.2 + 0.3 - 0.1 - 0.2 - 0.3 is greater than 0 in floating point: the whole limit would never fit again."""
+    throttle = SlidingWindow(1)
+    for amount in (0.1, 0.2, 0.3):
+        throttle.take(amount, 0)
+
+    assert throttle.wait_s(1, SPAN_S) == 0

@@ -599,3 +599,83 @@ def test_page_after_every_kind_of_event_has_every_metric(watch: Watch) -> None:
     for definition in TABLE:
         suffix = "_count" if definition.kind == "histogram" else ""
         assert f"\n{PREFIX}{definition.name}{suffix}" in page, definition.name
+
+
+PLACE = TopicPartition("jobs", 7)
+
+
+@pytest.mark.parametrize(
+    ("report", "line", "samples"),
+    [
+        (
+            lambda to: to.move_deferred(PLACE, 3),
+            {"event": "partition.promised", "log_level": "info", "partition": "jobs-7", "streams": 3},
+            {"moves_deferred_total": 1},
+        ),
+        (
+            lambda to: to.move_completed(PLACE, 12.34, is_forced=False),
+            {
+                "event": "partition.moved",
+                "log_level": "info",
+                "partition": "jobs-7",
+                "waited_s": 12.3,
+                "is_forced": False,
+            },
+            {"move_wait_seconds_sum": 12.34, "move_wait_seconds_count": 1, "moves_forced_total": 0},
+        ),
+        (
+            lambda to: to.move_completed(PLACE, 600.0, is_forced=True),
+            {
+                "event": "partition.moved",
+                "log_level": "info",
+                "partition": "jobs-7",
+                "waited_s": 600.0,
+                "is_forced": True,
+            },
+            {"moves_forced_total": 1},
+        ),
+        (
+            lambda to: to.streams_cut(PLACE, 5),
+            {"event": "partition.streams_cut", "log_level": "warning", "partition": "jobs-7", "streams": 5},
+            {"streams_cut_total": 5},
+        ),
+    ],
+    ids=["promised", "moved", "forced", "cut"],
+)
+def test_move_of_a_partition_is_counted_and_logged(
+    watch: Watch, report: Any, line: dict[str, Any], samples: dict[str, float]
+) -> None:
+    """Repeated calls are a warning, because they cost tokens; a move that waited is not."""
+    with capture_logs() as lines:
+        report(watch.telemetry)
+
+    assert lines == [line]
+    assert {name: watch[name] for name in samples} == pytest.approx(samples)
+
+
+def test_rebalance_is_timed_from_its_first_revocation(watch: Watch) -> None:
+    """A rebalance that begins anew before it ends is one; an assignment without a revocation has no duration."""
+    watch.telemetry.partitions_changed(4, 4, 0)
+    assert (watch["rebalances_total"], watch["rebalance_duration_seconds_count"]) == (1, 0)
+
+    watch.telemetry.rebalancing()
+    watch.clock.turn(2)
+    watch.telemetry.rebalancing()
+    watch.clock.turn(3)
+    watch.telemetry.partitions_changed(3, 0, 1)
+    watch.clock.turn(100)
+    watch.telemetry.partitions_changed(3, 0, 0)
+
+    assert (watch["rebalances_total"], watch["rebalance_duration_seconds_count"]) == (3, 1)
+    assert watch["rebalance_duration_seconds_sum"] == 5
+    assert watch["partitions_owned"] == 3
+
+
+@pytest.mark.parametrize("reason", ["retention", "reset"])
+def test_lost_records_are_counted_by_reason(watch: Watch, reason: Any) -> None:
+    """By number of records, not of events: an alert compares them with the jobs."""
+    watch.telemetry.records_lost(reason, 12)
+
+    other = {"retention": "reset", "reset": "retention"}[reason]
+    assert watch[f"records_lost_total{{reason={reason}}}"] == 12
+    assert not watch[f"records_lost_total{{reason={other}}}"]
