@@ -399,7 +399,8 @@ class MemoryConsumer:
 
     def stop_fetching(self) -> None:
         """End the fetch task, as an error does that aiokafka does not expect."""
-        self._fetcher.error_future.set_result(None)
+        if not self._fetcher.error_future.done():
+            self._fetcher.error_future.set_result(None)
 
 
 class MemoryProducer:

@@ -68,8 +68,11 @@ class Connection:
         self.is_open = True
         self._metadata = metadata
 
-    def close(self, *_: Any, **__: Any) -> None:
+    def close(self, *_: Any, **__: Any) -> asyncio.Future[None]:
         self.is_open = False
+        closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        closed.set_result(None)
+        return closed
 
     def connected(self) -> bool:
         return self.is_open
@@ -114,7 +117,9 @@ def fails(error: Exception, after_s: float = 0) -> Callable[[], Any]:
 
 @pytest.fixture
 async def net(monkeypatch: pytest.MonkeyPatch) -> Net:
-    """A network without hosts. Throttles of other tests are forgotten."""
+    """A network without hosts. Throttles of other tests are forgotten, and servers are tried in their order."""
+    hosts = lambda servers: [(server.partition(":")[0], 1, socket.AF_UNSPEC) for server in servers]  # noqa: E731
+    monkeypatch.setattr("aiokafka.client.collect_hosts", hosts)
     monkeypatch.setattr(compat, "_unreachable", {})
     return Net()
 
@@ -268,7 +273,7 @@ async def test_one_broker_is_connected_once(net: Net) -> None:
     ("error", "reason"),
     [
         (OSError("refused"), "refused"),
-        (KafkaConnectionError("closed"), "closed"),
+        (KafkaConnectionError("closed"), "KafkaConnectionError: closed"),
         (TimeoutError(), "no answer (TimeoutError)"),
         (
             socket.gaierror(-2, "Name or service not known"),
@@ -374,17 +379,15 @@ def read(data: bytes, level: Any, aborted: list[tuple[int, int]], start: int = 0
     return compat._PartitionRecords(AT, MemoryRecords(data), aborted, start, None, None, True, level)
 
 
-LOG = b"".join(
-    [
-        batch(0, b"plain"),
-        batch(1, b"rolled", b"back", producer=7),
-        batch(3, b"kept", producer=8),
-        batch(4, ABORT, producer=7, is_control=True),
-        batch(5, COMMIT, producer=8, is_control=True),
-        batch(6, b"again", producer=7),
-        batch(7, COMMIT, producer=7, is_control=True),
-    ]
-)
+BATCHES = [
+    batch(0, b"plain"),
+    batch(1, b"rolled", b"back", producer=7),
+    batch(3, b"kept", producer=8),
+    batch(4, ABORT, producer=7, is_control=True),
+    batch(5, COMMIT, producer=8, is_control=True),
+    batch(6, b"again", producer=7),
+    batch(7, COMMIT, producer=7, is_control=True),
+]
 ABORTED = [(7, 1)]
 
 
@@ -399,7 +402,7 @@ ABORTED = [(7, 1)]
 )
 def test_records_of_a_rolled_back_transaction_are_marked_on_request(level: Any, found: list[str]) -> None:
     """A later transaction of the same producer is committed again; markers are never returned, and are passed."""
-    records = read(LOG, level, ABORTED)
+    records = read(b"".join(BATCHES), level, ABORTED)
     keys = [record.key.decode() + "!" * (type(record) is AbortedRecord) for record in records]
 
     assert keys == found
@@ -408,7 +411,7 @@ def test_records_of_a_rolled_back_transaction_are_marked_on_request(level: Any, 
 
 def test_fetch_that_begins_within_a_batch_leaves_its_first_records_out() -> None:
     """The broker returns whole batches."""
-    records = read(LOG, compat._WithAborted(READ_COMMITTED), ABORTED, start=2)
+    records = read(b"".join(BATCHES[1:]), compat._WithAborted(READ_COMMITTED), ABORTED, start=2)
 
     assert [(record.offset, type(record) is AbortedRecord) for record in records] == [
         (2, True),
