@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from streamworker.model import ChunkDelta, Done, StreamError, StreamItem
-from streamworker.stream.provider_errors import error_in, error_of_object
+from streamworker.stream.provider_errors import error_in, error_of_object, has_words, may_be_error
 from streamworker.stream.sse import BARE_JSON
 from streamworker.stream.surrogates import SurrogateJoiner
 from streamworker.stream.usage import generated_text
@@ -130,7 +130,8 @@ class ChunkReader:
         self._held = self._surrogates.held
         self._nulls: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
         self._decode_usual = _usual_decoder(*self._nulls).decode
-        # The first object that was neither a chunk nor a keep-alive, until another choice follows it.
+        # The first object that was neither a chunk nor a keep-alive, or a chunk that may be an error, until another
+        # choice follows it.
         self._unexplained: StreamError | None = None
 
     @property
@@ -209,6 +210,8 @@ class ChunkReader:
         items: list[ChunkDelta] = []
         for choice in chunk.choices:
             index, reason = choice.index, choice.finish_reason
+            if "error" in choice.delta:
+                raise ValueError("the careful path decides whether it is an error")
             if reason is not None or reasons.get(index, "") is not None:
                 reason = self._finish(index, reason, choice.delta)
             delta = ChunkDelta(index, choice.delta, reason)
@@ -283,6 +286,8 @@ class ChunkReader:
         items = self._chunk_items(payload)
         failure = error or (self._finish_failure if is_first else None)
         if failure is None:
+            if may_be_error(payload, event_type):
+                self._unexplained = error_of_object(payload)
             return items
         deltas = [item for item in items if isinstance(item, ChunkDelta)]
         if is_first and not any(any(generated_text(item.delta)) for item in deltas):
@@ -298,7 +303,8 @@ class ChunkReader:
         extra = _unknown_members(payload, _KNOWN_IN_CHUNK)
         if not extra or _is_keep_alive(payload):
             return []
-        self._unexplained = self._unexplained or error_of_object(payload)
+        if has_words(extra) or not self.finish_reasons:
+            self._unexplained = self._unexplained or error_of_object(payload)
         return [ChunkDelta(None, {}, extra=extra)]
 
     def _chunk_items(self, payload: dict[str, Any]) -> list[StreamItem]:

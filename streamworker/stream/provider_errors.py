@@ -25,8 +25,10 @@ __all__ = [
     "error_in",
     "error_of_body",
     "error_of_object",
+    "has_words",
     "http_error",
     "is_retriable",
+    "may_be_error",
     "to_job_error",
 ]
 
@@ -153,7 +155,7 @@ _RETRIABLE_STATUSES = frozenset({408, 409, 424, 425, 429, 499})
 def error_in(payload: dict[str, Any], event_type: str) -> StreamError | None:
     """Return the error in one JSON object of a stream, or None if it has none.
 
-    An error is a member or a choice's member that describes one, or the object itself: because of its event's name,
+    An error is a member that describes one, of the object, of a choice or of its delta, or the object itself: because of its event's name,
     its `object` or `type`, or members such as `error_message`, or a failing `code` beside a message. Members that are
     present and empty (`null`, `{}`, `{"message": "", "code": 0}`) are not errors.
     """
@@ -170,6 +172,22 @@ def error_in(payload: dict[str, Any], event_type: str) -> StreamError | None:
 def error_of_object(payload: dict[str, Any]) -> StreamError:
     """Return an object as an error, although nothing in it says that it is one: nothing else explains the end."""
     return _stream_error(payload, payload)
+
+
+def has_words(value: Any) -> bool:
+    """Whether a JSON value contains a text that is not empty: numbers alone explain nothing."""
+    if isinstance(value, dict):
+        return any(map(has_words, value.values()))
+    return any(map(has_words, value)) if isinstance(value, list) else isinstance(value, str) and bool(value)
+
+
+def may_be_error(payload: dict[str, Any], event_type: str) -> bool:
+    """Whether a chunk with choices that is not an error by itself may be one, if the stream ends behind it: its event
+    says so, or it has a message beside a code or status that is a name."""
+    codes = (payload.get(name) for name in _CODES)
+    is_named = any(isinstance(code, str) and _is_failure_code(code) for code in codes)
+    words = _message_of(payload) if is_named else payload.get("detail") or payload.get("exception")
+    return event_type == "error" or (isinstance(words, str) and _is_error(words))
 
 
 def error_of_body(body: bytes) -> StreamError:
@@ -253,6 +271,9 @@ def _nested_errors(payload: dict[str, Any]) -> Iterator[Any]:
     for choice in choices if isinstance(choices, list) else ():
         if isinstance(choice, dict):
             yield choice.get("error")
+            for inner in (choice.get("delta"), choice.get("message")):
+                if isinstance(inner, dict):
+                    yield inner.get("error")
     if not choices:
         yield payload.get("errors")
         yield payload.get("fault")
@@ -280,6 +301,10 @@ def _is_failure_code(code: Any) -> bool:
     return type(code) is int and code != 0 and not 200 <= code < 300 and code != 20000
 
 
+def _is_number(code: Any) -> bool:
+    return isinstance(code, int) or (isinstance(code, str) and code.isascii() and code.isdigit())
+
+
 def _is_flat_error(payload: dict[str, Any], event_type: str) -> bool:
     if "error" in (payload.get("object"), payload.get("type")):
         return True
@@ -290,7 +315,7 @@ def _is_flat_error(payload: dict[str, Any], event_type: str) -> bool:
     message = _message_of(payload)
     codes = [payload.get(name) for name in _CODES if name != "status"]
     if payload.get("choices"):  # in a chunk a code that is a name may mean anything
-        is_failing = any(isinstance(code, int) and _is_failure_code(code) for code in codes)
+        is_failing = any(_is_number(code) and _is_failure_code(code) for code in codes)
         return is_failing and isinstance(message, str) and _is_error(message)
     if event_type == "error":
         return True

@@ -79,6 +79,22 @@ STREAMS: dict[str, dict[str, Any]] = {
         _chunk({"content": ""}, code=10013, message="the input was refused") + _DONE,
         "failed", words="the input was refused", error_code="upstream_error",
     ),
+    "an error inside a delta": _case(
+        _text("The owl ", "sleeps") + _chunk({"error": {"message": "the node was drained", "code": 503}}) + _DONE,
+        "interrupted", text="The owl sleeps", words="the node was drained", error_code="upstream_error", retriable=True,
+    ),
+    "a failing name beside an unfinished choice": _case(
+        _text("The owl ", "sleeps") + _chunk({}, code="InternalError", message="the node was drained") + _DONE,
+        "interrupted", text="The owl sleeps", words="the node was drained", error_code="upstream_error",
+    ),
+    "a failing name beside choices that go on": _case(
+        _text("The owl ", "sleeps", code="NodeBusy", message="hold on") + _STOP + _TAIL,
+        "completed", text="The owl sleeps", finish="stop", usage=USAGE,
+    ),
+    "numbers of unknown members after text without an end": _case(
+        _text("The owl ", "sleeps") + _data(b'{"took_s":0.5}') + _DONE,
+        "completed", text="The owl sleeps",
+    ),
     "an object of unknown members after text": _case(
         _text("The owl ", "sleeps") + _data(b'{"streamException":{"say":"the node was drained"}}') + _DONE,
         "interrupted", text="The owl sleeps", words="the node was drained", error_code="upstream_error",

@@ -13,8 +13,10 @@ from streamworker.stream.provider_errors import (
     body_error,
     error_in,
     error_of_body,
+    has_words,
     http_error,
     is_retriable,
+    may_be_error,
     to_job_error,
 )
 from streamworker.text import RAW_TEXT_LIMIT, truncate
@@ -139,6 +141,21 @@ from streamworker.text import RAW_TEXT_LIMIT, truncate
             None,
             id="a failing number beside choices",
         ),
+        pytest.param(
+            {"choices": [{"delta": {}}], "code": "10013", "message": "m"},
+            "m",
+            None,
+            None,
+            id="the digits of a failing number beside choices",
+        ),
+        pytest.param(
+            {"choices": [{"delta": {"error": {"message": "m", "code": 500}}}]},
+            "m",
+            500,
+            None,
+            id="in a delta",
+        ),
+        pytest.param({"choices": [{"message": {"error": "m"}}]}, "m", None, None, id="in a message"),
         pytest.param(
             {"choices": [{"delta": {}}], "success": False, "message": "m"},
             "m",
@@ -432,3 +449,45 @@ def test_body_error_of_another_success_names_its_status() -> None:
 
     assert error.message == "the upstream answered 202 with application/json instead of an event stream"
     assert (error.http_status, error.retriable) == (202, False)
+
+
+@pytest.mark.parametrize(
+    ("payload", "event_type", "expected"),
+    [
+        ({"code": "InternalError", "message": "m"}, "message", True),
+        ({"status": "failed", "message": "m"}, "message", True),
+        ({"detail": "m"}, "message", True),
+        ({"exception": "m"}, "message", True),
+        ({}, "error", True),
+        ({}, "message", False),
+        ({"message": "m"}, "message", False),
+        ({"code": "0", "message": "m"}, "message", False),
+        ({"code": "200", "message": "m"}, "message", False),
+        ({"code": "ok", "message": "m"}, "message", False),
+        ({"code": "InternalError", "message": "Success"}, "message", False),
+        ({"code": "InternalError", "message": {"role": "assistant"}}, "message", False),
+        ({"detail": {}}, "message", False),
+    ],
+)
+def test_chunk_that_may_be_an_error_has_a_name_and_words(
+    payload: dict[str, Any], event_type: str, expected: bool
+) -> None:
+    """Whether it is one, the rest of the stream shows."""
+    assert may_be_error(payload | {"choices": [{"delta": {}}]}, event_type) is expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("a", True),
+        ("", False),
+        (1.5, False),
+        (None, False),
+        ([1, ["a"]], True),
+        ({"a": {"b": 1}}, False),
+        ({}, False),
+    ],
+)
+def test_words_are_texts_at_any_depth(value: Any, expected: bool) -> None:
+    """Names of members are not words."""
+    assert has_words(value) is expected
