@@ -104,8 +104,16 @@ class Intake:
         return None
 
     def _faulty_digest(self, line: RawLine) -> bytes:
-        occurrence = 0
+        """Return the digest of the first occurrence that is free. Equal lines may be many, so it is searched by halves."""
         text = line.text or b"%d" % line.length
-        while self.index.find(digest := faulty_digest(text, occurrence)) is not None:
-            occurrence += 1
-        return digest
+
+        def is_used(occurrence: int) -> bool:
+            return self.index.find(faulty_digest(text, occurrence)) is not None
+
+        used, free = -1, 0
+        while is_used(free):
+            used, free = free, 2 * free + 1
+        while free - used > 1:
+            middle = (used + free) // 2
+            used, free = (middle, free) if is_used(middle) else (used, middle)
+        return faulty_digest(text, free)

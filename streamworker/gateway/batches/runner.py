@@ -225,9 +225,7 @@ class _Run:
             await self._fail(_faults(engine) or [_error("empty_file", str(error))], total=engine.lines)
             return
         if engine.lines > self._settings.batch.max_lines:
-            message = (
-                f"the file has {engine.lines} lines, at most {self._settings.batch.max_lines} are allowed"
-            )
+            message = f"the file has more than {self._settings.batch.max_lines} lines"
             await self._fail([_error("too_many_lines", message)], total=engine.lines)
             return
         await self._save(
@@ -254,6 +252,7 @@ class _Run:
             is_new_run=True,
             job_prefix=prefix,
             topic=settings.topics.batch or settings.topics.jobs[0],
+            limit=settings.batch.max_lines + 1,  # no more are needed to refuse the file
             window=settings.batch.window,
             metadata={"tenant": batch.tenant} if batch.tenant else {},
             expires_in_s=max(1.0, batch.expires_at - time.time()),

@@ -231,20 +231,21 @@ async def test_batch_whose_lines_are_not_valid_fails_with_their_faults(case: Cas
     ("text", "settings", "code", "message"),
     [
         ("\n\n", {}, "empty_file", "in has no line"),
-        (3, {"max_lines": 2}, "too_many_lines", "the file has 3 lines, at most 2 are allowed"),
+        (9, {"max_lines": 2}, "too_many_lines", "the file has more than 2 lines"),
     ],
 )
 async def test_batch_of_a_file_without_the_right_number_of_lines_fails(
     case: Case, text: Any, settings: dict[str, Any], code: str, message: str
 ) -> None:
     """The limit is the first number that is allowed."""
-    await case.file(text if isinstance(text, str) else requests(*"abc"[:text]))
+    await case.file(text if isinstance(text, str) else requests(*"abcdefghi"[:text]))
     await case.owner(0, 1, **settings)
     case.create()
     batch = await case.ended()
 
     assert (batch.status, case.kafka.jobs) == ("failed", [])
     assert batch.errors == [{"code": code, "message": message, "param": None, "line": None}]
+    assert batch.total <= 3  # the rest of the file is not even read
 
 
 async def test_batch_of_exactly_the_allowed_number_of_lines_runs(case: Case) -> None:
