@@ -22,6 +22,9 @@ __all__ = ["SHOWN_FAULTS", "Intake"]
 SHOWN_FAULTS = 20
 
 _YIELD_LINES = 100
+_MAX_REPEATED = 1000
+"""Custom ids that are kept because they were repeated, of at most 1,024 bytes each."""
+
 _MARGIN = 8192
 """A body that is this much below the limit of a job is not measured with the rest of the job."""
 
@@ -44,6 +47,7 @@ class Intake:
         self._max_job_bytes = max_job_bytes
         self._writer = writer
         self._hash = sha256()
+        self._repeated: dict[int, str | None] = {}  # custom ids by line
 
     @property
     def sha256(self) -> str:
@@ -96,12 +100,20 @@ class Intake:
     async def _duplicate(self, request: Request) -> Fault | None:
         index = self.index
         for line in index.named(request.custom_id):
-            text = await self._source.read(index.offsets[line], index.lengths[line])
-            other = read_line(text)
-            if other.custom_id == request.custom_id:
+            if await self._custom_id(line) == request.custom_id:
                 message = f"custom_id is that of line {index.numbers[line]}"
                 return Fault(FaultCode.DUPLICATE_CUSTOM_ID, message, request.custom_id)
         return None
+
+    async def _custom_id(self, line: int) -> str | None:
+        """Return the custom id of a line. The line is read again, once for all lines that repeat its id."""
+        if line not in self._repeated:
+            index = self.index
+            text = await self._source.read(index.offsets[line], index.lengths[line])
+            if len(self._repeated) >= _MAX_REPEATED:
+                self._repeated.clear()
+            self._repeated[line] = read_line(text).custom_id
+        return self._repeated[line]
 
     def _faulty_digest(self, line: RawLine) -> bytes:
         """Return the digest of the first occurrence that is free. Equal lines may be many, so it is searched by halves."""

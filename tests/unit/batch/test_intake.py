@@ -138,6 +138,24 @@ async def test_custom_id_that_is_used_again_is_a_fault_of_the_later_line() -> No
     assert intake.index.counts[State.PENDING] == 2
 
 
+async def test_line_whose_custom_id_is_repeated_is_read_again_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a megabyte long, and be repeated in every other line; what is kept is bounded."""
+    monkeypatch.setattr(module, "_MAX_REPEATED", 2)
+    source = Source([line(name) for name in [*"abc", *("a" * 50), *"bca"]])
+    reads: list[int] = []
+    again = source.read
+
+    async def noted(offset: int, length: int) -> bytes:
+        reads.append(offset)
+        return await again(offset, length)
+
+    source.read = noted  # type: ignore[method-assign]
+    intake = await read(source)
+
+    assert intake.faulty == 53
+    assert len(reads) == 4  # a, b, and after the two were dropped: c, a
+
+
 async def test_custom_id_of_a_faulty_line_may_be_used_by_a_valid_one() -> None:
     """The line that was corrected may stand below the wrong one."""
     intake = await read(Source([line("a") | {"method": "PUT"}, line("a")]))
