@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Source:
     """An input in memory. `chunks` counts what was read of it."""
 
-    name = "i.jsonl"
+    name: str = "i.jsonl"
 
     def __init__(self, lines: Iterable[Any], size: int = 64) -> None:
         texts = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
@@ -53,7 +53,8 @@ WRITER = JobWriter(JobIds("b.r."), "r", metadata={}, on_break="restart")
 
 async def read(source: Source, **options: Any) -> Intake:
     """Read an input."""
-    intake = Intake(source, **{"max_job_bytes": 1_000_000, "writer": WRITER} | options)
+    defaults: dict[str, Any] = {"max_job_bytes": 1_000_000, "writer": WRITER}
+    intake = Intake(source, **defaults | options)
     await intake.run()
     return intake
 
