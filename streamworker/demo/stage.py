@@ -192,6 +192,8 @@ async def _topics(settings: Settings) -> AsyncIterator[None]:
             finally:
                 await admin.delete()
     except TimeoutError:
+        if not limit.expired():
+            raise
         where = settings.kafka.bootstrap_servers
         raise StreamworkerError(f"the broker {where} did not answer within {_KAFKA_S:g} s") from None
 
@@ -200,8 +202,9 @@ async def _topics(settings: Settings) -> AsyncIterator[None]:
 async def _running(app: App) -> AsyncIterator[None]:
     """Run the first worker, and wait until it owns partitions."""
     task = asyncio.create_task(app.run())
+    limit = asyncio.timeout(_JOIN_S)
     try:
-        async with asyncio.timeout(_JOIN_S):
+        async with limit:
             while not app.partitions:
                 if task.done():
                     task.result()
@@ -209,6 +212,8 @@ async def _running(app: App) -> AsyncIterator[None]:
                 await asyncio.sleep(_POLL_S)
         yield
     except TimeoutError:
+        if not limit.expired():
+            raise
         raise StreamworkerError(f"the worker did not join its group within {_JOIN_S:g} s") from None
     finally:
         app.drain()
