@@ -36,7 +36,8 @@ LATER_LIMIT_S = 5.0
 
 KILLED = "Act 2 of 3: worker B is killed"
 LOST = "worker B was killed"
-AGAIN = "attempt 2"
+AGAIN = ", attempt 2"
+"""In the title of a panel; its text repeats the words."""
 VICTIMS = 3
 """Jobs of the worker that is killed."""
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 KIND = KINDS[0]
 LOST_FRAME = "\n".join([KILLED, *[LOST] * 3])
-AGAIN_FRAME = "\n".join([KILLED, *[f"job \x1b[36mstreaming\x1b[0m, {AGAIN}"] * 3])
+AGAIN_FRAME = "\n".join([KILLED, *[f"job \x1b[36mstreaming\x1b[0m{AGAIN}\nbegan again: attempt 2"] * 3])
 WHOLE = ([LOST_FRAME, AGAIN_FRAME], AUDIT, 0)
 
 
