@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import click
 
-from streamworker.cli.shared import config_option, quietly, run_async, settings_of, timeout_option, waiting
+from streamworker.cli.shared import (
+    check_job_id,
+    config_option,
+    quietly,
+    run_async,
+    settings_of,
+    timeout_option,
+    waiting,
+)
 from streamworker.client import Client
-from streamworker.wire.job import JOB_ID_PATTERN
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,8 +36,7 @@ def cancel(
 
     A job that has ended does not change, and a job that is submitted later under the same id is not cancelled.
     """
-    if not re.fullmatch(JOB_ID_PATTERN, job_id):
-        raise click.UsageError(f"{job_id!r} is not a valid job id: 1 to 200 of A-Z a-z 0-9 . _ : -")
+    check_job_id(job_id)
     settings = settings_of(context, config)
     quietly()
     topic = settings.topics.control

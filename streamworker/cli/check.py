@@ -23,7 +23,7 @@ from streamworker.cli.shared import (
     waiting,
 )
 from streamworker.errors import ConfigurationError, KafkaError, UpstreamError
-from streamworker.kafka.topics import batch_notes_of, faults_of, open_admin
+from streamworker.kafka.topics import batch_notes_of, faults_of, open_admin, single_partition_notes_of
 from streamworker.model import ErrorCode
 from streamworker.upstream.client import HttpUpstream
 
@@ -88,7 +88,7 @@ async def _check_kafka(settings: Settings, timeout_s: float) -> bool:
                 acls = await admin.missing_acls()
                 described = {} if acls else await admin.describe()
                 topics = faults_of(settings, described)
-                notes = batch_notes_of(settings, described)
+                notes = batch_notes_of(settings, described) + single_partition_notes_of(settings, described)
                 if not acls and (limited := await admin.small_metadata_limit()):
                     notes.append(limited)
     except KafkaError as error:

@@ -48,9 +48,16 @@ def list_letters(
     quietly()
 
     async def work() -> None:
+        seen = printed = 0
         async for record, letter in _letters(settings, timeout_s):
+            seen += 1
             if not codes or letter.code in codes:
+                printed += 1
                 click.echo(encode(_members(record, letter)).decode() if as_json else _line(record, letter))
+
+        if not printed:
+            with_code = f" with code {' or '.join(codes)}, of {seen}" if seen else ""
+            click.echo(f"{settings.topics.dlq} has no dead letter{with_code}", err=True)
 
     run_async(work())
 

@@ -17,12 +17,14 @@ import click
 from streamworker.config import Settings, load
 from streamworker.errors import KafkaUnavailable
 from streamworker.telemetry.logging import configure_logging
+from streamworker.wire.job import JOB_ID_PATTERN
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
 __all__ = [
     "HINT_S",
+    "check_job_id",
     "config_file",
     "config_option",
     "hint",
@@ -83,6 +85,12 @@ def parse_since(context: click.Context, parameter: click.Parameter, value: str |
     return moment.timestamp() * 1000
 
 
+def check_job_id(job_id: str) -> None:
+    """Refuse an id that no job can have: a command would wait for it for ever. Raises UsageError."""
+    if not re.fullmatch(JOB_ID_PATTERN, job_id):
+        raise click.UsageError(f"{job_id!r} is not a valid job id: 1 to 200 of A-Z a-z 0-9 . _ : -")
+
+
 def config_file(context: click.Context, config: Path | None) -> Path | None:
     """Return the path of the TOML file: the command's own option, or the one before the command."""
     path: Path | None = config or context.find_root().obj
@@ -116,13 +124,17 @@ _LAST_ERROR = _LastError()
 
 
 @contextmanager
-def hint(text: str) -> Iterator[None]:
-    """Print `text` to standard error if the block is not left within `HINT_S` seconds."""
-    timer = asyncio.get_running_loop().call_later(
-        HINT_S, lambda: click.echo(f"{text} ...{_reason()}", err=True)
-    )
+def hint(text: str) -> Iterator[asyncio.Event]:
+    """Print `text` to standard error if the block is not left within `HINT_S` seconds; set the event that it yields."""
+    printed = asyncio.Event()
+
+    def show() -> None:
+        click.echo(f"{text} ...{_reason()}", err=True)
+        printed.set()
+
+    timer = asyncio.get_running_loop().call_later(HINT_S, show)
     try:
-        yield
+        yield printed
     finally:
         timer.cancel()
 

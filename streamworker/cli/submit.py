@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from codecs import BOM_UTF8
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -117,7 +118,7 @@ def _jobs(
     source = file or sys.stdin.buffer
     if source is sys.stdin.buffer and sys.stdin.isatty():
         raise click.UsageError("a prompt, --file, or jobs on standard input are required")
-    objects = list(_read(source.read()))
+    objects = list(_read(source.read().removeprefix(BOM_UTF8)))
     if not objects:
         raise click.UsageError("the input has no job")
     if given["job_id"] and len(objects) > 1:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from streamworker.cli.shared import (
+    check_job_id,
     config_option,
     hint,
     parse_since,
@@ -23,13 +24,21 @@ from streamworker.client.ids import submitted_ms
 from streamworker.stream.usage import generated_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from streamworker.client import Event
     from streamworker.config import Settings
 
 __all__ = ["tail"]
+
+_BEFORE_FIRST_DELTA: Final = (
+    "the job has started and has no delta yet: its upstream is slow, limits its calls or is held, as the worker's log and "
+    "/readyz say; waiting (Ctrl-C ends)"
+)
+_AFTER_DELTA: Final = (
+    "\nno event for a while: the upstream pauses, or the worker has died; waiting (Ctrl-C ends)"
+)
 
 
 @click.command()
@@ -64,6 +73,7 @@ def tail(
 
     It can also be used after the job has ended. Exits with 0 if the job completed, else with 1.
     """
+    check_job_id(job_id)
     settings = settings_of(context, config)
     quietly()
     has_time = since_ms or submitted_ms(job_id) is None
@@ -88,10 +98,23 @@ async def _follow(
         with hint(f"{topic} has no event of {job_id} yet; waiting (Ctrl-C ends)"):
             event = await anext(stream)
         show(event)
-        async for event in stream:
+        said: set[tuple[str, bool]] = set()
+        while not isinstance(event, Ended):
+            event = await _next(stream, event, said)
             show(event)
-    assert isinstance(event, Ended), "the last event of a stream is the terminal one"
     return event.status
+
+
+async def _next(stream: AsyncIterator[Event], last: Event, said: set[tuple[str, bool]]) -> Event:
+    """Return the next event. In each attempt one wait for the first delta and one wait after it is explained."""
+    wait = (last.attempt, isinstance(last, Delta))
+    if wait in said:
+        return await anext(stream)
+    with hint(_AFTER_DELTA if wait[1] else _BEFORE_FIRST_DELTA) as printed:
+        event = await anext(stream)
+    if printed.is_set():
+        said.add(wait)
+    return event
 
 
 def _show_json(event: Event) -> None:

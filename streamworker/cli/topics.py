@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from streamworker.cli.shared import config_option, quietly, run_async, settings_of, timeout_option, waiting
-from streamworker.kafka.topics import faults_of, open_admin
+from streamworker.kafka.topics import faults_of, open_admin, single_partition_notes_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,11 +45,13 @@ def create(
         action = f"creating topics at {settings.kafka.bootstrap_servers}"
         async with waiting(action, timeout_s), open_admin(settings) as admin:
             created = await admin.create(partitions=partitions, replicas=replicas)
-            existing = [name for name in await admin.describe() if name not in created]
+            described = await admin.describe()
         for name in created:
-            click.echo(f"created {name} with {partitions} partitions")
-        for name in existing:
-            click.echo(f"exists  {name}")
+            click.echo(f"created {name} with {_count(partitions, 'partition')}")
+        for name, facts in described.items():
+            if name not in created:
+                has = f": {_count(facts.partitions, 'partition')}, unchanged" if facts is not None else ""
+                click.echo(f"exists  {name}{has}")
 
     run_async(work())
 
@@ -75,5 +77,12 @@ async def _check(settings: Settings, timeout_s: float) -> list[str]:
     for name, facts in found.items():
         if facts is not None:
             size = f", records up to {facts.max_message_bytes} bytes" if facts.max_message_bytes else ""
-            click.echo(f"ok      {name}: {facts.partitions} partitions, {facts.replicas} replicas{size}")
+            parts = f"{_count(facts.partitions, 'partition')}, {_count(facts.replicas, 'replica')}"
+            click.echo(f"ok      {name}: {parts}{size}")
+    for note in single_partition_notes_of(settings, found):
+        click.echo(f"note    {note}")
     return faults_of(settings, found)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -54,7 +54,9 @@ def _read_file(path: Path | None) -> tuple[dict[str, Any], list[str]]:
     if path is None:
         return {}, []
     try:
-        return tomllib.loads(path.read_text("utf-8")), []
+        return tomllib.loads(
+            path.read_text("utf-8-sig")
+        ), []  # some editors begin a file with a byte order mark
     except OSError as error:
         return {}, [f"{path}: {error.strerror}"]
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -5,6 +5,7 @@ A secret can therefore be rotated while the worker runs. No error message contai
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -34,7 +35,7 @@ def read_line(setting: str, path: Path | None) -> str | None:
     if path is None:
         return None
     try:
-        text = path.read_text("utf-8").strip()
+        text = path.read_text("utf-8-sig").strip()
     except OSError as error:
         raise ConfigurationError([f"{setting}: {error.strerror}: {path}"]) from None
     except UnicodeDecodeError:
@@ -56,7 +57,7 @@ def read_api_key(variable: str | None, file: Path | None, environ: Mapping[str, 
         raise ConfigurationError([f"api_key_env: the environment variable {variable} is not set"])
     if file:
         try:
-            key = file.read_bytes().decode("ascii", "replace").strip()
+            key = file.read_bytes().removeprefix(BOM_UTF8).decode("ascii", "replace").strip()
         except OSError as error:
             raise ConfigurationError([f"api_key_file: {error.strerror}: {file}"]) from None
         return _sendable(key, f"api_key_file: the file {file}")

@@ -101,7 +101,7 @@ def read_keys(path: Path, job_topics: Iterable[str]) -> Mapping[str, tuple[str, 
     """
     where = f"gateway.keys_file: {path}"
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
+        content = tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         advice = "make it with `streamworker gateway key NAME --tenant T`"
         raise ConfigurationError([f"{where}: {error.strerror}; {advice}"]) from None

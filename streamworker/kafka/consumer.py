@@ -492,7 +492,10 @@ class GroupConsumer:
         if not membership.knows_coordinator:
             return "the group's coordinator cannot be reached"
         limit_s = self._rebalance_timeout_s
-        return f"a member of the group has not rejoined; the broker waits for it for at most {limit_s:g} s"
+        return (
+            "the broker waits for the members of the group: for a new group group.initial.rebalance.delay.ms (3 s by "
+            f"default), for a member that has not rejoined at most {limit_s:g} s"
+        )
 
     def _note_heartbeat(self) -> None:
         self._heartbeat_at = monotonic()

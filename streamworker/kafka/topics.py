@@ -262,6 +262,16 @@ def batch_notes_of(settings: Settings, topics: dict[str, TopicFacts | None]) -> 
     return notes
 
 
+def single_partition_notes_of(settings: Settings, topics: dict[str, TopicFacts | None]) -> list[str]:
+    """Return one line for each job topic with one partition, which a second worker cannot share."""
+    return [
+        f"topic {name} has 1 partition, so one worker runs all of its jobs and any other one waits: add partitions with "
+        f"kafka-topics.sh --alter --topic {name} --partitions N"
+        for name in settings.topics.jobs
+        if (facts := topics.get(name)) is not None and facts.partitions == 1
+    ]
+
+
 def _needed_bytes(settings: Settings, name: str) -> int:
     topics = settings.topics
     if name == topics.events or name in topics.allowed_reply_to:

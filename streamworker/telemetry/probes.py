@@ -83,7 +83,7 @@ class Probes:
     def _fault(self, error: OSError) -> str:
         place = f"{self.host}:{self.port}"
         if error.errno == errno.EADDRINUSE:
-            return f"telemetry.http_port: {place} is in use; {_ADVICE}"
+            return f"telemetry.http_port: {place} is in use, perhaps by another worker or gateway on this machine; {_ADVICE}"
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
         return f"telemetry.http_port: cannot listen on {place}: {reason}; {_ADVICE}"
 

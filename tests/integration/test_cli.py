@@ -89,8 +89,12 @@ async def test_commands_of_the_readme_work_together(cli: Cli) -> None:
     """Topics are created, jobs are submitted, run, printed and audited."""
     created = await cli("topics", "create", "--partitions", "2")
     assert (created.code, created.out.count("created ")) == (0, 4)
-    assert (await cli("topics", "create")).out.count("exists ") == 4
+    again = await cli("topics", "create")
+    assert (again.out.count("exists "), again.out.count(": 2 partitions, unchanged")) == (4, 4)
     assert (await cli("topics", "check")).code == 0
+    letters = await cli("dlq", "list")
+    assert (letters.code, letters.out) == (0, "")
+    assert "has no dead letter" in letters.err
     checked = await cli("check")
     assert (checked.code, [line.split()[0] for line in checked.out.splitlines()]) == (0, ["ok"] * 5)
     worker = await cli.start("run")
@@ -100,7 +104,8 @@ async def test_commands_of_the_readme_work_together(cli: Cli) -> None:
         followed = await cli("tail", job_id)
         events = [json.loads(line) for line in (await cli("tail", "--json", job_id)).out.split("\n")[:-1]]
         piped = await cli(
-            "submit", stdin=b'{"job_id":"p1","request":{"model":"practice?status=400","messages":[1]}}\n'
+            "submit",
+            stdin=b'\xef\xbb\xbf{"job_id":"p1","request":{"model":"practice?status=400","messages":[1]}}\r\n',
         )
         failed = await cli("tail", "p1")
         audited = await cli("audit", "--complete")

@@ -9,6 +9,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from streamworker.config import Settings, UpstreamSettings, WorkerSettings, describe, load, variables_read
+from streamworker.config.secrets import read_line
 from streamworker.config.settings import EXPECTED
 from streamworker.config.suggestions import nearest_path
 from streamworker.errors import ConfigurationError
@@ -922,3 +923,15 @@ def test_variable_that_holds_a_whole_table_is_not_suggested_for_itself() -> None
         load(None, {"STREAMWORKER_UPSTREAMS__DEFAULT__BASE_URL": "http://127.0.0.1/v1", variable: "{}"})
 
     assert caught.value.faults == (f"upstreams.default.headers ({variable}): must be a table",)
+
+
+def test_config_file_with_a_byte_order_mark_and_crlf_is_read(tmp_path: Path) -> None:
+    """Some editors write both; keys and passwords in files may have them, too."""
+    path, key, password = tmp_path / "worker.toml", tmp_path / "key", tmp_path / "password"
+    path.write_bytes(b"\xef\xbb\xbf[worker]\r\nmax_in_flight = 7\r\n")
+    key.write_bytes(b"\xef\xbb\xbfsk-1\r\n")
+    password.write_bytes(b"\xef\xbb\xbfsecret\r\n")
+
+    assert load(path, {}, needs_keys=False).worker.max_in_flight == 7
+    assert UpstreamSettings(base_url="http://x", api_key_file=key).api_key({}) == "sk-1"
+    assert read_line("kafka.sasl_password_file", password) == "secret"

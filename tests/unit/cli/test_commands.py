@@ -51,7 +51,8 @@ def test_unknown_command_is_bad_usage() -> None:
     result = CliRunner().invoke(cli, ["tial"])
 
     assert result.exit_code == 2
-    assert "No such command 'tial'" in result.output
+    assert "No such command 'tial'. Did you mean 'tail'?" in result.output
+    assert "Did you mean" not in CliRunner().invoke(cli, ["xyzzy"]).output
 
 
 @pytest.mark.parametrize(

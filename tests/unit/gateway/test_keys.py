@@ -44,6 +44,15 @@ def test_key_that_was_made_is_found_by_its_digest(tmp_path: Path) -> None:
     assert (found.max_streams, found.requests_per_minute) == (1000, 6000)
 
 
+def test_keys_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    """Some editors begin a file with it."""
+    key = new_key()
+    path = tmp_path / "keys.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + rendered("backend", key, "acme").replace("\n", "\r\n").encode())
+
+    assert digest_of(key) in read_keys(path, TOPICS)
+
+
 def test_keys_are_all_different() -> None:
     """256 random bits."""
     assert len({new_key() for _ in range(100)}) == 100

@@ -313,7 +313,8 @@ async def test_joining_that_takes_long_says_what_it_waits_for(group: Group) -> N
         ("group.joining", 13),
     ]
     assert logs[0]["reason"] == (
-        "a member of the group has not rejoined; the broker waits for it for at most 45 s"
+        "the broker waits for the members of the group: for a new group group.initial.rebalance.delay.ms (3 s by default), "
+        "for a member that has not rejoined at most 45 s"
     )
 
 

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from streamworker.kafka.topics import TopicAdmin, TopicFacts, batch_notes_of, faults_of, read_metadata_limit
+from streamworker.kafka.topics import (
+    TopicAdmin,
+    TopicFacts,
+    batch_notes_of,
+    faults_of,
+    read_metadata_limit,
+    single_partition_notes_of,
+)
 from tests.unit.kafka.fakes import settings
 
 
@@ -107,3 +114,20 @@ async def test_metadata_limit_below_kafkas_default_is_reported_by_check(
     if line is not None:
         assert line.startswith("the brokers accept 80 bytes of offset metadata, 4096 are Kafka's default")
         assert "Raise offset.metadata.max.bytes, or add partitions" in line
+
+
+@pytest.mark.parametrize(("partitions", "is_noted"), [(1, True), (2, False), (None, False)])
+def test_job_topic_with_one_partition_is_noted(partitions: int | None, *, is_noted: bool) -> None:
+    """A second worker would wait. The number of partitions of the other topics does not matter to workers."""
+    set_ = settings(topics__jobs="chat,batch")
+    facts = None if partitions is None else TopicFacts(partitions, 1, None)
+    described: dict[str, TopicFacts | None] = {
+        "chat": TopicFacts(12, 1, None),
+        "batch": facts,
+        set_.topics.events: facts,
+    }
+
+    notes = single_partition_notes_of(set_, described)
+
+    assert [note.split()[1] for note in notes] == (["batch"] if is_noted else [])
+    assert all("--alter --topic batch --partitions N" in note for note in notes)

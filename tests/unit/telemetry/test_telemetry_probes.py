@@ -119,7 +119,7 @@ async def test_port_in_use_raises_with_the_name_of_its_setting(worker: Worker) -
         with pytest.raises(StreamworkerError) as caught:
             await probes.start()
         await probes.stop()
-    fault = f"telemetry.http_port: 127.0.0.1:{port} is in use; choose another port, or 0 for a free one"
+    fault = f"telemetry.http_port: 127.0.0.1:{port} is in use, perhaps by another worker or gateway on this machine; choose another port, or 0 for a free one"
     assert fault in str(caught.value)
 
 
