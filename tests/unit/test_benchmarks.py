@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from xml.etree import ElementTree as ET
 
 import orjson
 import pytest
 
+from benchmarks import tables
 from benchmarks.contenders.limit import Sink, Stream
 from benchmarks.report import medians, table, write
 from benchmarks.scenarios import FULL, QUICK, Scenario
@@ -19,9 +21,10 @@ from streamworker.config import UpstreamSettings
 from streamworker.upstream.client import HttpUpstream
 from tests.streams import listening
 
+ROOT = Path(__file__).parents[2]
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from streamworker.model import DeltaEvent
 
@@ -146,3 +149,73 @@ def test_benchmarks_report_takes_medians_and_compares_with_the_limit(tmp_path: P
 def test_benchmarks_scenarios_have_unique_names() -> None:
     """Figures are identified by the name of their scenario."""
     assert len({scenario.name for scenario in (*FULL, *QUICK)}) == len(FULL) + len(QUICK)
+
+
+def shown_runs(**faults: str) -> list[Figures]:
+    contenders = ("limit", "streamworker", "naive")
+    runs = [
+        figures(name, 20, scenario=scenario, fault=faults.get(name))
+        for scenario in tables.SHOWN
+        for name in contenders
+    ]
+    return [
+        *runs,
+        figures("faststream", 20, scenario=tables.SHOWN[0], stream_kib=None),
+        figures("limit", 1, scenario="other"),
+    ]
+
+
+def test_benchmarks_table_of_the_readme_has_the_shown_scenarios() -> None:
+    """A contender that falls behind says so, and one that cannot sustain a scenario is left out."""
+    rows = (
+        tables.compared(shown_runs(naive="falls behind: 19% of the deltas"))
+        .partition("---: |\n")[2]
+        .splitlines()
+    )
+    behind = "aiokafka and the openai SDK: 19% of the deltas, it falls behind"
+
+    assert [[cell.strip() for cell in row.split("|")[1:3]] for row in rows] == [
+        ["300 streams × 5/s", "limit"],
+        ["", "**streamworker**"],
+        ["", behind],
+        ["", "FastStream and the openai SDK"],
+        ["1,000 streams × 20/s", "limit"],
+        ["", "**streamworker**"],
+        ["", behind],
+    ]
+    assert rows[0] == "| 300 streams × 5/s | limit | 20.0 | 1 | 1 |"
+    assert rows[3].endswith("| 20.0 | 1 | – |")
+
+
+@pytest.mark.parametrize("missing", ["limit", "streamworker", "naive"])
+def test_benchmarks_table_of_a_partial_run_is_refused(missing: str) -> None:
+    """The table never mixes figures of several runs."""
+    runs = [run for run in shown_runs() if (run.contender, run.scenario) != (missing, tables.SHOWN[1])]
+
+    with pytest.raises(ValueError, match=f"1,000 streams × 20/s was not measured for {missing}"):
+        tables.compared(runs)
+
+
+def test_benchmarks_files_have_the_figures_of_the_json(tmp_path: Path) -> None:
+    """The blocks in both files can be written from the file of any whole run, again and again, and agree with each other."""
+    write(tmp_path, medians(shown_runs()), shown_runs())
+    taken, machine = tables.read_figures(tmp_path / "figures.json")
+    text = tables.every_scenario(taken, machine)
+    for file, block in (("README.md", tables.compared(taken)), ("benchmarks/README.md", text)):
+        before = (ROOT / file).read_text()
+        written = tables.replaced(before, block)
+        assert written.count(block) == 1
+        assert tables.replaced(written, block) == written
+        assert written.partition(tables.BEGIN)[0] == before.partition(tables.BEGIN)[0]
+        assert written.partition(tables.END)[2] == before.partition(tables.END)[2]
+    assert "| 300 streams × 5/s | limit | 20.0 | 1.00 | 1 |" in text
+    assert taken == medians(shown_runs())
+
+
+@pytest.mark.parametrize(
+    "text", ["", tables.BEGIN, tables.END, tables.END + tables.BEGIN, (tables.BEGIN + tables.END) * 2]
+)
+def test_benchmarks_file_without_one_pair_of_marks_is_refused(text: str) -> None:
+    """Nothing is written then."""
+    with pytest.raises(ValueError, match="must have one pair"):
+        tables.replaced(text, "block")
