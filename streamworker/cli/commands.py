@@ -59,9 +59,10 @@ class _Commands(click.Group):
         try:
             return super().resolve_command(context, args)
         except click.UsageError as error:
-            if close := get_close_matches(args[0], COMMANDS, 1):
-                error.message += f" Did you mean {close[0]!r}?"
-            raise
+            close = get_close_matches(args[0], COMMANDS, 1)
+            raise click.UsageError(
+                error.message + (f" Did you mean {close[0]!r}?" if close else ""), context
+            ) from None
 
 
 @click.group(
