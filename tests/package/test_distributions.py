@@ -8,10 +8,12 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from email.parser import Parser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 import streamworker
 from streamworker.cli.commands import COMMANDS as EVERY_COMMAND
@@ -28,6 +30,16 @@ EXTRAS = {
     "tokenizer": {"bpe-openai"},
 }
 """What each extra installs besides the required packages; `otel` has a test of its own."""
+
+USES = {
+    "batch": "from streamworker.cli.batch_progress import _Bar; _Bar(); print('works')",
+    "demo": "from streamworker.demo import play, broker; assert broker.find_binary().is_file(); print('works')",
+    "gateway": "from streamworker.gateway.tokens import _library; _library(); from cryptography import x509; print('works')",
+    "objects": "from streamworker.gateway.batches.store import open_store; open_store('s3://bucket/files'); print('works')",
+    "otel": "from streamworker.telemetry import otlp; print('works')",
+    "tokenizer": "from streamworker.upstream.tokenizer import find_tokenizer; assert find_tokenizer().count('a b') == 2; print('works')",
+}
+"""What each extra is for, as a program that prints `works`."""
 
 COMMANDS = {"demo": ("demo",)}
 """The commands that need an extra, as arguments that reach its import."""
@@ -178,6 +190,43 @@ def test_tokenizer_without_its_extra_is_left_out(plain: Environment) -> None:
     code = "from streamworker.upstream.tokenizer import find_tokenizer; print(find_tokenizer())"
 
     assert plain.run("python", "-c", code).stdout == "None\n"
+
+
+def environment_of(extra: str, project: dict[str, Any], built: Path, folder: Path) -> Environment:
+    """Install the wheel with its required packages and those of one extra, and no other package."""
+    lines = [*project["dependencies"], *project["optional-dependencies"][extra]]
+    environment = Environment.create(folder, closure(lines))
+    environment.install(next(built.glob("*.whl")))
+    return environment
+
+
+@pytest.mark.parametrize("extra", USES)
+def test_extra_is_enough_for_what_it_is_for(
+    extra: str, project: dict[str, Any], built: Path, plain: Environment, tmp_path: Path
+) -> None:
+    """The wheel and the extra in a fresh environment can do it; the wheel alone cannot."""
+    done = environment_of(extra, project, built, tmp_path / "venv").run("python", "-c", USES[extra])
+
+    assert (done.returncode, done.stdout) == (0, "works\n"), done.stderr
+    assert plain.run("python", "-c", USES[extra]).stdout == ""
+
+
+def test_wheel_offers_the_extras_of_the_project(built: Path, project: dict[str, Any]) -> None:
+    """Each extra has its packages and those of no other extra in the metadata that installers read."""
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = Parser().parsestr(archive.read(name).decode())
+    required = [Requirement(line) for line in metadata.get_all("Requires-Dist")]
+    declared = project["optional-dependencies"]
+
+    assert set(metadata.get_all("Provides-Extra")) == set(USES) == set(declared)
+    for extra, lines in declared.items():
+        offered = {
+            one.name
+            for one in required
+            if one.marker and "extra" in str(one.marker) and one.marker.evaluate({"extra": extra})
+        }
+        assert offered == {Requirement(line).name for line in lines}
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
