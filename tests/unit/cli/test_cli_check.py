@@ -407,7 +407,7 @@ def test_topics_create_creates_those_that_are_missing(
     assert ended.code == 0
     assert ended.lines == [
         *(f"created {name} with 5 partitions" for name in [*TOPICS[1:], "results"]),
-        "exists  streamworker.jobs",
+        "exists  streamworker.jobs: 2 partitions, unchanged",
     ]
     assert {name: len(logs) for name, logs in kafka.topics.items()} == dict.fromkeys(
         [*TOPICS[1:], "results"], 5
@@ -471,7 +471,7 @@ def test_topics_check_prints_facts_and_faults_apart(
     assert ended.lines == [
         "ok      streamworker.jobs: 2 partitions, 3 replicas, records up to 2097152 bytes",
         "ok      streamworker.events: 2 partitions, 3 replicas",
-        "ok      streamworker.dlq: 1 partitions, 3 replicas",
+        "ok      streamworker.dlq: 1 partition, 3 replicas",
     ]
     assert ended.err == (
         "topic streamworker.control does not exist: create it with `streamworker topics create`\n"
@@ -548,3 +548,15 @@ def test_missing_package_of_an_extra_is_named_with_its_extra(name: str, is_forei
         assert str(failed.value).startswith(
             "gateway needs the gateway extra (uvicorn.config is not installed): pip install 'streamworker[gateway]'"
         )
+
+
+def test_topics_check_notes_a_job_topic_with_one_partition(
+    kafka: MemoryKafka, command: Callable[..., Outcome]
+) -> None:
+    """It works, so the exit code is 0; a second worker would wait."""
+    kafka.topics["streamworker.jobs"] = kafka.topics["streamworker.jobs"][:1]
+    for words in (["topics", "check"], ["check"]):
+        ended = command(*words)
+        (note,) = [line for line in ended.lines if line.startswith("note ")]
+        assert "topic streamworker.jobs has 1 partition, so one worker runs all of its jobs" in note
+    assert command("topics", "check").code == 0
