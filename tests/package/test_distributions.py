@@ -216,10 +216,10 @@ def test_wheel_offers_the_extras_of_the_project(built: Path, project: dict[str, 
     with zipfile.ZipFile(next(built.glob("*.whl"))) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = Parser().parsestr(archive.read(name).decode())
-    required = [Requirement(line) for line in metadata.get_all("Requires-Dist")]
+    required = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
     declared = project["optional-dependencies"]
 
-    assert set(metadata.get_all("Provides-Extra")) == set(USES) == set(declared)
+    assert set(metadata.get_all("Provides-Extra", [])) == set(USES) == set(declared)
     for extra, lines in declared.items():
         offered = {
             one.name
