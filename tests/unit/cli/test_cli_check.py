@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from aiokafka.errors import IncompatibleBrokerVersion, InvalidReplicationFactorError, KafkaConnectionError
+from aiokafka.errors import (
+    IncompatibleBrokerVersion,
+    InvalidReplicationFactorError,
+    KafkaConnectionError,
+    TopicAlreadyExistsError,
+)
 
 from streamworker.cli import check as module
 from streamworker.cli.commands import run_command
@@ -319,7 +325,6 @@ async def test_other_limit_is_used_where_the_first_one_is_refused() -> None:
 
 async def test_call_that_does_not_end_is_given_up() -> None:
     """After the upstream's own limit for a first delta."""
-    import asyncio
 
     class Silent(Upstream):
         @asynccontextmanager
@@ -435,8 +440,6 @@ def test_topic_that_the_broker_refuses_to_create_is_named(
     kafka: MemoryKafka, command: Callable[..., Outcome]
 ) -> None:
     """With its error; one that was created in the meantime by another process is not an error."""
-    from aiokafka.errors import TopicAlreadyExistsError
-
     del kafka.topics["streamworker.dlq"], kafka.topics["streamworker.control"]
     kafka.errors["create streamworker.dlq"].append(InvalidReplicationFactorError())
     kafka.errors["create streamworker.control"].append(TopicAlreadyExistsError())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from aiokafka.errors import KafkaConnectionError
 
 from streamworker.cli import submit as module
 from streamworker.client.ids import submitted_ms
+from tests.memory_kafka import MemoryProducer
 from tests.unit.cli.conftest import REQUEST, job
 
 if TYPE_CHECKING:
@@ -192,9 +194,6 @@ def test_broker_that_does_not_answer_is_given_up(
     kafka: MemoryKafka, command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After `--timeout`, with a hint at the setting."""
-    import asyncio
-
-    from tests.memory_kafka import MemoryProducer
 
     async def hang(_: MemoryProducer) -> None:
         await asyncio.get_running_loop().create_future()

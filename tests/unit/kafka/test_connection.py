@@ -10,6 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 from aiokafka.errors import AuthenticationFailedError, KafkaConnectionError
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from streamworker.config import KafkaSettings
 from streamworker.errors import ConfigurationError
@@ -135,13 +141,6 @@ def of_another_key(folder: Path, authority: trustme.CA) -> dict[str, Path]:
 
 
 def encrypted(folder: Path, authority: trustme.CA) -> dict[str, Path]:
-    from cryptography.hazmat.primitives.serialization import (
-        BestAvailableEncryption,
-        Encoding,
-        PrivateFormat,
-        load_pem_private_key,
-    )
-
     files = write_pair(authority, folder)
     key = load_pem_private_key(files["ssl_keyfile"].read_bytes(), None)
     locked = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(PASSWORD))

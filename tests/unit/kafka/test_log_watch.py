@@ -16,6 +16,7 @@ from streamworker.kafka import log_watch as module
 from streamworker.kafka.clients import new_consumer
 from streamworker.kafka.log_watch import LogWatch, Positions
 from streamworker.kafka.read_records import ReadRecords
+from streamworker.kafka.topic_ids import read_topic_ids
 from streamworker.model import TopicPartition
 from tests.memory_kafka import OPEN
 from tests.turnable import until
@@ -85,11 +86,11 @@ async def owner(kafka: MemoryKafka, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
     """A member of the group that owns nothing yet."""
     owner = Owner(kafka)
 
-    async def read_topic_ids(_: Any, topics: Any) -> dict[str, bytes]:
+    async def ids_of(_: Any, topics: Any) -> dict[str, bytes]:
         kafka.fail("topic_ids")
         return {topic: owner.ids[topic] for topic in topics if topic in owner.ids}
 
-    monkeypatch.setattr(module, "read_topic_ids", read_topic_ids)
+    monkeypatch.setattr(module, "read_topic_ids", ids_of)
     yield owner
     await owner.watch.stop()
 
@@ -357,7 +358,6 @@ def test_partition_that_is_kept_keeps_its_epoch() -> None:
 
 async def test_topic_ids_are_read_of_brokers_that_have_them() -> None:
     """Errors of single topics and the id of zeros are left out; an old broker refuses the request."""
-    from streamworker.kafka.topic_ids import read_topic_ids
 
     class Client:
         error: Exception | None = None
