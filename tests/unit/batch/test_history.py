@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from streamworker.batch import topics as topics_module
@@ -9,7 +12,8 @@ from streamworker.batch.errors import RunRefused
 from streamworker.batch.history import History
 from streamworker.batch.identity import MAX_ROUND
 from streamworker.batch.index import LineIndex, State
-from streamworker.batch.messages import count_of_lines, unfinished_text
+from streamworker.batch.lines import Fault, FaultCode
+from streamworker.batch.messages import changes_text, count_of_lines, faults_text, unfinished_text
 from streamworker.batch.record import InputFacts, RunRecord
 from streamworker.batch.topics import RunTopics
 from streamworker.config import Settings
@@ -78,12 +82,13 @@ async def test_lines_whose_jobs_are_in_the_topic_are_submitted(case: Case) -> No
 
 async def test_line_that_has_ended_stays_as_it_is(case: Case) -> None:
     """Its job is in the topic, and its line in a file."""
-    case.submit((0, 0), (1, 0))
+    case.submit((0, 2), (1, 2))
     case.index.set_state(0, State.COMPLETED)
     case.index.set_state(1, State.FAILED)
     await (await case.open()).mark_submitted()
 
     assert (case.index.state(0), case.index.state(1)) == (State.COMPLETED, State.FAILED)
+    assert (case.index.round(0), case.index.round(1)) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -227,6 +232,45 @@ def test_text_names_the_first_twenty_unknown_lines() -> None:
     assert "0 of 1,500 lines are done; of 1,500 nothing is known" in text
     assert text.count(", ") == 1 + 20
     assert "19, 20, ...)" in text
+
+
+@pytest.mark.parametrize(
+    ("faulty", "shown", "text"),
+    [
+        (1, 1, "i.jsonl: 1 line is not valid; nothing was sent\n  line 5: invalid_url: m\ncorrect them"),
+        (2, 2, "  line 5: invalid_url: m\n  line 5: invalid_url: m\ncorrect them"),
+        (1002, 2, "i.jsonl: 1,002 lines are not valid; nothing was sent"),
+        (1002, 2, "  line 5: invalid_url: m\n  and 1,000 more\ncorrect them"),
+    ],
+)
+def test_text_of_faulty_lines(faulty: int, shown: int, text: str) -> None:
+    """The first ones with their codes, and the number of the others, if there are any."""
+    intake: Any = SimpleNamespace(
+        faulty=faulty, faults=[(5, Fault(FaultCode.INVALID_URL, "m", None))] * shown
+    )
+
+    assert text in faults_text("i.jsonl", intake)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (1, "i.jsonl: 1 line is done, and edited since (line 7); nothing was sent"),
+        (2, "i.jsonl: 2 lines are done, and edited since (line 7, 7); nothing was sent"),
+        (
+            1500,
+            "i.jsonl: 1,500 lines are done, and edited since (line 7, 7, and 1,498 more); nothing was sent",
+        ),
+    ],
+)
+def test_text_of_edited_lines(changes: int, text: str) -> None:
+    """With both ways to go on."""
+    restore: Any = SimpleNamespace(changes=changes, changed=[7] * min(changes, 2))
+    said = changes_text("i.jsonl", restore)
+
+    assert said.startswith(text)
+    assert "--changed rerun" in said
+    assert "--changed keep" in said
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 lines are"), (1, "1 line is"), (2000, "2,000 lines are")])

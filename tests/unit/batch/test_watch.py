@@ -41,7 +41,7 @@ class Case:
         self.notes: list[tuple[float, str]] = []
         self.cancelled: list[str] = []
         self.errors: list[tuple[str, str]] = []
-        self.expired = 0
+        self.expired = self.reads = 0
         self.written = 0
         self.grows = 0
         self.fault: Exception | None = None
@@ -80,6 +80,7 @@ class Case:
     def write(self, line: bytes, *, is_error: bool) -> None:
         assert is_error
         read = json.loads(line)
+        assert read["error"]["retriable"] == read["error"]["code"].startswith("batch_")
         self.errors.append((read["custom_id"], read["error"]["code"]))
 
     def chunks(self) -> AsyncIterator[bytes]:
@@ -87,6 +88,7 @@ class Case:
 
     async def read(self, offset: int, length: int) -> bytes:
         del length
+        self.reads += 1
         await asyncio.sleep(0)
         return self.texts[offset]
 
@@ -111,7 +113,8 @@ class Case:
 
     def end(self, line: int, status: str = "failed") -> None:
         """End a job."""
-        job = EndedJob(job_id="j", attempt="a", status=status, usage_source="none", error={"code": "x"})
+        error = {"code": "x", "retriable": status == "cancelled"}
+        job = EndedJob(job_id="j", attempt="a", status=status, usage_source="none", error=error)
         self.ledger.end(line, f"c{line}", job)
 
 
@@ -139,7 +142,7 @@ def test_oldest_line_is_named_after_a_minute_without_an_ending(play: Play) -> No
         case.grows = 1
         case.ledger.begin([1, 2])
         await case.watched(STALL_S - 2)
-        assert case.ledger.snapshot().oldest is None
+        assert (case.ledger.snapshot().oldest, case.reads) == (None, 0)
         await case.watched(4)
         oldest = case.ledger.snapshot().oldest
         assert oldest is not None
@@ -341,8 +344,8 @@ def test_only_lines_in_the_given_states_fail(play: Play) -> None:
         case.ledger.begin([0, 1])
         case.end(0)
         case.index.set_state(2, State.UNKNOWN)
-        await case.lines.fail("c", "m", State.UNKNOWN)
+        await case.lines.fail("batch_x", "m", State.UNKNOWN)
         assert case.states() == "FSFP"
-        assert case.errors == [("c0", "x"), ("c2", "c")]
+        assert case.errors == [("c0", "x"), ("c2", "batch_x")]
 
     play(work)
