@@ -11,12 +11,9 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
 
-import structlog
-
 from streamworker.gateway.feeds import FeedError
 from streamworker.gateway.frames import chunk
 from streamworker.gateway.outbound import Outbound
-from streamworker.redaction import without_message
 from streamworker.telemetry import gateway_metrics as table
 
 if TYPE_CHECKING:
@@ -39,8 +36,6 @@ _LAST_WORD_S = 5.0
 
 _EARLY_S = 0.005
 """By how much a timer may be early."""
-
-log = structlog.get_logger()
 
 
 class ClientStream:
@@ -105,9 +100,6 @@ class ClientStream:
             reason = await self._write_all()
         except ConnectionError:
             pass
-        except Exception as error:
-            log.error("gateway.stream_failed", exc_info=without_message(error))  # noqa: TRY400 - without the exception's message
-            self._out.abort()
         finally:
             self._feed.close()
             self._gateway.limits.leave(self._caller, self._framing.face)

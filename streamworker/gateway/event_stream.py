@@ -17,7 +17,7 @@ from streamworker.gateway.feeds import Replay
 from streamworker.gateway.gateway import JOB_ID
 from streamworker.gateway.jobs import check_job_id
 from streamworker.gateway.requests import check_query, since_ms
-from streamworker.gateway.stream_connection import StreamedResponse
+from streamworker.gateway.stream_connection import StreamConnection, StreamedResponse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,12 +93,12 @@ class _Handlers:
             "Streamworker-Resumed-From": feed.resumed_from,
             **_NOT_BUFFERED,
         }
-        response = StreamedResponse(headers=headers)
+        response = StreamedResponse[StreamConnection](headers=headers)
         served = cast("Connection", request.protocol)
         if served.has_more:
             response.force_close()
         await response.prepare(request)
-        response.connection = connection = served.pass_on()
+        response.connection = connection = served.pass_on(StreamConnection)
         is_chunked = request.version >= HttpVersion11
         stream = ClientStream(self._gateway, connection, feed, framing, caller, is_chunked=is_chunked)
         connection.run(stream.run(), keep_alive=bool(response.keep_alive))

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 from aiohttp import web
@@ -22,6 +22,8 @@ from streamworker.redaction import without_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from streamworker.gateway.stream_connection import ConnectionOwner
 
 __all__ = ["Server"]
 
@@ -38,6 +40,8 @@ _KEEP_ALIVE_S = 75.0
 _BACKLOG = 2048
 _MAX_LINE_BYTES = 32_768
 """Of the request line and of a header: a read token that names 64 jobs has 18 KB."""
+
+T = TypeVar("T", bound=StreamConnection)
 
 log = structlog.get_logger()
 
@@ -94,8 +98,8 @@ class Connection(web.RequestHandler):
         """Whether anything may have been received behind the head of the present request."""
         return not self._is_at_end or bool(self._messages or self._message_tail)
 
-    def pass_on(self) -> StreamConnection:
-        """Give the connection to a stream. The handler returns a `StreamedResponse`, and then aiohttp ends its task.
+    def pass_on(self, make: Callable[[asyncio.Transport, ConnectionOwner], T]) -> T:
+        """Give the connection to a stream, which `make` makes. The handler returns a `StreamedResponse`.
 
         If `has_more` is true, the connection must not serve requests behind the stream.
 
@@ -104,13 +108,19 @@ class Connection(web.RequestHandler):
         transport = self.transport
         if transport is None or self._manager is None:
             raise ConnectionResetError("the client is gone")
-        stream = self._streams.add(transport)
+        stream = make(transport, self._streams)
+        self._streams.add(stream)
         self._manager.connection_lost(self)  # it forgets this connection when its task has ended
         # What `RequestHandler.connection_lost` does, but for the transport and the running handler.
         self.transport = None
         self._force_close = True
         self._parser = None
         self._messages.clear()
+        received, self._message_tail = self._message_tail, b""
+        if self._buffer_paused:
+            transport.resume_reading()
+        if received:
+            stream.data_received(received)
         if self._keepalive_handle is not None:
             self._keepalive_handle.cancel()
             self._keepalive_handle = None
@@ -241,11 +251,9 @@ class _Streams:
     def __iter__(self) -> Iterator[StreamConnection]:
         return iter(list(self._open))
 
-    def add(self, transport: asyncio.Transport) -> StreamConnection:
-        """Take over the transport of a connection."""
-        stream = StreamConnection(transport, self)
-        self._open.add(stream)
-        return stream
+    def add(self, connection: StreamConnection) -> None:
+        """Note a connection that was made."""
+        self._open.add(connection)
 
     def forget(self, connection: StreamConnection) -> None:
         """Note that a connection is closed."""

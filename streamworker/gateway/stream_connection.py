@@ -8,14 +8,21 @@ transport over, and the handler returns. Behind the stream the transport gets a 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+import structlog
 from aiohttp import web
+
+from streamworker.redaction import without_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["StreamConnection", "StreamedResponse", "transport_of"]
+__all__ = ["StreamConnection", "StreamedResponse"]
+
+T = TypeVar("T", bound="StreamConnection")
+
+log = structlog.get_logger()
 
 _MAX_KEPT_BYTES = 16_384
 """Of what the client sends during the stream. The connection is closed behind the stream if it sends more."""
@@ -24,10 +31,10 @@ _FLUSH_S = 30.0
 """How long a client may take for the rest of an ended stream before the connection is cut."""
 
 
-class StreamedResponse(web.StreamResponse):
+class StreamedResponse(web.StreamResponse, Generic[T]):
     """A response whose body is written by a stream that outlives the handler."""
 
-    connection: StreamConnection
+    connection: T
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Do nothing: the stream ends the body."""
@@ -82,6 +89,9 @@ class StreamConnection(asyncio.Protocol):
         status = 499  # the client disconnected
         try:
             status = await stream
+        except Exception as error:
+            log.error("gateway.stream_failed", exc_info=without_message(error))  # noqa: TRY400 - without the exception's message
+            self.transport.abort()  # the client sees that the stream is not whole
         finally:
             if self._ended is not None:
                 self._ended(status)
@@ -130,10 +140,3 @@ class StreamConnection(asyncio.Protocol):
         self._owner.forget(self)
         if self.task is not None:
             self.task.cancel()
-
-
-def transport_of(request: web.Request) -> asyncio.Transport:
-    """Return the transport of a request. Raises ConnectionResetError: the client is gone."""
-    if request.transport is None:
-        raise ConnectionResetError("the client is gone")
-    return request.transport

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
@@ -10,19 +12,21 @@ from aiohttp import hdrs, web
 from streamworker.gateway.auth import CALLER
 from streamworker.gateway.cors import Cors
 from streamworker.gateway.errors import ApiError
+from streamworker.gateway.socket_connection import SocketConnection, accept_of
+from streamworker.gateway.stream_connection import StreamedResponse
 from streamworker.gateway.websocket_session import Session
+from streamworker.gateway.websocket_subscription import FACE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from streamworker.gateway.auth import Caller
     from streamworker.gateway.gateway import Gateway
+    from streamworker.gateway.server import Connection
 
 __all__ = ["PROTOCOL", "routes"]
 
 PROTOCOL = "streamworker.v1"
-PING_S = 25.0
-PONG_S = 10.0
 
 _BEARER = "bearer."
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -31,18 +35,6 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 def routes(gateway: Gateway) -> list[web.RouteDef]:
     """Return the routes of this module."""
     return [web.get("/v1/ws", _Handlers(gateway).connect, allow_head=False)]
-
-
-class _Socket(web.WebSocketResponse):
-    def __init__(self, max_message_bytes: int) -> None:
-        super().__init__(
-            heartbeat=PING_S,
-            protocols=(PROTOCOL,),
-            compress=False,
-            max_msg_size=max_message_bytes,
-            timeout=2.0,
-        )
-        self._pong_heartbeat = PONG_S  # aiohttp's is half of the time between pings
 
 
 class _Handlers:
@@ -63,17 +55,33 @@ class _Handlers:
             raise ApiError(400, "invalid_request", f"the subprotocol {PROTOCOL} is required")
         caller = self._caller(request, protocols)
         gateway.require_broker()
-        socket = _Socket(gateway.settings.worker.max_job_bytes)
-        if not socket.can_prepare(request):
+        if (accept := accept_of(request)) is None:
             raise ApiError(400, "invalid_request", "the request is not a valid websocket handshake")
-        if caller is None:
-            await socket.prepare(request)
-            await Session(gateway, request, socket).run()
-            return socket
-        with gateway.limits.stream(caller, "websocket"):
-            await socket.prepare(request)
-            await Session(gateway, request, socket, caller).run()
-        return socket
+        with ExitStack() as stack:
+            if caller is not None:
+                gateway.limits.enter(caller, FACE)
+                stack.callback(gateway.limits.leave, caller, FACE)
+            response = await self._upgraded(request, accept)
+            session = Session(gateway, response.connection, caller)
+            response.connection.run(session.run(), keep_alive=False)
+            stack.pop_all()  # the session does it at its end
+        return response
+
+    async def _upgraded(self, request: web.Request, accept: str) -> StreamedResponse[SocketConnection]:
+        """Switch protocols."""
+        headers = {
+            hdrs.UPGRADE: "websocket",
+            hdrs.CONNECTION: "upgrade",
+            hdrs.SEC_WEBSOCKET_ACCEPT: accept,
+            hdrs.SEC_WEBSOCKET_PROTOCOL: PROTOCOL,
+        }
+        response = StreamedResponse[SocketConnection](status=101, headers=headers)
+        await response.prepare(request)
+        max_bytes = self._gateway.settings.worker.max_job_bytes
+        response.connection = cast("Connection", request.protocol).pass_on(
+            partial(SocketConnection, max_message_bytes=max_bytes)
+        )
+        return response
 
     def _caller(self, request: web.Request, protocols: Sequence[str]) -> Caller | None:
         """Return the caller; None if the first message is to name it."""

@@ -22,6 +22,7 @@ __all__ = [
     "Submit",
     "Subscribe",
     "Unsubscribe",
+    "control_frame",
     "event_frame",
     "read",
     "text_frame",
@@ -144,6 +145,11 @@ def event_frame(head: bytes, cursor: bytes, value: bytes) -> bytes:
 def event_head(id_: str) -> bytes:
     """Return the beginning of every event frame of a subscription."""
     return b'{"type":"event","id":%b,"cursor":' % orjson.dumps(id_)
+
+
+def control_frame(opcode: int, payload: bytes) -> bytes:
+    """Return a control frame. `payload` has at most 125 bytes."""
+    return b"%c%c%b" % (0x80 | opcode, len(payload), payload)
 
 
 def _framed(payload: bytes) -> bytes:

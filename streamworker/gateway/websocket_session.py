@@ -9,7 +9,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from aiohttp import WSMsgType, web
 
 from streamworker.gateway import websocket_frames as frames
 from streamworker.gateway.client_stream import lifetime_s
@@ -22,7 +21,7 @@ from streamworker.gateway.jobs import check_job_id, check_record_key
 from streamworker.gateway.outbound import Outbound
 from streamworker.gateway.requests import since_ms
 from streamworker.gateway.shared_limit import SharedLimit
-from streamworker.gateway.stream_connection import transport_of
+from streamworker.gateway.socket_connection import SocketFailed
 from streamworker.gateway.websocket_subscription import FACE, Subscription
 from streamworker.redaction import without_message
 from streamworker.telemetry import gateway_metrics as table
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from streamworker.gateway.auth import Caller
     from streamworker.gateway.feeds import Feed
     from streamworker.gateway.gateway import Gateway
+    from streamworker.gateway.socket_connection import SocketConnection
 
 __all__ = ["MAX_SUBSCRIPTIONS", "Session"]
 
@@ -73,18 +73,18 @@ class Session:
     def __init__(
         self,
         gateway: Gateway,
-        request: web.Request,
-        socket: web.WebSocketResponse,
+        socket: SocketConnection,
         caller: Caller | None = None,
     ) -> None:
+        """`run` gives the stream of the caller back that `Limits.enter` has counted."""
         self._gateway = gateway
         self._settings = gateway.settings.gateway
         self._socket = socket
         self._caller = caller
         self._loop = asyncio.get_running_loop()
         self._out = Outbound(
-            transport_of(request),
-            request.writer.drain,
+            socket.transport,
+            socket.drain,
             self._settings.stall_s,
             lambda: self.close("stalled"),
         )
@@ -100,10 +100,12 @@ class Session:
         self._stack = ExitStack()
         self._expiry: asyncio.TimerHandle | None = None
 
-    async def run(self) -> None:
-        """Serve until the end of the connection."""
+    async def run(self) -> int:
+        """Serve until the end of the connection. Return the status for the access log."""
         reason = "disconnected"
         with self._stack as stack:
+            if self._caller is not None:
+                stack.callback(self._gateway.limits.leave, self._caller, _FACE)
             stack.callback(self._stop_timers)
             stack.enter_context(self._gateway.drain.stream(lambda: self.close("shutdown")))
             stack.callback(
@@ -117,6 +119,7 @@ class Session:
                 self._is_open = False
                 await self._end_work()
                 self._gateway.metrics.add(table.STREAMS_CLOSED, 1, _FACE, reason)
+        return 101
 
     async def _serve(self) -> str:
         """Serve, and close the websocket; return the reason."""
@@ -205,16 +208,12 @@ class Session:
 
     async def _receive(self) -> frames.Message | None:
         """Return the next message; None behind the last one. Raises _Closed."""
-        message = await self._socket.receive()
-        match message.type:
-            case WSMsgType.TEXT:
-                data = message.data
-            case WSMsgType.BINARY:
-                raise _Closed(BAD_MESSAGE, "messages must be text")
-            case WSMsgType.ERROR:
-                raise ConnectionResetError("the websocket failed")
-            case _:
-                raise ConnectionResetError("the websocket is closed")
+        try:
+            data = await self._socket.receive()
+        except SocketFailed as error:
+            raise _Closed(error.code, str(error)) from None
+        if isinstance(data, bytes):
+            raise _Closed(BAD_MESSAGE, "messages must be text")
         try:
             return frames.read(
                 data.encode(errors="surrogatepass"), self._gateway.settings.worker.max_job_bytes
@@ -397,7 +396,7 @@ class Session:
     async def _close(self, code: int, message: str) -> None:
         with suppress(ConnectionError, TimeoutError):
             async with asyncio.timeout(_CLOSE_S):
-                await self._socket.close(code=code, message=message.encode()[:120])
+                await self._socket.close(code, message.encode()[:120])
 
     # What the gateway sends
 

@@ -13,7 +13,7 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from streamworker.gateway import stream_connection
-from streamworker.gateway.stream_connection import StreamConnection, transport_of
+from streamworker.gateway.stream_connection import StreamConnection
 from tests.integration.stage import eventually
 from tests.unit.gateway.served import ACME, served
 
@@ -348,16 +348,3 @@ async def test_connection_that_is_lost_cancels_its_stream_and_reports_it() -> No
 
     assert owner.calls == ["forget", "forget"]
     assert statuses == [499]
-
-
-def test_request_without_a_transport_has_lost_its_client() -> None:
-    """As aiohttp shows it."""
-
-    class Request:
-        transport = None
-
-    request: Any = Request()
-    with pytest.raises(ConnectionResetError):
-        transport_of(request)
-    request.transport = transport = Transport()
-    assert transport_of(request) is transport

@@ -1,0 +1,152 @@
+"""A connection while it carries a websocket: messages in, pings, and the closing handshake (RFC 6455)."""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+from base64 import b64decode, b64encode
+from hashlib import sha1
+from typing import TYPE_CHECKING
+
+from aiohttp import EofStream, WebSocketError, WSMsgType
+from aiohttp.http_websocket import WS_KEY, WebSocketDataQueue, WebSocketReader
+
+from streamworker.gateway.stream_connection import StreamConnection
+from streamworker.gateway.websocket_frames import control_frame
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from streamworker.gateway.stream_connection import ConnectionOwner
+
+__all__ = ["PING_S", "PONG_S", "SocketConnection", "SocketFailed", "accept_of"]
+
+PING_S = 25.0
+"""Time without anything from the client after which it is sent a ping."""
+
+PONG_S = 10.0
+"""How long the client may take to answer."""
+
+_QUEUE_BYTES = 65_536
+"""Of received messages. Above it nothing is read from the client."""
+
+_CLOSE_S = 2.0
+_VERSIONS = frozenset({"13", "8", "7"})
+_CLOSE, _PING, _PONG = 8, 9, 10
+
+
+class SocketFailed(Exception):
+    """What the client sent is not valid; `code` is that of the closing handshake."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def accept_of(request: web.Request) -> str | None:
+    """Return the `Sec-WebSocket-Accept` of a handshake; None if it is not valid."""
+    headers = request.headers
+    options = {option.strip().lower() for option in ",".join(headers.getall("Connection", ())).split(",")}
+    key = headers.get("Sec-WebSocket-Key", "")
+    try:
+        is_key = len(b64decode(key)) == 16
+    except (binascii.Error, ValueError):
+        return None
+    if not is_key or "upgrade" not in options or headers.get("Sec-WebSocket-Version") not in _VERSIONS:
+        return None
+    return b64encode(sha1(key.encode() + WS_KEY).digest()).decode()  # noqa: S324 - RFC 6455 section 4.2.2
+
+
+class SocketConnection(StreamConnection):
+    """Runs the task of a websocket. One task may receive at a time."""
+
+    __slots__ = ("_has_closed", "_has_received", "_queue", "_reader", "_reading_paused", "_timer")
+
+    def __init__(self, transport: asyncio.Transport, owner: ConnectionOwner, max_message_bytes: int) -> None:
+        super().__init__(transport, owner)
+        loop = asyncio.get_running_loop()
+        self._reading_paused = False  # the queue reads this
+        self._queue = WebSocketDataQueue(self, _QUEUE_BYTES, loop=loop)  # type: ignore[arg-type]  # it uses the next two methods
+        self._reader = WebSocketReader(self._queue, max_message_bytes, compress=False, decode_text=True)
+        self._has_received = self._has_closed = False
+        self._timer = loop.call_later(PING_S, self._ping)
+
+    def pause_reading(self) -> None:
+        """Read nothing from the client: the queue is full."""
+        self._reading_paused = True
+        self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        self._reading_paused = False
+        self.transport.resume_reading()
+
+    async def receive(self) -> str | bytes:
+        """Return the next message, text as `str`. Pings are answered.
+
+        Raises:
+            ConnectionResetError: the client has closed the websocket.
+            SocketFailed: what it sent is not valid.
+        """
+        while True:
+            try:
+                message = await self._queue.read()
+            except EofStream:
+                raise ConnectionResetError("the client is gone") from None
+            except WebSocketError as error:
+                raise SocketFailed(error.code, str(error)) from None
+            match message.type:
+                case WSMsgType.TEXT | WSMsgType.BINARY:
+                    return message.data
+                case WSMsgType.PING:
+                    self.transport.write(control_frame(_PONG, message.data))
+                case WSMsgType.CLOSE:
+                    self._say_close(message.data or 1000, b"")
+                    raise ConnectionResetError("the client has closed the websocket")
+
+    async def close(self, code: int, message: bytes) -> None:
+        """Close the websocket, and wait a short time for the client's side of it."""
+        if self._has_closed:
+            return
+        self._say_close(code, message)
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                while (await self._queue.read()).type is not WSMsgType.CLOSE:
+                    pass
+        except (TimeoutError, EofStream, WebSocketError):
+            pass
+
+    def _say_close(self, code: int, message: bytes) -> None:
+        if not self._has_closed:
+            self._has_closed = True
+            self.transport.write(control_frame(_CLOSE, code.to_bytes(2, "big") + message))
+
+    # Called by the transport
+
+    def data_received(self, data: bytes) -> None:
+        """Read frames."""
+        self._has_received = True
+        self._reader.feed_data(data)
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        """End the task, and what it waits for."""
+        self._timer.cancel()
+        self._queue.feed_eof()
+        super().connection_lost(error)
+
+    # Quiet clients
+
+    def _ping(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._has_received:
+            self._has_received = False
+            self._timer = loop.call_later(PING_S, self._ping)
+            return
+        self.transport.write(control_frame(_PING, b""))
+        self._timer = loop.call_later(PONG_S, self._cut_if_silent)
+
+    def _cut_if_silent(self) -> None:
+        if self._has_received:
+            self._ping()
+        else:
+            self.transport.abort()

@@ -1,0 +1,297 @@
+"""The connection of a websocket: its handshake, frames of clients, pings, the closing handshake, and what it keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from multidict import CIMultiDict
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from streamworker.gateway import socket_connection
+from streamworker.gateway.socket_connection import SocketConnection, SocketFailed, accept_of
+from streamworker.gateway.websocket_frames import control_frame
+from tests.integration.stage import eventually
+from tests.unit.gateway.served import ACME
+from tests.unit.gateway.test_stream_connection import Owner, Transport, requests_alive
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.unit.gateway.served import Served
+
+KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+"""Of the example in RFC 6455 section 1.3."""
+
+HEADERS = {"Connection": "keep-alive, Upgrade", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": KEY}
+
+
+def frame(payload: bytes, opcode: int = 1, *, fin: bool = True) -> bytes:
+    """Return a frame as clients send it, with a mask of zeros."""
+    size = len(payload)
+    length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
+    return bytes([(0x80 if fin else 0) | opcode]) + length + bytes(4) + payload
+
+
+def handshake(*more: str) -> bytes:
+    """Return the request that opens a websocket."""
+    lines = [
+        "GET /v1/ws HTTP/1.1",
+        "Host: x",
+        f"Authorization: Bearer {ACME}",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Protocol: streamworker.v1",
+        *[f"{name}: {value}" for name, value in HEADERS.items()],
+        *more,
+    ]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+@asynccontextmanager
+async def raw(
+    gateway: Served, data: bytes
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Send bytes on a connection of their own; take the head of the response and `welcome`."""
+    reader, writer = await asyncio.open_connection(*gateway.address)
+    writer.write(data)
+    try:
+        async with asyncio.timeout(5):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+            assert b"welcome" in await reader.readuntil(b"}}")
+            yield reader, writer
+    finally:
+        writer.close()
+
+
+# The handshake
+
+
+@pytest.mark.parametrize(
+    ("changed", "accept"),
+    [
+        ({}, ACCEPT),
+        ({"Sec-WebSocket-Version": "8"}, ACCEPT),
+        ({"Connection": "UPGRADE"}, ACCEPT),
+        ({"Connection": "keep-alive"}, None),
+        ({"Connection": None}, None),
+        ({"Sec-WebSocket-Version": "12"}, None),
+        ({"Sec-WebSocket-Version": None}, None),
+        ({"Sec-WebSocket-Key": None}, None),
+        ({"Sec-WebSocket-Key": ""}, None),
+        ({"Sec-WebSocket-Key": "c2hvcnQ="}, None),
+        ({"Sec-WebSocket-Key": "é" * 24}, None),
+        ({"Sec-WebSocket-Key": "x"}, None),
+    ],
+)
+def test_handshake_is_accepted_as_the_rfc_has_it(changed: dict[str, str | None], accept: str | None) -> None:
+    """The key shows that the server understands websockets; a request that is not valid is refused."""
+
+    class Request:
+        headers = CIMultiDict(
+            {name: value for name, value in (HEADERS | changed).items() if value is not None}
+        )
+
+    request: Any = Request()
+    assert accept_of(request) == accept
+
+
+async def test_handshake_that_is_not_valid_is_400(gateway: Served) -> None:
+    """The connection serves further requests."""
+    headers = HEADERS | {"Upgrade": "websocket", "Sec-WebSocket-Key": "x"}
+    headers |= {"Sec-WebSocket-Protocol": "streamworker.v1"}
+    status, value, _ = await gateway.call("GET", "/v1/ws", headers=headers)
+
+    assert (status, value["error"]["code"]) == (400, "invalid_request")
+
+
+async def test_messages_that_are_sent_with_the_handshake_are_answered(gateway: Served) -> None:
+    """In one segment with it, whole or in part."""
+    ping = frame(b'{"type":"ping"}')
+    async with raw(gateway, handshake() + ping + ping[:3]) as (reader, writer):
+        assert b'{"type":"pong"}' in await reader.readuntil(b"}")
+        writer.write(ping[3:])
+        assert b'{"type":"pong"}' in await reader.readuntil(b"}")
+
+
+async def test_open_websocket_keeps_nothing_of_its_request(gateway: Served) -> None:
+    """Neither the request nor aiohttp's connection; it is counted once."""
+    before = requests_alive()
+    async with raw(gateway, handshake()):
+        await asyncio.sleep(0)
+        assert requests_alive() == before
+        assert gateway.server._runner.server is not None
+        assert gateway.server._runner.server.connections == []
+        assert (gateway.server.connections, gateway.gateway.limits.streams) == (1, 1)
+    await eventually(lambda: gateway.server.connections == 0)
+    assert gateway.gateway.limits.streams == 0
+    assert gateway.gateway.drain.busy == 0
+
+
+# Frames
+
+
+async def test_ping_of_a_client_is_answered_with_its_payload(gateway: Served) -> None:
+    """A pong that was not asked for is ignored."""
+    async with raw(gateway, handshake()) as (reader, writer):
+        writer.write(frame(b"unasked", 10) + frame(b"hello", 9))
+        assert await reader.readexactly(7) == control_frame(10, b"hello")
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"\x83\x80\0\0\0\0", 1002),  # a reserved opcode
+        (b"\xf1\x80\0\0\0\0", 1002),  # bits of extensions that were not agreed on
+        (frame(b"x", 0), 1002),  # a continuation of nothing
+        (frame(b"x" * 126, 9), 1002),  # a control frame that is too long
+        (frame(b"\xff\xfe"), 1007),  # not UTF-8
+        (frame(b"{}", 2), 4400),  # binary
+        (frame(b"not JSON"), 4400),
+    ],
+)
+async def test_frame_that_is_not_valid_closes_the_websocket(gateway: Served, data: bytes, code: int) -> None:
+    """With the code of the fault."""
+    async with raw(gateway, handshake()) as (reader, writer):
+        writer.write(data)
+        received = await reader.read()
+
+    closing = received[received.index(b"\x88") :]
+    assert int.from_bytes(closing[2:4], "big") == code
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 4999])
+async def test_client_that_closes_gets_its_code_back(gateway: Served, code: int) -> None:
+    """And the connection ends."""
+    url = f"ws://127.0.0.1:{gateway.server.port}/v1/ws"
+    headers = {"Authorization": f"Bearer {ACME}"}
+    async with connect(url, subprotocols=["streamworker.v1"], additional_headers=headers) as socket:  # type: ignore[list-item]
+        await socket.recv()
+        await socket.close(code)
+        with pytest.raises(ConnectionClosed) as closed:
+            await socket.recv()
+
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == code
+    await eventually(lambda: gateway.server.connections == 0)
+
+
+async def test_client_that_does_not_answer_the_close_is_disconnected(
+    gateway: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a short time."""
+    monkeypatch.setattr(socket_connection, "_CLOSE_S", 0.05)
+    async with raw(gateway, handshake()) as (reader, writer):
+        writer.write(frame(b"not JSON"))
+        assert b"\x88" in await reader.read()
+
+
+# Quiet clients
+
+
+async def test_silent_client_is_sent_a_ping_and_then_cut(
+    gateway: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proxies keep connections open whose client is gone."""
+    monkeypatch.setattr(socket_connection, "PING_S", 0.05)
+    monkeypatch.setattr(socket_connection, "PONG_S", 0.05)
+    async with raw(gateway, handshake()) as (reader, _):
+        assert await reader.readexactly(2) == b"\x89\x00"
+        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+            await reader.readexactly(1)
+    await eventually(lambda: gateway.gateway.limits.streams == 0)
+
+
+async def test_client_that_answers_pings_stays(gateway: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked again and again."""
+    monkeypatch.setattr(socket_connection, "PING_S", 0.05)
+    async with raw(gateway, handshake()) as (reader, writer):
+        for _ in range(3):
+            assert await reader.readexactly(2) == b"\x89\x00"
+            writer.write(frame(b"", 10))
+        writer.write(frame(json.dumps({"type": "ping"}).encode()))
+        assert b"pong" in await reader.readuntil(b"}")
+
+
+# The queue
+
+
+class Paused(Transport):
+    """Notes what is written, and whether reading is paused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_paused = False
+        self.written = b""
+
+    def pause_reading(self) -> None:
+        self.is_paused = True
+
+    def resume_reading(self) -> None:
+        self.is_paused = False
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def abort(self) -> None:
+        self.is_closed = True
+
+
+async def test_connection_reads_nothing_while_many_messages_wait() -> None:
+    """They are in memory; it reads on when they were taken."""
+    transport = Paused()
+    connection = SocketConnection(transport, Owner(), 100_000)
+    sent = 0
+    while not transport.is_paused and sent < 100:
+        connection.data_received(frame(b"x" * 10_000))
+        sent += 1
+    assert sent < 20
+    for _ in range(sent):
+        assert await connection.receive() == "x" * 10_000
+    assert not transport.is_paused
+    connection.connection_lost(None)
+    with pytest.raises(ConnectionResetError):
+        await connection.receive()
+
+
+async def test_message_above_the_limit_fails_with_1009() -> None:
+    """In fragments too."""
+    connection = SocketConnection(Paused(), Owner(), 1000)
+    connection.data_received(frame(b"x" * 600, fin=False) + frame(b"x" * 600, 0))
+    with pytest.raises(SocketFailed) as failed:
+        await connection.receive()
+
+    assert failed.value.code == 1009
+    connection.connection_lost(None)
+
+
+async def test_close_is_said_once() -> None:
+    """A second call does nothing."""
+    transport = Paused()
+    connection = SocketConnection(transport, Owner(), 1000)
+    connection.data_received(frame((1001).to_bytes(2, "big"), 8))
+    with pytest.raises(ConnectionResetError):
+        await connection.receive()
+    await connection.close(1000, b"late")
+
+    assert transport.written == control_frame(8, (1001).to_bytes(2, "big"))
+    connection.connection_lost(None)
+
+
+async def test_close_waits_for_that_of_the_client() -> None:
+    """Messages before it are dropped."""
+    transport = Paused()
+    connection = SocketConnection(transport, Owner(), 1000)
+    closing = asyncio.create_task(connection.close(1012, b"shutdown"))
+    await asyncio.sleep(0)
+    connection.data_received(frame(b"{}"))
+    await asyncio.sleep(0.01)
+    assert not closing.done()
+    connection.data_received(frame((1012).to_bytes(2, "big"), 8))
+    await asyncio.wait_for(closing, 1)
+
+    assert transport.written == control_frame(8, (1012).to_bytes(2, "big") + b"shutdown")
+    connection.connection_lost(None)
