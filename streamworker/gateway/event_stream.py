@@ -87,7 +87,7 @@ class _Handlers:
 
     async def _follow(
         self, request: web.Request, feed: Feed, framing: frames.Framing, caller: Caller
-    ) -> StreamedResponse:
+    ) -> StreamedResponse[StreamConnection]:
         headers = {
             "Content-Type": framing.content_type,
             "Streamworker-Resumed-From": feed.resumed_from,

@@ -9,7 +9,8 @@ from hashlib import sha1
 from typing import TYPE_CHECKING
 
 from aiohttp import EofStream, WebSocketError, WSMsgType
-from aiohttp.http_websocket import WS_KEY, WebSocketDataQueue, WebSocketReader
+from aiohttp._websocket.reader import WebSocketDataQueue  # the only queue that `WebSocketReader` takes
+from aiohttp.http_websocket import WS_KEY, WebSocketReader
 
 from streamworker.gateway.stream_connection import StreamConnection
 from streamworker.gateway.websocket_frames import control_frame
@@ -97,7 +98,8 @@ class SocketConnection(StreamConnection):
                 raise SocketFailed(error.code, str(error)) from None
             match message.type:
                 case WSMsgType.TEXT | WSMsgType.BINARY:
-                    return message.data
+                    data: str | bytes = message.data
+                    return data
                 case WSMsgType.PING:
                     self.transport.write(control_frame(_PONG, message.data))
                 case WSMsgType.CLOSE:
