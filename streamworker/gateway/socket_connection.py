@@ -31,6 +31,9 @@ PONG_S = 10.0
 _QUEUE_BYTES = 65_536
 """Of received messages. Above it nothing is read from the client."""
 
+_EARLY_S = 0.005
+"""By how much a timer may be early."""
+
 _CLOSE_S = 2.0
 _VERSIONS = frozenset({"13", "8", "7"})
 _CLOSE, _PING, _PONG = 8, 9, 10
@@ -61,7 +64,16 @@ def accept_of(request: web.Request) -> str | None:
 class SocketConnection(StreamConnection):
     """Runs the task of a websocket. One task may receive at a time."""
 
-    __slots__ = ("_has_closed", "_has_received", "_queue", "_reader", "_reading_paused", "_timer")
+    __slots__ = (
+        "_has_closed",
+        "_loop",
+        "_pinged_at",
+        "_queue",
+        "_reader",
+        "_reading_paused",
+        "_received_at",
+        "_timer",
+    )
 
     def __init__(self, transport: asyncio.Transport, owner: ConnectionOwner, max_message_bytes: int) -> None:
         super().__init__(transport, owner)
@@ -69,8 +81,12 @@ class SocketConnection(StreamConnection):
         self._reading_paused = False  # the queue reads this
         self._queue = WebSocketDataQueue(self, _QUEUE_BYTES, loop=loop)  # type: ignore[arg-type]  # it uses the next two methods
         self._reader = WebSocketReader(self._queue, max_message_bytes, compress=False, decode_text=True)
-        self._has_received = self._has_closed = False
-        self._timer = loop.call_later(PING_S, self._ping)
+        self._has_closed = False
+        self._loop = loop
+        self._received_at = loop.time()
+        self._pinged_at: float | None = None
+        """When the ping was sent that was not answered yet."""
+        self._timer = loop.call_later(PING_S, self._look)
 
     def pause_reading(self) -> None:
         """Read nothing from the client: the queue is full."""
@@ -127,7 +143,7 @@ class SocketConnection(StreamConnection):
 
     def data_received(self, data: bytes) -> None:
         """Read frames."""
-        self._has_received = True
+        self._received_at = self._loop.time()
         self._reader.feed_data(data)
 
     def connection_lost(self, error: BaseException | None) -> None:
@@ -138,17 +154,18 @@ class SocketConnection(StreamConnection):
 
     # Quiet clients
 
-    def _ping(self) -> None:
-        loop = asyncio.get_running_loop()
-        if self._has_received:
-            self._has_received = False
-            self._timer = loop.call_later(PING_S, self._ping)
+    def _look(self) -> None:
+        """Send a ping to a client that was silent for `PING_S`; cut one that did not answer."""
+        loop = self._loop
+        now = loop.time()
+        if self._pinged_at is not None and self._received_at < self._pinged_at:
+            self.transport.abort()
+            return
+        self._pinged_at = None
+        due = self._received_at + PING_S
+        if now < due - _EARLY_S:
+            self._timer = loop.call_at(due, self._look)
             return
         self.transport.write(control_frame(_PING, b""))
-        self._timer = loop.call_later(PONG_S, self._cut_if_silent)
-
-    def _cut_if_silent(self) -> None:
-        if self._has_received:
-            self._ping()
-        else:
-            self.transport.abort()
+        self._pinged_at = now
+        self._timer = loop.call_later(PONG_S, self._look)

@@ -207,7 +207,8 @@ async def test_silent_client_is_sent_a_ping_and_then_cut(
 
 async def test_client_that_answers_pings_stays(gateway: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is asked again and again."""
-    monkeypatch.setattr(socket_connection, "PING_S", 0.05)
+    monkeypatch.setattr(socket_connection, "PING_S", 0.1)
+    monkeypatch.setattr(socket_connection, "PONG_S", 0.3)
     async with raw(gateway, handshake()) as (reader, writer):
         for _ in range(3):
             assert await reader.readexactly(2) == b"\x89\x00"
@@ -294,4 +295,19 @@ async def test_close_waits_for_that_of_the_client() -> None:
     await asyncio.wait_for(closing, 1)
 
     assert transport.written == control_frame(8, (1012).to_bytes(2, "big") + b"shutdown")
+    connection.connection_lost(None)
+
+
+async def test_client_that_sends_is_sent_no_ping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time begins anew with everything that it sends."""
+    monkeypatch.setattr(socket_connection, "PING_S", 0.2)
+    transport = Paused()
+    connection = SocketConnection(transport, Owner(), 1000)
+    for _ in range(6):
+        await asyncio.sleep(0.08)
+        connection.data_received(frame(b"{}"))
+    assert transport.written == b""
+    await eventually(lambda: bool(transport.written))
+
+    assert transport.written == control_frame(9, b"")
     connection.connection_lost(None)
