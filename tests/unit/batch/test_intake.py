@@ -95,11 +95,22 @@ async def test_input_is_not_read_beyond_its_limit() -> None:
     assert source.read_bytes < 1000
 
 
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+async def test_last_line_needs_no_end(end: bytes) -> None:
+    """Editors and programs leave it out; a fault in it is one all the same."""
+    source = Source([line("a")])
+    source.text += json.dumps(line("b")).encode() + end
+    assert len((await read(source)).index) == 2
+
+    source.text = source.text.rstrip() + b"\n{" + end
+    assert codes(await read(source)) == [(3, "invalid_json_line")]
+
+
 async def test_first_faults_are_kept_and_all_are_counted() -> None:
     """A file of another program has one in every line."""
     intake = await read(Source([b"{" for _ in range(SHOWN_FAULTS + 5)]))
 
-    assert codes(intake) == [(number + 1, "invalid_json_line") for number in range(SHOWN_FAULTS)]
+    assert codes(intake) == [(number, "invalid_json_line") for number in range(1, 21)]
     assert (intake.faulty, intake.index.counts[State.FAULTY]) == (SHOWN_FAULTS + 5, SHOWN_FAULTS + 5)
 
 
