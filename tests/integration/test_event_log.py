@@ -633,6 +633,8 @@ async def test_event_log_reads_a_topic_that_was_replaced_from_its_start(
         for job_id in after:
             assert seqs(await rest_of(log, job_id)) == [0, 1, 2, 3, 4]
         waiting = asyncio.create_task(rest_of(log, queued, place))
+        # What is in memory is that of the former topic until the topic's id was compared.
+        await eventually(lambda: log._replaced_ms, what=lambda: "the topic's id was not compared")
         with pytest.raises(CursorLost):
             await log.open(old, cursor=events[3].cursor)
         await topic.write_job(queued)
