@@ -1,6 +1,7 @@
 # `make demo` and `make test` work on a machine with Python 3.11 or newer and nothing else.
 
 PYTHON ?= python3
+PROCESSES ?= 4
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
@@ -45,10 +46,10 @@ $(TOOLS): $(READY) requirements/tools.txt
 demo: $(DEMO) ## broker, upstream, two workers and several jobs side by side, on this machine; one worker is killed
 	@exec $(BIN)/python -m streamworker demo $(ARGS)
 
-# Tests wait more than they compute, so two processes run whole files in order, the long ones first; each process has brokers of
-# its own. One process, for a debugger: make test ARGS="-n 0".
+# Tests wait more than they compute, so twice as many processes as cores run whole files in order, the long ones first; each
+# process has brokers of its own. One process, for a debugger: make test ARGS="-n 0".
 test: $(READY) ## all tests, on the embedded broker and on Apache Kafka (skipped with the reason where it cannot run)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
 
 test-long: $(READY) ## rollouts, upgrades, backlogs, clusters and slow variants, on Apache Kafka (one process: they measure time)
 	$(BIN)/python -m pytest -m long $(ARGS)

@@ -26,7 +26,7 @@ async def test_results_of_workers_that_are_killed_equal_the_events(
     topic = topics("results")
     await apache.open(partitions=4, events_partitions=PARTITIONS, results_topic=topic)
     models = (
-        "practice?deltas=60&pace_ms=20",
+        "practice?deltas=60&pace_ms=40",
         "practice?deltas=9&tool_calls=2&reasoning&choices=2",
         "practice?deltas=5&break_after=3",
         "practice?status=400",
@@ -36,7 +36,7 @@ async def test_results_of_workers_that_are_killed_equal_the_events(
     await victim.logged("worker.started")
     await apache.submit_many((f"job-{n}", models[n % len(models)], n % 4) for n in range(60))
     await apache.submit_bytes(b'{"job_id": "invalid", "nonsense": 1}')
-    await apache.until(lambda: len(apache.terminals()) >= 10)
+    await apache.until(lambda: len(apache.terminals()) >= 10 and apache.practice.open_streams >= 5)
     await victim.kill()
     await apache.process()
     await apache.ended(*(f"job-{n}" for n in range(60)), "invalid", limit_s=90)
