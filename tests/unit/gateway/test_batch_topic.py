@@ -294,6 +294,18 @@ async def test_write_does_not_wait_for_a_tail_that_was_replaced(case: Case, brok
     await asyncio.wait_for(writing, 1)
 
 
+async def test_write_that_is_acknowledged_after_the_stop_returns(case: Case, broker: Broker) -> None:
+    """The record is in Kafka, and no table of this process will have it."""
+    broker.acknowledges.clear()
+    broker.is_following = False
+    writing = asyncio.create_task(case.topic.write("file-1", "file-1", a_file(1)))
+    await quiet()
+    await case.topic.stop()
+    broker.acknowledges.set()
+
+    await asyncio.wait_for(writing, 1)
+
+
 @pytest.mark.parametrize("value", [b"", b"{", b"[]", b'{"type":"other"}', b'{"type":"file"}'])
 async def test_record_that_cannot_be_read_is_logged_and_skipped(
     case: Case, broker: Broker, value: bytes
