@@ -75,6 +75,8 @@ async def test_connection_is_used_within_its_time(wait_s: float, *, is_used: boo
 
 async def test_idle_connections_are_closed_without_a_request() -> None:
     """Each at its own time, by one timer for all origins."""
+    faults: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda *fault: faults.append(fault))
     pool = ConnectionPool(10.0)
     [first] = idle(pool, ORIGIN)
     await asyncio.sleep(4)
@@ -86,7 +88,7 @@ async def test_idle_connections_are_closed_without_a_request() -> None:
     await asyncio.sleep(4)
     assert [one.aborts for one in (first, second, third)] == [1, 1, 0]
     await asyncio.sleep(3)
-    assert (third.aborts, pool.open_count, pool.idle_count) == (1, 0, 0)
+    assert (third.aborts, pool.open_count, pool.idle_count, faults) == (1, 0, 0, [])
 
 
 async def test_dead_connection_closes_the_idle_ones_of_its_origin() -> None:
@@ -117,6 +119,7 @@ async def test_closed_pool_keeps_nothing() -> None:
     busy = Connection(pool)
     pool.close()
     late = Connection(pool)
+    assert not late.is_usable
     pool.release(late)  # type: ignore[arg-type]  # what the pool uses of it
     assert [connection.is_usable for connection in (one, busy, late)] == [False] * 3
     assert (pool.take(ORIGIN), pool.open_count, pool.idle_count) == (None, 0, 0)
