@@ -349,6 +349,8 @@ class MemoryConsumer:
     ) -> dict[Any, list[Any]]:
         """Return records of the partitions that are not paused; wait for a record if there are none."""
         self._kafka.fail("getmany")
+        if max_records < 1:
+            raise ValueError("`max_records` must be at least 1")
         if not (fetched := self._fetch(partitions, max_records)):
             await self._kafka.change(timeout_ms / 1000)
             fetched = self._fetch(partitions, max_records)
@@ -417,6 +419,7 @@ class MemoryProducer:
         kafka.producers.append(self)
 
     async def start(self) -> None:
+        await asyncio.sleep(0)
         self._kafka.fail("start_producer")
         if (transactional_id := self.arguments.get("transactional_id")) is not None:
             self._kafka.owners[transactional_id] = self

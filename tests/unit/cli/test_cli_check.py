@@ -22,6 +22,7 @@ from streamworker.cli.extras import needs_extra
 from streamworker.cli.one_token import ask_for_one_token
 from streamworker.config import UpstreamSettings
 from streamworker.errors import ConfigurationError, StreamworkerError, UpstreamError
+from streamworker.kafka.topics import RESULTS_CLEANUP
 from streamworker.model import ErrorCode, JobError
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ def test_upstream_that_refuses_is_wrong_with_advice_and_without_its_key(
         (f"{URL}/v1", {f"{URL}/v1": 501}, 0, "ok      {what}: reachable, does not list its models"),
         (URL, {URL: 405, f"{URL}/v1": 404}, 0, "does not list its models; most base URLs end in /v1"),
         (f"{URL}/", {f"{URL}/": 404}, 1, "wrong   {what}: the API is at " + URL + "/v1; set base_url to it"),
-        (URL, {URL: 403}, 1, "wrong   {what}: "),
+        (URL, {URL: 403}, 1, "wrong   {what}: upstream_error: "),
     ],
 )
 def test_base_url_without_a_version_is_tried_with_one(
@@ -405,6 +406,7 @@ def test_topics_create_creates_those_that_are_missing(
 ) -> None:
     """With the given number of partitions, three copies, and the configuration that their records need."""
     monkeypatch.setenv("STREAMWORKER_TOPICS__RESULTS", "results")
+    monkeypatch.setenv("STREAMWORKER_KAFKA__MAX_RESULT_BYTES", "8000000")
     for name in TOPICS[1:]:
         del kafka.topics[name]
     ended = command("topics", "create", "--partitions", "5")
@@ -418,7 +420,9 @@ def test_topics_create_creates_those_that_are_missing(
         [*TOPICS[1:], "results"], 5
     ) | {"streamworker.jobs": 2}
     assert {topic.replication_factor for topic in kafka.admins[0].created} == {3}
-    assert kafka.configurations["results"]["cleanup.policy"] == "compact,delete"
+    limit = {"max.message.bytes": "8001024"}
+    assert kafka.configurations["results"] == RESULTS_CLEANUP | limit
+    assert kafka.configurations["streamworker.events"] == {}
     assert command("topics", "create").out.count("exists") == 5
 
 
@@ -482,6 +486,18 @@ def test_topics_check_prints_facts_and_faults_apart(
 
 
 # Errors of all commands
+
+
+def test_missing_key_is_a_fault_for_check_and_not_for_commands_that_call_no_upstream(
+    kafka: MemoryKafka, upstreams: Upstreams, command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator who cancels a job needs no API key."""
+    monkeypatch.setenv("STREAMWORKER_UPSTREAMS__DEFAULT__API_KEY_ENV", "AN_ABSENT_KEY")
+    ended = command("check")
+
+    assert ended.code == 2
+    assert "the environment variable AN_ABSENT_KEY is not set" in ended.err
+    assert command("cancel", "j").code == 0
 
 
 def test_fault_of_the_settings_is_bad_usage(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from aiokafka.errors import KafkaConnectionError
@@ -12,6 +13,7 @@ from streamworker.kafka.partitioner import partition_of
 from streamworker.model import ConsumerRecord, Coordinates, ErrorCode, TopicPartition
 from streamworker.wire.deadletter import PREFIX, REPLAYS, dead_letter
 from streamworker.wire.job import RERUN
+from tests.memory_kafka import MemoryConsumer
 from tests.unit.cli.conftest import job
 
 if TYPE_CHECKING:
@@ -97,9 +99,10 @@ def test_control_characters_are_not_printed_to_a_terminal(
     kafka: MemoryKafka, command: Callable[..., Outcome]
 ) -> None:
     """A message repeats names that the job's sender chose: they could clear the screen, or forge a line."""
-    bury(kafka, 7, message="member \x1b[2J\r\n\x9b of the job")
+    bury(kafka, 7, message="member \x1b[2J\r\n\x9b of the job", code=cast("ErrorCode", "c\x1bode"))
     [line] = command("dlq", "list").lines
 
+    assert line.split()[2] == "c\ufffdode"
     assert line.endswith("member \ufffd[2J\ufffd\ufffd\ufffd of the job")
 
 
@@ -148,6 +151,7 @@ def test_replay_writes_the_job_record_as_it_was(kafka: MemoryKafka, command: Cal
     assert (record.key, record.value) == (b"k", b"\xff not JSON")
     assert record.headers == (*sent, (REPLAYS, b"1"), (RERUN, b"1"))
     assert record.partition == partition_of(b"k", 2)
+    assert [producer.is_closed for producer in kafka.producers] == [True]
 
 
 def test_replay_counts_on_from_the_former_replays(
@@ -281,6 +285,22 @@ def test_replay_without_a_selection_is_bad_usage(kafka: MemoryKafka, command: Ca
     assert ended.code == 2
     assert "--at, --code or --all is required" in ended.err
     assert (kafka.consumers, kafka.producers) == ([], [])
+
+
+def test_broker_that_does_not_answer_a_read_is_given_up(
+    kafka: MemoryKafka, command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each record is waited for at most `--timeout`; the message names the action."""
+    bury(kafka, 7)
+
+    async def hang(*_: Any, **__: Any) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(MemoryConsumer, "getmany", hang)
+    ended = command("dlq", "list", "--timeout", "0.1")
+
+    assert (ended.code, ended.out) == (1, "")
+    assert "reading streamworker.dlq: no answer within 0.1 s" in ended.err
 
 
 def test_broker_that_goes_away_at_the_end_does_not_fail_a_command_that_is_done(

@@ -255,13 +255,17 @@ def test_job_that_cannot_be_submitted_is_left_with_the_reason(
 
 
 def test_retry_skips_records_that_are_not_events(events: Events, command: Callable[..., Outcome]) -> None:
-    """`audit` reports them. Deltas are not decoded: they are most of the topic."""
+    """`audit` reports them. Deltas are not decoded, whatever they hold: they are most of the topic."""
     events.kafka.write("streamworker.events", b"noise", partition=0)
     events.kafka.write("streamworker.events", None, partition=0)
-    events.kafka.write(
-        "streamworker.events", b"not decoded", partition=0, headers=(("streamworker-type", b"delta"),)
-    )
     failed_job(events, "a")
+    [*_, ending] = [one for one in events.kafka.records("streamworker.events") if one.key == b"a"]
+    events.kafka.write(
+        "streamworker.events",
+        ending.value.replace(b'"a"', b'"b"'),
+        partition=0,
+        headers=(("streamworker-type", b"delta"),),
+    )
 
     assert command("retry", "--code", "auth").err == "1 of 1 selected jobs submitted again\n"
 
@@ -277,6 +281,7 @@ def test_retry_of_more_jobs_than_allowed_submits_none(
     assert ended.code == 1
     assert "more than 2 jobs are selected, and none was submitted" in ended.err
     assert submitted(events.kafka, 3) == []
+    assert command("retry", "--code", "auth", "--max-jobs", "3").code == 0
 
 
 def test_retry_without_a_selection_is_bad_usage(events: Events, command: Callable[..., Outcome]) -> None:

@@ -85,7 +85,9 @@ def test_missing_events_are_reported(events: Events, command: Callable[..., Outc
     events.delta(4, "d")
     events.ended(5)
 
-    assert "[events are missing: seq 4 instead of 2]" in command("tail", "j").err
+    ended = command("tail", "j")
+    assert "[events are missing: seq 4 instead of 2]" in ended.err
+    assert ended.err.count("events are missing") == 1
 
 
 def test_choice_is_selected(events: Events, command: Callable[..., Outcome]) -> None:

@@ -462,6 +462,8 @@ async def test_concurrent_first_uses_share_their_connections(kafka: MemoryKafka,
         assert len(kafka.producers) == 1
         await asyncio.gather(*map(events_of, jobs))
         assert len(client._events) == 1
+        tails = [one for one in kafka.consumers if one.arguments["metadata_max_age_ms"] == 30_000]
+        assert len(tails) == 2  # one of them reads committed records
 
 
 # The blocking client

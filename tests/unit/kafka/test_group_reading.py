@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -156,21 +157,23 @@ async def test_limit_of_zero_still_reads_a_record(kafka: MemoryKafka, member: Me
     assert await member.read(limit=0) == ["0:a"]
 
 
+@pytest.mark.parametrize("partition", [0, 1])
 @pytest.mark.parametrize("bad", [{0}, {1}, {3}, {0, 1}, {1, 3}, {0, 1, 2, 3}], ids=str)
 async def test_record_that_cannot_be_decoded_is_returned_as_unreadable(
-    kafka: MemoryKafka, member: Member, bad: set[int]
+    kafka: MemoryKafka, member: Member, bad: set[int], partition: int
 ) -> None:
     """In its place: it gets a dead letter, and the records around it and in the other partition are read once."""
-    write(kafka, 0, "a", "b", "c", "d")
-    write(kafka, 1, "x", "y")
-    kafka.log("t").undecodable = bad
+    other = 1 - partition
+    write(kafka, partition, "a", "b", "c", "d")
+    write(kafka, other, "x", "y")
+    kafka.log("t", partition).undecodable = bad
     with capture_logs() as logs:
         found = await member.read_all(6)
 
-    readable = [value for offset, value in enumerate("abcd") if offset not in bad]
-    assert found == sorted([*(f"0:{value}" for value in readable), *["0:!"] * len(bad), "1:x", "1:y"])
+    values = [*("!" if offset in bad else value for offset, value in enumerate("abcd"))]
+    assert found == sorted([*(f"{partition}:{value}" for value in values), f"{other}:x", f"{other}:y"])
     unreadable = [entry["at"] for entry in logs if entry["event"] == "jobs.record_unreadable"]
-    assert unreadable == [f"t-0-{offset}" for offset in sorted(bad)]
+    assert unreadable == [f"t-{partition}-{offset}" for offset in sorted(bad)]
 
 
 async def test_unreadable_record_does_not_exceed_the_limit(kafka: MemoryKafka, member: Member) -> None:
@@ -181,6 +184,39 @@ async def test_unreadable_record_does_not_exceed_the_limit(kafka: MemoryKafka, m
     assert await member.read(limit=2) == ["0:a", "0:b"]
     assert await member.read(limit=2) == ["0:c"]
     assert await member.read(limit=2) == ["0:!"]
+
+
+@pytest.mark.parametrize("stale", [None, 0])
+async def test_record_that_cannot_be_decoded_and_not_be_found_is_an_error(
+    kafka: MemoryKafka, member: Member, stale: int | None
+) -> None:
+    """What the fetcher remembers of an earlier failure is before the position: nothing may be skipped for it."""
+    write(kafka, 0, "a", "b")
+    assert await member.read(limit=1) == ["0:a"]
+    if stale is not None:
+        records = SimpleNamespace(_partition_records=SimpleNamespace(next_fetch_offset=stale))
+        member.joined._fetcher._records[KafkaTopicPartition(*ZERO)] = records
+    undecodable = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "a header's name")
+    kafka.errors["getmany"].extend([undecodable] * 2)
+    with pytest.raises(KafkaUnavailable, match="t-0: a record after 1 cannot be decoded"):
+        await member.read(partitions=(ZERO,))
+
+    assert await member.read() == ["0:b"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "found"), [(1, ["0:a"]), (3, ["0:a", "0:b", "1:x"]), (9, ["0:a", "0:b", "1:x", "1:y"])]
+)
+async def test_reading_one_by_one_keeps_the_limit_over_all_partitions(
+    kafka: MemoryKafka, member: Member, limit: int, found: list[str]
+) -> None:
+    """The worker has room for this number of jobs, however they are read; the rest is read later."""
+    write(kafka, 0, "a", "b")
+    write(kafka, 1, "x", "y")
+    kafka.errors["getmany"].append(KafkaConnectionError("away"))
+
+    assert await member.read(limit=limit) == found
+    assert len(await member.read()) == 4 - len(found)
 
 
 async def test_records_that_retention_deleted_are_skipped(kafka: MemoryKafka, member: Member) -> None:

@@ -283,7 +283,9 @@ async def test_job_behind_an_open_transaction_is_reported_once(
     kafka.write("t", b"open", partition=0, state=OPEN)
     kafka.write("t", b"behind", partition=0)
     owner.own(AT, 2)
-    [entry] = await watched(owner, monkeypatch, 0, 9.9, 10, 15, 1000)
+    assert await watched(owner, monkeypatch, 0, 9.9) == []
+    [entry] = await watched(owner, monkeypatch, 10)
+    assert await watched(owner, monkeypatch, 15, 1000) == []
 
     assert (entry["event"], entry["partition"], entry["offset"], entry["records"]) == (
         "jobs.behind_open_transaction",
