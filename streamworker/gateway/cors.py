@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 
@@ -21,17 +22,41 @@ _EXPOSED = (
 )
 _MAX_AGE_S = "7200"
 _MAX_NAMES = 64
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class Cors:
     """Answers preflight requests, and adds the headers that let a page read a response. No credentials: no cookies."""
 
-    def __init__(self, origins: Iterable[str]) -> None:
+    def __init__(self, origins: Iterable[str], *, has_auth: bool) -> None:
         self._origins = frozenset(origins)
+        self._has_auth = has_auth
 
     def allows(self, origin: str) -> bool:
         """Whether pages of this origin may call the gateway."""
         return origin in self._origins
+
+    def may_act(self, request: web.Request) -> bool:
+        """Whether the page that sends a request, if a page sends it, may act on the gateway without being asked first.
+
+        Browsers open websockets, and send some POSTs, across origins without a preflight request.
+        """
+        origin = request.headers.get(hdrs.ORIGIN)
+        return origin is None or self.allows(origin) or self._is_own(request, origin)
+
+    def _is_own(self, request: web.Request, origin: str) -> bool:
+        """Whether the page was served by this gateway.
+
+        Without authentication only under a loopback name: any page can give its own name to this address (DNS
+        rebinding).
+        """
+        try:
+            parts = urlsplit(origin)
+            is_loopback = parts.hostname in _LOOPBACK
+        except ValueError:
+            return False
+        is_own = parts.scheme in {"http", "https"} and parts.netloc == request.host
+        return is_own and (is_loopback or self._has_auth)
 
     def preflight(self, request: web.Request) -> web.Response | None:
         """Return the response to a preflight request; None for any other request."""

@@ -46,6 +46,7 @@ _ERROR = web.RequestKey("error", str)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 _UNKNOWN = "unknown"
+_SAFE = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
 _DISCONNECTED = 499
 """The status in the access log of a request whose client disconnected: its handler was cancelled."""
 
@@ -90,7 +91,9 @@ class _Around:
     def __init__(self, gateway: Gateway, is_full: Callable[[], bool]) -> None:
         self._gateway = gateway
         self._metrics: Metrics = gateway.metrics
-        self._cors = Cors(gateway.settings.gateway.cors_origins)
+        settings = gateway.settings.gateway
+        self._has_auth = settings.auth != "off"
+        self._cors = Cors(settings.cors_origins, has_auth=self._has_auth)
         self._is_full = is_full
 
     async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
@@ -131,6 +134,7 @@ class _Around:
             return preflight
         try:
             self._admit()
+            self._check_origin(request)
             return await handler(request)
         except ApiError as error:
             return self._rendered(request, error)
@@ -158,6 +162,16 @@ class _Around:
             raise ApiError(503, "draining", "this gateway is shutting down: try again, at another one")
         if self._is_full():
             raise ApiError(503, "overloaded", "this gateway has as many connections as it may have")
+
+    def _check_origin(self, request: web.Request) -> None:
+        """Refuse actions of pages of other origins where no credential is asked for, which such a page would not have."""
+        if self._has_auth or request.method in _SAFE or self._cors.may_act(request):
+            return
+        raise ApiError(
+            403,
+            "origin_not_allowed",
+            "pages of this origin may not send requests: add it to gateway.cors_origins",
+        )
 
     def _rendered(self, request: web.Request, error: ApiError) -> web.StreamResponse:
         self._metrics.add(table.ERRORS, 1, error.code)

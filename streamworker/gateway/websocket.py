@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, cast
-from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 
@@ -29,7 +28,6 @@ __all__ = ["PROTOCOL", "routes"]
 PROTOCOL = "streamworker.v1"
 
 _BEARER = "bearer."
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def routes(gateway: Gateway) -> list[web.RouteDef]:
@@ -40,7 +38,8 @@ def routes(gateway: Gateway) -> list[web.RouteDef]:
 class _Handlers:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._cors = Cors(gateway.settings.gateway.cors_origins)
+        settings = gateway.settings.gateway
+        self._cors = Cors(settings.cors_origins, has_auth=settings.auth != "off")
 
     async def connect(self, request: web.Request) -> web.StreamResponse:
         gateway = self._gateway
@@ -98,23 +97,9 @@ class _Handlers:
 
     def _check_origin(self, request: web.Request) -> None:
         """Refuse pages of other origins: browsers open websockets across origins without asking."""
-        origin = request.headers.get(hdrs.ORIGIN)
-        if origin is None or self._cors.allows(origin) or self._is_own(request, origin):
-            return
-        raise ApiError(
-            403, "origin_not_allowed", "pages of this origin may not connect: add it to gateway.cors_origins"
-        )
-
-    def _is_own(self, request: web.Request, origin: str) -> bool:
-        """Whether the page was served by this gateway.
-
-        Without authentication only under a loopback name: any page can give its own name to this address (DNS
-        rebinding).
-        """
-        try:
-            parts = urlsplit(origin)
-            is_loopback = parts.hostname in _LOOPBACK
-        except ValueError:
-            return False
-        is_own = parts.scheme in {"http", "https"} and parts.netloc == request.host
-        return is_own and (is_loopback or self._gateway.settings.gateway.auth != "off")
+        if not self._cors.may_act(request):
+            raise ApiError(
+                403,
+                "origin_not_allowed",
+                "pages of this origin may not connect: add it to gateway.cors_origins",
+            )

@@ -190,6 +190,40 @@ async def test_page_of_an_allowed_origin_may_read_responses(tmp_path: Path) -> N
     assert "Access-Control-Allow-Origin" not in none[2]
 
 
+@pytest.mark.parametrize(
+    ("auth", "origin", "status"),
+    [
+        ("off", None, 202),
+        ("off", "OWN", 202),
+        ("off", "https://app.example.com", 202),
+        ("off", "https://evil.example.com", 403),
+        ("off", "null", 403),
+        ("off", "http://[", 403),
+        ("keys", "https://evil.example.com", 202),
+    ],
+)
+async def test_page_of_another_origin_makes_no_job_without_authentication(
+    tmp_path: Path, auth: str, origin: str | None, status: int
+) -> None:
+    """A browser sends a POST without a Content-Type without a preflight request; only a key keeps pages away else."""
+    async with served(tmp_path, auth=auth, cors_origins="https://app.example.com") as gateway:
+        headers = {"Authorization": f"Bearer {ACME}"} if auth == "keys" else {}
+        if origin is not None:
+            headers["Origin"] = gateway.url if origin == "OWN" else origin
+        async with gateway.http.post(
+            f"{gateway.url}/v1/jobs",
+            data=json.dumps(JOB).encode(),
+            headers=headers,
+            skip_auto_headers=["Content-Type"],
+        ) as response:
+            value = await response.json()
+        read, _, _ = await gateway.call("GET", "/v1/models", headers=headers, key=None)
+
+    assert (response.status, read) == (status, 200)
+    assert len(gateway.writer.records) == (1 if status == 202 else 0)
+    assert status == 202 or value["error"]["code"] == "origin_not_allowed"
+
+
 async def test_preflight_of_an_allowed_origin_names_methods_and_headers(tmp_path: Path) -> None:
     """Without a credential, which browsers do not send with it."""
     ask = {"Access-Control-Request-Method": "POST"} | {
