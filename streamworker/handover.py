@@ -55,6 +55,8 @@ class Kind(Enum):
     RESTARTED = auto()
     DELTA = auto()
     ENDED = auto()
+    OTHER = auto()
+    """An event of a type that this version does not know."""
 
 
 class Delivery(NamedTuple):
@@ -84,11 +86,14 @@ class Handover:
     they are both the offset at which it begins, and `caught_up` is called at its end.
 
     A subscriber that has had events before resumes behind the last one: `behind` is its offset and its head.
+
+    Events of unknown types take their place in the order of `seq`. They are delivered with `delivers_others`.
     """
 
     __slots__ = (
         "_attempt",
         "_committed_position",
+        "_delivers_others",
         "_endings",
         "_first",
         "_held_ending",
@@ -114,7 +119,9 @@ class Handover:
         committed: int,
         is_replaying: bool = False,
         behind: tuple[int, EventHead] | None = None,
+        delivers_others: bool = False,
     ) -> None:
+        self._delivers_others = delivers_others
         self.queued_bytes = 0
         """Size of everything that is queued, whether it can be taken yet or not."""
         self.ready_bytes = 0
@@ -345,6 +352,8 @@ class Handover:
                 self._end(_delivery(Kind.ENDED, record), head.status)
             elif head.type == "delta":
                 self._deliver(_delivery(Kind.DELTA, record))
+            elif self._delivers_others:
+                self._deliver(_delivery(Kind.OTHER, record))
 
     def _open(self, record: _Record) -> None:
         if record.head.attempt == self._attempt:

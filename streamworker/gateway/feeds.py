@@ -57,7 +57,7 @@ class FeedEvent(NamedTuple):
     """One event for a client."""
 
     kind: str
-    """`started`, `delta`, `usage`, or `snapshot`, which the gateway makes."""
+    """`started`, `delta`, `usage`, the name of a type of a later version, or `snapshot`, which the gateway makes."""
 
     cursor: str
     """Resumes behind this event. It ends in `.end` for `usage`."""

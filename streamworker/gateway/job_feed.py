@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Protocol
 
 from streamworker.gateway.cursors import Cursor, attempt8
 from streamworker.gateway.feeds import START, FeedEvent
 from streamworker.gateway.mailbox import Opening
-from streamworker.handover import Kind
+from streamworker.handover import Kind, read_head
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["FeedOwner", "JobFeed"]
 
 _KINDS = {Kind.STARTED: "started", Kind.RESTARTED: "started", Kind.DELTA: "delta", Kind.ENDED: "usage"}
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""A type that may be the name of a server-sent event: it must not have a line end."""
 
 
 class FeedOwner(Protocol):
@@ -104,7 +108,8 @@ class JobFeed:
         delivery = self.fold()
         if delivery is None:
             return None
-        return FeedEvent(_KINDS[delivery.kind], self.cursor, delivery.value, delivery.seq, delivery.attempt)
+        kind = _KINDS.get(delivery.kind) or _name_of(delivery.value)
+        return FeedEvent(kind, self.cursor, delivery.value, delivery.seq, delivery.attempt)
 
     def fold(self) -> Delivery | None:
         """Take the next event as the mailbox has it; None if there is none."""
@@ -208,3 +213,9 @@ class JobFeed:
     def close(self) -> None:
         """End the feed."""
         self.owner.forget(self)
+
+
+def _name_of(value: bytes) -> str:
+    """Return the type of an event of an unknown type; `other` for one that cannot be the name of a server-sent event."""
+    head = read_head(value)
+    return head.type if head is not None and _NAME.fullmatch(head.type) else "other"

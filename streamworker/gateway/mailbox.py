@@ -115,7 +115,7 @@ class Mailbox:
         """Whether it has left the live path since this was last set to false."""
         self._committed = committed
         self._behind = cursor
-        self._handover = Handover(tail=position, committed=committed, is_replaying=True)
+        self._handover = Handover(tail=position, committed=committed, is_replaying=True, delivers_others=True)
 
     @property
     def is_over(self) -> bool:
@@ -207,7 +207,11 @@ class Mailbox:
             if self._behind.names(offset, head):
                 self.opening = Opening.FOUND
                 self._handover = Handover(
-                    tail=offset + 1, committed=self._committed, is_replaying=True, behind=(offset, head)
+                    tail=offset + 1,
+                    committed=self._committed,
+                    is_replaying=True,
+                    behind=(offset, head),
+                    delivers_others=True,
                 )
             else:
                 self.opening = Opening.LOST

@@ -26,7 +26,7 @@ from streamworker.gateway.feeds import (
     Replay,
 )
 from streamworker.gateway.search import SearchLimits
-from tests.integration.events import delta, ended, home, started
+from tests.integration.events import delta, ended, home, started, written
 from tests.integration.stage import eventually
 from tests.integration.test_brokers import admin, create, producer
 
@@ -273,6 +273,22 @@ async def test_event_log_has_a_snapshot_behind_the_place_of_a_submitted_job(topi
 
     assert first is not None
     assert (first.kind, first.seq, late.resumed_from) == ("snapshot", 2, place)
+
+
+async def test_event_log_passes_on_events_of_later_versions(topic: Topic) -> None:
+    """In their place and under their name, unless it has a line end. A snapshot leaves them out."""
+    job_id = new_job_id()
+    news, odd = written(job_id, 1, "progress"), written(job_id, 2, "x\nevent: usage")
+    async with topic.log() as log:
+        await topic.write(job_id, started(job_id), news, odd, delta(job_id, 3, "Hi"), ended(job_id, 4))
+        events = await rest(await log.open(job_id))
+        resumed = await rest(await log.open(job_id, cursor=events[1].cursor))
+        state = await log.snapshot(job_id)
+
+    assert [event.kind for event in events] == ["started", "progress", "other", "delta", "usage"]
+    assert events[1].value == news
+    assert seqs(resumed) == [2, 3, 4]
+    assert state.choices[0]["message"]["content"] == "Hi"
 
 
 async def test_event_log_cursor_of_a_deleted_event_begins_anew_or_is_lost(topic: Topic) -> None:

@@ -39,6 +39,20 @@ def test_handover_ending_waits_for_the_tail() -> None:
     assert (handover.is_over, handover.is_waiting, handover.queued_bytes) == (True, False, 0)
 
 
+def test_handover_event_of_an_unknown_type_takes_its_place() -> None:
+    """It counts in `seq`, and is delivered to subscribers that pass everything on."""
+    for delivers_others in (False, True):
+        handover = Handover(tail=0, committed=0, delivers_others=delivers_others)
+        fed(handover.tail, 0, "started")
+        fed(handover.tail, 1, "progress", seq=1)
+        fed(handover.tail, 2, "progress", "void", seq=2)
+        fed(handover.tail, 3, "delta", seq=2)
+        fed(handover.tail, 4, "delta", seq=1)
+        others = [(Kind.OTHER, 1)] if delivers_others else []
+
+        assert taken(handover) == [(Kind.STARTED, 0), *others, (Kind.DELTA, 3)]
+
+
 def test_handover_provisional_ending_is_not_delivered() -> None:
     """A terminal event that only the tail has may be rolled back."""
     handover = Handover(tail=0, committed=0)
