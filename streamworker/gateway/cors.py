@@ -28,7 +28,7 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 class Cors:
     """Answers preflight requests, and adds the headers that let a page read a response. No credentials: no cookies."""
 
-    def __init__(self, origins: Iterable[str], *, has_auth: bool) -> None:
+    def __init__(self, origins: Iterable[str], *, has_auth: bool = True) -> None:
         self._origins = frozenset(origins)
         self._has_auth = has_auth
 
