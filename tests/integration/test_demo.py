@@ -118,16 +118,25 @@ def test_demo_fits_the_terminal_in_every_frame(
     assert bool(re.search(rb"\x1b\[[0-9;]*3[1-7]m", terminal.raw)) == colour
 
 
-def test_demo_refuses_unknown_options() -> None:
-    """As every command: a misspelt option is bad usage, and nothing is started."""
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["demo", "--modle", "x"], "--modle"),
+        (["demo", "--model", "x"], "set STREAMWORKER_UPSTREAMS__DEFAULT__BASE_URL"),
+        (["--config", "worker.toml", "demo"], "the demo reads no configuration file"),
+    ],
+)
+def test_demo_refuses_options_that_are_unknown_or_have_no_effect(options: list[str], message: str) -> None:
+    """As every command: it is bad usage, and nothing is started."""
     done = subprocess.run(
-        [*COMMAND, "--modle", "x"],
+        [*COMMAND[:-1], *options],
         capture_output=True,
         text=True,
         check=False,
         timeout=30,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "STREAMWORKER_CONFIG": "ignored.toml"},
     )
 
     assert done.returncode == 2
-    assert "--modle" in done.stderr
+    assert message in done.stderr
+    assert done.stdout == ""
