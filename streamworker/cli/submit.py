@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from codecs import BOM_UTF8
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -16,7 +17,7 @@ from streamworker.client.requests import check_job
 from streamworker.wire.json import InvalidJSON, decode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from streamworker.config import TopicSettings
@@ -25,6 +26,8 @@ __all__ = ["submit"]
 
 _AT_ONCE = 1000
 """Jobs that are sent before the first of them is acknowledged."""
+
+_SHOWN_FAULTS = 10
 
 
 @click.command()
@@ -118,33 +121,45 @@ def _jobs(
     source = file or sys.stdin.buffer
     if source is sys.stdin.buffer and sys.stdin.isatty():
         raise click.UsageError("a prompt, --file, or jobs on standard input are required")
-    objects = list(_read(source.read().removeprefix(BOM_UTF8)))
+    objects = _read(source.read().removeprefix(BOM_UTF8))
     if not objects:
         raise click.UsageError("the input has no job")
     if given["job_id"] and len(objects) > 1:
         raise click.UsageError("--job-id needs an input with a single job")
-    for number, job in enumerate(objects, 1):
-        yield _checked(_completed(job, **given), f"job {number}")
+    yield from _all_of(
+        partial(_checked, _completed(job, **given), f"job {number}") for number, job in enumerate(objects, 1)
+    )
 
 
-def _read(data: bytes) -> Iterable[dict[str, Any]]:
-    """Yield the jobs of an input with one JSON object, or one per line. Raises UsageError."""
+def _read(data: bytes) -> Sequence[dict[str, Any]]:
+    """Return the jobs of an input with one JSON object, or one per line. Raises UsageError."""
     try:
         whole = decode(data)
     except InvalidJSON:
-        yield from _read_lines(data)
-    else:
-        yield _object(whole, "the input")
+        lines = ((number, line) for number, line in enumerate(data.splitlines(), 1) if line.strip())
+        return _all_of(partial(_read_line, line, f"line {number}") for number, line in lines)
+    return [_object(whole, "the input")]
 
 
-def _read_lines(data: bytes) -> Iterable[dict[str, Any]]:
-    for number, line in enumerate(data.splitlines(), 1):
-        if line.strip():
-            try:
-                job = decode(line)
-            except InvalidJSON as error:
-                raise click.UsageError(f"line {number} is not JSON: {error}") from None
-            yield _object(job, f"line {number}")
+def _read_line(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        return _object(decode(line), where)
+    except InvalidJSON as error:
+        raise click.UsageError(f"{where} is not JSON: {error}") from None
+
+
+def _all_of(reads: Iterable[Callable[[], dict[str, Any]]]) -> Sequence[dict[str, Any]]:
+    """Return all results. Raises one UsageError with the first faults, so that they can be corrected at once."""
+    jobs, faults = [], []
+    for read in reads:
+        try:
+            jobs.append(read())
+        except click.UsageError as error:
+            faults.append(error.message)
+    if faults:
+        more = f"\nand {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
+        raise click.UsageError("\n".join(faults[:_SHOWN_FAULTS]) + more)
+    return jobs
 
 
 def _object(job: Any, where: str) -> dict[str, Any]:

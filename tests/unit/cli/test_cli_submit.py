@@ -162,6 +162,45 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert kafka.producers == []
 
 
+@pytest.mark.parametrize(
+    ("lines", "shown", "more"),
+    [
+        (
+            [b"{", job("a"), b"7", b"[]"],
+            ["line 1 is not JSON", "line 3 is not a JSON object", "line 4 is not"],
+            "",
+        ),
+        (
+            [job("a", on_break="x"), job("b"), job("c", metadata=1)],
+            ["job 1 is not valid", "job 3 is not valid"],
+            "",
+        ),
+        ([b"x"] * 10, ["line 10 is not JSON"], ""),
+        ([b"x"] * 13, ["line 1 is not JSON", "line 10 is not JSON"], "and 3 more"),
+    ],
+)
+def test_input_with_several_faults_reports_them_at_once(
+    kafka: MemoryKafka, command: Callable[..., Outcome], lines: list[bytes], shown: list[str], more: str
+) -> None:
+    """The first ten, so that a file is not corrected line by line; a long file does not fill the screen."""
+    ended = command("submit", stdin=b"\n".join(lines))
+
+    assert (ended.code, kafka.producers) == (2, [])
+    assert all(text in ended.err for text in shown)
+    assert ("more" in ended.err.splitlines()[-1]) == bool(more)
+    assert more in ended.err
+    assert "line 11" not in ended.err
+
+
+def test_file_with_a_byte_order_mark_and_crlf_is_read(
+    kafka: MemoryKafka, command: Callable[..., Outcome]
+) -> None:
+    """Some editors write both."""
+    ended = command("submit", stdin=b"\xef\xbb\xbf" + job("a") + b"\r\n\r\n" + job("b") + b"\r\n")
+
+    assert (ended.code, ended.out) == (0, "a\nb\n")
+
+
 def test_prompt_does_not_appear_in_an_error(kafka: MemoryKafka, command: Callable[..., Outcome]) -> None:
     """Error output goes to logs of CI systems."""
     for stdin in (b'{"request": {"messages": "a secret"}}', b'{"request": "a secret'):
