@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, suppress
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -70,6 +70,25 @@ class _Closed(Exception):
 class Session:
     """Serves one websocket. `caller` is None until the first message names it."""
 
+    __slots__ = (
+        "_caller",
+        "_counted",
+        "_expiry",
+        "_feeds",
+        "_gateway",
+        "_is_open",
+        "_limit",
+        "_loop",
+        "_mailboxes",
+        "_opening",
+        "_out",
+        "_reason",
+        "_settings",
+        "_socket",
+        "_unsubscribed",
+        "_work",
+    )
+
     def __init__(
         self,
         gateway: Gateway,
@@ -80,13 +99,13 @@ class Session:
         self._gateway = gateway
         self._settings = gateway.settings.gateway
         self._socket = socket
-        self._caller = caller
+        self._caller = self._counted = caller
         self._loop = asyncio.get_running_loop()
         self._out = Outbound(
             socket.transport,
             socket.drain,
             self._settings.stall_s,
-            lambda: self.close("stalled"),
+            partial(self.close, "stalled"),
         )
         self._work: dict[str, asyncio.Task[None]] = {}
         self._opening: dict[str, str | None] = {}
@@ -97,28 +116,28 @@ class Session:
         self._limit = asyncio.timeout(None)
         self._is_open = True
         self._reason: str | None = None
-        self._stack = ExitStack()
         self._expiry: asyncio.TimerHandle | None = None
 
     async def run(self) -> int:
         """Serve until the end of the connection. Return the status for the access log."""
         reason = "disconnected"
-        with self._stack as stack:
-            if self._caller is not None:
-                stack.callback(self._gateway.limits.leave, self._caller, _FACE)
-            stack.callback(self._stop_timers)
-            stack.enter_context(self._gateway.drain.stream(lambda: self.close("shutdown")))
-            stack.callback(
-                self._loop.call_later(lifetime_s(self._settings.max_stream_age_s), self.close, "age").cancel
-            )
+        registration = self._gateway.drain.register(partial(self.close, "shutdown"))
+        age = self._loop.call_later(lifetime_s(self._settings.max_stream_age_s), self.close, "age")
+        try:
+            reason = await self._serve()
+        except ConnectionError:
+            pass
+        finally:
+            self._is_open = False
+            age.cancel()
+            self._stop_timers()
             try:
-                reason = await self._serve()
-            except ConnectionError:
-                pass
-            finally:
-                self._is_open = False
                 await self._end_work()
+            finally:
+                self._gateway.drain.unregister(registration)
                 self._gateway.metrics.add(table.STREAMS_CLOSED, 1, _FACE, reason)
+                if self._counted is not None:
+                    self._gateway.limits.leave(self._counted, _FACE)
         return 101
 
     async def _serve(self) -> str:
@@ -176,7 +195,8 @@ class Session:
         if self._caller is None:
             try:
                 self._gateway.limits.admit(caller)
-                self._stack.enter_context(self._gateway.limits.stream(caller, _FACE))
+                self._gateway.limits.enter(caller, _FACE)
+                self._counted = caller
             except ApiError as error:
                 self._send_error(error)
                 raise _Closed(TOO_MANY, error.message) from None
