@@ -36,6 +36,9 @@ __all__ = ["TopicTail"]
 
 _POLL_MS = 200
 _POLL_RECORDS = 2000
+_PACED_RECORDS = 32
+"""Records of one read behind which further ones may gather."""
+
 _METADATA_MAX_AGE_MS = 30_000  # how soon partitions that were added are noticed
 _BACKOFF_S = 0.5
 _STOP_TIMEOUT_S = 2.0
@@ -74,8 +77,8 @@ class TopicTail:
         With `starts_paused`, all partitions are paused, until `move` and `resume` are called. `fetch_wait_ms` is how
         long a broker may delay its response for want of records: a partition that is resumed waits for it.
 
-        `pace_s` is a pause behind each read that returned records, but not a backlog: a request costs the same for one
-        record as for many. Without `with_place`, records have no `topic` and no `partition`, which saves a copy of each.
+        `pace_s` is a pause behind a read that returned many records, but not a backlog: a request costs the same for one
+        record as for many, and a record of a quiet topic is not to wait. Without `with_place`, records have no `topic` and no `partition`, which saves a copy of each.
         """
         self.topic = topic
         self.positions: dict[int, int] = dict(start or {})
@@ -176,7 +179,7 @@ class TopicTail:
             self._add_partitions(consumer)
             count = sum(map(len, batches.values()))
             # Also a backlog in the consumer's buffer, which is read without a pace, must not block other tasks.
-            await asyncio.sleep(self._pace_s if 0 < count < _POLL_RECORDS else 0)
+            await asyncio.sleep(self._pace_s if _PACED_RECORDS <= count < _POLL_RECORDS else 0)
 
     async def _fetch(self, consumer: Consumer) -> dict[KafkaTopicPartition, list[FetchedRecord]]:
         try:

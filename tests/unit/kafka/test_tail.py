@@ -436,26 +436,35 @@ async def test_tail_asks_brokers_for_what_its_reader_needs(kafka: MemoryKafka, r
         assert arguments["metadata_max_age_ms"] <= 30_000
 
 
-async def test_tail_with_a_pace_reads_at_once_what_has_gathered(kafka: MemoryKafka, reader: Reader) -> None:
-    """The first record is not delayed; those that follow it share a read."""
+async def test_tail_with_a_pace_reads_at_once_what_gathers_behind_many_records(
+    kafka: MemoryKafka, reader: Reader
+) -> None:
+    """The first ones are not delayed; those that follow them share a read."""
     loop = asyncio.get_running_loop()
+    many = [b"%d" % number for number in range(40)]
     async with following(reader, pace_s=5.0):
         began = loop.time()
-        write(kafka, b"a")
-        await read(reader, b"a")
+        write(kafka, *many)
+        await read(reader, *many)
         assert loop.time() - began < 0.1
         for value in (b"b", b"c", b"d"):
             write(kafka, value)
             await asyncio.sleep(1)
-        assert reader.values[0] == [b"a"]
+        assert reader.values[0] == many
         await asyncio.sleep(2.1)
-        assert reader.values[0] == [b"a", b"b", b"c", b"d"]
-        assert [count for _, count, _ in reader.positions] == [1, 3]
+        assert reader.values[0] == [*many, b"b", b"c", b"d"]
+        assert [count for _, count, _ in reader.positions] == [40, 3]
+
+
+async def test_tail_with_a_pace_reads_few_records_without_pauses(kafka: MemoryKafka, reader: Reader) -> None:
+    """A record of a quiet topic does not wait for others."""
+    loop = asyncio.get_running_loop()
+    async with following(reader, pace_s=5.0):
         began = loop.time()
-        await asyncio.sleep(10)
-        write(kafka, b"e")
-        await read(reader, b"a", b"b", b"c", b"d", b"e")
-        assert loop.time() - began < 10.1
+        for number in range(1, 11):
+            write(kafka, b"x")
+            await read(reader, *[b"x"] * number)
+        assert loop.time() - began < 1
 
 
 async def test_tail_with_a_pace_reads_a_backlog_without_pauses(kafka: MemoryKafka, reader: Reader) -> None:
