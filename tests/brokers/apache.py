@@ -46,6 +46,8 @@ group.min.session.timeout.ms=1000
 broker.session.timeout.ms=2500
 broker.heartbeat.interval.ms=500
 log.segment.delete.delay.ms=1000
+# Otherwise an idle controller writes a record twice a second.
+metadata.max.idle.interval.ms=0
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=8
 transaction.state.log.replication.factor=1

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import random
 import secrets
 import sys
@@ -48,6 +49,9 @@ SUBSCRIPTIONS = 4
 
 DELAY_S = 0.1
 """By how much an open transaction may delay deltas. It would delay all of them; a busy machine delays a few at any time."""
+
+REASSIGNED_S = 10.0
+"""The time until the jobs of a worker that was killed run in another one: its session, and the rebalance."""
 
 LIMIT_S = 180.0
 
@@ -105,6 +109,7 @@ class _Run:
         self._submitted: set[str] = set()
         self._read = 0
         self._counts: Counter[str] = Counter()
+        self._worker_killed_at = -math.inf
         self._lines: list[str] = []
         self._breaches: list[str] = []
         self._loop = asyncio.get_running_loop()
@@ -280,9 +285,8 @@ class _Run:
             replica.cursors.clear()
         await asyncio.gather(*(self._start_gateway(replica) for replica in self._replicas))
         ready = self._loop.time()
-        await asyncio.sleep(2)  # every partition is followed by now, from its end on
-        ends = await self._ends()
         await self._until_followed()
+        ends = await self._ends()
         for number, replica in enumerate(self._replicas):
             span = _span(replica.cursors, ends)
             scanned = await self._metric(replica, "gateway_records_scanned_total")
@@ -340,6 +344,14 @@ class _Run:
         await self._start_gateway(replica)
 
     async def _kill_worker(self) -> None:
+        """Kill a worker, unless jobs of the last one that was killed may still run.
+
+        Jobs that two workers died of run one at a time, for they may be the cause. Clients would wait for them.
+        """
+        job_s = self._size.deltas * self._size.pace_ms / 1000
+        if self._loop.time() - self._worker_killed_at < job_s + REASSIGNED_S:
+            return
+        self._worker_killed_at = self._loop.time()
         self._counts["kill -9 of a worker"] += 1
         victim = self._workers.pop(0)
         await victim.kill()

@@ -59,8 +59,17 @@ async def create(
     async with admin(broker) as client:
         topic = NewTopic(name, num_partitions=partitions, replication_factor=1, topic_configs=settings or {})
         answer = await client.create_topics([topic])
-    assert [error for _, error, *_ in answer.topic_errors] == [0]
+        assert [error for _, error, *_ in answer.topic_errors] == [0]
+        # A member whose leader has no metadata of the topic yet gets no partition until its metadata is old.
+        while not await is_known(client, name):  # noqa: ASYNC110 - there is no event for it
+            await asyncio.sleep(0.02)
     return KafkaTopicPartition(name, 0)
+
+
+async def is_known(client: Any, topic: str) -> bool:
+    """Whether the broker's metadata have a leader for each partition of a topic."""
+    (found,) = await client.describe_topics([topic])
+    return found["error_code"] == 0 and all(part["leader"] >= 0 for part in found["partitions"])
 
 
 async def read(
