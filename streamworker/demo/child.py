@@ -109,6 +109,14 @@ class Child:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)
 
+    def pause(self) -> None:
+        """Stop a running process with SIGSTOP; return when all of its threads have stopped."""
+        if self._process is None or not self.running:
+            return
+        self._process.send_signal(signal.SIGSTOP)
+        # The signal is asynchronous: a thread that runs may answer one more request. The process may end, too.
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
     def kill(self) -> None:
         """Kill the process."""
         self.send_signal(signal.SIGKILL)

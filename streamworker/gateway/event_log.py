@@ -273,9 +273,8 @@ class KafkaEventLog:
             feed = await self._searched(job_id, since_ms)
         except JobNotFound:
             raise CursorLost(job_id, str(cursor)) from None
-        if (
-            feed.mailbox.opening is Opening.EMPTY and not cursor.is_place
-        ):  # else the job may have no event yet
+        # Behind a place, the job may have no event yet.
+        if feed.mailbox.opening is Opening.EMPTY and not cursor.is_place:
             feed.close()
             raise CursorLost(job_id, str(cursor))
         return feed

@@ -78,7 +78,8 @@ class TopicTail:
         long a broker may delay its response for want of records: a partition that is resumed waits for it.
 
         `pace_s` is a pause behind a read that returned many records, but not a backlog: a request costs the same for one
-        record as for many, and a record of a quiet topic is not to wait. Without `with_place`, records have no `topic` and no `partition`, which saves a copy of each.
+        record as for many, and a record of a quiet topic is not to wait. Without `with_place`, records have no `topic`
+        and no `partition`, which saves a copy of each.
         """
         self.topic = topic
         self.positions: dict[int, int] = dict(start or {})

@@ -126,7 +126,7 @@ class ApacheKafka:
 
     def pause(self) -> None:
         """Stop the process with SIGSTOP: connections stay open, and requests get no response."""
-        self._own().send_signal(signal.SIGSTOP)
+        self._own().pause()
         self._paused = True
 
     def resume(self) -> None:

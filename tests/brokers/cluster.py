@@ -112,7 +112,7 @@ class ApacheCluster:
 
     def pause(self, node: int) -> None:
         """Stop a node with SIGSTOP: its connections stay open, and requests get no response."""
-        self._nodes[node].send_signal(signal.SIGSTOP)
+        self._nodes[node].pause()
         self._paused.add(node)
 
     def resume(self, node: int) -> None:

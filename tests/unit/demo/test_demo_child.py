@@ -120,3 +120,36 @@ def test_free_ports_are_different_and_not_in_use(monkeypatch: pytest.MonkeyPatch
         assert free_ports(2) == [second, first]
         with pytest.raises(ChildError, match="no free port"):
             free_ports(3)
+
+
+def test_child_that_is_paused_has_no_running_thread(tmp_path: Path) -> None:
+    """`pause` returns when every thread has stopped, not when the signal is sent."""
+    works = "import hashlib, threading\nprint('ready', flush=True)\ndata = bytes(1 << 20)\n"
+    works += "def work():\n  while True: hashlib.sha256(data)\n"
+    works += "for _ in range(4): threading.Thread(target=work).start()"
+    child = Child([PYTHON, "-c", works], tmp_path / "log")
+    child.start(ready, LIMIT_S)
+    try:
+        for _ in range(50):
+            child.pause()
+            assert set(states(child)) == {"T"}
+            child.send_signal(signal.SIGCONT)
+    finally:
+        child.kill()
+
+
+def states(child: Child) -> list[str]:
+    """Return the states of a child's threads, as proc(5) has them."""
+    assert child._process is not None
+    tasks = Path(f"/proc/{child._process.pid}/task").glob("*/stat")
+    return [task.read_text("ascii").rsplit(")", 1)[1].split()[0] for task in tasks]
+
+
+def test_child_that_has_ended_is_paused_at_once(tmp_path: Path) -> None:
+    child = Child([PYTHON, "-c", "print('ready', flush=True)"], tmp_path / "log")
+    child.pause()
+    child.start(ready, LIMIT_S)
+    child.pause()
+    child.kill()
+    child.pause()
+    assert not child.running
