@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import weakref
 from contextlib import contextmanager
 from contextvars import ContextVar
+from math import inf
 from time import monotonic
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -36,10 +38,13 @@ from aiokafka.errors import (
 )
 from aiokafka.errors import KafkaError as ForeignKafkaError
 from aiokafka.producer.sender import Sender, SendProduceReqHandler, TxnOffsetCommitHandler
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.protocol.group import JoinGroupRequest, SyncGroupRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import ConsumerRecord
 
 from streamworker.errors import ConfigurationError
+from streamworker.kafka.answers import CHECK_S, CONNECTION, AnswerWatch, PendingRequest, SilentBrokers
 from streamworker.log_throttle import LogThrottle
 
 if TYPE_CHECKING:
@@ -166,6 +171,7 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]  # aiokafka is untyped
             connection.close()
         else:  # a new cluster without topics: this connection is the only one until brokers are listed
             self._conns["bootstrap", ConnectionGroup.DEFAULT] = connection
+            connection.is_watched = True
         if self._sync_task is None:  # type: ignore[has-type]
             self._sync_task = asyncio.create_task(self._md_synchronizer())
 
@@ -174,7 +180,9 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]  # aiokafka is untyped
         servers = list(self.hosts)
         asking: set[asyncio.Task[tuple[Any, Any]]] = set()
         failures: list[BaseException] = []
-        began = monotonic()
+        now = asyncio.get_running_loop().time
+        began = now()
+        report_at = began + _SILENCE_S
         try:
             while True:
                 if servers:
@@ -182,26 +190,36 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]  # aiokafka is untyped
                     asking.add(asyncio.create_task(self._ask_server(host, port)))
                 elif not asking:
                     raise failures[0]
-                timeout = _NEXT_SERVER_S if servers else _SILENCE_S
+                timeout = max(0.0, report_at - now())
                 done, asking = await asyncio.wait(
-                    asking, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+                    asking,
+                    timeout=min(timeout, _NEXT_SERVER_S) if servers else timeout,
+                    return_when=asyncio.FIRST_COMPLETED,
                 )
                 for task in done:
                     if (error := task.exception()) is None:
                         asking |= done - {task}
                         return task.result()
                     failures.append(error)
-                if not done and not servers:
-                    waited_s = round(monotonic() - began)
-                    log.warning(
-                        "kafka.connecting", waited_s=waited_s, reason="no bootstrap server has answered yet"
-                    )
+                if now() >= report_at:
+                    report_at += _SILENCE_S
+                    self._log_connecting(now() - began)
         finally:
             for task in asking:
                 task.cancel()
                 task.add_done_callback(_close_unused)
 
+    def _log_connecting(self, waited_s: float) -> None:
+        log.warning(
+            "kafka.connecting",
+            servers=",".join(f"{host}:{port}" for host, port, _ in self.hosts),
+            waited_s=round(waited_s),
+            reason="no bootstrap server has answered yet: check kafka.bootstrap_servers, the network, and whether the "
+            "broker's process hangs or is stopped",
+        )
+
     async def _ask_server(self, host: str, port: int) -> tuple[Any, Any]:
+        _is_bootstrap.set(True)  # for this task alone, which asks one server
         try:
             async with asyncio.timeout(self._request_timeout_ms / 1000):
                 connection = await self._connect(host, port)
@@ -316,20 +334,130 @@ class _OAuthAuthenticator(OAuthAuthenticator):  # type: ignore[misc]  # aiokafka
 conn.OAuthAuthenticator = _OAuthAuthenticator  # aiokafka has no parameter for it
 
 
+_silent = SilentBrokers()
+"""The brokers that do not answer, for all clients of the process."""
+
+_is_bootstrap: ContextVar[bool] = ContextVar("bootstrap", default=False)
+"""Whether this task asks a bootstrap server: `kafka.connecting` reports those that do not answer."""
+
+_HELD = {JoinGroupRequest.API_KEY, SyncGroupRequest.API_KEY}
+"""Requests that the broker answers when other members of the group have sent theirs."""
+
+
+class _Protocol(conn.AIOKafkaProtocol):  # type: ignore[misc]  # aiokafka is untyped
+    """Count the bytes that are received."""
+
+    received = 0
+
+    def data_received(self, data: bytes) -> None:
+        self.received += len(data)
+        super().data_received(data)
+
+
+conn.AIOKafkaProtocol = _Protocol  # aiokafka has no parameter for it
+
+
 class _Connection(AIOKafkaConnection):  # type: ignore[misc]  # aiokafka is untyped
-    """Release the socket of a closed TLS connection at once.
+    """Report a broker that does not answer, and release the socket of a closed TLS connection at once.
+
+    aiokafka notices that a request is unanswered only when its time limit is over. Here the oldest request of a
+    connection is checked while there is one.
 
     aiokafka closes the transport, which then waits for the broker's close_notify. uvloop cannot close a loop with such
     a transport: `loop.close` raises OSError (EBUSY). Kafka's protocol does not need close_notify: every request has a
     response with a length.
     """
 
+    _timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.is_watched = not _is_bootstrap.get()
+        self._watch = AnswerWatch()
+        self._opening = PendingRequest(key=object(), name=CONNECTION)
+        self._address = f"{self._host}:{self._port}"
+
+    async def connect(self) -> Any:
+        """Connect and identify. Raises aiokafka's KafkaError, OSError and TimeoutError."""
+        self._check_later()
+        try:
+            return await super().connect()
+        except BaseException:
+            self._stop_checks()
+            raise
+
+    def send(self, request: Any, expect_response: bool = True) -> Any:
+        """Send a request; return an awaitable for its response. Raises aiokafka's KafkaError if it is closed."""
+        answer = super().send(request, expect_response)
+        self._check_later()
+        return answer
+
+    def _send_sasl_token(self, payload: bytes, expect_response: bool = True) -> Any:
+        answer = super()._send_sasl_token(payload, expect_response)
+        self._check_later()
+        return answer
+
     def close(self, reason: Any = None, exc: BaseException | None = None) -> Any:
+        self._stop_checks()
         writer = self._writer
         closed = super().close(reason, exc)
         if writer is not None and self._ssl_context is not None:
             writer.transport.abort()
         return closed
+
+    def _handle_frame(self, response: bytes) -> None:
+        super()._handle_frame(response)
+        if _silent:
+            _silent.answered(self._address, self._watch, self._loop.time())
+
+    def _check_later(self) -> None:
+        if self.is_watched and self._timer is None:
+            self._timer = self._loop.call_later(CHECK_S, _check_answers, weakref.ref(self))
+
+    def _stop_checks(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        _silent.closed(self._address, self._watch)
+
+    def _check(self) -> None:
+        """Report the oldest request if it is overdue; check again later while there is one."""
+        self._timer = None
+        now, request = self._loop.time(), self._oldest()
+        if self._watch.is_overdue(now, request, self._transferred()) and request is not None:
+            _silent.overdue(self._address, self._watch, request, now)
+        if request is not None:
+            self._check_later()
+
+    def _oldest(self) -> PendingRequest | None:
+        """Return the request that the broker has to answer next."""
+        if self._requests:
+            return _pending(self._requests[0])
+        return self._opening if self._writer is None else None
+
+    def _transferred(self) -> int:
+        """Return a number that grows while bytes are received, or leave the buffer in which they wait to be sent."""
+        if self._writer is None:
+            return 0
+        return int(self._protocol.received - self._writer.transport.get_write_buffer_size())
+
+
+def _check_answers(connection: weakref.ref[_Connection]) -> None:
+    if (found := connection()) is not None:
+        found._check()
+
+
+def _pending(entry: tuple[int | None, Any, Any]) -> PendingRequest:
+    """Describe a request as aiokafka keeps it until the response: correlation id, request and future."""
+    _, request, _ = entry
+    if request is None:  # a token of SASL without a header
+        return PendingRequest(key=entry, name="SaslAuthenticate")
+    allowed_s = 0.0
+    if request.API_KEY == FetchRequest.API_KEY:
+        allowed_s = request.max_wait_time / 1000
+    elif request.API_KEY in _HELD:
+        allowed_s = inf
+    return PendingRequest(key=entry, name=type(request).__name__.partition("Request")[0], allowed_s=allowed_s)
 
 
 conn.AIOKafkaConnection = _Connection  # aiokafka has no parameter for it

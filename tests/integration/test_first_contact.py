@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 
 from streamworker.app import App
 from streamworker.errors import KafkaRefused, KafkaUnavailable
+from streamworker.gateway.app import GatewayApp
 from streamworker.kafka import compat
 from streamworker.kafka.sink import KafkaSink
 from streamworker.kafka.topics import open_admin
@@ -59,7 +60,28 @@ async def test_bootstrap_server_that_never_answers_is_named_within_its_time_limi
             async with asyncio.timeout(10), open_admin(settings):
                 pass
 
-    assert [(line["event"], line["waited_s"]) for line in logs] == [("kafka.connecting", 3)]
+    assert [(line["event"], line["waited_s"], line["servers"]) for line in logs] == [
+        ("kafka.connecting", 3, silent)  # and not kafka.not_answering besides
+    ]
+    assert "check kafka.bootstrap_servers" in logs[0]["reason"]
+
+
+@pytest.mark.parametrize("kind", ["worker", "gateway"])
+async def test_process_whose_broker_hangs_at_its_start_reports_it_within_three_seconds(
+    apache: Stage, kind: str
+) -> None:
+    """Its probes and its port are open meanwhile."""
+    with silent_server() as silent, capture_logs() as logs:
+        settings = apache.settings(kafka__bootstrap_servers=silent, gateway__auth="off", gateway__port=0)
+        app = App(settings) if kind == "worker" else GatewayApp(settings)
+        began = time.monotonic()
+        running = asyncio.create_task(app.run())
+        await eventually(lambda: "kafka.connecting" in [line["event"] for line in logs])
+        assert time.monotonic() - began < 4.5  # 3 s, and the start of the process's parts
+        running.cancel()
+        await asyncio.wait([running])
+
+    assert {line["servers"] for line in logs if line["event"] == "kafka.connecting"} == {silent}
 
 
 async def test_advertised_name_that_does_not_resolve_is_named(
@@ -138,4 +160,4 @@ async def test_member_that_holds_up_a_rebalance_is_reported(apache: Stage) -> No
     [line] = [line for line in logs if line["event"] == "group.joining"]
 
     assert line["waited_s"] == 3
-    assert "the broker waits for it for at most 10 s" in line["reason"]
+    assert "for a member that has not rejoined at most 10 s" in line["reason"]

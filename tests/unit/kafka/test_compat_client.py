@@ -199,7 +199,25 @@ async def test_server_that_does_not_answer_is_an_error_after_the_request_timeout
         ):
             await client.bootstrap()
 
-    assert [entry["event"] for entry in logs] == ["kafka.connecting"] * 3
+    assert [(entry["event"], entry["waited_s"]) for entry in logs] == [
+        ("kafka.connecting", waited_s) for waited_s in (3, 6, 9)
+    ]
+
+
+async def test_many_servers_that_do_not_answer_are_reported_after_three_seconds(net: Net) -> None:
+    """Although the next one is asked each second: the line does not wait for the last of them."""
+    names = [f"broker{number}" for number in range(8)]
+    net.hosts = dict.fromkeys(names, answers(1e6))
+    async with client_for(net, *names, request_timeout_ms=3_500) as client:
+        with capture_logs() as logs, pytest.raises(KafkaConnectionError):
+            await client.bootstrap()
+
+    assert [(entry["event"], entry["waited_s"]) for entry in logs[:2]] == [
+        ("kafka.connecting", 3),
+        ("kafka.connecting", 6),
+    ]
+    assert logs[0]["servers"] == ",".join(f"{name}:1" for name in names)
+    assert net.attempts == names
 
 
 async def test_connection_of_a_server_that_refuses_the_request_is_closed(net: Net) -> None:
