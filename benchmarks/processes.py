@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["Usage", "started", "usage_of"]
+__all__ = ["CPU_RESOLUTION_S", "Usage", "started", "usage_of"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 STOP_TIMEOUT_S = 3
+CPU_RESOLUTION_S = 1 / _TICKS
+"""The kernel counts a process's processor time in ticks of 10 ms."""
 
 
 class Usage(NamedTuple):
@@ -27,7 +29,7 @@ class Usage(NamedTuple):
 
 
 def usage_of(pid: int) -> Usage:
-    """Return the usage of a process. The kernel's resolution of processor time is 10 ms."""
+    """Return the usage of a process. Processor time is a multiple of CPU_RESOLUTION_S."""
     # The second field is the command's name in brackets, which may contain any character.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])

@@ -13,6 +13,7 @@ from xml.sax.saxutils import escape
 
 import orjson
 
+from benchmarks.processes import CPU_RESOLUTION_S
 from benchmarks.stage import CONTENDERS, Figures
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def table(figures: Sequence[Figures]) -> str:
 
 def _note(run: Figures) -> str:
     notes = [run.fault] if run.fault else []
+    if run.cpu_us * run.deltas <= CPU_RESOLUTION_S * 1e6:
+        notes.append("less CPU time than the kernel's resolution: an upper bound")
     if not run.offered:
         notes.append(f"{run.sustained:,.0f} deltas/s")
     if run.lag_ms is not None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
-from benchmarks.processes import Usage, started, usage_of
+from benchmarks.processes import CPU_RESOLUTION_S, Usage, started, usage_of
 from benchmarks.scenarios import Scenario
 from benchmarks.watcher import Watcher
 from streamworker.config import load
@@ -267,6 +267,7 @@ def _figures(
     deltas = len(ages)
     if not deltas:
         raise SystemExit(f"{contender.name}, {scenario.name}: no delta was read ({fault})")
+    cpu_s = max(cpu_s, CPU_RESOLUTION_S)  # a short run may show no tick of the clock at all
     return Figures(
         contender=contender.name,
         scenario=scenario.name,

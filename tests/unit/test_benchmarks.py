@@ -13,9 +13,10 @@ import pytest
 
 from benchmarks import tables
 from benchmarks.contenders.limit import Sink, Stream
+from benchmarks.processes import CPU_RESOLUTION_S
 from benchmarks.report import medians, table, write
 from benchmarks.scenarios import FULL, QUICK, Scenario
-from benchmarks.stage import CONTENDERS, Figures
+from benchmarks.stage import CONTENDERS, Figures, _figures
 from benchmarks.upstream import STAMP_DIGITS, Account, Connection
 from streamworker.config import UpstreamSettings
 from streamworker.upstream.client import HttpUpstream
@@ -144,6 +145,31 @@ def test_benchmarks_report_takes_medians_and_compares_with_the_limit(tmp_path: P
     assert [run["cpu_us"] for run in told["runs"]] == [10, 30, 20, 50]
     assert told["machine"]["cores"] >= 1
     assert len(ET.parse(tmp_path / "cpu.svg").getroot().findall("{*}rect")) == 1 + len(CONTENDERS) + 2
+
+
+def measured(cpu_s: float) -> Figures:
+    """Return the figures of a run with 2,000 deltas."""
+    return _figures(
+        CONTENDERS[0],
+        QUICK[1],
+        None,
+        ages=[1000] * 2000,
+        cpu_s=cpu_s,
+        seconds=2.0,
+        stream_kib=None,
+        ramp_s=1.0,
+    )
+
+
+def test_benchmarks_run_without_a_tick_of_cpu_time_has_an_upper_bound() -> None:
+    """The clock's resolution is 10 ms, and the limit takes less for the few jobs of a quick run."""
+    bound = "less CPU time than the kernel's resolution"
+    none, one, many = measured(0.0), measured(CPU_RESOLUTION_S), measured(0.5)
+
+    assert (none.cpu_us, none.per_core) == (one.cpu_us, one.per_core) == (5.0, 200_000)
+    assert (many.cpu_us, many.per_core) == (250.0, 4000)
+    assert bound in table([none])
+    assert bound not in table([many])
 
 
 def test_benchmarks_scenarios_have_unique_names() -> None:
