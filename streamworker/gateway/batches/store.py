@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from streamworker.errors import ConfigurationError, StreamworkerError
@@ -98,7 +98,7 @@ class FolderStore:
     async def read(self, name: str) -> AsyncIterator[bytes]:
         """Yield the file in chunks of 1 MiB."""
         try:
-            with await asyncio.to_thread(self._path(name).open, "rb") as file:
+            async with _opened(self._path(name), "rb") as file:
                 while chunk := await asyncio.to_thread(file.read, CHUNK):
                     yield chunk
         except FileNotFoundError:
@@ -115,7 +115,7 @@ class FolderStore:
 
     async def _write(self, part: Path, chunks: AsyncIterator[bytes]) -> int:
         size = 0
-        with await asyncio.to_thread(part.open, "wb") as file:
+        async with _opened(part, "wb") as file:
             async for chunk in chunks:
                 await asyncio.to_thread(file.write, chunk)
                 size += len(chunk)
@@ -125,6 +125,29 @@ class FolderStore:
 
     def _path(self, name: str) -> Path:
         return self._folder / _checked(name)
+
+
+@asynccontextmanager
+async def _opened(path: Path, mode: str) -> AsyncIterator[IO[bytes]]:
+    """Open a file in a thread, and close it at the end of the block. Raises OSError.
+
+    A cancellation does not stop the thread. It waits for the thread, because the caller may delete the file then; at a
+    second one, the file is closed as soon as it is open.
+    """
+    opening = asyncio.ensure_future(asyncio.to_thread(path.open, mode))
+    try:
+        file = await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close_unused)
+        await asyncio.wait([opening])
+        raise
+    with file:
+        yield file
+
+
+def _close_unused(opening: asyncio.Future[IO[bytes]]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 class ObjectStore:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from typing import TYPE_CHECKING
+import threading
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -18,8 +21,7 @@ from streamworker.gateway.batches.store import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
 
 async def chunks(*parts: bytes, failure: Exception | None = None) -> AsyncIterator[bytes]:
@@ -114,6 +116,96 @@ async def test_folder_that_cannot_be_made_is_reported_with_the_reason(tmp_path: 
         await store.write("file-1", chunks(b"a"))
     with pytest.raises(StoreError, match="file file-1 cannot be read: Not a directory"):
         await content(store, "file-1")
+
+
+class SlowFiles:
+    """Path.open as on a slow volume: it returns when the test says so. Keeps the files that it has opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked = asyncio.Event()
+        self.may_open = threading.Event()
+        self.opened: list[IO[bytes]] = []
+        self.error: OSError | None = None
+        loop, open_now = asyncio.get_running_loop(), Path.open
+
+        def open_slowly(path: Path, mode: str) -> Any:
+            loop.call_soon_threadsafe(self.asked.set)
+            assert self.may_open.wait(10)
+            if self.error is not None:
+                raise self.error
+            self.opened.append(cast("IO[bytes]", open_now(path, mode)))
+            return self.opened[-1]
+
+        monkeypatch.setattr(Path, "open", open_slowly)
+
+
+async def reading(store: FolderStore) -> None:
+    """Read a file that is there."""
+    await anext(aiter(store.read("file-1")))
+
+
+async def writing(store: FolderStore) -> None:
+    """Write a file."""
+    await store.write("file-2", chunks(b"a"))
+
+
+@pytest.mark.parametrize("work", [reading, writing])
+@pytest.mark.parametrize("cancellations", [1, 2])
+async def test_file_that_is_opened_when_its_use_was_cancelled_is_closed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    work: Callable[[FolderStore], Coroutine[Any, Any, None]],
+    cancellations: int,
+) -> None:
+    """A thread that opens a file cannot be cancelled; the garbage collector must not have to close it."""
+    store = FolderStore(tmp_path)
+    await store.write("file-1", chunks(b"a"))
+    files = SlowFiles(monkeypatch)
+    task = asyncio.create_task(work(store))
+    await files.asked.wait()
+    for _ in range(cancellations):
+        task.cancel()
+        await asyncio.sleep(0)
+    files.may_open.set()
+    await asyncio.wait([task])
+
+    assert task.cancelled()
+    async with asyncio.timeout(10):
+        while not (files.opened and files.opened[0].closed):  # noqa: ASYNC110 - a callback of the thread closes it
+            await asyncio.sleep(0.001)
+
+
+async def test_write_that_is_cancelled_while_its_file_is_opened_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread would create the file after its deletion."""
+    files = SlowFiles(monkeypatch)
+    task = asyncio.create_task(writing(FolderStore(tmp_path)))
+    await files.asked.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    files.may_open.set()
+    await asyncio.wait([task])
+
+    assert task.cancelled()
+    assert files.opened
+    assert files_in(tmp_path) == []
+
+
+async def test_file_that_cannot_be_opened_when_its_use_was_cancelled_is_not_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error of the thread is not reported as an exception that was never retrieved."""
+    store = FolderStore(tmp_path)
+    files = SlowFiles(monkeypatch)
+    files.error = PermissionError(13, "Permission denied")
+    task = asyncio.create_task(reading(store))
+    await files.asked.wait()
+    task.cancel()
+    files.may_open.set()
+    await asyncio.wait([task])
+
+    assert task.cancelled()
 
 
 def test_url_of_a_folder_may_have_escapes(tmp_path: Path) -> None:
