@@ -25,7 +25,7 @@ __all__ = ["audit"]
 _MAX_SUSPECTS = 10_000
 
 
-@click.command()
+@click.command(short_help="Check an events topic against the rules for readers.")
 @config_option
 @timeout_option
 @click.option("--topic", help="Events topic; default: topics.events.")

@@ -45,7 +45,7 @@ _ADVICE = {
 _NO_MODEL_LIST = {404, 405, 501}
 
 
-@click.command()
+@click.command(short_help="Check configuration, Kafka, topics, upstreams and keys.")
 @config_option
 @timeout_option
 @click.option(

@@ -19,7 +19,7 @@ __all__ = ["demo"]
 UPSTREAM_VARIABLE: Final = f"{PREFIX}UPSTREAMS__DEFAULT__BASE_URL"
 
 
-@click.command()
+@click.command(short_help="Run two workers and jobs on this machine; kill a worker.")
 @click.option("-m", "--model", help="Model to call, if the environment names an upstream.")
 @click.option("--stay", is_flag=True, help="Keep everything running after the account, until Ctrl-C.")
 @click.pass_context

@@ -25,7 +25,7 @@ __all__ = ["gateway"]
 log = structlog.get_logger()
 
 
-@click.group(invoke_without_command=True)
+@click.group(invoke_without_command=True, short_help="Serve HTTP, event streams and websockets.")
 @config_option
 @click.pass_context
 def gateway(context: click.Context, config: Path | None) -> int:
@@ -61,7 +61,7 @@ def _log_start(settings: Settings, file: Path | None) -> None:
     )
 
 
-@gateway.command()
+@gateway.command(short_help="Make an API key, add it to the keys file, and print it.")
 @config_option
 @click.argument("name")
 @click.option("--tenant", required=True, help='The tenant whose jobs the key may use; "" for every job.')

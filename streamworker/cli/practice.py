@@ -26,7 +26,9 @@ class _PracticeCommand(click.Command):
         super().format_epilog(context, formatter)
 
 
-@click.command("practice-upstream", cls=_PracticeCommand)
+@click.command(
+    "practice-upstream", cls=_PracticeCommand, short_help="Serve an OpenAI-compatible upstream for tests."
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",

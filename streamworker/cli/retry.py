@@ -41,7 +41,7 @@ __all__ = ["retry"]
 _STATUSES = [Status.FAILED, Status.INTERRUPTED, Status.EXPIRED, Status.CANCELLED]
 
 
-@click.command()
+@click.command(short_help="Submit ended jobs again, as new runs.")
 @config_option
 @timeout_option
 @click.option(

@@ -37,7 +37,7 @@ class _RunCommand(click.Command):
         super().format_epilog(context, formatter)
 
 
-@click.command(cls=_RunCommand)
+@click.command(cls=_RunCommand, short_help="Run a worker.")
 @config_option
 @click.pass_context
 def run(context: click.Context, config: Path | None) -> int:

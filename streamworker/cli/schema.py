@@ -18,7 +18,7 @@ _ASYNCAPI = "asyncapi"
 _GATEWAY = "gateway"
 
 
-@click.command()
+@click.command(short_help="Print the schema of a record or of the gateway's API.")
 @click.argument("name", required=False)
 def schema(name: str | None) -> None:
     """Print the JSON Schema of a record, the AsyncAPI document or the gateway's OpenAPI document. Without a NAME, print the names."""

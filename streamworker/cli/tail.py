@@ -41,7 +41,7 @@ _AFTER_DELTA: Final = (
 )
 
 
-@click.command()
+@click.command(short_help="Print a job's text while it is generated.")
 @config_option
 @timeout_option
 @click.argument("job_id")

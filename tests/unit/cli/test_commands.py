@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import pytest
@@ -13,6 +14,9 @@ from click.testing import CliRunner
 
 import streamworker.cli
 from streamworker.cli.commands import COMMANDS, cli
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -44,6 +48,32 @@ def test_help_lists_every_command_with_its_first_line() -> None:
 
     for name in COMMANDS:
         assert f"\n  {name} " in output
+
+
+def groups(command: click.Command, *path: str) -> Iterator[tuple[str, ...]]:
+    """Yield the paths of all groups of commands, from `command` down."""
+    if isinstance(command, click.Group):
+        yield path
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from groups(inner, *path, name)
+
+
+@pytest.mark.parametrize("path", [*groups(cli)], ids=lambda path: " ".join(("streamworker", *path)))
+def test_help_at_80_columns_cuts_no_description_of_a_command(path: tuple[str, ...]) -> None:
+    """click ends a description that does not fit with three dots."""
+    result = CliRunner().invoke(cli, [*path, "--help"], terminal_width=80)
+    listed = result.output.partition("\nCommands:\n")[2].splitlines()
+
+    assert listed
+    assert [line for line in listed if line.endswith("...") or len(line) > 80] == []
+
+
+def test_groups_of_commands_are_all_found() -> None:
+    """The test of their help would pass without them."""
+    assert {"", "gateway", "dlq", "topics"} <= {" ".join(path) for path in groups(cli)}
 
 
 def test_unknown_command_is_bad_usage() -> None:
