@@ -185,3 +185,14 @@ def test_budget_period_of_a_later_refusal_is_bounded_too() -> None:
     budget.refused(1, 1, 86_400)
 
     assert budget.wait_s(1) <= MARGIN * MAX_PERIOD_S
+
+
+def test_budget_whose_calls_are_all_gone_still_allows_one() -> None:
+    """A known limit, and another client that uses all of it: without a call in hand nothing would be learned again."""
+    budget = learned(3, 60)
+    budget.enter(200)
+    budget.refused(200, 200, 60)
+
+    assert budget.wait_s(200) == 0
+    budget.enter(200)
+    assert budget.wait_s(200) == pytest.approx(60 * MARGIN)
