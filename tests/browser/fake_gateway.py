@@ -15,11 +15,14 @@ from streamworker.gateway import page_files
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-__all__ = ["ATTEMPT", "FakeGateway", "delta", "started", "usage"]
+__all__ = ["ATTEMPT", "KEY", "NOT_STARTED", "FakeGateway", "delta", "started", "usage"]
 
 ATTEMPT = "a1"
 
 KEY = "swk_fake"
+
+NOT_STARTED = {"queued": 40, "first_delta": None, "total": 0}
+"""The timing of a job that ended before its first delta."""
 
 
 def started(job_id: str, attempt: str = ATTEMPT, **members: Any) -> dict[str, Any]:
@@ -89,6 +92,10 @@ class FakeGateway:
     def __init__(self, *, is_open: bool = True) -> None:
         self.is_open = is_open
         self.credentials = {KEY, "token"}
+        self.confirms = True
+        """Whether submissions are answered."""
+        self.cancels = True
+        """Whether callers may cancel."""
         self.received: list[dict[str, Any]] = []
         self.requests: list[tuple[str, str]] = []
         self.connections: list[web.WebSocketResponse] = []
@@ -216,7 +223,7 @@ class FakeGateway:
                 await connection.close(code=4401)
                 return
             await _send(connection, {"type": "welcome", "limits": {}})
-        elif kind == "submit":
+        elif kind == "submit" and self.confirms:
             self._count += 1
             job_id = message["job"].get("job_id", f"0199f3c2-7a10-7c3e-9f00-{self._count:012x}")
             self.logs.setdefault(job_id, [])
@@ -237,7 +244,7 @@ class FakeGateway:
     async def _subscribe(self, connection: web.WebSocketResponse, message: dict[str, Any]) -> None:
         job_id, name = message["job_id"], message["id"]
         if job_id not in self.logs:
-            text = "no event of this job since 02:11:40Z"
+            text = f"job {job_id} was not found"
             await _send(
                 connection,
                 {"type": "error", "id": name, "error": {"code": "job_not_found", "message": text}},
@@ -251,18 +258,20 @@ class FakeGateway:
 
     async def _job(self, request: web.Request) -> web.Response:
         if request.match_info["id"] not in self.logs:
-            return _error(404, "job_not_found")
+            return _not_found(request)
         return web.json_response({"status": "running"})
 
     async def _cancel(self, request: web.Request) -> web.Response:
         self.requests.append(("cancel", request.match_info["id"]))
+        if not self.cancels:
+            return _error(403, "forbidden", "the key has no scope cancel")
         return web.json_response({"job_id": request.match_info["id"], "cancelling": True}, status=202)
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         job_id = request.match_info["id"]
         self.requests.append(("events", request.headers.get("Last-Event-ID", "")))
         if job_id not in self.logs:
-            return _error(404, "job_not_found")
+            return _not_found(request)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         sent = _position(request.headers.get("Last-Event-ID"))
@@ -291,6 +300,10 @@ async def _send(connection: web.WebSocketResponse, message: dict[str, Any]) -> N
         await connection.send_str(json.dumps(message))
 
 
-def _error(status: int, code: str) -> web.Response:
-    error = {"message": "the job is not known", "code": code, "retriable": False}
+def _not_found(request: web.Request) -> web.Response:
+    return _error(404, "job_not_found", f"job {request.match_info['id']} was not found")
+
+
+def _error(status: int, code: str, message: str = "") -> web.Response:
+    error = {"message": message, "code": code, "retriable": False}
     return web.json_response({"error": error}, status=status)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from playwright.async_api import expect
 
-from tests.browser.fake_gateway import KEY, FakeGateway, delta, started, usage
+from tests.browser.fake_gateway import KEY, NOT_STARTED, FakeGateway, delta, started, usage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -26,6 +26,13 @@ GREEK = "Το φως του ήλιου φαίνεται λευκό, αλλά ε�
 THOUGHT = (
     "The reader wants three sentences. Scattering grows with the fourth power of the frequency, so blue wins."
 )
+
+
+EARLIER = """(ms) => {
+    const jobs = JSON.parse(sessionStorage["streamworker.jobs"]).map((job) => ({ ...job, at: job.at - ms }));
+    addEventListener("pagehide", () => (sessionStorage["streamworker.jobs"] = JSON.stringify(jobs)));
+}"""
+"""Let the jobs of the page be older after the next reload."""
 
 
 class Scene(NamedTuple):
@@ -82,7 +89,14 @@ async def _waiting(fake: FakeGateway, page: Page) -> None:
     await new_job(fake, page)
 
 
-async def _held(fake: FakeGateway, page: Page) -> None:
+async def _waiting_long(fake: FakeGateway, page: Page) -> None:
+    await new_job(fake, page)
+    await stored(page, "streamworker.jobs")
+    await page.evaluate(EARLIER, 12_000)
+    await page.reload()
+
+
+async def _refused_key(fake: FakeGateway, page: Page) -> None:
     job_id = await new_job(fake, page)
     error = {"code": "auth", "message": "Incorrect API key provided", "http_status": 401}
     await fake.publish(
@@ -93,7 +107,7 @@ async def _held(fake: FakeGateway, page: Page) -> None:
             usage=None,
             usage_source="none",
             error=error,
-            timing={"total": 30000, "queued": 12},
+            timing=NOT_STARTED | {"queued": 30_000},
         )
     )
 
@@ -151,9 +165,10 @@ async def _interrupted(fake: FakeGateway, page: Page) -> None:
 async def _failed(fake: FakeGateway, page: Page) -> None:
     job_id = await new_job(fake, page)
     error = {"code": "upstream_rejected", "message": "max_tokens is too large: 900000", "http_status": 400}
-    await fake.publish(
-        started(job_id), usage(job_id, 1, "failed", usage=None, usage_source="none", error=error)
+    ending = usage(
+        job_id, 1, "failed", usage=None, usage_source="none", error=error, timing=NOT_STARTED | {"total": 812}
     )
+    await fake.publish(started(job_id), ending)
 
 
 async def _cancelled(fake: FakeGateway, page: Page) -> None:
@@ -179,7 +194,7 @@ async def _expired(fake: FakeGateway, page: Page) -> None:
             usage=None,
             usage_source="none",
             error=error,
-            timing={"total": 0, "queued": 90000},
+            timing=NOT_STARTED | {"queued": 90_000},
         )
     )
 
@@ -221,6 +236,39 @@ async def _token_expired(fake: FakeGateway, page: Page) -> None:
     await fake.close(4401)
 
 
+async def _read_only(fake: FakeGateway, page: Page) -> None:
+    await _key_in_use(fake, page)
+    await fake.publish(usage(await new_job(fake, page), 0))
+    await stored(page, "streamworker.token")
+    await page.reload()
+
+
+async def _key_in_use(_fake: FakeGateway, page: Page) -> None:
+    await page.fill("#key", KEY)
+    await page.click("#key-use")
+    await page.wait_for_selector('[data-link="live"]')
+
+
+async def _wrong_key(_fake: FakeGateway, page: Page) -> None:
+    await page.fill("#key", "swk_wrong")
+    await page.click("#key-use")
+
+
+async def _not_confirmed(fake: FakeGateway, page: Page) -> None:
+    fake.confirms = False
+    await send_prompt(page)
+    await page.wait_for_selector("text=Sending")
+    await fake.close(1012)
+    await page.wait_for_selector('[data-link="live"]')
+
+
+async def _cancel_refused(fake: FakeGateway, page: Page) -> None:
+    job_id = await new_job(fake, page)
+    await _text(fake, job_id)
+    fake.cancels = False
+    await page.click(".cancel")
+
+
 async def _unknown(fake: FakeGateway, page: Page) -> None:
     await page.goto(f"{fake.url}#job=acme.0199f3c2-0000-7c3e-9f00-000000000000")
 
@@ -228,7 +276,7 @@ async def _unknown(fake: FakeGateway, page: Page) -> None:
 async def _alone(fake: FakeGateway, page: Page) -> None:
     await _reasoning(fake, page)
     await page.click(".only >> nth=0")
-    await page.wait_for_selector(".alone .answer p")
+    await page.wait_for_selector("#alone .answer p")
 
 
 async def _many(fake: FakeGateway, page: Page) -> None:
@@ -245,7 +293,12 @@ SCENES = {
     "nothing": Scene(_nothing, ("Nothing yet.", "Live")),
     "no-key": Scene(_no_key, ("No key", "This gateway asks for an API key."), is_open=False),
     "waiting": Scene(_waiting, ("Waiting", "Waiting for a worker.")),
-    "held": Scene(_held, ("Failed", "Held: the upstream refuses the worker's key.")),
+    "waiting-long": Scene(
+        _waiting_long, ("Waiting", "Still waiting.", "it refuses the key, or limits the rate.")
+    ),
+    "refused-key": Scene(
+        _refused_key, ("Failed", "The upstream refuses the worker's key.", "auth: Incorrect API key")
+    ),
     "streaming": Scene(_streaming, ("Streaming", "every part of the sky")),
     "reasoning": Scene(_reasoning, ("Reasoning", "fourth power")),
     "tools": Scene(_tools, ("Tool call: get_weather", '"unit": "celsius"')),
@@ -259,7 +312,14 @@ SCENES = {
     "restarting": Scene(_restarting, ("Reconnecting in", "Streams continue where they stopped.")),
     "offline": Scene(_offline, ("Offline", "This device has no network.")),
     "token-expired": Scene(_token_expired, ("Token expired", "Enter a key to go on."), is_open=False),
-    "unknown": Scene(_unknown, ("Unknown job",)),
+    "read-only": Scene(_read_only, ("Read only", "Enter a key to send prompts."), is_open=False),
+    "key-in-use": Scene(_key_in_use, ("Live", "Key in use", "Forget"), is_open=False),
+    "wrong-key": Scene(_wrong_key, ("Not accepted", "does not accept this key."), is_open=False),
+    "not-confirmed": Scene(_not_confirmed, ("Not confirmed", "It may run all the same.")),
+    "cancel-refused": Scene(_cancel_refused, ("Streaming", "the key has no scope cancel")),
+    "unknown": Scene(
+        _unknown, ("Unknown job", "job_not_found: ", "Try again", "acme.0199f3c2-0000-7c3e-9f00-000000000000")
+    ),
     "alone": Scene(_alone, ("All jobs", "every part of the sky")),
     "many": Scene(_many, ("200",)),
 }

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from playwright.async_api import Page, expect
 
+from tests.browser.audit import complaints
+from tests.browser.conftest import WINDOW
+from tests.browser.extremes import EXTREMES
 from tests.browser.fake_gateway import KEY, FakeGateway, delta, started, usage
 from tests.browser.scenes import SCENES, TEXT, new_job, send_prompt, stored
 
@@ -18,14 +21,17 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PHONE = {"width": 390, "height": 844}
-WINDOW = {"width": 1280, "height": 800}
 LOOKS: dict[str, tuple[Any, Any]] = {
     "dark": ("dark", WINDOW),
     "light": ("light", WINDOW),
-    "phone": ("dark", PHONE),
+    "phone-dark": ("dark", PHONE),
+    "phone-light": ("light", PHONE),
+    "narrow": ("light", {"width": 320, "height": 568}),
+    "zoomed": ("dark", {"width": 640, "height": 400}),  # 1280 x 800 at 200 %
 }
 
 
+ALL = SCENES | EXTREMES
 USUAL = {
     "nothing",
     "waiting",
@@ -35,19 +41,23 @@ USUAL = {
     "superseded",
     "offline",
     "token-expired",
+    "unknown",
+    "long-names",
+    "large-counts",
 }
 """The states that every run of the tests looks at. `make test-long` looks at all."""
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in USUAL else [pytest.mark.long]) for name in SCENES]
+    "name", [pytest.param(name, marks=[] if name in USUAL else [pytest.mark.long]) for name in ALL]
 )
 async def test_page_shows_each_state_in_words_on_every_screen(name: str, tab: Tab, tmp_path: Path) -> None:
-    """The words of the state are visible in both colour schemes and on a phone, and nothing is cut at the side."""
-    scene = SCENES[name]
+    """In both colour schemes, on a phone and zoomed, the words of the state can be read and nothing is cut or overlaps."""
+    scene = ALL[name]
     kept = Path(os.environ.get("STREAMWORKER_TEST_PICTURES") or tmp_path)
     async with FakeGateway(is_open=scene.is_open) as fake, tab(fake.url) as page:
         await scene.play(fake, page)
+        found: set[str] = set()
         for look, (scheme, window) in LOOKS.items():
             await page.emulate_media(color_scheme=scheme)
             await page.set_viewport_size(window)
@@ -55,7 +65,8 @@ async def test_page_shows_each_state_in_words_on_every_screen(name: str, tab: Ta
                 await expect(page.get_by_text(text).locator("visible=true").first).to_be_visible()
             picture = await page.screenshot(animations="disabled", path=str(kept / f"{name}-{look}.png"))
             assert len(picture) > 10_000
-            assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            found |= {f"{look}: {text}" for text in await complaints(page)}
+    assert found == set()
 
 
 async def _finished(fake: FakeGateway, page: Page, text: str = TEXT) -> str:
@@ -349,7 +360,7 @@ async def test_page_cancels_a_job(tab: Tab) -> None:
         await fake.publish(usage(job_id, 0, "cancelled", usage=None, usage_source="none"))
         await expect(page.locator(".cancel")).to_be_hidden()
 
-        assert [m["job_id"] for m in fake.received if m["type"] == "cancel"] == [job_id]
+        assert [job for kind, job in fake.requests if kind == "cancel"] == [job_id]
 
 
 async def test_page_fills_a_sample_prompt(tab: Tab) -> None:

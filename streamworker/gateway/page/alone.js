@@ -6,8 +6,8 @@ const AGAIN_MS = 3000;
 const NAMES = ["started", "delta", "usage", "snapshot"];
 
 /**
- * Read a job's events until its end, from its cursor if it has one. `on` has the callbacks `event(event, cursor)`,
- * `live()`, `expired()` and `refused(error)`. Return a function that stops reading.
+ * Read a job's events from its cursor, if it has one, until its end. `on` has `event(event, cursor)`, `live()`,
+ * `expired()` and `refused(error)`. Return a function that stops reading.
  */
 export function readJob({ jobId, cursor }, identity, on) {
 	const path = `v1/jobs/${encodeURIComponent(jobId)}`;
@@ -27,7 +27,7 @@ export function readJob({ jobId, cursor }, identity, on) {
 		for (const name of NAMES) source.addEventListener(name, take);
 		source.addEventListener("position", (message) => (cursor = message.lastEventId));
 		source.addEventListener("closing", (message) => {
-			// EventSource connects again by itself, with the last id, after the `retry` that came along.
+			// EventSource connects again by itself, with the last id.
 			isExpired = JSON.parse(message.data).reason === "token_expired";
 		});
 	}
@@ -44,7 +44,7 @@ export function readJob({ jobId, cursor }, identity, on) {
 			stop();
 			on.expired();
 		} else if (source.readyState === EventSource.CLOSED) {
-			// EventSource takes every status but 200 as final, and does not reveal it: ask for it.
+			// EventSource takes every status but 200 as final, and hides it.
 			const response = await identity.get(path).catch(() => null);
 			if (isStopped) return;
 			if (response === null || response.ok || response.status >= 500) {

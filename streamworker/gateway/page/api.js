@@ -1,11 +1,10 @@
-// Requests to the gateway. Addresses are relative to the page, so it works below any path.
+// Requests. Addresses are relative: the page works below any path.
 
 import { claims } from "./store.js";
 
 const TTL_S = 3600;
 const RENEW_AT = 0.8;
 
-/** Return an address of the gateway: `address("v1/ws")`. */
 export function address(path, scheme = "http") {
 	const url = new URL(path, document.baseURI);
 	url.hash = "";
@@ -13,7 +12,7 @@ export function address(path, scheme = "http") {
 	return url;
 }
 
-/** The caller's identity: a key that is kept in memory, or a read token that survives a reload of the tab. */
+/** A key, which is kept in memory, or a read token, which survives a reload of the tab. */
 export class Identity {
 	#store;
 	#key = "";
@@ -26,22 +25,19 @@ export class Identity {
 		this.isRequired = true;
 	}
 
-	/** Whether prompts can be sent. */
 	get canSend() {
 		return !this.isRequired || this.#key !== "";
 	}
 
-	/** Whether a key is in use. */
 	get hasKey() {
 		return this.#key !== "";
 	}
 
-	/** Return the key or the token, or null. */
 	credential() {
 		return this.#key || this.#token?.token || null;
 	}
 
-	/** Return the read token, which may be part of an address, or null. */
+	/** Return what may be part of an address. */
 	token() {
 		return this.#token?.token ?? null;
 	}
@@ -50,7 +46,6 @@ export class Identity {
 		this.#key = key;
 	}
 
-	/** Forget key and token. */
 	forget() {
 		clearTimeout(this.#renewal);
 		this.#key = "";
@@ -58,7 +53,7 @@ export class Identity {
 		this.#store.saveToken(null);
 	}
 
-	/** Get a read token for these jobs, and renew it while the key is in memory. Keys without that right get none. */
+	/** Get a read token for these jobs, and renew it while there is a key. Keys without that right get none. */
 	async renew(jobIds) {
 		clearTimeout(this.#renewal);
 		if (!this.#key || jobIds().length === 0) return;
@@ -89,7 +84,6 @@ export class Identity {
 	}
 }
 
-/** Return the members of an error body: `{code, message}`. */
 export async function errorOf(response) {
 	const body = await response.json().catch(() => null);
 	return body?.error ?? { code: String(response.status), message: `The gateway answered ${response.status}.` };

@@ -1,4 +1,4 @@
-// The jobs of the page and their cards. Cards change once per animation frame, however many messages came.
+// The jobs and their cards. Cards change once per animation frame, however many messages came.
 
 import { Card } from "./card.js";
 import { announcement } from "./format.js";
@@ -16,7 +16,7 @@ export class Board {
 	#saving = null;
 	#nextKey = 1;
 
-	/** `actions` has `cancel(job)` and `again(job)`, which the cards call. */
+	/** `actions` has `cancel(job)` and `again(job)`. */
 	constructor(root, store, figures, actions) {
 		Object.assign(this, { root, store, figures, actions });
 		this.visible = new IntersectionObserver((entries) => {
@@ -39,16 +39,12 @@ export class Board {
 	/** Add a job with a card in front of all others, or in `root`; return its key. */
 	add(members, root = this.root) {
 		const key = `j${this.#nextKey++}`;
-		const card = new Card({
-			cancel: () => this.actions.cancel(this.get(key)),
-			again: () => this.actions.again(this.get(key)),
-		});
+		const card = new Card((name) => this.actions[name](this.get(key)));
 		this.#jobs.set(key, newJob({ ...members, key }));
 		this.#cards.set(key, card);
 		card.root.dataset.key = key;
 		this.visible.observe(card.root);
-		root.append(card.root);
-		if (root === this.root) root.prepend(card.root);
+		root[root === this.root ? "prepend" : "append"](card.root);
 		this.touch(key);
 		this.#trim();
 		return key;

@@ -1,4 +1,4 @@
-// The card of one job. A card changes the page only where its job has changed, and only within an animation frame.
+// The card of one job. It changes only where its job has changed, and only within an animation frame.
 
 import { age, describe, duration, elapsed, number, restartNote, shortId, tokens } from "./format.js";
 import { announce, setIcon, setText } from "./header.js";
@@ -10,7 +10,7 @@ const BLOCK_CHARACTERS = 800;
 
 const clone = (id) => document.getElementById(id).content.firstElementChild.cloneNode(true);
 
-/** Text that grows at its end. It is kept in blocks that end with a line: a browser lays out the last one only. */
+/** Text that grows at its end, in blocks of whole lines: a browser lays out the last one only. */
 class GrowingText {
 	#node;
 	#shown = 0;
@@ -99,10 +99,11 @@ export class Card {
 	#voidedUntil = 0;
 	#follows = true;
 	#seen = "";
+	#label = "";
 	isVisible = true;
 
-	/** `on` has the callbacks `cancel()` and `again()`. */
-	constructor(on) {
+	/** `act` is called with "cancel" or "again". */
+	constructor(act) {
 		this.root = clone("card");
 		for (const node of this.root.querySelectorAll("[class], use")) {
 			this.#parts[node.classList.item(node.classList.length - 1) ?? "use"] = node;
@@ -111,8 +112,8 @@ export class Card {
 		body.addEventListener("scroll", () => {
 			this.#follows = body.scrollHeight - body.scrollTop - body.clientHeight < NEAR_END_PX;
 		});
-		cancel.addEventListener("click", () => on.cancel());
-		again.addEventListener("click", () => on.again());
+		cancel.addEventListener("click", () => act("cancel"));
+		again.addEventListener("click", () => act("again"));
 		id.addEventListener("click", () => this.#copy());
 	}
 
@@ -135,12 +136,12 @@ export class Card {
 		return isVoided;
 	}
 
-	/** Scroll to the end unless the reader has scrolled up. Call it after all cards have changed: one layout for all. */
+	/** Scroll to the end unless the reader has scrolled up. Call it after all cards have changed. */
 	follow() {
 		if (this.#follows && this.isVisible) this.#parts.body.scrollTop = this.#parts.body.scrollHeight;
 	}
 
-	// The text of a former attempt stays for a second, greyed, so that the reader sees what happened.
+	// The text of a former attempt stays for a second, greyed.
 	#begin(job, now) {
 		if (this.#choices.size && job.attempts > 1) this.#voidedUntil = now + VOIDED_MS;
 		else this.#clear();
@@ -155,26 +156,27 @@ export class Card {
 	#renderAge(job, now) {
 		const text = job.ending?.timing ? duration(age(job, now)) : isOver(job) ? "" : elapsed(age(job, now));
 		setText(this.#parts.age, text);
-		const at = new Date(job.at);
-		this.#parts.age.title ||= `Submitted ${at.toLocaleTimeString()} (${at.toISOString()})`;
 	}
 
 	#renderState(job, state) {
-		const { use, word, model, prompt, detail, restart, error, facts } = this.#parts;
-		const fault = job.ending?.error;
+		const { use, word, age: when, model, prompt, detail, restart, error, facts } = this.#parts;
+		const fault = job.ending?.error ?? job.error;
 		this.root.dataset.tone = state.tone;
 		setIcon(use, state.tone);
 		setText(word, state.word);
 		setText(model, job.model);
 		setText(prompt, job.prompt);
+		const at = new Date(job.at);
+		when.title = `Submitted ${at.toLocaleTimeString()} (${at.toISOString()})`;
 		model.title = job.model;
 		prompt.title = job.prompt;
 		setText(restart, restartNote(job));
 		restart.hidden = job.attempts < 2;
 		setText(detail, state.detail);
 		setText(error, fault ? `${fault.code}: ${fault.message}` : "");
+		error.title = error.textContent;
 		error.hidden = !fault;
-		facts.title = job.ending?.usage ? JSON.stringify(job.ending.usage) : "";
+		facts.title = job.ending ? `${facts.textContent} ${JSON.stringify(job.ending.usage)}` : "";
 		this.#renderActions(job);
 	}
 
@@ -186,7 +188,7 @@ export class Card {
 		if (job.jobId === null || id.title === job.jobId) return;
 		id.hidden = only.hidden = false;
 		id.title = job.jobId;
-		id.textContent = shortId(job.jobId);
+		id.textContent = this.#label = job.isAlone ? job.jobId : shortId(job.jobId);
 		id.setAttribute("aria-label", `Copy job id ${job.jobId}`);
 		only.href = `#job=${encodeURIComponent(job.jobId)}`;
 	}
@@ -210,9 +212,9 @@ export class Card {
 			await navigator.clipboard.writeText(id.title);
 			id.textContent = "Copied";
 			announce("Job id copied.");
-			setTimeout(() => (id.textContent = shortId(id.title)), 1200);
+			setTimeout(() => (id.textContent = this.#label), 1200);
 		} catch {
-			id.textContent = id.title; // no clipboard without TLS: the whole id can be selected
+			id.textContent = id.title; // no clipboard without TLS: select it
 		}
 	}
 }

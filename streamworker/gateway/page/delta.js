@@ -1,9 +1,9 @@
-// Read the generated text of a delta. Providers send it under several names; unknown members are ignored.
+// Read the generated text of a delta. Providers send it under several names.
 
 const objects = (value) => (Array.isArray(value) ? value.filter((item) => item && typeof item === "object") : []);
 const string = (value) => (typeof value === "string" ? value : "");
 
-/** Split a delta, or a whole message, into `{text, reasoning, refusal, calls}`; `calls` are fragments of tool calls. */
+/** Split a delta, or a message, into `{text, reasoning, refusal, calls}`; `calls` are fragments of tool calls. */
 export function split(delta) {
 	const [text, thinking] = content(delta.content);
 	return {

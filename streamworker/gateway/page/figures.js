@@ -1,4 +1,4 @@
-// Figures of the last ten seconds, in bounded memory.
+// Figures of ten seconds, in bounded memory.
 
 const SPAN_MS = 10_000;
 const STEP_MS = 500;
@@ -9,19 +9,17 @@ export class Figures {
 	#firsts = [];
 	#began = null;
 
-	/** Count a delta that came at `now` (ms). */
 	delta(now) {
 		const step = Math.floor(now / STEP_MS);
 		this.#began ??= now;
 		this.#counts.set(step, (this.#counts.get(step) ?? 0) + 1);
 	}
 
-	/** Note the time to a first delta (ms). */
 	first(now, ms) {
 		this.#firsts = [...this.#firsts.slice(1 - MAX_FIRSTS), { now, ms }];
 	}
 
-	/** Return `{deltasPerSecond, firstDeltaMs}`; `firstDeltaMs` is the median, or null. */
+	/** Return the figures at `now` (ms); `firstDeltaMs` is the median, or null. */
 	at(now) {
 		let deltas = 0;
 		for (const [step, count] of this.#counts) {

@@ -1,38 +1,41 @@
-// Words and numbers of the page. Pure functions: time is a parameter.
+// Words and numbers. Time is a parameter.
 
-const WAIT_IS_LONG_MS = 10_000;
+const LONG_MS = 10_000;
+const STILL_WAITING = "Still waiting. All workers are busy, or the upstream is held: it refuses the key, or limits the rate.";
 
 /** Return `{word, tone, detail}` of a job: `tone` selects icon and colour, `detail` may be empty. */
 export function describe(job, now) {
+	const [word, tone, detail = ""] = wordsOf(job, now);
+	return { word, tone, detail };
+}
+
+function wordsOf(job, now) {
 	const { state } = job;
 	if (state === "refused") return refused(job.error ?? {});
 	if (state === "ended") return ended(job.ending);
-	if (state === "sending") return { word: "Sending", tone: "wait", detail: "" };
-	if (job.isCancelling) return { word: "Cancelling", tone: "off", detail: "" };
-	if (state === "waiting") {
-		const isLong = now - job.at > WAIT_IS_LONG_MS;
-		return {
-			word: "Waiting",
-			tone: "wait",
-			detail: isLong ? "Still waiting: all workers are busy, or the upstream is held." : "Waiting for a worker.",
-		};
-	}
-	const words = { reasoning: "Reasoning", call: "Calling a tool", text: "Streaming" };
-	const detail = job.activity === null ? "Waiting for the first token." : "";
-	return { word: words[job.activity] ?? "Started", tone: "run", detail };
+	if (state === "sending") return ["Sending", "wait"];
+	if (job.isCancelling) return ["Cancelling", "off"];
+	if (state === "waiting") return ["Waiting", "wait", now - job.at > LONG_MS ? STILL_WAITING : "Waiting for a worker."];
+	return ACTIVITIES[job.activity] ?? ["Started", "run", "Waiting for the first token."];
 }
 
+const ACTIVITIES = {
+	reasoning: ["Reasoning", "run"],
+	call: ["Calling a tool", "run"],
+	text: ["Streaming", "run"],
+};
+
 const REASONS = {
-	auth: "Held: the upstream refuses the worker's key.",
-	quota: "Held: the upstream account is empty.",
-	rate_limited: "Held: the upstream limits the rate of calls.",
+	auth: "The upstream refuses the worker's key.",
+	quota: "The upstream account is empty.",
+	rate_limited: "The upstream limits the rate of calls.",
 	upstream_unavailable: "The upstream is not available.",
 	deadline: "The deadline of the job has passed.",
 };
 
 const ENDINGS = {
 	completed: ["Completed", "done"],
-	interrupted: ["Interrupted", "broken"],
+	interrupted: ["Interrupted", "broken", "The text above is kept."],
 	failed: ["Failed", "failed"],
 	rejected: ["Rejected", "failed"],
 	cancelled: ["Cancelled", "off"],
@@ -40,24 +43,28 @@ const ENDINGS = {
 };
 
 function ended({ status, error }) {
-	const [word, tone] = ENDINGS[status] ?? [status, "off"];
-	const reason = status === "interrupted" ? "The text above is kept." : REASONS[error?.code];
-	return { word, tone, detail: reason ?? "" };
+	const [word, tone, detail] = ENDINGS[status] ?? [status, "off"];
+	return [word, tone, detail ?? REASONS[error?.code]];
 }
+
+const REFUSALS = {
+	job_not_found: ["Unknown job", "off", "The id is wrong, or the events of the job are no longer stored."],
+	cursor_lost: ["No longer stored", "off"],
+	unconfirmed: ["Not confirmed", "off", "The gateway did not confirm the job. It may run all the same."],
+};
 
 function refused({ code, message }) {
-	const word = { job_not_found: "Unknown job", cursor_lost: "No longer stored" }[code];
-	return { word: word ?? "Refused", tone: word ? "off" : "failed", detail: message ?? "The gateway gave no reason." };
+	return REFUSALS[code] ?? ["Refused", "failed", message ? "" : "The gateway gave no reason."];
 }
 
-/** Return the explanation of an attempt that is not the first; empty for the first. */
+/** Explain an attempt that is not the first; empty for the first. */
 export function restartNote({ attempts, cause }) {
 	if (attempts < 2) return "";
 	const why = { redelivered: "after a worker died", restart: "after the stream broke" }[cause];
 	return `Began again${why ? ` ${why}` : ""}: attempt ${attempts}`;
 }
 
-/** Return "29 tokens reported": the count of generated tokens and the word for its source. */
+/** Return "29 tokens reported": generated tokens, and the word for their source. */
 export function tokens(ending) {
 	const count = generatedTokens(ending);
 	const word = sourceWord(ending.usage_source);
@@ -65,7 +72,6 @@ export function tokens(ending) {
 	return count === null ? `tokens ${word}` : `${number(count)} ${count === 1 ? "token" : "tokens"} ${word}`;
 }
 
-/** Return the generated tokens of a terminal event, or null. */
 export function generatedTokens({ usage }) {
 	const count = usage?.completion_tokens ?? usage?.output_tokens;
 	return Number.isFinite(count) ? count : null;
@@ -80,7 +86,7 @@ export function duration(ms) {
 	return ms < 999.5 ? `${Math.round(ms)} ms` : elapsed(ms);
 }
 
-/** Return the time that a job has run, in steps that do not flicker: "0.4 s", "12 s", "3:05". */
+/** Return a time that runs, in steps that do not flicker: "0.4 s", "12 s", "3:05". */
 export function elapsed(ms) {
 	if (ms < 10_000) return `${(Math.floor(Math.max(0, ms) / 100) / 10).toFixed(1)} s`;
 	const seconds = Math.floor(ms / 1000);
@@ -94,15 +100,17 @@ function clock(seconds) {
 	return minutes < 60 ? `${minutes}:${rest}` : `${Math.floor(minutes / 60)}:${two(minutes % 60)}:${rest}`;
 }
 
-/** Return how long a job has taken, in ms: queue and attempt when it has ended, else since its submission. */
+/** Return how long a job has taken (ms): queue and attempt, or the time since its submission. */
 export function age(job, now) {
 	const timing = job.ending?.timing;
 	if (timing && Number.isFinite(timing.total)) return timing.total + (timing.queued ?? 0);
 	return now - job.at;
 }
 
+/** Return a number: "1,234,567", "12.3M". */
 export function number(value) {
-	return Math.round(value).toLocaleString("en-US");
+	const options = value < 1e7 ? { maximumFractionDigits: 0 } : { maximumFractionDigits: 1, notation: "compact" };
+	return value.toLocaleString("en-US", options);
 }
 
 /** Return the end of an id: ids of one minute differ there. */
@@ -110,7 +118,6 @@ export function shortId(jobId) {
 	return jobId.length <= 16 ? jobId : `…${jobId.slice(-12)}`;
 }
 
-/** Return the announcement of an ending for screen readers. */
 export function announcement(job) {
 	const { word, detail } = describe(job, 0);
 	return [`Job ${shortId(job.jobId ?? "")} ${word.toLowerCase()}.`, job.ending ? `${tokens(job.ending)}.` : "", detail]

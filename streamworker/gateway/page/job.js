@@ -1,9 +1,9 @@
-// The state of one job, as its card shows it. `reduce` is the rule for readers of the event stream:
-// on `started` forget the text, on `snapshot` replace it, on `delta` append, on `usage` stop; ignore other names.
+// The state of one job. `reduce` is the rule for readers of the event stream: on `started` forget the text,
+// on `snapshot` replace it, on `delta` append, on `usage` stop; ignore other names.
 
 import { split } from "./delta.js";
 
-/** state -> input -> next state. An input without a row changes nothing: an ended job stays as it is. */
+/** state -> input -> next state. An input without a row changes nothing. */
 export const TRANSITIONS = {
 	sending: { submitted: "waiting", refused: "refused" },
 	waiting: { started: "running", snapshot: "running", delta: "running", usage: "ended", refused: "refused" },
@@ -12,10 +12,10 @@ export const TRANSITIONS = {
 	ended: {},
 };
 
-/** The characters that are kept of one job: a page must not grow without a bound. */
+/** Kept of one job: a page must not grow without a bound. */
 export const MAX_CHARACTERS = 1_000_000;
 
-/** Return a job that is being submitted or, if it has a `jobId`, one that is looked up. Times are ms since the epoch. */
+/** Return a job that is submitted or, if it has a `jobId`, looked up. Times are ms since the epoch. */
 export function newJob(members) {
 	return {
 		key: "",
@@ -50,10 +50,9 @@ const EMPTY = {
 	firstDeltaMs: null,
 };
 
-/** Whether nothing more comes of a job. */
 export const isOver = ({ state }) => state === "ended" || state === "refused";
 
-/** Return the job after an input: a message of the gateway, or an event of the job with its cursor. */
+/** Return the job after a message of the gateway, or after an event with its cursor. */
 export function reduce(job, input, cursor = null) {
 	if (input.type === "live") return { ...job, isLive: true };
 	if (input.type === "cancelling") return isOver(job) ? job : { ...job, isCancelling: true };

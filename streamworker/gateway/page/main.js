@@ -1,4 +1,4 @@
-// The page: jobs side by side over one websocket, or one job alone over EventSource.
+// Jobs side by side over one websocket, or one job alone over EventSource.
 
 import { readJob } from "./alone.js";
 import { Identity, address, errorOf } from "./api.js";
@@ -6,14 +6,15 @@ import { Board } from "./board.js";
 import { Figures } from "./figures.js";
 import { number } from "./format.js";
 import { isOver } from "./job.js";
-import { announce, setText, showFigures, showLink, showStrip } from "./header.js";
+import { $, announce, setText, showFigures, showLink, showStrip } from "./header.js";
 import { Link } from "./socket.js";
 import { Store } from "./store.js";
 
 const TICK_MS = 100;
 const AGAIN_MS = 3000;
+const COMPLAINT_MS = 10_000;
+const UNCONFIRMED = { type: "refused", error: { code: "unconfirmed", message: "the connection was lost" } };
 
-const $ = (id) => document.getElementById(id);
 const store = new Store(window);
 const identity = new Identity(store, Date.now());
 const figures = new Figures();
@@ -23,10 +24,9 @@ const ids = () => board.jobs.map((job) => job.jobId).filter(Boolean);
 let alone = null; // {key, stop}
 let probing = null;
 let isAdmitted = false;
+let quiet = null;
 
-// Connection
-
-/** Ask for the models: the answer reveals whether the gateway asks for a key. */
+// The answer reveals whether the gateway asks for a key.
 async function probe() {
 	clearTimeout(probing);
 	const response = await identity.get("v1/models").catch(() => null);
@@ -49,6 +49,7 @@ async function probe() {
 
 function phase() {
 	if (link.phase === "expired") identity.forget();
+	if (link.phase !== "live") for (const { key, state } of board.jobs) if (state === "sending") board.take(key, UNCONFIRMED);
 	showLink(link, identity);
 }
 
@@ -64,8 +65,7 @@ function subscribe(job) {
 	link.send({ type: "subscribe", id: key, job_id: jobId, ...how });
 }
 
-function message({ type, id: name, event, error, cursor, reason, ...rest }) {
-	const id = name?.replace("cancel ", "");
+function message({ type, id, event, error, cursor, reason, ...rest }) {
 	if (type === "event") board.take(id, event, cursor);
 	else if (type === "error") refuse(id, error);
 	else if (type !== "end") board.take(id, { type, cursor, ...rest });
@@ -79,8 +79,6 @@ function refuse(id, error) {
 	else board.take(id, { type: "refused", error });
 }
 
-// Actions
-
 function send() {
 	const prompt = $("prompt").value.trim();
 	const model = $("model").value.trim();
@@ -93,12 +91,11 @@ function send() {
 	}
 	$("prompt").value = "";
 	showCount();
-	window.scrollTo({ top: 0 });
+	scrollTo({ top: 0 });
 }
 
-async function cancel({ key, jobId, isAlone }) {
-	if (!isAlone) return link.send({ type: "cancel", id: `cancel ${key}`, job_id: jobId, reason: "cancelled on the page" });
-	const response = await identity.post(`v1/jobs/${encodeURIComponent(jobId)}/cancel`, {}).catch(() => null);
+async function cancel({ key, jobId }) {
+	const response = await identity.post(`v1/jobs/${encodeURIComponent(jobId)}/cancel`, { reason: "cancelled on the page" }).catch(() => null);
 	if (response?.ok) board.take(key, { type: "cancelling" });
 	else complain(response === null ? "The gateway does not answer." : (await errorOf(response)).message);
 }
@@ -110,11 +107,11 @@ function again({ key, isAlone }) {
 }
 
 function complain(words) {
-	showStrip(words);
+	showStrip(words, "failed");
 	announce(words);
+	clearTimeout(quiet);
+	quiet = setTimeout(() => showLink(link, identity), COMPLAINT_MS);
 }
-
-// One job alone
 
 function route() {
 	const id = decodeURIComponent(/^#job=(.+)$/.exec(location.hash)?.[1] ?? "");
@@ -143,8 +140,6 @@ async function read() {
 		refused: (error) => board.take(here.key, { type: "refused", error }),
 	});
 }
-
-// What the page shows besides the cards
 
 function tick() {
 	for (const job of board.jobs) if (!isOver(job)) board.touch(job.key);
@@ -208,15 +203,16 @@ document.addEventListener("keydown", (event) => {
 		else location.hash = "";
 	}
 });
-window.addEventListener("hashchange", route);
-window.addEventListener("offline", () => link.stop("offline"));
-window.addEventListener("online", probe);
-window.addEventListener("pagehide", () => board.save());
-// A page that comes back from the cache for back and forward has dead connections.
-window.addEventListener("pageshow", ({ persisted }) => {
+addEventListener("hashchange", route);
+addEventListener("offline", () => link.stop("offline"));
+addEventListener("online", probe);
+addEventListener("pagehide", () => board.save());
+// A page from the cache has dead connections.
+addEventListener("pageshow", ({ persisted }) => {
 	if (persisted) location.reload();
 });
 
+if (/Mac|iP/.test(navigator.platform)) document.querySelector("#send kbd").textContent = "⌘ ↵";
 for (const saved of store.jobs()) board.add(saved);
 setInterval(tick, TICK_MS);
 setInterval(() => showFigures(figures.at(performance.now()), board.jobs), 5 * TICK_MS);

@@ -1,4 +1,4 @@
-// One websocket for all jobs of the page: it connects again after every loss, and reports what the gateway sends.
+// One websocket for all jobs. It connects again after every loss.
 
 import { delay, move, verdict } from "./link.js";
 
@@ -15,8 +15,8 @@ export class Link {
 	tries = 0; // that failed one after another
 
 	/**
-	 * `credential()` returns a key, a token or null. `on` has the callbacks `phase()`, called after every change;
-	 * `live()`, called when messages may be sent; and `message(object)`. `browser` is the window, or a fake of it.
+	 * `credential()` returns a key, a token or null. `on` has `phase()`, called after every change; `live()`, called
+	 * when messages may be sent; and `message(object)`. `browser` is the window, or a fake of it.
 	 */
 	constructor(url, credential, on, browser) {
 		Object.assign(this, { url, credential, on, browser, phase: "idle", reason: "", retryAt: 0 });
@@ -75,7 +75,7 @@ export class Link {
 		this.on.live();
 	}
 
-	// A browser does not report a connection whose other end is gone, and answers pings unseen.
+	// A browser does not report that the other end is gone, and answers pings unseen.
 	#beat() {
 		if (this.#now() - this.#heardAt > DEAD_MS) this.#lose();
 		else this.send({ type: "ping" });

@@ -1,4 +1,4 @@
-// What survives a reload of this tab: the jobs with their cursors, and a read token. The key is kept in memory only.
+// What survives a reload of this tab: the jobs with their cursors, and a read token; not the key.
 
 const JOBS = "streamworker.jobs";
 const TOKEN = "streamworker.token";
@@ -9,7 +9,7 @@ const MAX_IDS = 64;
 export class Store {
 	#storage;
 
-	/** `browser` is the window: its `sessionStorage` raises where storage is blocked. */
+	/** `browser.sessionStorage` raises where storage is blocked. */
 	constructor(browser) {
 		try {
 			this.#storage = browser.sessionStorage;
@@ -18,7 +18,6 @@ export class Store {
 		}
 	}
 
-	/** Keep the newest jobs. */
 	saveJobs(jobs) {
 		const kept = jobs
 			.filter((job) => job.jobId !== null && job.error?.code !== "job_not_found")
@@ -29,13 +28,12 @@ export class Store {
 		this.#write(JOBS, kept);
 	}
 
-	/** Return the members of the saved jobs, oldest first. */
 	jobs() {
 		const saved = this.#read(JOBS);
 		return Array.isArray(saved) ? saved.filter((job) => job && typeof job.jobId === "string") : [];
 	}
 
-	/** Keep a token, `{token, expiresAt}` with `expiresAt` in ms, or forget it (null). */
+	/** Keep a token, `{token, expiresAt}` in ms, or forget it (null). */
 	saveToken(token) {
 		this.#write(TOKEN, token);
 	}
@@ -59,12 +57,12 @@ export class Store {
 			if (value === null) this.#storage.removeItem(name);
 			else this.#storage.setItem(name, JSON.stringify(value));
 		} catch {
-			// The quota is used up or the storage is blocked: a reload asks for the key again.
+			// Full or blocked: a reload asks for the key again.
 		}
 	}
 }
 
-/** Return the `jobs` of a read token for these ids: the ids themselves, or, for many, one prefix per tenant. */
+/** Return the `jobs` of a read token: these ids or, for many, one prefix per tenant. */
 export function claims(jobIds) {
 	const ids = [...new Set(jobIds)];
 	if (ids.length <= MAX_IDS) return ids;

@@ -10,7 +10,7 @@ const ended = (status, error = null, more = {}) => job({ state: "ended", ending:
 const words = [
 	["sending", job({ state: "sending" }), "Sending", "wait", /^$/],
 	["waiting", job({}), "Waiting", "wait", /Waiting for a worker/],
-	["waiting for long", job({ at: -60_000 }), "Waiting", "wait", /upstream is held/],
+	["waiting for long", job({ at: -60_000 }), "Waiting", "wait", /upstream is held: it refuses the key/],
 	["started", job({ state: "running" }), "Started", "run", /first token/],
 	["reasoning", job({ state: "running", activity: "reasoning" }), "Reasoning", "run", /^$/],
 	["streaming", job({ state: "running", activity: "text" }), "Streaming", "run", /^$/],
@@ -19,16 +19,17 @@ const words = [
 	["completed", ended("completed"), "Completed", "done", /^$/],
 	["interrupted", ended("interrupted", { code: "truncated" }), "Interrupted", "broken", /text above is kept/],
 	["failed", ended("failed", { code: "upstream_rejected" }), "Failed", "failed", /^$/],
-	["held key", ended("failed", { code: "auth" }), "Failed", "failed", /Held: the upstream refuses the worker's key/],
-	["held account", ended("expired", { code: "quota" }), "Expired", "off", /Held: the upstream account is empty/],
-	["held rate", ended("failed", { code: "rate_limited" }), "Failed", "failed", /Held: .*rate/],
+	["held key", ended("failed", { code: "auth" }), "Failed", "failed", /^The upstream refuses the worker's key\.$/],
+	["held account", ended("expired", { code: "quota" }), "Expired", "off", /^The upstream account is empty\.$/],
+	["held rate", ended("failed", { code: "rate_limited" }), "Failed", "failed", /^The upstream limits the rate/],
 	["rejected", ended("rejected", { code: "invalid_job" }), "Rejected", "failed", /^$/],
 	["cancelled", ended("cancelled", { code: "cancelled" }), "Cancelled", "off", /^$/],
 	["expired", ended("expired", { code: "deadline" }), "Expired", "off", /deadline/],
 	["a status of a later version", ended("paused"), "paused", "off", /^$/],
-	["unknown job", job({ state: "refused", error: { code: "job_not_found", message: "not since 2:00" } }), "Unknown job", "off", /not since/],
-	["lost cursor", job({ state: "refused", error: { code: "cursor_lost", message: "gone" } }), "No longer stored", "off", /gone/],
-	["refused", job({ state: "refused", error: { code: "invalid_job", message: "model is missing" } }), "Refused", "failed", /model is missing/],
+	["unknown job", job({ state: "refused", error: { code: "job_not_found", message: "not since 2:00" } }), "Unknown job", "off", /id is wrong/],
+	["lost cursor", job({ state: "refused", error: { code: "cursor_lost", message: "gone" } }), "No longer stored", "off", /^$/],
+	["refused", job({ state: "refused", error: { code: "invalid_job", message: "model is missing" } }), "Refused", "failed", /^$/],
+	["not confirmed", job({ state: "refused", jobId: null, error: { code: "unconfirmed" } }), "Not confirmed", "off", /may run all the same/],
 	["refused without a reason", job({ state: "refused" }), "Refused", "failed", /no reason/],
 ];
 for (const [name, state, word, tone, detail] of words) {
@@ -57,6 +58,10 @@ test("tokens have the word for their source, and unknown is not zero", () => {
 	assert.equal(format.sourceWord("later"), "later");
 });
 
+for (const [value, words] of [[0, "0"], [70.4, "70"], [9_999_999, "9,999,999"], [12_345_678, "12.3M"], [123_456_789_012, "123.5B"]]) {
+	test(`number ${value}`, () => assert.equal(format.number(value), words));
+}
+
 const durations = [[0, "0 ms"], [312.4, "312 ms"], [999.4, "999 ms"], [999.6, "0.9 s"], [1000, "1.0 s"], [4249, "4.2 s"], [9999, "9.9 s"], [10_000, "10 s"], [59_999, "59 s"], [60_000, "1:00"], [185_000, "3:05"], [3_600_000, "1:00:00"], [36_610_000, "10:10:10"]];
 for (const [ms, words] of durations) test(`duration ${ms}`, () => assert.equal(format.duration(ms), words));
 
@@ -77,5 +82,5 @@ test("short ids keep the end, where ids of one minute differ", () => {
 test("an announcement is one sentence each for state and tokens", () => {
 	const done = ended("completed", null, { usage: { completion_tokens: 29 }, usage_source: "upstream" });
 	assert.equal(format.announcement(done), "Job …0000000000c8 completed. 29 tokens reported.");
-	assert.match(format.announcement(ended("failed", { code: "auth" })), /failed\. no tokens\. Held:/);
+	assert.match(format.announcement(ended("failed", { code: "auth" })), /failed\. no tokens\. The upstream refuses/);
 });

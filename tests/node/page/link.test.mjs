@@ -30,6 +30,7 @@ const shown = [
 	[{ phase: "live" }, 0, true, "Live", "done"],
 	[{ phase: "live" }, 0, false, "Read only", "done"],
 	[{ phase: "connecting" }, 0, true, "Connecting", "wait"],
+	[{ phase: "connecting", tries: 2 }, 2400, true, "Reconnecting", "broken"],
 	[{ phase: "pausing", tries: 1 }, 2400, true, "Reconnecting in 3 s", "broken"],
 	[{ phase: "pausing", tries: 1 }, 100, true, "Reconnecting", "broken"],
 	[{ phase: "offline" }, 0, true, "Offline", "off"],
@@ -47,6 +48,11 @@ for (const [state, leftMs, canSend, word, tone] of shown) {
 
 test("the header names what to check when no connection succeeds", () => {
 	assert.match(describeLink({ phase: "pausing", tries: 1 }, 0, true).detail, /continue where they stopped/);
+	assert.equal(describeLink({ phase: "connecting", tries: 0 }, 0, true).detail, "");
+	for (const tries of [1, 5]) {
+		const details = ["pausing", "connecting"].map((phase) => describeLink({ phase, tries }, 0, true).detail);
+		assert.equal(details[0], details[1]); // the words stay while it tries again
+	}
 	assert.match(describeLink({ phase: "pausing", tries: 4 }, 0, true).detail, /gateway\.cors_origins/);
 });
 

@@ -135,7 +135,7 @@ def test_page_script_makes_no_markup_of_text(name: str) -> None:
 def test_page_script_imports_files_that_exist(name: str) -> None:
     """Each import names a file of the page and names that it exports."""
     for names, module in re.findall(r'import \{([^}]+)\} from "\./([^"]+)"', SCRIPTS[name]):
-        exported = set(re.findall(r"export (?:async )?(?:function|class|const) (\w+)", SOURCES[module]))
+        exported = set(re.findall(r"export (?:async )?(?:function|class|const) ([\w$]+)", SOURCES[module]))
         assert {part.strip() for part in names.split(",")} <= exported
 
 
@@ -175,9 +175,8 @@ def test_page_uses_ids_and_classes_that_exist() -> None:
 
 
 def _scheme(dark: bool) -> dict[str, str]:
-    light, night = re.findall(r":root \{(.*?)\}", SOURCES["style.css"], re.DOTALL)
-    colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", light))
-    return {**colours, **dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", night))} if dark else colours
+    pairs = re.findall(r"--([a-z-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\);", SOURCES["style.css"])
+    return {name: night if dark else light for name, light, night in pairs}
 
 
 def _luminance(colour: str) -> float:
