@@ -69,6 +69,10 @@ def noise(events: Events) -> None:
     events.kafka.write("streamworker.events", b"noise", partition=0)
 
 
+def tombstone(events: Events) -> None:
+    events.kafka.write("streamworker.events", None, partition=0)
+
+
 def other_key(events: Events) -> None:
     event = {"v": 1, "job_id": "j", "attempt": "a", "seq": 0, "type": "started", "ts": 1}
     events.kafka.write("streamworker.events", json.dumps(event).encode(), key=b"k", partition=0)
@@ -82,6 +86,7 @@ def other_key(events: Events) -> None:
         (two_ends, "after the terminal event: job j: another terminal event of a job that has ended"),
         (unopened, "no started: job j: "),
         (noise, "unreadable: job ?: "),
+        (tombstone, "unreadable: job ?: "),
         (other_key, "key: job j: the record's key is not the job's id"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -121,6 +126,39 @@ def test_second_terminal_event_of_a_job_that_was_submitted_again_is_sound(
     assert command("audit").code == 0
 
 
+def later_end(events: Events) -> None:
+    events.whole("j")
+    events.ended(4)
+
+
+@pytest.mark.parametrize("breach", [later_end, repeated])
+def test_breach_that_is_not_a_rejection_is_reported_although_the_job_was_submitted_again(
+    events: Events, command: Callable[..., Outcome], breach: Callable[[Events], None]
+) -> None:
+    """Only a terminal event with seq 0 may be a run of its own without `started`."""
+    breach(events)
+    events.kafka.write(JOBS, job("j"), key=b"k", headers=((RERUN, b"1"),))
+    ended = command("audit")
+
+    assert ended.code == 1
+    assert ended.lines[-1].endswith(": 1 breach")
+
+
+def test_second_terminal_events_beyond_the_bound_are_reported_at_once(
+    events: Events, command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bounded number of them waits for the job topics to be read."""
+    monkeypatch.setattr("streamworker.cli.audit._MAX_SUSPECTS", 2)
+    for job_id in ("a", "b", "c"):
+        events.whole(job_id)
+        events.ended(0, "rejected", job_id, attempt="b")
+        events.kafka.write(JOBS, job(job_id), key=b"k", headers=((RERUN, b"1"),))
+    ended = command("audit")
+
+    assert ended.code == 1
+    assert ended.lines[-1].endswith(": 1 breach")
+
+
 def test_job_topics_that_cannot_be_read_are_named(events: Events, command: Callable[..., Outcome]) -> None:
     """The audit goes on: its principal may have no right to read jobs."""
     two_ends(events)
@@ -142,6 +180,7 @@ def test_complete_audit_reports_open_and_lost_jobs(events: Events, command: Call
     events.kafka.write(JOBS, None, key=b"k")  # a tombstone is not a job
     events.whole("ended")
     events.started("open")
+    events.started("old")  # retention has removed its job record
 
     noise = events.kafka.write(
         JOBS, b"noise", partition=0
@@ -152,6 +191,7 @@ def test_complete_audit_reports_open_and_lost_jobs(events: Events, command: Call
     assert ended.code == 1
     assert {line.split(": job ")[1].split(":")[0] for line in ended.lines[:-1]} == {
         "open",
+        "old",
         "lost",
         f"streamworker.jobs-0-{noise}",
     }

@@ -13,7 +13,7 @@ from streamworker.kafka.partitioner import partition_of
 from streamworker.model import ConsumerRecord, Coordinates, ErrorCode, TopicPartition
 from streamworker.wire.deadletter import PREFIX, REPLAYS, dead_letter
 from streamworker.wire.job import RERUN
-from tests.memory_kafka import MemoryConsumer
+from tests.memory_kafka import ABORTED, COMMITTED, MemoryConsumer
 from tests.unit.cli.conftest import job
 
 if TYPE_CHECKING:
@@ -36,11 +36,13 @@ def bury(
     value: bytes | None = b"{}",
     topic: str = JOBS,
     headers: Headers = (),
+    state: str = COMMITTED,
 ) -> ConsumerRecord:
     """Write the dead letter of the job record at this offset; return the job record."""
     record = ConsumerRecord(Coordinates(topic, 1, offset), 1_700_000_000_000, key, value, headers)
     letter = dead_letter(record, TopicPartition(DLQ, 0), code=code, message=message, group="g")
-    kafka.write(DLQ, letter.value, key=letter.key, headers=letter.headers, timestamp=1_700_000_060_000)
+    at = 1_700_000_060_000
+    kafka.write(DLQ, letter.value, key=letter.key, headers=letter.headers, timestamp=at, state=state)
     return record
 
 
@@ -174,6 +176,29 @@ def test_job_without_a_key_is_written_to_the_partition_of_its_place(
 
     assert record.key is None
     assert record.partition == partition_of(b"streamworker.jobs-1-7", 2)
+
+
+def test_job_with_an_empty_key_is_written_to_the_partition_of_that_key(
+    kafka: MemoryKafka, command: Callable[..., Outcome]
+) -> None:
+    """An empty key is a key: its jobs stay in order."""
+    bury(kafka, 6, key=b"")
+    command("dlq", "replay", "--all")
+    [record] = replayed(kafka)
+
+    assert record.key == b""
+    assert record.partition == partition_of(b"", 2) != partition_of(b"streamworker.jobs-1-6", 2)
+
+
+def test_dead_letter_of_a_transaction_that_was_rolled_back_is_neither_listed_nor_replayed(
+    kafka: MemoryKafka, command: Callable[..., Outcome]
+) -> None:
+    """Its job was not committed either: the next owner of the partition decides again."""
+    bury(kafka, 7, state=ABORTED)
+
+    assert command("dlq", "list").lines == []
+    command("dlq", "replay", "--all")
+    assert replayed(kafka) == []
 
 
 @pytest.mark.parametrize(

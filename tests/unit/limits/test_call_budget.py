@@ -196,3 +196,11 @@ def test_budget_whose_calls_are_all_gone_still_allows_one() -> None:
     assert budget.wait_s(200) == 0
     budget.enter(200)
     assert budget.wait_s(200) == pytest.approx(60 * MARGIN)
+
+
+def test_budget_learns_a_longer_period_from_a_later_refusal() -> None:
+    """The first wait was the rest of a period; the calls before it are counted for the longer one."""
+    budget = learned(3, 10)
+    budget.refused(1, 1, 60)
+
+    assert budget.wait_s(1) == pytest.approx(60 * MARGIN - 1)

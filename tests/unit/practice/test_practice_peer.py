@@ -332,3 +332,129 @@ async def test_unread_bytes_do_not_delay_the_end(pair: Pair) -> None:
     assert pair.peer._writer.transport.get_write_buffer_size() > 0
 
     await asyncio.wait_for(pair.peer.close(), LIMIT_S)
+
+
+# Details of the connection
+
+
+async def test_body_of_known_length_after_a_chunked_one_has_no_chunks(pair: Pair) -> None:
+    """How a body is framed is a matter of its own head, not of the answer before it."""
+    await pair.send(post(b"one") + post(b"two"))
+    await pair.peer.next_request()
+    await pair.peer.send_head(200, [])
+    await pair.peer.send_body(b"first")
+    await pair.peer.end_body()
+    assert pair.peer.reuse()
+    await pair.peer.next_request()
+    await pair.peer.send_head(200, [], length=6)
+    await pair.peer.send_body(b"second")
+    await pair.peer.end_body()
+    await pair.peer.close()
+
+    assert (await pair.received()).endswith(b"\r\n\r\nsecond")
+
+
+async def test_first_byte_has_a_time_for_each_request(pair: Pair) -> None:
+    """The account of calls has it; later bytes do not change it."""
+    loop = asyncio.get_running_loop()
+    await pair.send(post(b"one") + post(b"two"))
+    await pair.peer.next_request()
+    assert pair.peer.first_byte_at is None
+    began = loop.time()
+    await pair.peer.send_head(200, [])
+    first = pair.peer.first_byte_at
+    assert first is not None
+    assert began <= first <= loop.time()
+    await asyncio.sleep(0.002)
+    await pair.peer.send_body(b"x")
+    await pair.peer.end_body()
+    assert pair.peer.first_byte_at == first
+    assert pair.peer.reuse()
+    await pair.peer.next_request()
+
+    assert pair.peer.first_byte_at is None
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 0.001])
+async def test_short_pause_ends_and_lets_other_tasks_run(pair: Pair, seconds: float) -> None:
+    """A stream without pauses must not keep the loop from all others."""
+    ran: list[int] = []
+    asyncio.get_running_loop().call_soon(ran.append, 1)
+    await asyncio.wait_for(pair.peer.pause(seconds), LIMIT_S)
+
+    assert ran == [1]
+
+
+async def test_client_that_leaves_when_a_pause_is_over_is_not_an_error(pair: Pair) -> None:
+    """Timer and watch may both end it, in one turn of the loop; without a pause there is nothing to end."""
+    pausing = asyncio.get_running_loop().create_future()
+    module._release(pausing)
+    module._release(pausing)
+    module._release(None)
+
+    assert pausing.result() is None
+    pair.leave()
+
+
+async def test_client_that_leaves_after_an_early_request_is_noticed(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As much as is kept for the next request may come early."""
+    monkeypatch.setattr(module, "_MAX_EARLY_BYTES", len(post(b"two")))
+    await pair.send(post(b"one"))
+    await pair.peer.next_request()
+    async with pair.peer.watched():
+        pausing = asyncio.create_task(pair.peer.pause(None))
+        await pair.send(post(b"two"))
+        await asyncio.sleep(0.01)
+        assert not pausing.done()
+        pair.leave()
+        with pytest.raises(ClientGoneError):
+            await asyncio.wait_for(pausing, LIMIT_S)
+
+
+async def test_watch_has_ended_behind_its_block(pair: Pair) -> None:
+    """It must not read the next request's bytes."""
+    before = asyncio.all_tasks()
+    async with pair.peer.watched():
+        await asyncio.sleep(0)
+        assert len(asyncio.all_tasks() - before) == 1
+
+    assert asyncio.all_tasks() == before
+
+
+async def test_connection_whose_client_has_gone_is_not_used_again(pair: Pair) -> None:
+    """Although request and answer are whole."""
+    await pair.send(post(b"one"))
+    await pair.peer.next_request()
+    async with pair.peer.watched():
+        await pair.peer.reply_json(200, {})
+        pair.leave()
+        with pytest.raises(ClientGoneError):
+            await asyncio.wait_for(pair.peer.pause(None), LIMIT_S)
+
+    assert not pair.peer.reuse()
+
+
+async def test_connection_has_no_buffer_above_the_sockets(pair: Pair) -> None:
+    """What was counted as sent is in the kernel, so that a reset behind it loses nothing."""
+    assert pair.peer._writer.transport.get_write_buffer_limits() == (0, 0)
+
+
+async def test_reset_is_one_for_the_client() -> None:
+    """RST, not FIN: a client must be able to tell a broken connection from a finished one."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = Peer(reader, writer)
+        await peer.next_request()
+        peer.reset()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    try:
+        writer.write(post(b"one"))
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(reader.read(), LIMIT_S)
+    finally:
+        writer.close()
+        server.close()
