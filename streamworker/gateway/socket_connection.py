@@ -8,10 +8,11 @@ from base64 import b64decode, b64encode
 from hashlib import sha1
 from typing import TYPE_CHECKING
 
-from aiohttp import EofStream, WebSocketError, WSMsgType
+from aiohttp import EofStream, HttpVersion11, WebSocketError, WSMsgType
 from aiohttp._websocket.reader import WebSocketDataQueue  # the only queue that `WebSocketReader` takes
 from aiohttp.http_websocket import WS_KEY, WebSocketReader
 
+from streamworker.gateway.frame_heads import FrameHeads
 from streamworker.gateway.stream_connection import StreamConnection
 from streamworker.gateway.websocket_frames import control_frame
 
@@ -35,8 +36,10 @@ _EARLY_S = 0.005
 """By how much a timer may be early."""
 
 _CLOSE_S = 2.0
-_VERSIONS = frozenset({"13", "8", "7"})
 _CLOSE, _PING, _PONG = 8, 9, 10
+_PROTOCOL_ERROR = 1002
+_NO_CODES = frozenset({1004, 1005, 1006, 1015})
+"""Codes below 5000 that no close frame may have; the reader refuses those without a meaning (RFC 6455 section 7.4)."""
 
 
 class SocketFailed(Exception):
@@ -48,7 +51,7 @@ class SocketFailed(Exception):
 
 
 def accept_of(request: web.Request) -> str | None:
-    """Return the `Sec-WebSocket-Accept` of a handshake; None if it is not valid."""
+    """Return the `Sec-WebSocket-Accept` of a handshake; None if it is not valid. Its version is not looked at."""
     headers = request.headers
     options = {option.strip().lower() for option in ",".join(headers.getall("Connection", ())).split(",")}
     key = headers.get("Sec-WebSocket-Key", "")
@@ -56,7 +59,7 @@ def accept_of(request: web.Request) -> str | None:
         is_key = len(b64decode(key)) == 16
     except (binascii.Error, ValueError):
         return None
-    if not is_key or "upgrade" not in options or headers.get("Sec-WebSocket-Version") not in _VERSIONS:
+    if not is_key or "upgrade" not in options or request.version < HttpVersion11:
         return None
     return b64encode(sha1(key.encode() + WS_KEY).digest()).decode()  # noqa: S324 - RFC 6455 section 4.2.2
 
@@ -66,6 +69,7 @@ class SocketConnection(StreamConnection):
 
     __slots__ = (
         "_has_closed",
+        "_heads",
         "_loop",
         "_pinged_at",
         "_queue",
@@ -80,7 +84,9 @@ class SocketConnection(StreamConnection):
         loop = asyncio.get_running_loop()
         self._reading_paused = False  # the queue reads this
         self._queue = WebSocketDataQueue(self, _QUEUE_BYTES, loop=loop)  # type: ignore[arg-type]  # it uses the next two methods
-        self._reader = WebSocketReader(self._queue, max_message_bytes, compress=False, decode_text=True)
+        # The reader refuses messages of the size that it is given.
+        self._reader = WebSocketReader(self._queue, max_message_bytes + 1, compress=False, decode_text=True)
+        self._heads = FrameHeads()
         self._has_closed = False
         self._loop = loop
         self._received_at = loop.time()
@@ -119,7 +125,7 @@ class SocketConnection(StreamConnection):
                 case WSMsgType.PING:
                     self.transport.write(control_frame(_PONG, message.data))
                 case WSMsgType.CLOSE:
-                    self._say_close(message.data or 1000, b"")
+                    self._say_close(_answer_to(message.data), b"")
                     raise ConnectionResetError("the client has closed the websocket")
 
     async def close(self, code: int, message: bytes) -> None:
@@ -129,10 +135,23 @@ class SocketConnection(StreamConnection):
         self._say_close(code, message)
         try:
             async with asyncio.timeout(_CLOSE_S):
-                while (await self._queue.read()).type is not WSMsgType.CLOSE:
-                    pass
-        except (TimeoutError, EofStream, WebSocketError):
+                try:
+                    while (await self._queue.read()).type is not WSMsgType.CLOSE:
+                        pass
+                except WebSocketError:
+                    await self._outlast()
+        except (TimeoutError, EofStream):
             pass
+
+    async def _outlast(self) -> None:
+        """Wait until the client closes the connection, which cancels this. What it sends meanwhile is dropped.
+
+        Had the connection been closed with such data unread, the system would have reset it, and the client might lose
+        the close frame.
+        """
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        await self._loop.create_future()
 
     def _say_close(self, code: int, message: bytes) -> None:
         if not self._has_closed:
@@ -144,7 +163,13 @@ class SocketConnection(StreamConnection):
     def data_received(self, data: bytes) -> None:
         """Read frames."""
         self._received_at = self._loop.time()
-        self._reader.feed_data(data)
+        heads = self._heads
+        if heads.fault is not None:
+            return
+        size = heads.valid_bytes(data)
+        has_failed, _ = self._reader.feed_data(data[:size])
+        if heads.fault is not None and not has_failed:
+            self._queue.set_exception(WebSocketError(_PROTOCOL_ERROR, heads.fault))
 
     def connection_lost(self, error: BaseException | None) -> None:
         """End the task, and what it waits for."""
@@ -169,3 +194,9 @@ class SocketConnection(StreamConnection):
         self.transport.write(control_frame(_PING, b""))
         self._pinged_at = now
         self._timer = loop.call_later(PONG_S, self._look)
+
+
+def _answer_to(code: int) -> int:
+    """Return the code with which a close frame is answered. A code of 0 means that it had none."""
+    is_valid = code < 5000 and code not in _NO_CODES
+    return (code or 1000) if is_valid else _PROTOCOL_ERROR

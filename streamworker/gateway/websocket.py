@@ -28,6 +28,7 @@ __all__ = ["PROTOCOL", "routes"]
 PROTOCOL = "streamworker.v1"
 
 _BEARER = "bearer."
+_VERSION = "13"
 
 
 def routes(gateway: Gateway) -> list[web.RouteDef]:
@@ -46,6 +47,13 @@ class _Handlers:
         if request.headers.get(hdrs.UPGRADE, "").lower() != "websocket":
             raise ApiError(
                 426, "upgrade_required", "this path is a websocket", headers={"Upgrade": "websocket"}
+            )
+        if request.headers.get(hdrs.SEC_WEBSOCKET_VERSION) != _VERSION:
+            raise ApiError(  # RFC 6455 section 4.4
+                426,
+                "upgrade_required",
+                f"the version of the websocket protocol must be {_VERSION}",
+                headers={"Upgrade": "websocket", "Sec-WebSocket-Version": _VERSION},
             )
         self._check_origin(request)
         offered = ",".join(request.headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, ()))

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from aiohttp import HttpVersion11
 from multidict import CIMultiDict
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
@@ -74,12 +75,9 @@ async def raw(
     ("changed", "accept"),
     [
         ({}, ACCEPT),
-        ({"Sec-WebSocket-Version": "8"}, ACCEPT),
         ({"Connection": "UPGRADE"}, ACCEPT),
         ({"Connection": "keep-alive"}, None),
         ({"Connection": None}, None),
-        ({"Sec-WebSocket-Version": "12"}, None),
-        ({"Sec-WebSocket-Version": None}, None),
         ({"Sec-WebSocket-Key": None}, None),
         ({"Sec-WebSocket-Key": ""}, None),
         ({"Sec-WebSocket-Key": "c2hvcnQ="}, None),
@@ -91,12 +89,35 @@ def test_handshake_is_accepted_as_the_rfc_has_it(changed: dict[str, str | None],
     """The key shows that the server understands websockets; a request that is not valid is refused."""
 
     class Request:
+        version = HttpVersion11
         headers = CIMultiDict(
             {name: value for name, value in (HEADERS | changed).items() if value is not None}
         )
 
     request: Any = Request()
     assert accept_of(request) == accept
+
+
+@pytest.mark.parametrize("version", ["12", "8", "14", "", "013", "thirteen", None])
+async def test_handshake_of_another_version_is_426_with_the_one_that_is_spoken(
+    gateway: Served, version: str | None
+) -> None:
+    """RFC 6455 section 4.4: the client may try again with it."""
+    headers = HEADERS | {"Upgrade": "websocket", "Sec-WebSocket-Protocol": "streamworker.v1"}
+    given = {"Sec-WebSocket-Version": version} if version is not None else {}
+    del headers["Sec-WebSocket-Version"]
+    status, value, answered = await gateway.call("GET", "/v1/ws", headers=headers | given)
+
+    assert (status, value["error"]["code"]) == (426, "upgrade_required")
+    assert (answered["Sec-WebSocket-Version"], answered["Upgrade"]) == ("13", "websocket")
+
+
+async def test_handshake_in_http_1_0_is_400(gateway: Served) -> None:
+    """RFC 6455 section 4.2.1: a websocket needs HTTP/1.1."""
+    reader, writer = await asyncio.open_connection(*gateway.address)
+    writer.write(handshake().replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+    assert (await reader.readline()).startswith(b"HTTP/1.0 400 ")
+    writer.close()
 
 
 async def test_handshake_that_is_not_valid_is_400(gateway: Served) -> None:
@@ -148,7 +169,18 @@ async def test_ping_of_a_client_is_answered_with_its_payload(gateway: Served) ->
         (b"\xf1\x80\0\0\0\0", 1002),  # bits of extensions that were not agreed on
         (frame(b"x", 0), 1002),  # a continuation of nothing
         (frame(b"x" * 126, 9), 1002),  # a control frame that is too long
+        (frame(b"x", 9, fin=False), 1002),  # a control frame in fragments
+        (b"\x81\x0f" + b'{"type":"ping"}', 1002),  # without a mask
+        (frame(b'{"type":', fin=False) + b"\x80\x07" + b'"ping"}', 1002),  # its last fragment without a mask
+        (b"\x88\x02\x03\xe8", 1002),
+        (frame(b"", fin=False) + frame(b'{"type":"ping"}'), 1002),  # a message within another one
+        (b"\x81\xff" + bytes(8) + bytes(4), 1002),  # a length in more bytes than it needs
+        (frame(b"\x03", 8), 1002),  # half a code
+        (frame(b"\xff", fin=False) + b"\x80\x01x", 1002),  # the first fault counts
         (frame(b"\xff\xfe"), 1007),  # not UTF-8
+        (frame(b'"\xe2', fin=False) + frame(b'\x82"', 0), 1007),  # in two fragments
+        (frame(b"\xff") + b"\x81\x00", 1007),
+        (frame(b"\x03\xe8\xff", 8), 1007),
         (frame(b"{}", 2), 4400),  # binary
         (frame(b"not JSON"), 4400),
     ],
@@ -163,7 +195,73 @@ async def test_frame_that_is_not_valid_closes_the_websocket(gateway: Served, dat
     assert int.from_bytes(closing[2:4], "big") == code
 
 
-@pytest.mark.parametrize("code", [1000, 1001, 4999])
+@pytest.mark.parametrize("code", [0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2999, 5000, 65535])
+async def test_close_with_a_code_that_must_not_be_sent_is_a_protocol_error(
+    gateway: Served, code: int
+) -> None:
+    """RFC 6455 section 7.4. The connection ends at once."""
+    async with raw(gateway, handshake()) as (reader, writer):
+        writer.write(frame(code.to_bytes(2, "big"), 8))
+        received = await asyncio.wait_for(reader.read(), 1.5)
+
+    assert int.from_bytes(received[2:4], "big") == 1002
+
+
+async def test_frame_without_a_mask_is_refused_however_it_is_received(gateway: Served) -> None:
+    """The messages before it are answered; nothing behind it is."""
+    before = frame(b'{"type":"ping"}') + b"\x81"
+    async with raw(gateway, handshake()) as (reader, writer):
+        for at in range(len(before)):
+            writer.write(before[at : at + 1])
+            await asyncio.sleep(0)
+        writer.write(b"\x0f" + b'{"type":"ping"}' + frame(b'{"type":"ping"}'))
+        received = await reader.read()
+
+    assert received.count(b"pong") == 1
+    assert received[received.index(b"\x88") + 4 :] == b"a frame of a client must be masked"
+
+
+async def test_client_that_goes_on_sending_behind_a_fault_gets_the_close_frame(gateway: Served) -> None:
+    """The connection stays half open for a short time: a reset would take the frame from the client."""
+    async with raw(gateway, handshake()) as (reader, writer):
+        writer.write(b"\x81\x00")
+        await writer.drain()
+        for _ in range(20):
+            writer.write(frame(b"{}"))
+            await asyncio.sleep(0.01)
+        received = await reader.read()
+
+    assert int.from_bytes(received[2:4], "big") == 1002
+    await eventually(lambda: gateway.server.connections == 0)
+
+
+async def test_client_that_stays_behind_a_fault_is_disconnected(
+    gateway: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a short time."""
+    monkeypatch.setattr(socket_connection, "_CLOSE_S", 0.05)
+    async with raw(gateway, handshake()) as (reader, writer):
+        writer.write(b"\x81\x00")
+        assert b"\x88" in await reader.read()
+        await eventually(lambda: gateway.server.connections == 0)
+
+
+async def test_messages_before_a_fault_are_received_though_many_wait() -> None:
+    """The reader stops while its queue is full, and goes on when messages are taken."""
+    transport = Paused()
+    connection = SocketConnection(transport, Owner(), 100_000)
+    connection.data_received(frame(b"x" * 50_000) * 6 + b"\x81\x00" + frame(b"behind"))
+    connection.data_received(frame(b"later"))
+    for _ in range(6):
+        assert await connection.receive() == "x" * 50_000
+    with pytest.raises(SocketFailed, match="masked") as failed:
+        await connection.receive()
+
+    assert failed.value.code == 1002
+    connection.connection_lost(None)
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 3000, 4999])
 async def test_client_that_closes_gets_its_code_back(gateway: Served, code: int) -> None:
     """And the connection ends."""
     url = f"ws://127.0.0.1:{gateway.server.port}/v1/ws"
@@ -256,6 +354,15 @@ async def test_connection_reads_nothing_while_many_messages_wait() -> None:
     connection.connection_lost(None)
     with pytest.raises(ConnectionResetError):
         await connection.receive()
+
+
+@pytest.mark.parametrize("cut", [1000, 1, 999])
+async def test_message_of_the_limit_is_received(cut: int) -> None:
+    """Whole, and in two fragments."""
+    connection = SocketConnection(Paused(), Owner(), 1000)
+    connection.data_received(frame(b"x" * cut, fin=False) + frame(b"x" * (1000 - cut), 0))
+    assert await connection.receive() == "x" * 1000
+    connection.connection_lost(None)
 
 
 async def test_message_above_the_limit_fails_with_1009() -> None:
