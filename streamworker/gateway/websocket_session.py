@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 __all__ = ["MAX_SUBSCRIPTIONS", "Session"]
 
 MAX_SUBSCRIPTIONS = 256
+MAX_UNANSWERED = 256
+"""Messages that are no subscriptions, and that Kafka has not acknowledged yet."""
+
 AUTH_S = 5.0
 """How long a connection may be open without a credential."""
 
@@ -85,6 +88,7 @@ class Session:
         "_reason",
         "_settings",
         "_socket",
+        "_subscribing",
         "_unsubscribed",
         "_work",
     )
@@ -108,6 +112,8 @@ class Session:
             partial(self.close, "stalled"),
         )
         self._work: dict[str, asyncio.Task[None]] = {}
+        self._subscribing: set[str] = set()
+        """Of the work, what are or become subscriptions."""
         self._opening: dict[str, str | None] = {}
         """Subscriptions whose feeds are being opened, with the clients' cursors."""
         self._feeds: dict[str, Feed] = {}
@@ -258,23 +264,24 @@ class Session:
                 case frames.Unsubscribe():
                     self._unsubscribe(message.id)
                 case frames.Submit():
-                    self._begin(message.id, partial(self._submit, message), "submit")
+                    work = partial(self._submit, message)
+                    self._begin(message.id, work, "submit", subscribes=message.subscribe)
                 case frames.Cancel():
-                    self._begin(message.id, partial(self._cancel, message), "cancel")
+                    work = partial(self._cancel, message)
+                    self._begin(message.id, work, "cancel", subscribes=False)
             if self._out.is_full:
                 await self._out.drained()
 
-    def _begin(self, id_: str, work: Callable[[], Coroutine[Any, Any, None]], scope: str) -> bool:
+    def _begin(
+        self, id_: str, work: Callable[[], Coroutine[Any, Any, None]], scope: str, *, subscribes: bool = True
+    ) -> bool:
         """Carry out a message in a task of its own; return whether it may be. Raises _Closed for an id that is in use."""
         caller = self._caller
         assert caller is not None
         if id_ in self._work:
             raise _Closed(BAD_MESSAGE, "the id is in use on this connection")
         try:
-            if len(self._work) >= MAX_SUBSCRIPTIONS:
-                raise ApiError(  # noqa: TRY301
-                    429, "too_many_streams", f"a websocket may have {MAX_SUBSCRIPTIONS} subscriptions"
-                )
+            self._check_room(subscribes=subscribes)
             self._gateway.authenticator.check_scope(caller, scope)
             self._gateway.limits.admit(caller)
         except ApiError as error:
@@ -282,12 +289,30 @@ class Session:
             return False
         task = self._loop.create_task(self._guarded(id_, work))
         self._work[id_] = task
+        if subscribes:
+            self._subscribing.add(id_)
         task.add_done_callback(lambda _: self._is_done(id_))
         return True
+
+    def _check_room(self, *, subscribes: bool) -> None:
+        """Raise ApiError if there are too many subscriptions, or other messages that are not answered yet.
+
+        They are counted apart: a client with as many subscriptions as it may have can cancel jobs.
+        """
+        subscriptions = len(self._subscribing)
+        if subscribes and subscriptions >= MAX_SUBSCRIPTIONS:
+            raise ApiError(429, "too_many_streams", f"a websocket may have {MAX_SUBSCRIPTIONS} subscriptions")
+        if not subscribes and len(self._work) - subscriptions >= MAX_UNANSWERED:
+            raise ApiError(
+                429,
+                "too_many_requests",
+                f"a websocket may have {MAX_UNANSWERED} submits and cancels in flight",
+            )
 
     def _is_done(self, id_: str) -> None:
         """Forget a task. It may have been cancelled before it opened its feed, or before it began."""
         self._work.pop(id_, None)
+        self._subscribing.discard(id_)
         cursor = self._opening.pop(id_, None)
         if id_ in self._unsubscribed:
             self._unsubscribed.discard(id_)

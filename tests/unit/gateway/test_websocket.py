@@ -530,6 +530,44 @@ async def test_websocket_has_256_subscriptions_at_most(
     await eventually(lambda: gateway.log.open_feeds == 0)
 
 
+async def test_websocket_with_all_of_its_subscriptions_submits_and_cancels(
+    gateway: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that follows as many jobs as it may can stop them. A submit that subscribes is a subscription."""
+    monkeypatch.setattr(websocket_session, "MAX_SUBSCRIPTIONS", 1)
+    gateway.log.publish(JOB, ["a"], end=None)
+    async with websocket(gateway) as client:
+        await client.send("subscribe", id="1", job_id=JOB)
+        await client.until("live")
+        await client.send("cancel", id="2", job_id=JOB)
+        assert await client.receive() == {"type": "cancelling", "id": "2"}
+        await client.send("submit", id="3", job={"request": REQUEST})
+        assert (await client.receive())["type"] == "submitted"
+        await client.send("submit", id="4", job={"request": REQUEST}, subscribe=True)
+        assert (await client.receive())["error"]["code"] == "too_many_streams"
+
+
+async def test_websocket_has_256_unanswered_messages_at_most(
+    gateway: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While Kafka does not acknowledge; subscriptions are counted apart."""
+    monkeypatch.setattr(websocket_session, "MAX_UNANSWERED", 1)
+    gateway.log.publish(JOB, ["a"], end=None)
+    gateway.writer.gate = asyncio.Event()
+    async with websocket(gateway) as client:
+        await client.send("cancel", id="1", job_id=JOB)
+        await client.send("cancel", id="2", job_id=JOB)
+        error = await client.receive()
+        await client.send("subscribe", id="3", job_id=JOB)
+        assert (await client.receive())["type"] == "subscribed"
+        gateway.writer.gate.set()
+        await client.until("cancelling")
+        await client.send("cancel", id="2", job_id=JOB)
+        assert await client.until("cancelling")
+
+    assert (error["id"], error["error"]["code"]) == ("2", "too_many_requests")
+
+
 async def test_websocket_over_the_limit_of_its_key_is_refused(tmp_path: Path) -> None:
     """429 before the upgrade, 4429 behind it."""
     async with served(tmp_path, limits={"max_streams": 1}) as gateway, websocket(gateway):
