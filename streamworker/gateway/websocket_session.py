@@ -38,7 +38,7 @@ __all__ = ["MAX_SUBSCRIPTIONS", "Session"]
 
 MAX_SUBSCRIPTIONS = 256
 MAX_UNANSWERED = 256
-"""Messages that are no subscriptions, and that Kafka has not acknowledged yet."""
+"""Submits and cancels that Kafka has not acknowledged yet."""
 
 AUTH_S = 5.0
 """How long a connection may be open without a credential."""
