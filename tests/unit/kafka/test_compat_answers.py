@@ -7,7 +7,7 @@ import gc
 import socket
 import struct
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from aiokafka import conn
@@ -242,6 +242,25 @@ def test_host_that_does_not_accept_connections_is_reported_until_the_attempt_end
 
     assert [(line["broker"], line["request"]) for line in logs] == [("10.255.255.1:9092", "connection")]
     assert silent  # until a connection is answered
+
+
+@pytest.mark.parametrize("frozen_s", [3, 50])
+def test_process_that_was_frozen_does_not_report_the_broker(frozen_s: float) -> None:
+    """SIGSTOP, a paused virtual machine, or a callback that blocks the loop: the answer may not have been read."""
+
+    async def work() -> None:
+        async with connected() as (broker, connection):
+            waiting = asyncio.ensure_future(connection.send(MetadataRequest([])))
+            await asyncio.sleep(0.5)
+            cast("Any", asyncio.get_running_loop())._jumping.now += frozen_s
+            await asyncio.sleep(0.5)
+            broker.answer()
+            await waiting
+
+    with capture_logs() as logs:
+        run(work(), SocketLoop)
+
+    assert logs == []
 
 
 def test_closed_connection_is_not_checked_any_more() -> None:
