@@ -64,6 +64,9 @@ _REPORTED_STEP = 1 << 20
 _STARTED, _USAGE = b'"started"', b'"usage"'
 """Texts that the values of these events have."""
 
+_CLOCK_SKEW_MS = 10_000
+"""How far the clock of another gateway may be ahead, which made a job's id."""
+
 _APPEND_TIME = 1
 """`timestamp_type` of a record whose timestamp the broker has set."""
 
@@ -139,6 +142,8 @@ class KafkaEventLog:
         self._reported_size = 0
         self._home: frozenset[int] = frozenset()
         self._replaced_ms = 0
+        self._compared_from_ms = 0
+        """From when on a replacement of the topic is noticed, in ms since the epoch."""
         self._is_ready = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -159,6 +164,7 @@ class KafkaEventLog:
         for reader in (self._followed.tail, self._followed.committed_tail):
             reader.crashed.add_done_callback(self._crashed)
         self._choose_home()
+        self._compared_from_ms = time.time_ns() // 1_000_000
         self._is_ready = True
         self._observer.followed_changed(self._followed.active)
 
@@ -227,9 +233,9 @@ class KafkaEventLog:
     ) -> JobSnapshot:
         """Return the job's state. Raises as `open` does."""
         loop = asyncio.get_running_loop()
+        place = Cursor.parse(cursor) if cursor is not None else None
         if (ended := self._ended.get(job_id.encode(), loop.time())) is not None:
             return ended
-        place = Cursor.parse(cursor) if cursor is not None else None
         if place is not None and not place.is_place:
             place = None  # a snapshot needs all events of the job
         feed = await self._located(job_id, place, since_ms)
@@ -291,10 +297,48 @@ class KafkaEventLog:
         finally:
             self._followed.release(cursor.partition)
         self._observer.replay_began("place" if cursor.is_place else "cursor")
-        if await self._opened(feed, self._options.timeout_s) in {Opening.FOUND, Opening.EMPTY}:
+        opening = await self._opened(feed, self._options.timeout_s)
+        if opening is Opening.FOUND:
             return feed
+        if opening is Opening.EMPTY:
+            return feed if not cursor.is_place else await self._waiting_behind(job_id, cursor, feed)
         feed.close()
         return None
+
+    async def _waiting_behind(self, job_id: str, place: Cursor, feed: JobFeed) -> JobFeed:
+        """Return a feed behind a place where the job has no event; at the job's first event if that is before the place."""
+        try:
+            if await self._may_be_late(job_id, place):
+                found = await self._searched(job_id, None)
+                if found.mailbox.opening is Opening.FOUND:
+                    feed.close()
+                    return found
+                found.close()
+        except JobNotFound:
+            pass
+        except BaseException:
+            feed.close()
+            raise
+        return feed
+
+    async def _may_be_late(self, job_id: str, place: Cursor) -> bool:
+        """Whether the job's events may be before a place behind which there are none.
+
+        Of a job that this process has read, that is known. Otherwise the place may be one of a topic that was replaced
+        before this process began to compare the topic's id: then all records are younger than the job. Nothing else is
+        searched, because clients pass places so that the wait of a queued job is not searched again and again.
+        """
+        known = self._known.get(job_id.encode())
+        if known is not None and known[0] == place.partition:
+            return known[1] < place.offset
+        submitted = submitted_ms(job_id)
+        if submitted is not None and submitted > self._compared_from_ms + _CLOCK_SKEW_MS:
+            return False
+        at = TopicPartition(self.topic, place.partition)
+        begin = await self._asked(self._scanner.beginning(at))
+        if place.offset <= begin:
+            return False
+        return await self._asked(self._scanner.offset_at(at, self._plan(job_id, None).bound_ms)) <= begin
 
     def _is_of_former_topic(self, job_id: str, cursor: Cursor) -> bool:
         """Whether a place may be one of the log before the topic was replaced. A cursor of an event is compared."""
@@ -358,13 +402,7 @@ class KafkaEventLog:
 
     async def _search(self, job_id: str, partition: int, since_ms: int | None) -> JobFeed:
         """Open a feed at the job's first event in a partition, or at its end if the job may have no event yet."""
-        plan = SearchPlan(
-            self._options.limits,
-            now_ms=time.time_ns() // 1_000_000,
-            id_ms=submitted_ms(job_id),
-            since_ms=since_ms,
-            has_append_time=self._has_append_time,
-        )
+        plan = self._plan(job_id, since_ms)
         at = TopicPartition(self.topic, partition)
         self._observer.replay_began("search")
         await self._acquire(partition)
@@ -375,7 +413,7 @@ class KafkaEventLog:
                 if opening is Opening.FOUND:
                     return self._report_search(plan, "found", feed)
                 begin = await self._asked_or_close(self._scanner.beginning(at), feed)
-                if opening is Opening.EMPTY and (plan.is_fresh or start > begin or begin == 0):
+                if opening is Opening.EMPTY and plan.may_wait(is_whole=start > begin or begin == 0):
                     return self._report_search(plan, "empty", feed)
                 feed.close()
                 if opening is not Opening.UNOPENED or start <= begin:
@@ -384,6 +422,15 @@ class KafkaEventLog:
                 plan.step_back()
         finally:
             self._followed.release(partition)
+
+    def _plan(self, job_id: str, since_ms: int | None) -> SearchPlan:
+        return SearchPlan(
+            self._options.limits,
+            now_ms=time.time_ns() // 1_000_000,
+            id_ms=submitted_ms(job_id),
+            since_ms=since_ms,
+            has_append_time=self._has_append_time,
+        )
 
     async def _search_from(
         self, job_id: str, partition: int, start: int, plan: SearchPlan

@@ -16,6 +16,8 @@ __all__ = ["SearchLimits", "SearchPlan"]
 _STEP = 4
 _CREATE_TIME_MARGIN_S = 60.0
 _APPEND_TIME_MARGIN_S = 5.0
+_LONGEST_WAIT_MS = 7 * 24 * 3_600_000
+"""Kafka's default retention: a job that was submitted before is in no topic any more, and waits for nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,7 @@ class SearchPlan:
         lookback_ms = round(limits.lookback_s * 1000)
         self._submitted_ms = min(now_ms, known[0]) if known else now_ms - lookback_ms + self._margin_ms
         self._fresh_ms = now_ms - lookback_ms
+        self._is_ancient = id_ms is not None and id_ms < now_ms - _LONGEST_WAIT_MS
         self.cost_records = 0
         self.cost_s = 0.0
 
@@ -65,6 +68,10 @@ class SearchPlan:
     def is_fresh(self) -> bool:
         """Whether the job may be so new that it has no event yet, although older records of the log were deleted."""
         return not self._has_time or self._submitted_ms >= self._fresh_ms
+
+    def may_wait(self, *, is_whole: bool) -> bool:
+        """Whether a job without an event may be in the queue. `is_whole`: the log has all records since its submission."""
+        return self.is_fresh or (is_whole and not self._is_ancient)
 
     def step_back(self) -> None:
         """Look further back: the first event that was found does not begin the job."""

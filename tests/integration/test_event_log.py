@@ -503,13 +503,14 @@ async def test_event_log_survives_a_broker_restart_within_a_job(
 
 
 async def test_event_log_reports_a_broker_that_does_not_answer(
-    topic: Topic, apache_kafka: ApacheKafka
+    topic: Topic, apache_kafka: ApacheKafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only where it cannot be answered otherwise: a partition that is read already gives its place."""
-    job_id = new_job_id()
-    here = next(one for one in iter(new_job_id, "") if home(one) == home(job_id))
-    other = next(one for one in iter(new_job_id, "") if home(one) != home(job_id))
+    monkeypatch.setattr("streamworker.gateway.event_log._CLOCK_SKEW_MS", -1)
     async with topic.log(timeout_s=1.0) as log:
+        job_id = new_job_id()  # a job of before the start might be one of a topic that was replaced
+        here = next(one for one in iter(new_job_id, "") if home(one) == home(job_id))
+        other = next(one for one in iter(new_job_id, "") if home(one) != home(job_id))
         await log.place(job_id)
         apache_kafka.pause()
         try:
@@ -677,6 +678,94 @@ async def test_event_log_distrusts_a_place_of_before_the_topic_was_replaced(
         assert seqs(await rest_of(log, job_id, place)) == [0, 1, 2, 3, 4]
         await topic.write_job(last)
         assert seqs(await rest_of(log, last)) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("has_time", [True, False], ids=["uuid7", "no_time"])
+async def test_event_log_that_was_started_after_the_topic_was_replaced_distrusts_a_place_of_before(
+    topic: Topic, has_time: bool
+) -> None:
+    """The job's events are before it in the new log, which is longer. They are neither missed nor waited for."""
+    job_id = new_job_id() if has_time else f"job-{new_job_id()[:8]}"
+    other = next(one for one in iter(new_job_id, "") if home(one) == home(job_id))
+    async with topic.log() as log:
+        await topic.write_job(other, deltas=10)
+        place = await log.place(job_id)
+    await topic.replace()
+    await topic.write_job(job_id)
+    await topic.write_job(other, deltas=20)
+    async with topic.log() as log:
+        feed = await log.open(job_id, cursor=place)
+        assert feed.resumed_from == "start"
+        assert seqs(await rest(feed)) == [0, 1, 2, 3, 4]
+        job = await log.snapshot(job_id, cursor=place)
+        assert job.status == "completed"
+
+
+async def test_event_log_place_behind_a_job_that_was_read_begins_at_its_started(topic: Topic) -> None:
+    """A job that is submitted again under its id is not run again: its events are before the second place."""
+    job_id = new_job_id()
+    async with topic.log() as log:
+        await log.place(job_id)
+        await topic.write_job(job_id)
+        await rest(await log.open(job_id))
+        place = await log.place(job_id)
+        feed = await log.open(job_id, cursor=place)
+        assert seqs(await rest(feed)) == [0, 1, 2, 3, 4]
+        assert feed.resumed_from == "start"
+
+
+async def test_event_log_trusts_the_place_of_a_job_that_waits(topic: Topic) -> None:
+    """Its wait is not searched again, and delivery begins at the place, also where a young log was searched."""
+    job_id = new_job_id()
+    other = next(one for one in iter(new_job_id, "") if home(one) == home(job_id))
+    now_ms = time.time_ns() // 1_000_000
+    await topic.writer.send_and_wait(
+        topic.name, started(other), key=other.encode(), partition=home(job_id), timestamp_ms=now_ms - 120_000
+    )
+    counts = Counts()
+    async with topic.log(counts) as log:
+        place = await log.place(job_id)
+        feed = await log.open(job_id, cursor=place)
+        assert counts.searches == []
+        assert feed.resumed_from == place
+        await topic.write_job(job_id)
+        assert seqs(await rest(feed)) == [0, 1, 2, 3, 4]
+
+
+async def test_event_log_keeps_the_place_of_a_job_without_events_in_a_young_log(topic: Topic) -> None:
+    """The search finds nothing, and events that come meanwhile are delivered."""
+    job_id = new_job_id()
+    other = next(one for one in iter(new_job_id, "") if home(one) == home(job_id))
+    await topic.write_job(other)
+    async with topic.log() as log:
+        place = await log.place(job_id)
+        feed = await log.open(job_id, cursor=place)
+        assert feed.resumed_from == place
+        await topic.write_job(job_id)
+        assert seqs(await rest(feed)) == [0, 1, 2, 3, 4]
+        assert log._feeds == {}
+
+
+async def test_event_log_waits_for_no_job_that_is_older_than_kafka_keeps_it(topic: Topic) -> None:
+    """Though the log has all of its records: a job of two hours ago may be in the queue, one of a month ago is not."""
+    now_ms, hour_ms = time.time_ns() // 1_000_000, 3_600_000
+    async with topic.log() as log:
+        waiting = await log.snapshot(new_job_id(now_ms - 2 * hour_ms))
+        with pytest.raises(JobNotFound) as missing:
+            await log.open(new_job_id(now_ms - 30 * 24 * hour_ms))
+
+    assert waiting.status == "waiting"
+    assert abs(missing.value.searched_from - (now_ms - 30 * 24 * hour_ms)) < 100_000
+
+
+async def test_event_log_refuses_a_malformed_cursor_also_for_a_job_that_has_ended(topic: Topic) -> None:
+    """The answer does not depend on what this process remembers."""
+    job_id = new_job_id()
+    async with topic.log() as log:
+        await topic.write_job(job_id)
+        assert (await log.snapshot(job_id)).has_ended
+        with pytest.raises(InvalidCursor):
+            await log.snapshot(job_id, cursor="x")
 
 
 @pytest.mark.parametrize("partitions", [1, 3])

@@ -62,3 +62,27 @@ def test_search_advice_depends_on_what_the_client_could_have_given() -> None:
     """`since` helps only where no time is known."""
     assert "pass `since`" in SearchPlan(LIMITS, now_ms=NOW).advice
     assert "older than the log" in SearchPlan(LIMITS, now_ms=NOW, id_ms=NOW).advice
+
+
+DAY_MS = 24 * 3_600_000
+
+
+@pytest.mark.parametrize(
+    ("times", "is_whole", "may_wait"),
+    [
+        ({"id_ms": NOW}, False, True),
+        ({"id_ms": NOW - 2 * 3_600_000}, False, False),
+        ({"id_ms": NOW - 2 * 3_600_000}, True, True),
+        ({"id_ms": NOW - 7 * DAY_MS}, True, True),
+        ({"id_ms": NOW - 7 * DAY_MS - 1}, True, False),
+        ({"id_ms": 0}, True, False),
+        ({"since_ms": 0}, True, True),
+        ({"since_ms": NOW, "id_ms": NOW - 30 * DAY_MS}, True, True),
+        ({}, False, True),
+    ],
+)
+def test_job_without_an_event_may_wait_for_as_long_as_kafka_keeps_it(
+    times: dict[str, int], is_whole: bool, may_wait: bool
+) -> None:
+    """A job that is older than the log, or than any record that could hold it, is not in the queue."""
+    assert SearchPlan(LIMITS, now_ms=NOW, **times).may_wait(is_whole=is_whole) is may_wait
