@@ -24,8 +24,8 @@ __all__ = ["InvalidToken", "ReadToken", "Secrets", "Tokens", "looks_like_token",
 
 TYPE = "streamworker+jwt"
 MAX_JOBS = 64
-MAX_TOKEN_BYTES = 16_384
-"""64 job ids of 200 characters, in base64, and the other claims."""
+MAX_TOKEN_BYTES = 20_480
+"""64 prefixes of 200 characters, in base64, and the other claims: 18 KB."""
 CLOCK_SKEW_S = 30
 """How far the clock of another signer may be ahead."""
 

@@ -100,6 +100,15 @@ def test_repr_of_the_secrets_has_no_secret(tmp_path: Path) -> None:
     assert repr(read_secrets(path)) == "Secrets(signer='one')"
 
 
+def test_token_with_as_many_and_as_long_prefixes_as_may_be_is_verified(tokens: Tokens) -> None:
+    """What is signed is accepted."""
+    prefixes = [f"{number:02}" + "x" * 198 + "*" for number in range(64)]
+    assert job_fault(prefixes) is None
+    token, _ = tokens.sign(prefixes, "read cancel", 3600, subject="s" * 200)
+
+    assert tokens.verify(token).jobs == tuple(prefixes)
+
+
 def test_token_of_another_signer_is_verified_with_its_public_key(tokens: Tokens) -> None:
     """EdDSA, by the kid."""
     found = tokens.verify(signed({"nbf": int(NOW), "jti": "x"}, {"kid": "two"}, key=PRIVATE, alg="EdDSA"))
