@@ -208,7 +208,7 @@ def _etag(snapshot: JobSnapshot) -> str:
 
 
 def _matches(request: web.Request, etag: str) -> bool:
-    given = request.headers.get("If-None-Match", "")
+    given = ",".join(request.headers.getall("If-None-Match", ()))
     return given.strip() == "*" or any(tag.strip().removeprefix("W/") == etag for tag in given.split(","))
 
 
