@@ -120,7 +120,8 @@ class _Handlers:
                 values.append(orjson.Fragment(event.value))
                 size += len(event.value)
         self._gateway.limits.delivered["json"] += len(values)
-        value = {"events": values, "cursor": feed.cursor, "ended": feed.is_over}
+        # A job without events is asked for again and again: what was searched for it is not searched again.
+        value = {"events": values, "cursor": feed.place(), "ended": feed.is_over}
         headers = {"Streamworker-Resumed-From": feed.resumed_from}
         return web.Response(body=orjson.dumps(value), content_type=negotiation.JSON, headers=headers)
 

@@ -23,6 +23,7 @@ from aiokafka.admin import RecordsToDelete
 
 from streamworker.client.ids import new_job_id
 from streamworker.practice import PracticeUpstream
+from tests.integration.events import home
 from tests.integration.gateway_here import Gateway, stage_on
 
 if TYPE_CHECKING:
@@ -223,6 +224,25 @@ async def test_reading_a_job_without_events_is_up_to_date_and_not_ended(reader: 
 
     assert (events, ended) == ([], False)
     assert re.fullmatch(r"\d+\.\d+\.w", cursor)
+
+
+async def test_reading_a_job_without_events_returns_a_cursor_behind_what_was_searched(reader: Reader) -> None:
+    """A client that polls has nothing searched twice, and misses nothing."""
+    job_id, events = job(2, is_ended=True)
+    other, others = next(
+        (other, others) for other, others in iter(lambda: job(5), None) if home(other) == home(job_id)
+    )
+    await reader.append(*others)
+    await reader.expect(others, other)
+    _, before, _ = await reader.read(other)
+    _, cursor, _ = await reader.read(job_id)
+    assert cursor.endswith(".w")
+    assert int(cursor.split(".")[1]) == int(before.split(".")[1]) + 1
+    await reader.append(*events)
+    behind, ended = await reader.expect(events, job_id, cursor)
+
+    assert ended
+    assert behind.endswith(".end")
 
 
 async def test_reading_at_the_tail_returns_nothing_and_a_cursor_that_continues(reader: Reader) -> None:
