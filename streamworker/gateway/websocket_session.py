@@ -212,12 +212,9 @@ class Session:
         self._welcome(caller)
 
     def _welcome(self, caller: Caller) -> None:
-        if self._expiry is not None:
-            self._expiry.cancel()
-            self._expiry = None
-        if (expires_at := caller.expires_at) is not None:
-            left_s = max(0.0, expires_at - self._gateway.clock.now_ms() / 1000)
-            self._expiry = self._loop.call_later(left_s, self.close, "token_expired")
+        self._stop_timers()
+        self._look_at_credential()
+        expires_at = caller.expires_at
         self._send(
             {
                 "type": "welcome",
@@ -229,6 +226,18 @@ class Session:
                 },
             }
         )
+
+    def _look_at_credential(self) -> None:
+        """Close the websocket if its token has expired or its key was removed; look again later otherwise."""
+        caller = self._caller
+        assert caller is not None
+        if not self._gateway.authenticator.is_valid(caller):
+            self.close("token_expired")
+            return
+        wait_s: float = self._settings.keep_alive_s
+        if (expires_at := caller.expires_at) is not None:
+            wait_s = max(0.0, expires_at - self._gateway.clock.now_ms() / 1000)
+        self._expiry = self._loop.call_later(wait_s, self._look_at_credential)
 
     # Messages of the client
 

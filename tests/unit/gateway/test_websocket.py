@@ -646,6 +646,24 @@ async def test_websocket_whose_token_expires_is_closed_with_4401(gateway: Served
     assert time.time() > expires_at - 0.1
 
 
+async def test_websocket_of_a_removed_key_is_closed_with_4401(tmp_path: Path) -> None:
+    """Also one that only listens. One whose key is still there stays open."""
+    async with served(tmp_path, keep_alive_s=0.05) as gateway:
+        gateway.log.publish(JOB, ["a"], end=None)
+        async with websocket(gateway) as client, websocket(gateway, ALL) as other:
+            await client.send("subscribe", id="1", job_id=JOB)
+            await client.until("live")
+            file = tmp_path / "keys.toml"
+            gateway.gateway.authenticator._keys._checked = -100.0
+            file.write_text(file.read_text().replace("[keys.k0]", "[keys.another]"))
+            code, messages = await client.closed()
+            await other.send("ping")
+            assert (await other.receive())["type"] == "pong"
+
+    assert code == 4401
+    assert (messages[-1]["type"], messages[-1]["reason"]) == ("closing", "token_expired")
+
+
 async def test_websocket_renewed_for_other_jobs_is_closed_with_4403(gateway: Served) -> None:
     """A subscription does not outlive the right to it."""
     gateway.log.publish(JOB, ["a"], end=None)
