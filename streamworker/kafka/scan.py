@@ -136,9 +136,9 @@ class LogScanner:
             at = KafkaTopicPartition(*partition)
             reader.assign([at])
             reader.seek(at, start)
-            while positions_of(reader).get(at, start) < stop:
+            while (position := positions_of(reader).get(at, start)) < stop:
                 with translate_errors(f"reading {partition}", self._acls):
-                    records = await _fetch(reader, at)
+                    records = await _fetch(reader, at, min(_POLL_RECORDS, stop - position))
                 is_end = bool(records) and records[-1].offset >= stop
                 if is_end:
                     records = [record for record in records if record.offset < stop]
@@ -193,9 +193,9 @@ class LogScanner:
         return consumer
 
 
-async def _fetch(reader: Consumer, at: KafkaTopicPartition) -> list[FetchedRecord]:
+async def _fetch(reader: Consumer, at: KafkaTopicPartition, limit: int) -> list[FetchedRecord]:
     try:
-        fetched = await reader.getmany(timeout_ms=_POLL_MS, max_records=_POLL_RECORDS)
+        fetched = await reader.getmany(timeout_ms=_POLL_MS, max_records=limit)
     except UnicodeDecodeError as error:  # raised by aiokafka's C code for a header name that is not UTF-8
         raise CorruptRecordException(str(error)) from error
     await asyncio.sleep(0)  # a long scan must not block other tasks

@@ -92,6 +92,24 @@ async def test_scan_ends_at_its_stop_though_the_log_grows(kafka: MemoryKafka, sc
         assert [[record.value for record in batch] async for batch in batches] == [[b"a", b"b"]]
 
 
+async def test_scan_asks_for_no_more_records_than_its_range_has(
+    kafka: MemoryKafka, scanner: LogScanner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each one costs the time to decode it."""
+    write(kafka, b"a", b"b", b"c", b"d")
+    await scanned(scanner, 0, 1)
+    consumer: Any = kafka.consumers[0]
+    getmany, limits = consumer.getmany, []
+
+    def counting(*, timeout_ms: int, max_records: int) -> Any:
+        limits.append(max_records)
+        return getmany(timeout_ms=timeout_ms, max_records=max_records)
+
+    monkeypatch.setattr(consumer, "getmany", counting)
+    assert await scanned(scanner, 1, 3) == [b"b", b"c"]
+    assert limits == [2]
+
+
 async def test_scan_over_deleted_records_yields_those_that_are_left(
     kafka: MemoryKafka, scanner: LogScanner
 ) -> None:
