@@ -595,6 +595,7 @@ class KafkaEventLog:
 
     def _forget_undecided(self, partition: int) -> None:
         """Forget what the committed reader has not passed: when the partition is read again, it begins later."""
+        self._replays.cancel(partition)
         self._history.drop_undecided(partition, self._followed.committed_position(partition))
         self._observer.followed_changed(self._followed.active)
 
@@ -608,6 +609,7 @@ class KafkaEventLog:
         if records:
             self._has_append_time = records[-1].timestamp_type == _APPEND_TIME
         self._settle(partition, touched)
+        self._replays.serve(block)
         if abs(self._history.size - self._reported_size) > _REPORTED_STEP:
             self._reported_size = self._history.size
             self._observer.history_changed(self._reported_size)

@@ -75,6 +75,11 @@ class Block:
         ] = []  # the index of the record before with the same key; -1 for the first one
         self._last: dict[bytes | None, int] = {}
 
+    @property
+    def count(self) -> int:
+        """The number of records."""
+        return len(self._values)
+
     def add(self, records: Iterable[Record], end: int) -> int:
         """Append records, and cover the offsets to before `end`; return by how many bytes the block grew."""
         last, offsets, values, previous = self._last, self._offsets, self._values, self._previous
@@ -149,7 +154,10 @@ class History:
         return block
 
     def insert(self, block: Block) -> None:
-        """Keep a block that a scan returned below the position of the committed reader, unless a part of it is there."""
+        """Keep what a scan returned, unless a part of it is there.
+
+        Of terminal events below the committed reader's position, the block must know the committed ones.
+        """
         if block.begin < block.end and not self._overlaps(block.partition, block.begin, block.end):
             self._insert(block)
             self._evict()

@@ -3,6 +3,11 @@
 A mailbox waits at its position. A pass reads from the lowest position on, and serves each mailbox that it reaches. It
 ends when no mailbox waits shortly ahead of it; mailboxes behind it wait for the next pass. A partition has at most two
 passes, so that a client that resumes near the end does not wait for a search from far behind.
+
+What a pass reads near the tail is kept in the history. A pass stops where the history or the other pass begins: its
+mailboxes take what is kept, and wait for the other pass where that is. So two passes never read the same records near
+the tail, in whatever order the clients come. Nothing is read from the tail's position on: a mailbox there waits for the
+tail.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from streamworker.log_throttle import OutageLog
 from streamworker.model import TopicPartition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from streamworker.gateway.history import History
     from streamworker.gateway.log_observer import LogObserver
@@ -39,6 +44,9 @@ _KEPT = 100_000
 """Records that are at most this far behind the tail are kept in memory: other clients will need them soon."""
 
 _BACKOFF_S = 0.5
+
+_USAGE = b'"usage"'
+"""A text that the values of terminal events have."""
 
 
 class Positions(Protocol):
@@ -92,16 +100,29 @@ class Replays:
 
     def add(self, mailbox: Mailbox) -> None:
         """Let a mailbox wait for the records at its position."""
-        waiting = self._waiting.setdefault(mailbox.partition, {})
-        waiting[mailbox] = None
-        passes = self._passes.setdefault(mailbox.partition, {})
-        if len(passes) < PASSES and not _is_near(mailbox.position, passes.values()):
-            self._begin_pass(mailbox.partition, mailbox.position)
+        partition, position = mailbox.partition, mailbox.position
+        self._waiting.setdefault(partition, {})[mailbox] = None
+        passes = self._passes.setdefault(partition, {})
+        if position >= self._positions.tail_position(partition):
+            return  # the tail returns the record soon: see `serve`
+        if len(passes) < PASSES and not _is_near(position, passes.values()):
+            self._begin_pass(partition, position)
 
     def discard(self, mailbox: Mailbox) -> None:
         """Let a mailbox wait no longer."""
         if (waiting := self._waiting.get(mailbox.partition)) is not None:
             waiting.pop(mailbox, None)
+
+    def serve(self, block: Block) -> None:
+        """Advance the mailboxes that wait within a block. Call it with each block that the tail has extended."""
+        if not (waiting := self._waiting.get(block.partition)):
+            return
+        committed = self._positions.committed_position(block.partition)
+        for mailbox in [one for one in waiting if block.begin <= one.position < block.end]:
+            block.replay(mailbox, committed)
+            if not mailbox.wants_records:
+                waiting.pop(mailbox, None)
+            self._on_served(mailbox)
 
     def cancel(self, partition: int) -> None:
         """End the passes of a partition.
@@ -151,75 +172,86 @@ class Replays:
 
     def _next_start(self, partition: int, task: asyncio.Task[None]) -> int | None:
         others = [position for other, position in self._passes[partition].items() if other is not task]
-        waiting = self._waiting.get(partition, {})
-        return min(
-            (mailbox.position for mailbox in waiting if not _is_near(mailbox.position, others)), default=None
-        )
+        return min((at for at in self._wanted(partition) if not _is_near(at, others)), default=None)
 
     async def _scan(self, partition: int, start: int, task: asyncio.Task[None]) -> None:
-        """Read from `start` on until no mailbox waits near ahead, or the records are in memory, or the range ends."""
+        """Read from `start` on until no mailbox waits near ahead, the range ends, or the history or another pass begins."""
         stop, is_committed = self._range(partition, start)
+        stop = self._free_until(partition, start, stop, task)
         passes, position = self._passes[partition], start
         at = TopicPartition(self._topic, partition)
         scan = self._scanner.scan(at, start, stop, committed_only=is_committed, with_aborted=is_committed)
         async with aclosing(scan) as batches:
             async for records in batches:
-                if not is_committed and position < self._positions.committed_position(partition):
-                    return  # the committed reader has passed this: read it again, to know what was rolled back
-                block = _block_of(partition, position, records)
-                self._observer.scanned(len(records))
+                stop = self._free_until(partition, position, stop, task)  # another pass may have begun since
+                if not is_committed:
+                    stop = self._first_undecided(partition, records, stop)
+                block = _block_of(partition, position, stop, records, is_committed=is_committed)
                 passes[task] = position = block.end
-                self._keep(block, is_committed=is_committed)
-                self._serve(block)
-                if self._history.at(partition, position) is not None or not self._has_near(
-                    partition, position
-                ):
+                self._take(block)
+                if position >= stop or not self._has_near(partition, position):
                     return
-        if position < stop and (is_committed or position >= self._positions.committed_position(partition)):
-            self._serve(_block_of(partition, position, (), end=stop))
+        self._take(_block_of(partition, position, stop, (), is_committed=is_committed))
 
     def _range(self, partition: int, start: int) -> tuple[int, bool]:
-        """Return where a scan has to stop that begins at `start`, and whether it reads committed records."""
-        committed, tail = (
-            self._positions.committed_position(partition),
-            self._positions.tail_position(partition),
-        )
+        """Return where the records end that one scan from `start` on can read, and whether they are committed."""
+        committed = self._positions.committed_position(partition)
         is_committed = start < committed
-        stop = committed if is_committed else max(tail, start + 1)
-        following = self._history.next_begin(partition, start)
-        return (stop if following is None else min(stop, following)), is_committed
+        return (committed if is_committed else self._positions.tail_position(partition)), is_committed
 
-    def _keep(self, block: Block, *, is_committed: bool) -> None:
+    def _free_until(self, partition: int, position: int, stop: int, task: asyncio.Task[None]) -> int:
+        """Return where the history or another pass begins behind `position`; at most `stop`."""
+        passes = self._passes[partition].items()
+        begins = [stop, *(at for other, at in passes if other is not task and at > position)]
+        if (kept := self._history.next_begin(partition, position)) is not None:
+            begins.append(kept)
+        return min(begins)
+
+    def _first_undecided(self, partition: int, records: Sequence[FetchedRecord], stop: int) -> int:
+        """Return the offset of the first terminal event that the committed reader has passed since it was read; at most `stop`.
+
+        It was committed or rolled back: a scan of committed records returns that too.
+        """
+        passed = min(stop, self._positions.committed_position(partition))
+        return next((one.offset for one in records if one.offset < passed and _is_usage(one)), stop)
+
+    def _take(self, block: Block) -> None:
+        """Keep what a scan has returned, and serve it."""
+        self._observer.scanned(block.count)
         tail = self._positions.tail_position(block.partition)
-        if is_committed and block.end <= tail <= block.begin + _KEPT:
+        if block.end <= tail <= block.begin + _KEPT:
             self._history.insert(block)
-
-    def _serve(self, block: Block) -> None:
-        """Advance the mailboxes that wait within the block."""
-        committed = self._positions.committed_position(block.partition)
-        waiting = self._waiting.get(block.partition, {})
-        for mailbox in [one for one in waiting if block.begin <= one.position < block.end]:
-            block.replay(mailbox, committed)
-            if not mailbox.wants_records:
-                waiting.pop(mailbox, None)
-            self._on_served(mailbox)
+        self.serve(block)
 
     def _has_near(self, partition: int, position: int) -> bool:
-        waiting = self._waiting.get(partition, {})
-        return any(position <= mailbox.position <= position + NEAR for mailbox in waiting)
+        return any(_is_near(at, [position]) for at in self._wanted(partition))
+
+    def _wanted(self, partition: int) -> Iterator[int]:
+        """Yield the positions at which mailboxes wait for a scan: those at the tail's position wait for the tail."""
+        tail = self._positions.tail_position(partition)
+        positions = (mailbox.position for mailbox in self._waiting.get(partition, ()))
+        return (position for position in positions if position < tail)
 
 
 def _is_near(position: int, passes: Iterable[int]) -> bool:
     return any(at <= position <= at + NEAR for at in passes)
 
 
-def _block_of(partition: int, begin: int, records: Sequence[FetchedRecord], end: int | None = None) -> Block:
-    """Return the block of a scan's batch. It has all records from `begin` on."""
+def _is_usage(record: FetchedRecord) -> bool:
+    return record.value is not None and _USAGE in record.value
+
+
+def _block_of(
+    partition: int, begin: int, stop: int, records: Sequence[FetchedRecord], *, is_committed: bool
+) -> Block:
+    """Return the block of a scan's batch: every record from `begin` on, but none at `stop` or behind it."""
+    end = stop
+    if records and records[-1].offset < stop:
+        end = records[-1].offset + 1
+    else:
+        records = [record for record in records if record.offset < stop]
     block = Block(partition, begin)
-    block.add(records, records[-1].offset + 1 if end is None else end)
-    block.committed = {
-        record.offset
-        for record in records
-        if record.value is not None and b'"usage"' in record.value and not is_aborted(record)
-    }
+    block.add(records, end)
+    if is_committed:
+        block.committed = {one.offset for one in records if _is_usage(one) and not is_aborted(one)}
     return block

@@ -482,7 +482,7 @@ async def test_event_log_many_reconnects_read_each_record_once(topic: Topic, cou
     assert [seqs(events) for events in endings] == [[6]] * 5 * count
     written = 5000 + 6 * count
     print(f"{5 * count} reconnects read {counts.records} of {written} records")  # noqa: T201
-    assert counts.records <= 2 * written
+    assert counts.records <= written
 
 
 async def test_event_log_survives_a_broker_restart_within_a_job(

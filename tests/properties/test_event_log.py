@@ -22,12 +22,13 @@ from streamworker.gateway.event_log import KafkaEventLog, LogOptions
 from streamworker.gateway.shared_limit import CONNECTION_BYTES, SharedLimit
 from streamworker.handover import Kind
 from streamworker.kafka.compat import AbortedRecord
-from tests.properties.test_handover import Log, logs, valid
+from tests.properties.test_handover import Entry, Log, logs, valid
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from streamworker.gateway.job_feed import JobFeed
+    from streamworker.gateway.log_observer import LogObserver
 
 KINDS = {Kind.STARTED: "started", Kind.RESTARTED: "started", Kind.DELTA: "delta", Kind.ENDED: "usage"}
 
@@ -42,17 +43,20 @@ class Topic:
     def end(self, *, committed_only: bool) -> int:
         return self.log.stable(self.length) if committed_only else self.length
 
-    def records(self, start: int, stop: int, *, with_aborted: bool) -> list[Any]:
+    def key(self, entry: Entry) -> bytes:
+        return b"stranger" if entry.value is None else b"j"
+
+    def records(self, start: int, stop: int, *, with_aborted: bool, marks_aborted: bool = False) -> list[Any]:
         found = []
         for offset in range(start, stop):
             entry = self.log.entries[offset]
-            key, value = (b"j", entry.value) if entry.value is not None else (b"stranger", b"{}")
             if entry.value is None and entry.ends_at is None:
                 continue  # the marker of a transaction
             if entry.is_aborted and not with_aborted:
                 continue
-            kind = AbortedRecord if entry.is_aborted else ConsumerRecord
-            found.append(kind("t", 0, offset, 0, 0, key, value, None, 0, 0, ()))
+            kind = AbortedRecord if entry.is_aborted and marks_aborted else ConsumerRecord
+            value = b"{}" if entry.value is None else entry.value
+            found.append(kind("t", 0, offset, 0, 0, self.key(entry), value, None, 0, 0, ()))
         return found
 
 
@@ -126,7 +130,7 @@ class Scanner:
         while start < stop:
             await asyncio.sleep(0)
             end = min(stop, start + self.batch)
-            if records := self.topic.records(start, end, with_aborted=True):
+            if records := self.topic.records(start, end, with_aborted=True, marks_aborted=with_aborted):
                 yield records
             start = end
 
@@ -157,13 +161,16 @@ class World:
         self.replicas: list[KafkaEventLog] = []
         self.clients: list[Client] = []
 
-    async def replica(self) -> KafkaEventLog:
+    def scanner(self) -> Scanner:
+        return Scanner(self.topic, self.batch)
+
+    async def replica(self, observer: LogObserver | None = None) -> KafkaEventLog:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(event_log, "LogScanner", lambda *_: Scanner(self.topic, self.batch))
+            patch.setattr(event_log, "LogScanner", lambda *_: self.scanner())
             patch.setattr(
                 followed, "TopicTail", lambda _, __, on_records, **how: Tail(self.topic, on_records, **how)
             )
-            log = KafkaEventLog(KafkaSettings(), "t", self.options)
+            log = KafkaEventLog(KafkaSettings(), "t", self.options, observer=observer)
         await log.start()
         return log
 
@@ -235,8 +242,13 @@ class Client:
             self.shared.discard(self.feed)
             self.feed.close()
         self.log = log
+        opening = asyncio.create_task(log.open("j", cursor=self.cursor))
         async with asyncio.timeout(5):
-            self.feed = await log.open("j", cursor=self.cursor)
+            while not opening.done():
+                await settle(30)
+                tail: Any = log._followed.tail
+                tail.read(1)  # it may be behind the cursor
+        self.feed = await opening
         self.shared.add(self.feed)
 
     async def take(self, count: int) -> None:
