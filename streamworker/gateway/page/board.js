@@ -26,6 +26,7 @@ export class Board {
 				card?.follow();
 			}
 		});
+		addEventListener("resize", () => this.#cards.forEach((card) => card.follow()));
 	}
 
 	get jobs() {

@@ -1,5 +1,3 @@
-// Figures of ten seconds, in bounded memory.
-
 const SPAN_MS = 10_000;
 const STEP_MS = 500;
 const MAX_FIRSTS = 500;

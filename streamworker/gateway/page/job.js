@@ -66,7 +66,6 @@ function isStale({ attempt, seq }, { type, ...event }) {
 	return (type === "delta" || type === "usage") && attempt !== null && (event.attempt !== attempt || event.seq <= seq);
 }
 
-// input -> the members that change
 const INPUTS = {
 	submitted: (_, { job_id, cursor }) => ({ jobId: job_id, place: cursor }),
 	refused: (_, { error }) => ({ error, isCancelling: false }),
