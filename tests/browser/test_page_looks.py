@@ -52,7 +52,8 @@ GLYPHS = """(node) => {
 async def _box(page: Page, selector: str) -> dict[str, float]:
     box = await page.locator(selector).first.bounding_box()
     assert box is not None
-    return {**box, "right": box["x"] + box["width"], "bottom": box["y"] + box["height"]}
+    x, y, width, height = box["x"], box["y"], box["width"], box["height"]
+    return {"x": x, "y": y, "width": width, "right": x + width, "bottom": y + height}
 
 
 async def _glyphs(page: Page, selector: str) -> dict[str, float]:
