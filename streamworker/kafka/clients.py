@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError
 from aiokafka.errors import KafkaError as ForeignKafkaError
 
 from streamworker.kafka.compat import (
@@ -204,8 +204,13 @@ async def start_producer(producer: Producer, timeout_s: float) -> None:
         async with asyncio.timeout(timeout_s):
             await producer.start()
     except TimeoutError:
-        brokers = unreachable_brokers(producer) or "the brokers accept connections and do not answer"
-        raise KafkaConnectionError(f"no broker answered within {timeout_s:g} s ({brokers})") from None
+        text = f"no broker answered within {timeout_s:g} s"
+        if brokers := unreachable_brokers(producer):
+            raise KafkaConnectionError(f"{text} ({brokers})") from None
+        # Not a KafkaConnectionError: advice on TLS is added to those, and the connections are there.
+        raise KafkaTimeoutError(
+            f"{text}: they accept connections; check whether their processes hang or are stopped, and their logs"
+        ) from None
 
 
 async def close_producer(producer: Producer | None, timeout_s: float) -> None:

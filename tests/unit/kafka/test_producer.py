@@ -18,6 +18,7 @@ from streamworker.kafka.clients import (
     new_producer,
     start_producer,
 )
+from streamworker.kafka.errors import translate_errors
 from streamworker.kafka.producer import ReplaceableProducer
 from streamworker.kafka.sink import publish
 from tests.memory_kafka import MemoryProducer
@@ -43,10 +44,12 @@ async def test_start_without_an_answer_names_the_brokers_that_cannot_be_reached(
     """aiokafka has no limit: it asks for a producer id until a broker answers."""
     monkeypatch.setattr(MemoryProducer, "start", hang)
     producer: Any = new_producer(SETTINGS)
-    with pytest.raises(
-        KafkaConnectionError, match=r"within 5 s \(the brokers accept connections and do not answer\)"
-    ):
+    with pytest.raises(KafkaUnavailable) as hanging, translate_errors("connecting a producer"):
         await start_producer(producer, 5)
+    assert str(hanging.value) == (
+        "connecting a producer: no broker answered within 5 s: they accept connections; check whether their processes "
+        "hang or are stopped, and their logs"  # and no advice on TLS
+    )
 
     producer._client.failures = {"b:9": ConnectionRefusedError("refused")}
     loop = asyncio.get_running_loop()
