@@ -148,6 +148,11 @@ class Handover:
         self._ready: deque[Delivery] | None = None
 
     @property
+    def attempt(self) -> str:
+        """The valid attempt; empty before the first event."""
+        return self._attempt or ""
+
+    @property
     def is_over(self) -> bool:
         """Whether the job's terminal event can be taken or was taken: no event follows it."""
         return self._is_over

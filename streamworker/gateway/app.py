@@ -32,7 +32,7 @@ from streamworker.gateway.drain import Drain
 from streamworker.gateway.event_log import KafkaEventLog, LogOptions
 from streamworker.gateway.gateway import Gateway
 from streamworker.gateway.jobs import Jobs
-from streamworker.gateway.limits import MAX_CONNECTIONS, Limits
+from streamworker.gateway.limits import FACES, MAX_CONNECTIONS, Limits
 from streamworker.gateway.log_metrics import LogMetrics
 from streamworker.gateway.search import SearchLimits
 from streamworker.gateway.server import Server
@@ -63,7 +63,6 @@ _SERVICE = "streamworker-gateway"
 _HINT_S = 2.5
 """Seconds after which a connection that is still being made is logged."""
 
-FACES = ("sse", "ndjson", "json", "chat", "websocket")
 """Kinds of streams, in metrics; `chat` counts its own."""
 
 _ROOMS = (job_routes, event_stream, websocket, chat, models, batch_routes, openapi, page_files)
@@ -96,9 +95,9 @@ def _count_streams(gateway: Gateway) -> None:
         metrics.track(table.STREAMS_OPEN, partial(limits.open.__getitem__, face), face)
 
     def count_delivered() -> None:
-        for face, events in limits.delivered.items():
-            metrics.add(table.EVENTS_DELIVERED, events, face)
-        limits.delivered.clear()
+        for face, delivered in limits.delivered.items():
+            metrics.add(table.EVENTS_DELIVERED, delivered.events, face)
+            delivered.events = 0
 
     metrics.before_scrape(count_delivered)
 

@@ -11,7 +11,7 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
 
-from streamworker.gateway.feeds import FeedError
+from streamworker.gateway.feeds import FeedError, Push
 from streamworker.gateway.frames import chunk
 from streamworker.gateway.outbound import Outbound
 from streamworker.telemetry import gateway_metrics as table
@@ -45,6 +45,7 @@ class ClientStream:
         "_caller",
         "_closes_at",
         "_closes_because",
+        "_cursor",
         "_delivered",
         "_event_at",
         "_feed",
@@ -72,11 +73,11 @@ class ClientStream:
         """`run` closes the feed, and gives the stream of the caller back that `Limits.enter` has counted."""
         settings = gateway.settings.gateway
         self._gateway = gateway
-        self._delivered = gateway.limits.delivered
-        self._out = Outbound(
-            connection.transport, connection.drain, settings.stall_s, partial(self.close, "stalled")
-        )
+        self._delivered = gateway.limits.delivered[framing.face]
+        self._out = Outbound(connection, settings.stall_s, partial(self.close, "stalled"))
         self._feed = feed
+        self._cursor = feed.cursor
+        connection.on_pause(feed.hold)
         self._framing = framing
         self._caller = caller
         self._is_chunked = is_chunked
@@ -140,9 +141,10 @@ class ClientStream:
 
     async def _deliver(self) -> None:
         feed, out, frame = self._feed, self._out, self._framing.event
-        push = self._push if self._is_chunked else None
-        delivered, face = self._delivered, self._framing.face
+        push = Push(self._framing, out.transport.write, self._delivered) if self._is_chunked else None
         while not feed.is_over:
+            if out.is_full:
+                await out.drained()
             event = feed.take() or await feed.next(push)
             if event is None:
                 return
@@ -152,19 +154,9 @@ class ClientStream:
                 frames.append(data := frame(event))
                 size += len(data)
             self._write(frames[0] if len(frames) == 1 else b"".join(frames))
-            self._event_at = self._loop.time()
-            delivered[face] += len(frames)
-            if out.is_full:
-                await out.drained()
-            elif size >= BATCH_BYTES:
+            self._delivered.events += len(frames)
+            if size >= BATCH_BYTES:
                 await asyncio.sleep(0)  # a long replay must not block other streams
-
-    def _push(self, cursor: bytes, value: bytes) -> bool:
-        """Write a delta in the call of the reader; return whether the client takes more."""
-        framing = self._framing
-        self._event_at = self._loop.time()
-        self._delivered[framing.face] += 1
-        return self._out.push(framing.delta(cursor, value))
 
     def _write(self, data: bytes) -> None:
         if data:
@@ -190,7 +182,6 @@ class ClientStream:
     # Quiet streams, and the end of their time
 
     def _arm(self) -> None:
-        self._out.has_written = False
         keep_alive_at = self._loop.time() + self._gateway.settings.gateway.keep_alive_s
         self._timer = self._loop.call_at(min(keep_alive_at, self._closes_at), self._tick)
 
@@ -203,7 +194,9 @@ class ClientStream:
         if not self._gateway.authenticator.is_valid(self._caller):
             self.close("token_expired")
             return
-        if self._out.is_waiting or self._out.has_written:
+        if (cursor := self._feed.cursor) != self._cursor:
+            self._event_at, self._cursor = now, cursor
+        elif self._out.is_waiting:
             pass
         elif now - self._event_at >= POSITION_S:
             self._event_at = now

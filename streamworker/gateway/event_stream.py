@@ -119,7 +119,7 @@ class _Handlers:
             if event is not None:
                 values.append(orjson.Fragment(event.value))
                 size += len(event.value)
-        self._gateway.limits.delivered["json"] += len(values)
+        self._gateway.limits.delivered["json"].events += len(values)
         # A job without events is asked for again and again: what was searched for it is not searched again.
         value = {"events": values, "cursor": feed.place(), "ended": feed.is_over}
         headers = {"Streamworker-Resumed-From": feed.resumed_from}

@@ -21,6 +21,8 @@ from streamworker.errors import StreamworkerError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from streamworker.gateway.frames import DeltaFraming
+
 __all__ = [
     "START",
     "BrokerUnavailable",
@@ -33,7 +35,9 @@ __all__ = [
     "InvalidCursor",
     "JobNotFound",
     "JobSnapshot",
+    "Push",
     "Replay",
+    "Tally",
 ]
 
 START = "start"
@@ -69,6 +73,23 @@ class FeedEvent(NamedTuple):
     attempt: str
 
 
+class Tally:
+    """A number of events."""
+
+    __slots__ = ("events",)
+
+    def __init__(self) -> None:
+        self.events = 0
+
+
+class Push(NamedTuple):
+    """How deltas are written to a client by the reader of the log: framed, counted, and passed to `write`, which must not block."""
+
+    framing: DeltaFraming
+    write: Callable[[bytes], object]
+    delivered: Tally
+
+
 class Feed(Protocol):
     """One job's events for one client. Only events of the valid attempt come; `usage` is committed, and the last one."""
 
@@ -101,13 +122,12 @@ class Feed(Protocol):
         """Return the next event without waiting; None if there is none now, and behind `usage`."""
         ...
 
-    async def next(self, push: Callable[[bytes, bytes], bool] | None = None) -> FeedEvent | None:
+    async def next(self, push: Push | None = None) -> FeedEvent | None:
         """Wait for the next event and return it; None behind `usage`.
 
-        With `push`, a delta that arrives during the wait is passed to `push` by a call, as cursor and value, and the wait
-        goes on: that saves a task switch per event. `push` returns whether it can take another one; otherwise the next
-        event is returned. It must not raise or block, and must not close the feed. Clients of one job get the same two
-        objects for an event, so that it is framed once.
+        With `push`, a delta that arrives during the wait is written by it, and the wait goes on: that saves a task switch
+        per event. It goes on so until `hold` is called; then the next event is returned. Clients of one job get the same
+        two objects for an event, so that it is framed once.
 
         The wait goes on through an outage of the broker. Only one caller may wait at a time. It may be cancelled, and
         no event is lost thereby.
@@ -116,6 +136,10 @@ class Feed(Protocol):
             FeedLost: the log lost its end. Open a feed with `cursor`, which begins at the job's `started`.
             BrokerUnavailable: the log was stopped.
         """
+        ...
+
+    def hold(self) -> None:
+        """Push nothing more in the present call of `next`: the client does not take it."""
         ...
 
     def place(self) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from streamworker.gateway.feeds import FeedEvent
 
-__all__ = ["NDJSON", "SSE", "Framing", "chunk", "retry_ms"]
+__all__ = ["NDJSON", "SSE", "DeltaFraming", "Framing", "chunk", "retry_ms"]
 
 RETRY_MS = (1000, 5000)
 """Bounds of the time after which a client reconnects. It is drawn, so that clients do not come back together."""
@@ -34,7 +34,15 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-class Framing(Protocol):
+class DeltaFraming(Protocol):
+    """How deltas are written."""
+
+    def delta(self, cursor: bytes, value: bytes) -> bytes:
+        """Return a delta of the log as it is written to the transport."""
+        ...
+
+
+class Framing(DeltaFraming, Protocol):
     """How one format of an event stream writes what it carries."""
 
     face: str

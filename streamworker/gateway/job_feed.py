@@ -14,6 +14,8 @@ from streamworker.handover import Kind, read_head
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from streamworker.gateway.feeds import Push, Tally
+    from streamworker.gateway.frames import DeltaFraming
     from streamworker.gateway.mailbox import Mailbox
     from streamworker.handover import Delivery, EventHead, Handover
 
@@ -47,11 +49,13 @@ class JobFeed:
     __slots__ = (
         "_attempt",
         "_attempt8",
+        "_delivered",
         "_error",
         "_first",
+        "_framing",
         "_last",
-        "_push",
         "_waiter",
+        "_write",
         "direct",
         "is_over",
         "mailbox",
@@ -75,12 +79,14 @@ class JobFeed:
         """Decides which records of the tail `pushed` takes. Set while `next` waits, and nothing is queued, and its caller
         takes deltas by a call."""
         self.resumed_from = START if behind is None else str(behind)
-        self._push: Callable[[bytes, bytes], bool] | None = None
         self._last: Cursor | bytes = behind or Cursor(mailbox.partition, mailbox.position)
         self._attempt, self._attempt8 = "", b""
         self._first: FeedEvent | None = None
         self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._framing: DeltaFraming
+        self._write: Callable[[bytes], object]
+        self._delivered: Tally
 
     @property
     def job_id(self) -> str:
@@ -130,32 +136,37 @@ class JobFeed:
                 self.owner.refill(self)
         return delivery
 
-    async def next(self, push: Callable[[bytes, bytes], bool] | None = None) -> FeedEvent | None:
+    async def next(self, push: Push | None = None) -> FeedEvent | None:
         """Wait for the next event; None behind `usage`. Raises FeedLost, BrokerUnavailable."""
         while (event := self.take()) is None:
             if self.is_over:
                 return None
-            if push is not None:
-                self._push, self.direct = push, self.mailbox.direct()
+            if push is not None and (direct := self.mailbox.direct()) is not None:
+                self._framing, self._write, self._delivered = push
+                if direct.attempt != self._attempt:
+                    self._note_attempt(direct.attempt)
+                self.direct = direct
             try:
                 await self.changed()
             finally:
-                self._push = self.direct = None
+                self.direct = None
         return event
 
+    def hold(self) -> None:
+        """Push nothing more in the present call of `next`."""
+        self.direct = None
+
     def pushed(self, offset: int, head: EventHead, value: bytes, cursor: bytes | None) -> bytes:
-        """Deliver a delta that passed `direct` by a call of `push`; return its cursor.
+        """Write a delta that passed `direct`; return its cursor.
 
         `cursor` is what another feed returned for this record; None for the first one.
         """
         if cursor is None:
-            if head.attempt != self._attempt:
-                self._note_attempt(head.attempt)
             cursor = b"%d.%d.%d.%b" % (self.partition, offset, head.seq, self._attempt8)
         self._last = cursor
         try:
-            if not self._push(cursor, value):  # type: ignore[misc]  # it is set with `direct`
-                self.direct = None
+            self._write(self._framing.delta(cursor, value))
+            self._delivered.events += 1
         except Exception as error:  # noqa: BLE001 - of one client, which must not end the reader of all
             self.fail(error)
         return cursor

@@ -9,15 +9,19 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from streamworker.gateway.errors import ApiError
+from streamworker.gateway.feeds import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from streamworker.gateway.auth import Caller
 
-__all__ = ["MAX_CONNECTIONS", "Limits"]
+__all__ = ["FACES", "MAX_CONNECTIONS", "Limits"]
 
 MAX_CONNECTIONS = 10_000
+
+FACES = ("sse", "ndjson", "json", "chat", "websocket")
+"""The ways in which events reach clients."""
 
 _MINUTE = 60.0
 _ROUNDING = 1e-9
@@ -30,8 +34,8 @@ class Limits:
         self._clock = clock
         self._streams: dict[str, int] = {}
         self.open: Counter[str] = Counter()
-        """Open streams by their face: `sse`, `ndjson`, `json`, `chat`, `websocket`."""
-        self.delivered: Counter[str] = Counter()
+        """Open streams by their face."""
+        self.delivered: dict[str, Tally] = {face: Tally() for face in FACES}
         """Events written since the last scrape, by face."""
         self._allowances: dict[
             str, tuple[float, float]

@@ -6,12 +6,11 @@ import asyncio
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
-__all__ = ["HIGH_WATER_BYTES", "Outbound", "Starved"]
+    from streamworker.gateway.stream_connection import StreamConnection
 
-HIGH_WATER_BYTES = 65_536
-"""Bytes that may wait in the transport before a stream waits for the client."""
+__all__ = ["Outbound", "Starved"]
 
 
 class Starved(Exception):
@@ -19,34 +18,24 @@ class Starved(Exception):
 
 
 class Outbound:
-    """Writes to a transport. `stalled` is called if the client takes nothing for `stall_s`.
-
-    `drain` waits until the transport has passed on what it holds.
-    """
+    """Writes to a connection. `stalled` is called if the client takes nothing for `stall_s`."""
 
     __slots__ = (
-        "_drain",
+        "_connection",
         "_loop",
         "_stall_s",
         "_stalled",
         "_taken_before",
-        "_transport",
         "_turns",
         "_waiters",
         "_watch",
         "_written",
-        "has_written",
+        "transport",
     )
 
-    def __init__(
-        self,
-        transport: asyncio.Transport,
-        drain: Callable[[], Awaitable[None]],
-        stall_s: float,
-        stalled: Callable[[], None],
-    ) -> None:
-        self._transport = transport
-        self._drain = drain
+    def __init__(self, connection: StreamConnection, stall_s: float, stalled: Callable[[], None]) -> None:
+        self._connection = connection
+        self.transport = connection.transport
         self._stall_s = stall_s
         self._stalled = stalled
         self._loop = asyncio.get_running_loop()
@@ -55,31 +44,23 @@ class Outbound:
         self._waiters = 0
         self._taken_before = 0
         self._watch: asyncio.TimerHandle | None = None
-        self.has_written = False
-        """Whether anything was written since the flag was cleared."""
 
     def write(self, data: bytes) -> None:
-        """Write without waiting."""
-        self.has_written = True
-        self._written += len(data)
-        self._transport.write(data)
+        """Write without waiting.
 
-    def push(self, data: bytes) -> bool:
-        """Write without waiting; return whether the client takes more: `write` and `is_full` in one call."""
-        self.has_written = True
+        The only stream of a connection may write to `transport` instead, except while `is_full` is true.
+        """
         self._written += len(data)
-        transport = self._transport
-        transport.write(data)
-        return transport.get_write_buffer_size() <= HIGH_WATER_BYTES
+        self.transport.write(data)
 
     def abort(self) -> None:
         """Cut the connection; what waits is lost."""
-        self._transport.abort()
+        self.transport.abort()
 
     @property
     def is_full(self) -> bool:
         """Whether a stream should wait before it writes more."""
-        return self._transport.get_write_buffer_size() > HIGH_WATER_BYTES
+        return self._connection.is_paused
 
     @property
     def is_waiting(self) -> bool:
@@ -93,7 +74,7 @@ class Outbound:
             self._watch = self._loop.call_later(self._stall_s, self._look)
         self._waiters += 1
         try:
-            await self._drain()
+            await self._connection.drain()
         finally:
             self._waiters -= 1
             if not self._waiters and self._watch is not None:
@@ -126,7 +107,7 @@ class Outbound:
     @property
     def _taken(self) -> int:
         """The number of bytes that the client has taken."""
-        return self._written - self._transport.get_write_buffer_size()
+        return self._written - self.transport.get_write_buffer_size()
 
     def _look(self) -> None:
         if self._taken <= self._taken_before:

@@ -121,6 +121,8 @@ class Connection(web.RequestHandler):
             transport.resume_reading()
         if received:
             stream.data_received(received)
+        if self.writing_paused:  # an answer before it waits in the transport
+            stream.pause_writing()
         if self._keepalive_handle is not None:
             self._keepalive_handle.cancel()
             self._keepalive_handle = None

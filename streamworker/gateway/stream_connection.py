@@ -58,7 +58,17 @@ class ConnectionOwner(Protocol):
 class StreamConnection(asyncio.Protocol):
     """Runs the task of a stream, and cancels it when the client is gone."""
 
-    __slots__ = ("_ended", "_is_kept", "_is_paused", "_kept", "_owner", "_waiter", "task", "transport")
+    __slots__ = (
+        "_ended",
+        "_is_kept",
+        "_kept",
+        "_owner",
+        "_paused",
+        "_waiter",
+        "is_paused",
+        "task",
+        "transport",
+    )
 
     def __init__(self, transport: asyncio.Transport, owner: ConnectionOwner) -> None:
         """Take the transport over."""
@@ -67,7 +77,9 @@ class StreamConnection(asyncio.Protocol):
         self._owner = owner
         self._is_kept = False
         self._kept = b""
-        self._is_paused = False
+        self.is_paused = False
+        """Whether more than the transport's limit waits there for the client: a stream should wait before it writes more."""
+        self._paused: Callable[[], None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._ended: Callable[[int], None] | None = None
         transport.set_protocol(self)
@@ -85,6 +97,10 @@ class StreamConnection(asyncio.Protocol):
         """Have `ended(status)` called when the stream is over."""
         self._ended = ended
 
+    def on_pause(self, paused: Callable[[], None]) -> None:
+        """Have `paused()` called when `is_paused` becomes true, which happens in a write."""
+        self._paused = paused
+
     async def _run(self, stream: Coroutine[Any, Any, int]) -> None:
         status = 499  # the client disconnected
         try:
@@ -98,8 +114,9 @@ class StreamConnection(asyncio.Protocol):
             self._release(is_whole=status == 200)
 
     def _release(self, *, is_whole: bool) -> None:
+        self._paused = None
         if is_whole and self._is_kept and not self.transport.is_closing():
-            self._owner.adopt(self, self._kept, is_paused=self._is_paused)
+            self._owner.adopt(self, self._kept, is_paused=self.is_paused)
             return
         if self.transport.get_write_buffer_size():  # the client may never take the rest
             asyncio.get_running_loop().call_later(_FLUSH_S, self.transport.abort)
@@ -109,7 +126,7 @@ class StreamConnection(asyncio.Protocol):
         """Wait until the transport has passed on what it holds. Raises ConnectionResetError."""
         if self.transport.is_closing():
             raise ConnectionResetError("the client is gone")
-        if self._is_paused:
+        if self.is_paused:
             if self._waiter is None or self._waiter.done():
                 self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
@@ -126,11 +143,13 @@ class StreamConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Let `drain` wait."""
-        self._is_paused = True
+        self.is_paused = True
+        if self._paused is not None:
+            self._paused()
 
     def resume_writing(self) -> None:
         """Let `drain` return."""
-        self._is_paused = False
+        self.is_paused = False
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)

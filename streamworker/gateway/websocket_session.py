@@ -106,11 +106,11 @@ class Session:
         self._caller = self._counted = caller
         self._loop = asyncio.get_running_loop()
         self._out = Outbound(
-            socket.transport,
-            socket.drain,
+            socket,
             self._settings.stall_s,
             partial(self.close, "stalled"),
         )
+        socket.on_pause(self._hold)
         self._work: dict[str, asyncio.Task[None]] = {}
         self._subscribing: set[str] = set()
         """Of the work, what are or become subscriptions."""
@@ -415,7 +415,7 @@ class Session:
             self._send({"type": "subscribed", "id": id_, "job_id": job_id, "resumed_from": feed.resumed_from})
             self._mailboxes.add(feed)
             try:
-                reason = await Subscription(id_, feed, self._out, self._gateway.limits.delivered).run()
+                reason = await Subscription(id_, feed, self._out, self._gateway.limits.delivered[FACE]).run()
             except asyncio.CancelledError:
                 if id_ not in self._unsubscribed:
                     raise
@@ -453,6 +453,11 @@ class Session:
                 await self._socket.close(code, message.encode()[:120])
 
     # What the gateway sends
+
+    def _hold(self) -> None:
+        """Push no more deltas: the client does not take them."""
+        for feed in self._feeds.values():
+            feed.hold()
 
     def _send(self, value: Mapping[str, Any]) -> None:
         self._out.write(frames.text_frame(value))

@@ -6,12 +6,11 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from streamworker.gateway import websocket_frames as frames
+from streamworker.gateway.feeds import Push
 from streamworker.gateway.outbound import Starved
 
 if TYPE_CHECKING:
-    from collections import Counter
-
-    from streamworker.gateway.feeds import Feed, FeedEvent
+    from streamworker.gateway.feeds import Feed, FeedEvent, Tally
     from streamworker.gateway.outbound import Outbound
 
 __all__ = ["FACE", "Subscription"]
@@ -23,16 +22,31 @@ BATCH_BYTES = 65_536
 POSITION_S = 60.0
 """Time without an event after which a client gets a fresh cursor."""
 
+_LOOK_S = 15.0
+"""How often it is looked whether there was an event: to note the time of each would cost more than to frame it."""
+
 
 class Subscription:
     """Writes the events of a feed as frames. `delivered` counts events by face."""
 
-    __slots__ = ("_delivered", "_event_at", "_feed", "_head", "_id", "_is_live", "_loop", "_out", "_timer")
+    __slots__ = (
+        "_cursor",
+        "_delivered",
+        "_event_at",
+        "_feed",
+        "_head",
+        "_id",
+        "_is_live",
+        "_loop",
+        "_out",
+        "_timer",
+    )
 
-    def __init__(self, id_: str, feed: Feed, out: Outbound, delivered: Counter[str]) -> None:
+    def __init__(self, id_: str, feed: Feed, out: Outbound, delivered: Tally) -> None:
         self._id = id_
         self._head = frames.event_head(id_)
         self._feed = feed
+        self._cursor = feed.cursor
         self._out = out
         self._delivered = delivered
         self._loop = asyncio.get_running_loop()
@@ -45,7 +59,7 @@ class Subscription:
 
         Raises FeedError, ConnectionResetError.
         """
-        self._arm(POSITION_S)
+        self._arm()
         try:
             await self._deliver()
         except Starved:
@@ -57,6 +71,7 @@ class Subscription:
 
     async def _deliver(self) -> None:
         feed, out = self._feed, self._out
+        push = Push(self, out.write, self._delivered)
         while not feed.is_over:
             if out.is_full:
                 await out.turn()
@@ -65,17 +80,15 @@ class Subscription:
                 if not self._is_live and feed.is_live:
                     self._is_live = True
                     out.write(frames.text_frame({"type": "live", "id": self._id}))
-                event = await feed.next(self._push if self._is_live else None)
+                event = await feed.next(push if self._is_live and not out.is_full else None)
                 if event is None:
                     return
             if self._write(event) >= BATCH_BYTES:
                 await asyncio.sleep(0)  # a long replay must not block other streams
 
-    def _push(self, cursor: bytes, value: bytes) -> bool:
-        """Write a delta in the call of the reader; return whether the client takes more."""
-        self._event_at = self._loop.time()
-        self._delivered[FACE] += 1
-        return self._out.push(frames.event_frame(self._head, cursor, value))
+    def delta(self, cursor: bytes, value: bytes) -> bytes:
+        """Return a delta as a frame."""
+        return frames.event_frame(self._head, cursor, value)
 
     def _write(self, event: FeedEvent) -> int:
         """Write an event, and with it what is ready, unless the client takes nothing now; return the number of bytes."""
@@ -87,22 +100,20 @@ class Subscription:
             data.append(frame := frames.event_frame(head, following.cursor.encode(), following.value))
             size += len(frame)
         self._out.write(data[0] if len(data) == 1 else b"".join(data))
-        self._event_at = self._loop.time()
-        self._delivered[FACE] += len(data)
+        self._delivered.events += len(data)
         return size
 
     # Quiet jobs
 
-    def _arm(self, wait_s: float) -> None:
-        self._timer = self._loop.call_later(wait_s, self._tick)
+    def _arm(self) -> None:
+        self._timer = self._loop.call_later(_LOOK_S, self._tick)
 
     def _tick(self) -> None:
-        quiet_s = self._loop.time() - self._event_at
-        if quiet_s < POSITION_S:
-            self._arm(POSITION_S - quiet_s)
-            return
-        if not self._out.is_full:
-            self._event_at = self._loop.time()
+        now = self._loop.time()
+        if (cursor := self._feed.cursor) != self._cursor:
+            self._event_at, self._cursor = now, cursor
+        elif now - self._event_at >= POSITION_S and not self._out.is_full:
+            self._event_at = now
             place = self._feed.place().encode()
             self._out.write(frames.event_frame(self._head, place, b'{"type":"position"}'))
-        self._arm(POSITION_S)
+        self._arm()

@@ -22,6 +22,7 @@ from streamworker.gateway.writer import NotAcknowledged
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from streamworker.gateway.feeds import Push
     from streamworker.model import Headers
 
 PARTITIONS = 4
@@ -73,7 +74,7 @@ class MemoryFeed:
         self.is_over = event.kind == "usage"
         return event
 
-    async def next(self, push: Callable[[bytes, bytes], bool] | None = None) -> FeedEvent | None:
+    async def next(self, _: Push | None = None) -> FeedEvent | None:
         while not self.is_over:
             if self._log.error is not None:
                 raise self._log.error
@@ -81,6 +82,8 @@ class MemoryFeed:
                 return event
             await self._log.changed.wait()
         return None
+
+    def hold(self) -> None: ...
 
     def place(self) -> str:
         return f"{self._log.partition(self.job_id)}.99.w" if self.cursor.endswith(".w") else self.cursor

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from streamworker.gateway.cursors import Cursor, attempt8
-from streamworker.gateway.feeds import START, FeedEvent, FeedLost
+from streamworker.gateway.feeds import START, FeedEvent, FeedLost, Push, Tally
 from streamworker.gateway.job_feed import JobFeed
 from streamworker.gateway.mailbox import Fate, Mailbox
 from streamworker.handover import read_head
@@ -62,14 +62,20 @@ Pushed = list[tuple[bytes, bytes]]
 """Cursors and values."""
 
 
-def into(pushed: Pushed, *, can_go_on: bool = True) -> Callable[[bytes, bytes], bool]:
-    """Return a call that keeps what it gets."""
+class Kept:
+    """A framing that keeps what it gets."""
 
-    def push(cursor: bytes, value: bytes) -> bool:
-        pushed.append((cursor, value))
-        return can_go_on
+    def __init__(self, pushed: Pushed) -> None:
+        self._pushed = pushed
 
-    return push
+    def delta(self, cursor: bytes, value: bytes) -> bytes:
+        self._pushed.append((cursor, value))
+        return b"framed"
+
+
+def into(pushed: Pushed, write: Callable[[bytes], object] = len) -> Push:
+    """Return a push that keeps what it gets."""
+    return Push(Kept(pushed), write, Tally())
 
 
 def seqs(pushed: Pushed) -> list[int]:
@@ -77,9 +83,7 @@ def seqs(pushed: Pushed) -> list[int]:
     return [Cursor.parse(cursor.decode()).seq for cursor, _ in pushed]
 
 
-async def waiting(
-    feed: JobFeed, push: Callable[[bytes, bytes], bool] | None = None
-) -> asyncio.Task[FeedEvent | None]:
+async def waiting(feed: JobFeed, push: Push | None = None) -> asyncio.Task[FeedEvent | None]:
     task = asyncio.create_task(feed.next(push))
     await asyncio.sleep(0)
     return task
@@ -102,10 +106,14 @@ async def test_feed_passes_deltas_by_a_call_while_its_reader_waits() -> None:
     """In order with the events that are queued; the terminal event is returned."""
     feed = live()
     pushed: Pushed = []
-    task = await waiting(feed, into(pushed))
+    written: list[bytes] = []
+    push = into(pushed, written.append)
+    task = await waiting(feed, push)
     for seq in (1, 2, 3):
         arrive(feed, 10 + seq, delta("j", seq))
     assert seqs(pushed) == [1, 2, 3]
+    assert written == [b"framed"] * 3
+    assert push.delivered.events == 3
     assert pushed[-1] == (f"3.13.3.{attempt8('a')}".encode(), delta("j", 3))
     assert feed.cursor == pushed[-1][0].decode()
     assert not task.done()
@@ -122,10 +130,10 @@ async def test_feed_passes_deltas_by_a_call_while_its_reader_waits() -> None:
 
 
 async def test_feed_queues_what_its_reader_does_not_take_by_a_call() -> None:
-    """From the call on that returned false, and while no reader waits."""
+    """From a `hold` on, which comes from within the write of a delta, and while no reader waits."""
     feed = live()
     pushed: Pushed = []
-    task = await waiting(feed, into(pushed, can_go_on=False))
+    task = await waiting(feed, into(pushed, lambda _: feed.hold()))
     arrive(feed, 11, delta("j", 1))
     arrive(feed, 12, delta("j", 2))
     assert seqs(pushed) == [1]
@@ -156,13 +164,31 @@ async def test_feed_does_not_overtake_what_is_queued_by_a_call() -> None:
 async def test_feed_whose_call_raises_fails_alone() -> None:
     """The reader of all jobs goes on; the client's task gets the exception."""
 
-    def push(_: bytes, __: bytes) -> bool:
+    def write(_: bytes) -> None:
         raise ConnectionResetError("gone")
 
     feed = live()
+    push = into([], write)
     task = await waiting(feed, push)
     arrive(feed, 11, delta("j", 1))
     with pytest.raises(ConnectionResetError):
+        await task
+    assert push.delivered.events == 0
+
+
+async def test_feed_that_resumes_pushes_with_the_attempt_of_its_cursor() -> None:
+    """Nothing of that attempt was taken before: the cursor's event is not delivered again."""
+    behind = Cursor(3, 10, 0, attempt8("a"))
+    mailbox = Mailbox("j", 3, 10, committed=10, cursor=behind)
+    mailbox.replay(10, started("j"), Fate.FINAL)
+    mailbox.join(tail=11, committed=11)
+    feed = JobFeed(Owner(), mailbox, behind=behind)
+    pushed: Pushed = []
+    task = await waiting(feed, into(pushed))
+    arrive(feed, 11, delta("j", 1))
+    assert pushed == [(f"3.11.1.{attempt8('a')}".encode(), delta("j", 1))]
+    task.cancel()
+    with suppress(asyncio.CancelledError):
         await task
 
 
