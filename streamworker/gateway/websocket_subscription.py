@@ -22,7 +22,7 @@ BATCH_BYTES = 65_536
 POSITION_S = 60.0
 """Time without an event after which a client gets a fresh cursor."""
 
-_LOOK_S = 15.0
+LOOK_S = 15.0
 """How often it is looked whether there was an event: to note the time of each would cost more than to frame it."""
 
 
@@ -106,7 +106,7 @@ class Subscription:
     # Quiet jobs
 
     def _arm(self) -> None:
-        self._timer = self._loop.call_later(_LOOK_S, self._tick)
+        self._timer = self._loop.call_later(LOOK_S, self._tick)
 
     def _tick(self) -> None:
         now = self._loop.time()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import socket
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -245,6 +246,37 @@ async def test_rest_of_an_ended_stream_that_is_not_taken_is_dropped(
         await eventually(lambda: gateway.server.connections == 0, 10)
 
 
+async def test_stream_behind_one_whose_end_the_client_has_not_taken_waits_for_it(tmp_path: Path) -> None:
+    """The transport does not report anew that it is full: nothing may be pushed to it."""
+    async with served(tmp_path) as gateway:
+        gateway.log.publish("acme.large", ["x" * 60_000] * 20, end=None)
+        ending = json.loads(gateway.log.events["acme.large"][0].value)
+        ending |= {"type": "usage", "seq": 21, "metadata": {"pad": "x" * 400_000}}
+        gateway.log.append("acme.large", "usage", ending)
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        client.connect(gateway.address)
+        reader, writer = await asyncio.open_connection(sock=client, limit=1024)
+        writer.write(head("/v1/jobs/acme.large/events"))
+        await eventually(lambda: gateway.log.open_feeds == 1)
+        received = b""
+        async with asyncio.timeout(10):
+            while gateway.log.open_feeds:
+                received += await reader.read(1000)
+        writer.write(head())
+        await eventually(lambda: gateway.log.open_feeds == 1)
+        [stream] = gateway.server._streams
+        assert stream.transport.get_write_buffer_size() > 65_536
+        assert stream.is_paused
+        gateway.log.publish(JOB, ["a"])
+        async with asyncio.timeout(10):
+            while received.count(b"event: usage") < 2 or not received.endswith(b"\r\n0\r\n\r\n"):
+                received += await reader.read(65_536)
+        writer.close()
+
+    assert received.count(b"HTTP/1.1 200 ") == 2
+
+
 # The protocol
 
 
@@ -285,6 +317,25 @@ class Owner:
 
 async def status(value: int) -> int:
     return value
+
+
+async def test_connection_reports_each_pause_until_its_stream_has_ended() -> None:
+    """What pushes to it learns so that the client does not take it."""
+    transport, pauses = Transport(), list[bool]()
+    connection = StreamConnection(transport, Owner())
+    connection.pause_writing()
+    connection.resume_writing()
+    connection.on_pause(lambda: pauses.append(connection.is_paused))
+    for _ in range(2):
+        connection.pause_writing()
+        connection.resume_writing()
+    assert pauses == [True, True]
+    assert not connection.is_paused
+    connection.run(status(200), keep_alive=True)
+    assert connection.task is not None
+    await connection.task
+    connection.pause_writing()
+    assert pauses == [True, True]
 
 
 async def test_drain_waits_while_writing_is_paused() -> None:
