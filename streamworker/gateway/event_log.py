@@ -64,9 +64,6 @@ _REPORTED_STEP = 1 << 20
 _STARTED, _USAGE = b'"started"', b'"usage"'
 """Texts that the values of these events have."""
 
-_CLOCK_SKEW_MS = 10_000
-"""How far the clock of another gateway may be ahead, which made a job's id."""
-
 _APPEND_TIME = 1
 """`timestamp_type` of a record whose timestamp the broker has set."""
 
@@ -332,7 +329,7 @@ class KafkaEventLog:
         if known is not None and known[0] == place.partition:
             return known[1] < place.offset
         submitted = submitted_ms(job_id)
-        if submitted is not None and submitted > self._compared_from_ms + _CLOCK_SKEW_MS:
+        if submitted is not None and submitted >= self._compared_from_ms:
             return False
         at = TopicPartition(self.topic, place.partition)
         begin = await self._asked(self._scanner.beginning(at))

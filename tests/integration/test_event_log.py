@@ -503,10 +503,9 @@ async def test_event_log_survives_a_broker_restart_within_a_job(
 
 
 async def test_event_log_reports_a_broker_that_does_not_answer(
-    topic: Topic, apache_kafka: ApacheKafka, monkeypatch: pytest.MonkeyPatch
+    topic: Topic, apache_kafka: ApacheKafka
 ) -> None:
     """Only where it cannot be answered otherwise: a partition that is read already gives its place."""
-    monkeypatch.setattr("streamworker.gateway.event_log._CLOCK_SKEW_MS", -1)
     async with topic.log(timeout_s=1.0) as log:
         job_id = new_job_id()  # a job of before the start might be one of a topic that was replaced
         here = next(one for one in iter(new_job_id, "") if home(one) == home(job_id))
