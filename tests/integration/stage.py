@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from streamworker.practice import Call, PracticeUpstream
     from tests.conftest import Broker
 
-__all__ = ["InProcess", "Process", "Stage", "eventually"]
+__all__ = ["InProcess", "Process", "Stage", "eventually", "is_known"]
 
 LIMIT_S = 30.0
 STOP_S = 25.0
@@ -46,6 +46,12 @@ async def eventually(
                 await asyncio.sleep(0.02)
     except TimeoutError:
         raise AssertionError(f"condition not fulfilled within {limit_s} s: {what()}") from None
+
+
+async def is_known(client: Any, topic: str) -> bool:
+    """Whether the broker's metadata have a leader for each partition of a topic."""
+    (found,) = await client.describe_topics([topic])
+    return found["error_code"] == 0 and all(part["leader"] >= 0 for part in found["partitions"])
 
 
 class Stage:
@@ -132,6 +138,10 @@ class Stage:
         self._topics = [topic for topic, _ in wanted]
         answer = await self._admin.create_topics(new)
         assert {error[1] for error in answer.topic_errors} == {0}, answer.topic_errors
+        # A program that is started before finds a topic missing, and ends.
+        for topic in self._topics:
+            while not await is_known(self._admin, topic):  # noqa: ASYNC110 - there is no event for it
+                await asyncio.sleep(0.02)
         if reply_topics:
             self.variables["TOPICS__ALLOWED_REPLY_TO"] = ",".join(reply_topics)
         self._producer = await self._started(

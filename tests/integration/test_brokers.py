@@ -14,6 +14,7 @@ from aiokafka.structs import OffsetAndMetadata
 
 from tests.brokers.apache import ApacheKafka
 from tests.conftest import Broker
+from tests.integration.stage import is_known
 
 LIMIT_S = 20
 
@@ -64,12 +65,6 @@ async def create(
         while not await is_known(client, name):  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.02)
     return KafkaTopicPartition(name, 0)
-
-
-async def is_known(client: Any, topic: str) -> bool:
-    """Whether the broker's metadata have a leader for each partition of a topic."""
-    (found,) = await client.describe_topics([topic])
-    return found["error_code"] == 0 and all(part["leader"] >= 0 for part in found["partitions"])
 
 
 async def read(
