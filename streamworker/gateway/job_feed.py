@@ -53,6 +53,7 @@ class JobFeed:
         "_error",
         "_first",
         "_framing",
+        "_is_held",
         "_last",
         "_waiter",
         "_write",
@@ -84,6 +85,7 @@ class JobFeed:
         self._first: FeedEvent | None = None
         self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._is_held = False
         self._framing: DeltaFraming
         self._write: Callable[[bytes], object]
         self._delivered: Tally
@@ -138,10 +140,11 @@ class JobFeed:
 
     async def next(self, push: Push | None = None) -> FeedEvent | None:
         """Wait for the next event; None behind `usage`. Raises FeedLost, BrokerUnavailable."""
+        self._is_held = False
         while (event := self.take()) is None:
             if self.is_over:
                 return None
-            if push is not None and (direct := self.mailbox.direct()) is not None:
+            if push is not None and not self._is_held and (direct := self.mailbox.direct()) is not None:
                 self._framing, self._write, self._delivered = push
                 if direct.attempt != self._attempt:
                     self._note_attempt(direct.attempt)
@@ -153,7 +156,8 @@ class JobFeed:
         return event
 
     def hold(self) -> None:
-        """Push nothing more in the present call of `next`."""
+        """Push nothing more in the present call of `next`, which a record that is not delivered wakes too."""
+        self._is_held = True
         self.direct = None
 
     def pushed(self, offset: int, head: EventHead, value: bytes, cursor: bytes | None) -> bytes:

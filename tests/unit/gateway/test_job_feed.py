@@ -145,6 +145,27 @@ async def test_feed_queues_what_its_reader_does_not_take_by_a_call() -> None:
     assert (second.seq, third.seq) == (2, 3)
 
 
+@pytest.mark.parametrize("attempt", ["a", "b"], ids=["repeated", "of another attempt"])
+async def test_feed_that_is_held_pushes_nothing_behind_a_record_that_is_not_delivered(attempt: str) -> None:
+    """Such a record wakes the reader, and nothing is returned; the client's transport is full all the same."""
+    feed = live()
+    pushed: Pushed = []
+    task = await waiting(feed, into(pushed, lambda _: feed.hold()))
+    arrive(feed, 11, delta("j", 1))
+    arrive(feed, 12, delta("j", 1).replace(b'"attempt": "a"', f'"attempt": "{attempt}"'.encode()))
+    await asyncio.sleep(0)
+    assert not task.done()
+    arrive(feed, 13, delta("j", 2))
+    event = await asyncio.wait_for(task, 1)
+    assert event is not None
+    assert event.seq == 2
+    assert seqs(pushed) == [1]
+    task = await waiting(feed, into(pushed))
+    arrive(feed, 14, delta("j", 3))
+    assert seqs(pushed) == [1, 3]
+    task.cancel()
+
+
 async def test_feed_does_not_overtake_what_is_queued_by_a_call() -> None:
     """A reader that is woken has not taken it yet."""
     feed = live()
