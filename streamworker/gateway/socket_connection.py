@@ -156,6 +156,7 @@ class SocketConnection(StreamConnection):
     def _say_close(self, code: int, message: bytes) -> None:
         if not self._has_closed:
             self._has_closed = True
+            self._timer.cancel()  # a ping behind the close frame has no answer, and behind `write_eof` it raises
             self.transport.write(control_frame(_CLOSE, code.to_bytes(2, "big") + message))
 
     # Called by the transport

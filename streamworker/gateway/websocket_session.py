@@ -45,6 +45,7 @@ AUTH_S = 5.0
 
 _CLOSE_S = 2.0
 _FACE = FACE
+_REFUSED = "refused"
 
 GOING_AWAY, INTERNAL, TRY_AGAIN, TOO_LARGE = 1012, 1011, 1013, 1009
 BAD_MESSAGE, NOT_AUTHENTICATED, FORBIDDEN, NO_AUTH, TOO_MANY = 4400, 4401, 4403, 4408, 4429
@@ -141,7 +142,7 @@ class Session:
                 await self._end_work()
             finally:
                 self._gateway.drain.unregister(registration)
-                self._gateway.metrics.add(table.STREAMS_CLOSED, 1, _FACE, reason)
+                self._gateway.metrics.add(table.STREAMS_CLOSED, 1, _FACE, self._reason or reason)
                 if self._counted is not None:
                     self._gateway.limits.leave(self._counted, _FACE)
         return 101
@@ -162,9 +163,10 @@ class Session:
             await self._close_with(self._reason)
             return self._reason
         except _Closed as closed:
+            self._reason = _REFUSED  # from now on `close` does nothing
             await self._end_work()
             await self._close(closed.code, closed.message)
-            return "refused"
+            return _REFUSED
         return "disconnected"
 
     def close(self, reason: str) -> None:
@@ -463,7 +465,7 @@ class Session:
         self._out.write(frames.text_frame(value))
 
     def _send_end(self, id_: str, reason: str, cursor: str | None) -> None:
-        if self._is_open and self._reason is None:
+        if self._is_open and self._reason in {None, _REFUSED}:
             self._send({"type": "end", "id": id_, "reason": reason, "cursor": cursor})
 
     def _send_error(self, error: ApiError, id_: str | None = None) -> None:

@@ -185,8 +185,11 @@ async def test_ping_of_a_client_is_answered_with_its_payload(gateway: Served) ->
         (frame(b"not JSON"), 4400),
     ],
 )
-async def test_frame_that_is_not_valid_closes_the_websocket(gateway: Served, data: bytes, code: int) -> None:
+async def test_frame_that_is_not_valid_closes_the_websocket(
+    gateway: Served, monkeypatch: pytest.MonkeyPatch, data: bytes, code: int
+) -> None:
     """With the code of the fault."""
+    monkeypatch.setattr(socket_connection, "_CLOSE_S", 0.1)
     async with raw(gateway, handshake()) as (reader, writer):
         writer.write(data)
         received = await reader.read()
@@ -244,6 +247,37 @@ async def test_client_that_stays_behind_a_fault_is_disconnected(
         writer.write(b"\x81\x00")
         assert b"\x88" in await reader.read()
         await eventually(lambda: gateway.server.connections == 0)
+
+
+async def test_connection_that_is_half_open_behind_a_fault_is_sent_no_ping(
+    gateway: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write behind the end of the stream would raise in the timer."""
+    monkeypatch.setattr(socket_connection, "PING_S", 0.02)
+    monkeypatch.setattr(socket_connection, "_CLOSE_S", 0.1)
+    failures: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+    async with raw(gateway, handshake()) as (reader, writer):
+        writer.write(b"\x81\x00")
+        assert b"\x88" in await reader.read()
+        await eventually(lambda: gateway.server.connections == 0)
+
+    assert failures == []
+
+
+@pytest.mark.parametrize("data", [b"\x81\x00", frame(b"not JSON")], ids=["fault", "message"])
+async def test_websocket_that_is_being_closed_is_not_closed_for_another_reason(
+    gateway: Served, data: bytes
+) -> None:
+    """A drain may begin in these seconds, and the client may disconnect."""
+    async with raw(gateway, handshake()) as (reader, writer):
+        writer.write(data)
+        await reader.readuntil(b"\x88")
+        [close] = gateway.gateway.drain._closers.values()
+        close()
+    await eventually(lambda: gateway.server.connections == 0)
+
+    assert gateway.metric("gateway_streams_closed_total", face="websocket", reason="refused") == 1
 
 
 async def test_messages_before_a_fault_are_received_though_many_wait() -> None:
