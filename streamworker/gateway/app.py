@@ -63,8 +63,6 @@ _SERVICE = "streamworker-gateway"
 _HINT_S = 2.5
 """Seconds after which a connection that is still being made is logged."""
 
-"""Kinds of streams, in metrics; `chat` counts its own."""
-
 _ROOMS = (job_routes, event_stream, websocket, chat, models, batch_routes, openapi, page_files)
 """The modules with handlers."""
 

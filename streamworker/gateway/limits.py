@@ -21,7 +21,7 @@ __all__ = ["FACES", "MAX_CONNECTIONS", "Limits"]
 MAX_CONNECTIONS = 10_000
 
 FACES = ("sse", "ndjson", "json", "chat", "websocket")
-"""The ways in which events reach clients."""
+"""The ways in which events reach clients; names of streams in metrics."""
 
 _MINUTE = 60.0
 _ROUNDING = 1e-9

@@ -128,7 +128,7 @@ class SilentBrokers:
             return
         outage.overdue.discard(watch)
         if not outage.overdue:
-            del self._outages[broker]
+            self._outages.pop(broker, None)  # blocking clients have a thread each
             log.info("kafka.answering", broker=broker, silent_s=round(now - outage.since, 1))
 
     def closed(self, broker: str, watch: AnswerWatch) -> None:

@@ -209,7 +209,7 @@ async def start_producer(producer: Producer, timeout_s: float) -> None:
             raise KafkaConnectionError(f"{text} ({brokers})") from None
         # Not a KafkaConnectionError: advice on TLS is added to those, and the connections are there.
         raise KafkaTimeoutError(
-            f"{text}: they accept connections; check whether their processes hang or are stopped, and their logs"
+            f"{text}: the brokers accept connections; check whether their processes hang or are stopped, and their logs"
         ) from None
 
 

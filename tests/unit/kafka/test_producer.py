@@ -47,7 +47,7 @@ async def test_start_without_an_answer_names_the_brokers_that_cannot_be_reached(
     with pytest.raises(KafkaUnavailable) as hanging, translate_errors("connecting a producer"):
         await start_producer(producer, 5)
     assert str(hanging.value) == (
-        "connecting a producer: no broker answered within 5 s: they accept connections; check whether their processes "
+        "connecting a producer: no broker answered within 5 s: the brokers accept connections; check whether their processes "
         "hang or are stopped, and their logs"  # and no advice on TLS
     )
 
