@@ -64,7 +64,13 @@ async def _glyphs(page: Page, selector: str) -> dict[str, float]:
 # The frame
 
 
-@pytest.mark.parametrize("name", ["nothing", "no-key", "streaming", "completed"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "completed",
+        *[pytest.param(name, marks=pytest.mark.long) for name in ("nothing", "no-key", "streaming")],
+    ],
+)
 async def test_composer_stands_at_the_bottom_of_a_phone(name: str, tab: Tab) -> None:
     """There is no gap below it, however little the page has to show."""
     scene = SCENES[name]
@@ -96,6 +102,7 @@ async def test_page_does_not_move_when_the_connection_is_lost_and_comes_back(
     assert len({place for _, place in places}) == 1
 
 
+@pytest.mark.long
 async def test_header_of_a_small_window_scrolls_away(tab: Tab) -> None:
     """A zoomed page, or a phone on its side, has room for the cards."""
     async with FakeGateway() as fake, tab(fake.url, viewport={"width": 640, "height": 400}) as page:
@@ -105,6 +112,7 @@ async def test_header_of_a_small_window_scrolls_away(tab: Tab) -> None:
         assert (await _box(page, "header"))["bottom"] < 0
 
 
+@pytest.mark.long
 async def test_page_shows_keys_only_where_there_is_a_keyboard(tab: Tab) -> None:
     """A phone shows no shortcut; a Mac shows its own."""
     async with FakeGateway() as fake, tab(fake.url) as page:
@@ -120,6 +128,7 @@ async def test_page_shows_keys_only_where_there_is_a_keyboard(tab: Tab) -> None:
 # A card
 
 
+@pytest.mark.long
 async def test_card_has_straight_edges(tab: Tab) -> None:
     """Icon, prompt, text, facts and id begin at one line; time, Cancel, Open alone and Try again end at one."""
     async with FakeGateway() as fake, tab(fake.url) as page:
@@ -140,6 +149,7 @@ async def test_card_has_straight_edges(tab: Tab) -> None:
     assert again["right"] == pytest.approx(card["right"] - 17, abs=0.5)
 
 
+@pytest.mark.long
 async def test_card_begins_with_a_whole_line_or_with_one_that_fades(tab: Tab) -> None:
     """At the upper edge of a scrolled text lies a fade, and not the lower half of a line."""
     over = "(body) => { const { x, y } = body.getBoundingClientRect(); return document.elementFromPoint(x + 30, y + 4).className; }"
@@ -174,6 +184,7 @@ async def test_card_shows_the_beginning_of_a_long_error_below_the_text(tab: Tab)
     assert (title, whole) == (f"truncated: {ERROR[:500]}", True)
 
 
+@pytest.mark.long
 async def test_card_of_an_ended_job_follows_its_end_when_the_window_changes(tab: Tab) -> None:
     """A phone that is turned still shows the end, and the error below it."""
     async with FakeGateway() as fake, tab(fake.url) as page:
@@ -210,6 +221,7 @@ async def test_caret_stands_behind_the_part_that_grows(tab: Tab) -> None:
         assert await page.evaluate(CARETS) == []
 
 
+@pytest.mark.long
 async def test_prompt_and_text_of_a_script_from_the_right_begin_at_the_right(tab: Tab) -> None:
     """A prompt that is cut is cut at its end."""
     async with FakeGateway() as fake, tab(fake.url, viewport=PHONE) as page:
@@ -227,6 +239,7 @@ async def test_prompt_and_text_of_a_script_from_the_right_begin_at_the_right(tab
 # One job alone
 
 
+@pytest.mark.long
 async def test_text_of_one_job_alone_has_lines_of_sixty_to_seventy_five_characters(tab: Tab) -> None:
     """That measure is easy to read."""
     async with FakeGateway() as fake, tab(fake.url) as page:

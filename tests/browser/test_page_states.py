@@ -45,20 +45,29 @@ USUAL = {
     "long-names",
     "large-counts",
 }
-"""The states that every run of the tests looks at. `make test-long` looks at all."""
+"""The states that every run of the tests looks at, as `USUAL_LOOKS`. `make test-long` looks at all in every way."""
+
+USUAL_LOOKS = ("dark", "light", "phone-light")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in USUAL else [pytest.mark.long]) for name in ALL]
+    ("name", "looks"),
+    [
+        *[pytest.param(name, USUAL_LOOKS, id=name) for name in ALL if name in USUAL],
+        *[pytest.param(name, tuple(LOOKS), id=f"{name}-all", marks=pytest.mark.long) for name in ALL],
+    ],
 )
-async def test_page_shows_each_state_in_words_on_every_screen(name: str, tab: Tab, tmp_path: Path) -> None:
+async def test_page_shows_each_state_in_words_on_every_screen(
+    name: str, looks: tuple[str, ...], tab: Tab, tmp_path: Path
+) -> None:
     """In both colour schemes, on a phone and zoomed, the words of the state can be read and nothing is cut or overlaps."""
     scene = ALL[name]
     kept = Path(os.environ.get("STREAMWORKER_TEST_PICTURES") or tmp_path)
     async with FakeGateway(is_open=scene.is_open) as fake, tab(fake.url) as page:
         await scene.play(fake, page)
         found: set[str] = set()
-        for look, (scheme, window) in LOOKS.items():
+        for look in looks:
+            scheme, window = LOOKS[look]
             await page.emulate_media(color_scheme=scheme)
             await page.set_viewport_size(window)
             for text in scene.sees:

@@ -70,6 +70,7 @@ async def test_broker_that_hangs_is_reported_within_three_seconds_and_when_it_an
     assert lines[1]["silent_s"] >= 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", ["tail", "submit"])
 async def test_command_reports_a_broker_that_hangs(apache: Stage, hanging: ApacheKafka, command: str) -> None:
     """On standard error, while it waits: `tail` follows a job, `submit` has not connected."""
