@@ -294,6 +294,23 @@ async def test_cancellation_without_a_network_says_so(tab: Tab) -> None:
         await expect(page.locator(".word")).to_have_text("Started")
 
 
+async def test_complaint_stays_while_the_page_connects_again(tab: Tab) -> None:
+    """The state of the connection changes several times in these ten seconds."""
+    async with FakeGateway() as fake, tab(fake.url) as page:
+        await fake.publish(started(await new_job(fake, page)))
+        await expect(page.locator(".word")).to_have_text("Started")
+        await fake.stop()
+        await expect(page.locator("#link")).to_contain_text("Reconnecting")
+        await page.click(".cancel")
+        strip = page.locator("#strip")
+        await expect(strip).to_have_text("The gateway does not answer.")
+        await page.evaluate(PLACES)
+        await page.wait_for_function("() => places.filter(([phase]) => phase === 'pausing').length > 1")
+
+        await expect(strip).to_have_text("The gateway does not answer.", timeout=1)
+        await expect(strip).to_have_attribute("data-tone", "failed", timeout=1)
+
+
 async def test_job_whose_submission_was_not_confirmed_does_not_wait_for_ever(tab: Tab) -> None:
     """It says that it may run all the same, it can be removed, and it is not kept over a reload."""
     async with FakeGateway() as fake, tab(fake.url) as page:

@@ -16,23 +16,19 @@ export function setIcon(use, tone) {
 	shown.set(use, tone);
 }
 
-export function showLink(link, identity) {
+export function showLink(link, identity, complaint) {
 	const { phase } = link;
 	const { word, tone, detail } = describeLink(link, link.retryAt - Date.now(), identity.canSend);
 	document.body.dataset.link = phase;
 	$("link").dataset.tone = tone;
 	setIcon($("link").querySelector("use"), tone);
 	setText($("link").querySelector("span"), word);
-	showStrip(detail, tone);
+	$("strip").dataset.tone = complaint ? "failed" : tone;
+	setText($("strip"), complaint || detail);
+	$("strip").hidden = !complaint && !detail;
 	$("send").disabled = phase !== "live" || !identity.canSend;
 	$("identity").hidden = !identity.isRequired || identity.hasKey || !["idle", "live", "expired"].includes(phase);
 	$("key-used").hidden = !identity.hasKey;
-}
-
-export function showStrip(words, tone) {
-	$("strip").dataset.tone = tone;
-	setText($("strip"), words);
-	$("strip").hidden = words === "";
 }
 
 export function showFigures({ deltasPerSecond, firstDeltaMs }, jobs) {

@@ -6,7 +6,7 @@ import { Board } from "./board.js";
 import { Figures } from "./figures.js";
 import { number } from "./format.js";
 import { isOver } from "./job.js";
-import { $, announce, setText, showFigures, showLink, showStrip } from "./header.js";
+import { $, announce, setText, showFigures, showLink } from "./header.js";
 import { Link } from "./socket.js";
 import { Store } from "./store.js";
 
@@ -25,6 +25,7 @@ let alone = null; // {key, stop}
 let probing = null;
 let isAdmitted = false;
 let quiet = null;
+let complaint = "";
 
 // The answer reveals whether the gateway asks for a key.
 async function probe() {
@@ -47,10 +48,12 @@ async function probe() {
 	}
 }
 
+const show = () => showLink(link, identity, complaint);
+
 function phase() {
 	if (link.phase === "expired") identity.forget();
 	if (link.phase !== "live") for (const { key, state } of board.jobs) if (state === "sending") board.take(key, UNCONFIRMED);
-	showLink(link, identity);
+	show();
 }
 
 function live() {
@@ -107,10 +110,11 @@ function again({ key, isAlone }) {
 }
 
 function complain(words) {
-	showStrip(words, "failed");
+	complaint = words;
+	show();
 	announce(words);
 	clearTimeout(quiet);
-	quiet = setTimeout(() => showLink(link, identity), COMPLAINT_MS);
+	quiet = setTimeout(() => show((complaint = "")), COMPLAINT_MS);
 }
 
 function route() {
@@ -143,7 +147,7 @@ async function read() {
 
 function tick() {
 	for (const job of board.jobs) if (!isOver(job)) board.touch(job.key);
-	if (link.phase === "pausing") showLink(link, identity);
+	if (link.phase === "pausing") show();
 	showCount();
 }
 
@@ -217,5 +221,5 @@ for (const saved of store.jobs()) board.add(saved);
 setInterval(tick, TICK_MS);
 setInterval(() => showFigures(figures.at(performance.now()), board.jobs), 5 * TICK_MS);
 route();
-showLink(link, identity);
+show();
 probe();
