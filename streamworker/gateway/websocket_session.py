@@ -43,6 +43,9 @@ MAX_UNANSWERED = 256
 AUTH_S = 5.0
 """How long a connection may be open without a credential."""
 
+_EARLY_S = 0.005
+"""By how much a timer may be early."""
+
 _CLOSE_S = 2.0
 _FACE = FACE
 _REFUSED = "refused"
@@ -76,8 +79,8 @@ class Session:
 
     __slots__ = (
         "_caller",
+        "_closes_at",
         "_counted",
-        "_expiry",
         "_feeds",
         "_gateway",
         "_is_open",
@@ -89,7 +92,8 @@ class Session:
         "_reason",
         "_settings",
         "_socket",
-        "_subscribing",
+        "_subscriptions",
+        "_timer",
         "_unsubscribed",
         "_work",
     )
@@ -113,8 +117,8 @@ class Session:
         )
         socket.on_pause(self._hold)
         self._work: dict[str, asyncio.Task[None]] = {}
-        self._subscribing: set[str] = set()
-        """Of the work, what are or become subscriptions."""
+        self._subscriptions = 0
+        """How much of the work are or become subscriptions."""
         self._opening: dict[str, str | None] = {}
         """Subscriptions whose feeds are being opened, with the clients' cursors."""
         self._feeds: dict[str, Feed] = {}
@@ -123,21 +127,20 @@ class Session:
         self._limit = asyncio.timeout(None)
         self._is_open = True
         self._reason: str | None = None
-        self._expiry: asyncio.TimerHandle | None = None
+        self._closes_at = self._loop.time() + lifetime_s(self._settings.max_stream_age_s)
+        self._timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> int:
         """Serve until the end of the connection. Return the status for the access log."""
         reason = "disconnected"
         registration = self._gateway.drain.register(partial(self.close, "shutdown"))
-        age = self._loop.call_later(lifetime_s(self._settings.max_stream_age_s), self.close, "age")
         try:
             reason = await self._serve()
         except ConnectionError:
             pass
         finally:
             self._is_open = False
-            age.cancel()
-            self._stop_timers()
+            self._stop_timer()
             try:
                 await self._end_work()
             finally:
@@ -214,8 +217,8 @@ class Session:
         self._welcome(caller)
 
     def _welcome(self, caller: Caller) -> None:
-        self._stop_timers()
-        self._look_at_credential()
+        self._stop_timer()
+        self._look()
         expires_at = caller.expires_at
         self._send(
             {
@@ -229,17 +232,20 @@ class Session:
             }
         )
 
-    def _look_at_credential(self) -> None:
-        """Close the websocket if its token has expired or its key was removed; look again later otherwise."""
+    def _look(self) -> None:
+        """Close the websocket if its time is over, its token has expired or its key was removed; else look again later."""
         caller = self._caller
         assert caller is not None
+        left_s = self._closes_at - self._loop.time()
         if not self._gateway.authenticator.is_valid(caller):
             self.close("token_expired")
-            return
-        wait_s: float = self._settings.keep_alive_s
-        if (expires_at := caller.expires_at) is not None:
-            wait_s = max(0.0, expires_at - self._gateway.clock.now_ms() / 1000)
-        self._expiry = self._loop.call_later(wait_s, self._look_at_credential)
+        elif left_s <= _EARLY_S:
+            self.close("age")
+        else:
+            wait_s = min(left_s, self._settings.keep_alive_s)
+            if (expires_at := caller.expires_at) is not None:
+                wait_s = min(wait_s, max(0.0, expires_at - self._gateway.clock.now_ms() / 1000))
+            self._timer = self._loop.call_later(wait_s, self._look)
 
     # Messages of the client
 
@@ -300,9 +306,8 @@ class Session:
             return False
         task = self._loop.create_task(self._guarded(id_, work))
         self._work[id_] = task
-        if subscribes:
-            self._subscribing.add(id_)
-        task.add_done_callback(lambda _: self._is_done(id_))
+        self._subscriptions += subscribes
+        task.add_done_callback(lambda _: self._is_done(id_, subscribes=subscribes))
         return True
 
     def _check_room(self, *, subscribes: bool) -> None:
@@ -310,20 +315,19 @@ class Session:
 
         They are counted apart: a client with as many subscriptions as it may have can cancel jobs.
         """
-        subscriptions = len(self._subscribing)
-        if subscribes and subscriptions >= MAX_SUBSCRIPTIONS:
+        if subscribes and self._subscriptions >= MAX_SUBSCRIPTIONS:
             raise ApiError(429, "too_many_streams", f"a websocket may have {MAX_SUBSCRIPTIONS} subscriptions")
-        if not subscribes and len(self._work) - subscriptions >= MAX_UNANSWERED:
+        if not subscribes and len(self._work) - self._subscriptions >= MAX_UNANSWERED:
             raise ApiError(
                 429,
                 "too_many_requests",
                 f"a websocket may have {MAX_UNANSWERED} submits and cancels in flight",
             )
 
-    def _is_done(self, id_: str) -> None:
+    def _is_done(self, id_: str, *, subscribes: bool) -> None:
         """Forget a task. It may have been cancelled before it opened its feed, or before it began."""
         self._work.pop(id_, None)
-        self._subscribing.discard(id_)
+        self._subscriptions -= subscribes
         cursor = self._opening.pop(id_, None)
         if id_ in self._unsubscribed:
             self._unsubscribed.discard(id_)
@@ -431,9 +435,9 @@ class Session:
 
     # The end
 
-    def _stop_timers(self) -> None:
-        if self._expiry is not None:
-            self._expiry.cancel()
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
     async def _end_work(self) -> None:
         tasks = [*self._work.values()]
