@@ -29,11 +29,12 @@ from streamworker.gateway.auth import Authenticator
 from streamworker.gateway.batches import routes as batch_routes
 from streamworker.gateway.batches.service import Batches
 from streamworker.gateway.drain import Drain
-from streamworker.gateway.event_log import KafkaEventLog, LogOptions
+from streamworker.gateway.event_log import KafkaEventLog
 from streamworker.gateway.gateway import Gateway
 from streamworker.gateway.jobs import Jobs
 from streamworker.gateway.limits import FACES, MAX_CONNECTIONS, Limits
 from streamworker.gateway.log_metrics import LogMetrics
+from streamworker.gateway.log_options import LogOptions
 from streamworker.gateway.search import SearchLimits
 from streamworker.gateway.server import Server
 from streamworker.gateway.writer import KafkaWriter

@@ -61,3 +61,8 @@ class EndedJobs:
         """Drop a job: it is run again."""
         if (entry := self._jobs.pop(key, None)) is not None:
             self.size -= entry.size
+
+    def clear(self) -> None:
+        """Drop all jobs."""
+        self._jobs.clear()
+        self.size = 0

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from streamworker.kafka.clients import FetchedRecord
     from streamworker.kafka.scan import LogScanner
 
+    OnRecords = Callable[[int, Sequence[FetchedRecord], int, int], None]
+
 __all__ = ["FollowedPartitions"]
 
 IDLE_S = 30.0
@@ -35,6 +37,9 @@ _COMMITTED_PACE_S = 0.02
 
 _SWEEP_S = 5.0
 
+_APPEND_TIME = 1
+"""`timestamp_type` of a record whose timestamp the broker has set."""
+
 _WATCH_S = 5.0
 """How often the topic's id is compared while partitions are read."""
 
@@ -43,11 +48,6 @@ log = structlog.get_logger()
 
 class FollowedPartitions:
     """The tail and the committed reader of one topic.
-
-    `on_tail(partition, records, begin, end)` and `on_committed(…)` are called with every record from `begin` to before
-    `end` that the reader returns; `on_lost(partition)` where the log lost its end; `on_paused(partition)` when a
-    partition is read no longer; `on_replaced()` after the topic was deleted and created again, behind an `on_lost` for
-    each of its partitions.
 
     Offsets of a topic that was replaced mean other records, and the new log may be longer than the old one was. So the
     topic's id is compared, every few seconds and before a paused partition is read again.
@@ -59,19 +59,12 @@ class FollowedPartitions:
         topic: str,
         scanner: LogScanner,
         *,
-        on_tail: Callable[[int, Sequence[FetchedRecord], int, int], None],
-        on_committed: Callable[[int, Sequence[FetchedRecord], int, int], None],
-        on_lost: Callable[[int], None],
-        on_paused: Callable[[int], None],
-        on_replaced: Callable[[], None],
         reads_all: bool = False,
         idle_s: float = IDLE_S,
         acls: RequiredAcls | None = None,
     ) -> None:
         self.topic = topic
         self._scanner = scanner
-        self._on_tail, self._on_committed = on_tail, on_committed
-        self._on_lost, self._on_paused, self._on_replaced = on_lost, on_paused, on_replaced
         self._reads_all = reads_all
         self._idle_s = idle_s
         self.tail = TopicTail(
@@ -102,13 +95,31 @@ class FollowedPartitions:
         self._idle_since: dict[int, float] = {}
         self._active: set[int] = set()
         self._activating: dict[int, asyncio.Lock] = {}
+        self.has_append_time = False
+        """Whether the broker sets the records' timestamps, as the latest record of the tail says."""
         self._topic_id: bytes | None = None
         self._comparing = asyncio.Lock()
         self._has_lost = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self) -> None:
-        """Connect both readers. Raises KafkaError."""
+    async def start(
+        self,
+        *,
+        on_tail: OnRecords,
+        on_committed: OnRecords,
+        on_lost: Callable[[int], None],
+        on_paused: Callable[[int], None],
+        on_replaced: Callable[[], None],
+    ) -> None:
+        """Connect both readers. Raises KafkaError.
+
+        `on_tail(partition, records, begin, end)` and `on_committed(…)` are called with every record from `begin` to
+        before `end` that the reader returns; `on_lost(partition)` where the log lost its end; `on_paused(partition)`
+        when a partition is read no longer; `on_replaced()` after the topic was deleted and created again, behind an
+        `on_lost` for each of its partitions.
+        """
+        self._on_tail, self._on_committed = on_tail, on_committed
+        self._on_lost, self._on_paused, self._on_replaced = on_lost, on_paused, on_replaced
         # A terminal event between the two positions must be above that of the committed reader, which reports it.
         await self.committed_tail.start()
         await self.tail.start()
@@ -248,6 +259,8 @@ class FollowedPartitions:
             self._has_lost.set()
             begin = records[0].offset
         if partition in self._active:
+            if records:
+                self.has_append_time = records[-1].timestamp_type == _APPEND_TIME
             self._on_tail(partition, records, begin, end)
 
     def _read_committed(self, partition: int, records: Sequence[FetchedRecord], end: int) -> None:

@@ -14,7 +14,7 @@ from aiokafka.admin import NewTopic, RecordsToDelete
 from streamworker.client.ids import new_job_id
 from streamworker.config import KafkaSettings
 from streamworker.errors import KafkaRefused
-from streamworker.gateway.event_log import KafkaEventLog, LogOptions
+from streamworker.gateway.event_log import KafkaEventLog
 from streamworker.gateway.feeds import (
     START,
     BrokerUnavailable,
@@ -25,6 +25,7 @@ from streamworker.gateway.feeds import (
     JobNotFound,
     Replay,
 )
+from streamworker.gateway.log_options import LogOptions
 from streamworker.gateway.search import SearchLimits
 from tests.integration.events import delta, ended, home, started, written
 from tests.integration.stage import eventually
@@ -345,7 +346,7 @@ async def test_event_log_snapshot_follows_a_job_from_queue_to_end(topic: Topic) 
         assert (done.status, done.ending_value) == ("completed", ended(job_id, 2))
         assert done.cursor.endswith(".end")
         assert await log.snapshot(job_id, cursor=running.cursor) is done
-        assert log._feeds == {}
+        assert log._registry.by_key == {}
         again = started(job_id).replace(b'"attempt": "a"', b'"attempt": "b"').replace(b'"t"', b'"t2"')
         await topic.write(job_id, again)
         await eventually(lambda: log._ended.get(job_id.encode(), 0) is None)
@@ -538,9 +539,9 @@ async def test_event_log_pauses_a_partition_without_feeds_and_reads_it_again(top
         assert event is not None
         feed.close()
         await eventually(lambda: counts.followed == 0)
-        place = log.position(home(job_id))
+        place = log._followed.tail_position(home(job_id))
         await topic.write(job_id, *[delta(job_id, seq) for seq in range(1, 4)])
-        assert log.position(home(job_id)) == place
+        assert log._followed.tail_position(home(job_id)) == place
         resumed = await log.open(job_id, cursor=event.cursor)
         events = [one for _ in range(3) if (one := await resumed.next())]
         assert seqs(events) == [1, 2, 3]
@@ -576,7 +577,7 @@ async def test_event_log_finds_jobs_from_before_partitions_were_added(topic: Top
         assert seqs(await rest(await log.open(job_id, cursor=events[0].cursor))) == [1]
         fresh = await log.open(new_job_id())
         fresh.close()
-        assert log._feeds == {}
+        assert log._registry.by_key == {}
 
 
 async def test_event_log_that_stops_ends_its_feeds(topic: Topic) -> None:
@@ -645,12 +646,12 @@ async def test_event_log_reads_a_topic_that_was_replaced_from_its_start(
         await topic.replace()
         for job_id in after:
             await topic.write_job(job_id)
-        await eventually(lambda: feed is None or feed.mailbox not in log._feeds)
+        await eventually(lambda: feed is None or feed.mailbox.is_closed)
         for job_id in after:
             assert seqs(await rest_of(log, job_id)) == [0, 1, 2, 3, 4]
         waiting = asyncio.create_task(rest_of(log, queued, place))
         # What is in memory is that of the former topic until the topic's id was compared.
-        await eventually(lambda: log._replaced_ms, what=lambda: "the topic's id was not compared")
+        await eventually(lambda: log._opener.replaced_ms, what=lambda: "the topic's id was not compared")
         with pytest.raises(CursorLost):
             await log.open(old, cursor=events[3].cursor)
         await topic.write_job(queued)
@@ -673,7 +674,7 @@ async def test_event_log_distrusts_a_place_of_before_the_topic_was_replaced(
         await topic.replace()
         await topic.write_job(job_id)
         await topic.write_job(other, deltas=20)
-        await eventually(lambda: log._replaced_ms, what=lambda: "the topic's id was not compared")
+        await eventually(lambda: log._opener.replaced_ms, what=lambda: "the topic's id was not compared")
         assert seqs(await rest_of(log, job_id, place)) == [0, 1, 2, 3, 4]
         await topic.write_job(last)
         assert seqs(await rest_of(log, last)) == [0, 1, 2, 3, 4]
@@ -742,7 +743,7 @@ async def test_event_log_keeps_the_place_of_a_job_without_events_in_a_young_log(
         assert feed.resumed_from == place
         await topic.write_job(job_id)
         assert seqs(await rest(feed)) == [0, 1, 2, 3, 4]
-        assert log._feeds == {}
+        assert log._registry.by_key == {}
 
 
 async def test_event_log_waits_for_no_job_that_is_older_than_kafka_keeps_it(topic: Topic) -> None:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from streamworker.config import KafkaSettings
 from streamworker.gateway import event_log, followed
 from streamworker.gateway.cursors import Cursor
-from streamworker.gateway.event_log import KafkaEventLog, LogOptions
+from streamworker.gateway.event_log import KafkaEventLog
+from streamworker.gateway.log_options import LogOptions
 from streamworker.gateway.shared_limit import CONNECTION_BYTES, SharedLimit
 from streamworker.handover import Kind
 from streamworker.kafka.compat import AbortedRecord

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from streamworker.gateway import replays
 from streamworker.gateway.cursors import Cursor, attempt8
-from streamworker.gateway.event_log import LogOptions
 from streamworker.gateway.log_observer import NullLogObserver
+from streamworker.gateway.log_options import LogOptions
 from tests.properties.test_event_log import KINDS, Scanner, Topic, World, settle
 from tests.properties.test_handover import Entry, Log, valid
 

@@ -307,7 +307,8 @@ def test_architecture_names_the_modules_of_a_package(row: tuple[str, str]) -> No
 def test_architecture_has_the_layers_of_the_import_contract() -> None:
     """The page shows the layers that `lint-imports` checks, in their order."""
     settings: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
-    (layers,) = (contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers")
+    contracts = [contract for contract in settings["contracts"] if contract["type"] == "layers"]
+    (layers,) = (contract["layers"] for contract in contracts if "containers" not in contract)
     shown = re.search(r"```\n(.*?)\n```", architecture().partition("## Imports")[2], re.DOTALL)
 
     assert shown

@@ -62,3 +62,14 @@ def test_ended_job_that_is_larger_than_an_eighth_of_the_cache_is_not_kept() -> N
     jobs.add(b"j", snapshot("j", "x" * 2000), now=0)
     assert jobs.get(b"j", now=0) is None
     assert jobs.size == 0
+
+
+def test_ended_jobs_that_are_cleared_leave_room_for_others() -> None:
+    """The topic was replaced, and their job ids may be used again."""
+    jobs = EndedJobs(limit_bytes=20_000)
+    jobs.add(b"j", snapshot("j"), now=0)
+    jobs.clear()
+    assert jobs.get(b"j", now=0) is None
+    assert jobs.size == 0
+    jobs.add(b"j", one := snapshot("j"), now=0)
+    assert jobs.get(b"j", now=0) is one

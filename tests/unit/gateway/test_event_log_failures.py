@@ -9,9 +9,9 @@ import pytest
 
 from streamworker.errors import KafkaUnavailable
 from streamworker.gateway import replays
-from streamworker.gateway.event_log import LogOptions
 from streamworker.gateway.feeds import BrokerUnavailable, FeedLost, JobNotFound
 from streamworker.gateway.log_observer import NullLogObserver
+from streamworker.gateway.log_options import LogOptions
 from streamworker.gateway.search import SearchLimits
 from tests.properties.test_event_log import World, settle
 from tests.properties.test_handover import Log
@@ -85,7 +85,7 @@ async def test_event_log_replay_that_cannot_go_on_fails_its_feeds() -> None:
     feed = await log.open("j")
     with pytest.raises(RuntimeError, match="unexpected"):
         await all_of(feed)
-    assert log._feeds == {}
+    assert log._registry.by_key == {}
     assert await all_of(await log.open("j")) == list(range(11))
     await log.stop()
 
@@ -138,11 +138,11 @@ async def test_event_log_that_lost_its_end_ends_the_feeds_of_the_partition() -> 
     tail.on_records(0, world.topic.records(0, 3, with_aborted=True), 3)
     with pytest.raises(FeedLost, match="connect again with the cursor"):
         await feed.next()
-    assert log.position(0) == 3
-    assert list(log._known) == [b"j"]
+    assert log._followed.tail_position(0) == 3
+    assert log._known.get(b"j") == (0, 0)
     committed: Any = log._followed.committed_tail
     committed.on_records(0, world.topic.records(0, 2, with_aborted=True), 2)
-    assert list(log._known) == []
+    assert len(log._known) == 0
     assert log.is_ready
     await log.stop()
 
@@ -167,7 +167,7 @@ async def test_event_log_request_that_fails_or_takes_too_long_is_reported() -> N
             await log.open("j", cursor="0.0.w")
         with pytest.raises(BrokerUnavailable, match=reason):
             await log.snapshot("j")
-    assert log._feeds == {}
+    assert log._registry.by_key == {}
     assert log._followed._users[0] == 0
     await log.stop()
 
@@ -196,7 +196,7 @@ async def test_event_log_search_that_reads_nothing_in_time_is_an_outage() -> Non
     scan_with(log, slow)
     with pytest.raises(JobNotFound):
         await log.open("other")
-    assert log._feeds == {}
+    assert log._registry.by_key == {}
     await log.stop()
 
 
@@ -206,9 +206,9 @@ async def test_event_log_feed_that_is_closed_releases_what_it_holds() -> None:
     feed, other = await log.open("j"), await log.open("j")
     feed.close()
     feed.close()
-    assert log._by_key[b"j"] == (other,)
+    assert log._registry.by_key[b"j"] == (other,)
     assert await all_of(other) == list(range(11))
-    assert (log._by_key, log._feeds, log._followed._users[0]) == ({}, {}, 0)
+    assert (log._registry.by_key, log._registry._feeds, log._followed._users[0]) == ({}, {}, 0)
     await log.stop()
 
 

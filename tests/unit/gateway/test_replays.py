@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from streamworker.gateway import replays
-from streamworker.gateway.event_log import LogOptions
+from streamworker.gateway.log_options import LogOptions
 from tests.properties.test_event_log import pause, settle
 from tests.properties.test_handover import Log
 from tests.properties.test_replays import Jobs, Restart, job, mixed
@@ -135,8 +135,8 @@ async def test_replays_end_at_a_pass_that_they_reach(monkeypatch: pytest.MonkeyP
     world.come(first)
     await settle(100)
     assert world.scans.ranges == [(last, len(jobs.log.entries)), (first, last)]
-    assert [mailbox.position for mailbox in log._replays._waiting[0]] == [last, last]
-    assert list(log._replays._passes[0].values()) == [last]
+    assert [mailbox.position for mailbox in log._registry.replays._waiting[0]] == [last, last]
+    assert list(log._registry.replays._passes[0].values()) == [last]
     held[last].set()
     await world.finish()
     assert len(world.scans.ranges) == 2
@@ -150,7 +150,7 @@ async def test_replays_beyond_what_is_kept_read_again(monkeypatch: pytest.Monkey
     for _ in range(2):
         world.come(world.events()[0])
         await settle(50)
-    tail = log.position(0)
+    tail = log._followed.tail_position(0)
     assert all(block.begin >= tail - 10 for block in log._history)
     assert world.scans.returned[world.events()[3]] == 2
     await world.finish()
@@ -208,14 +208,14 @@ async def test_replays_leave_what_the_tail_has_not_read_to_the_tail() -> None:
     for offset in (8, 9, 1):
         world.come(offset)
     await settle(20)
-    assert log._replays._passes[0] == {}
+    assert log._registry.replays._passes[0] == {}
     assert len(world.clients_of) == 1
     world.read("tail", 3)
     await settle(5)
     assert len(world.clients_of) == 2
     await world.finish()
     assert world.scans.ranges == [(1, 6)]
-    assert log._replays._waiting[0] == {}
+    assert log._registry.replays._waiting[0] == {}
 
 
 async def test_replays_keep_ranges_without_records() -> None:
@@ -242,7 +242,7 @@ async def test_replays_keep_nothing_undecided_of_a_partition_that_was_paused() -
     held.pop(6).set()
     await settle(20)
     assert [block.end for block in log._history] == [6]
-    assert log._replays._passes[0] == {}
+    assert log._registry.replays._passes[0] == {}
     jobs.length = len(jobs.log.entries)
     world.come(4)
     await world.finish()
