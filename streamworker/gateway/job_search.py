@@ -64,22 +64,25 @@ class JobSearch:
         """Open a feed at the job's first event, or where that will be. Raises JobNotFound, BrokerUnavailable."""
         if (feed := await self._open_known(job_id)) is not None:
             return feed
-        failure: JobNotFound | None = None
         empty: JobFeed | None = None
-        for partition in self.partitions(job_id):
-            try:
-                feed = await self._search(job_id, partition, since_ms)
-            except JobNotFound as error:
-                failure = failure or error
-                continue
-            if feed.mailbox.opening is Opening.FOUND or empty is None:
-                empty, former = feed, empty
-                if former is not None:
-                    former.close()
-            if feed.mailbox.opening is Opening.FOUND:
-                return feed
-            if feed is not empty:
-                feed.close()
+        failure: JobNotFound | None = None
+        try:
+            for partition in self.partitions(job_id):
+                try:
+                    feed = await self._search(job_id, partition, since_ms)
+                except JobNotFound as error:
+                    failure = failure or error
+                    continue
+                if feed.mailbox.opening is Opening.FOUND:
+                    _close(empty)
+                    return feed
+                if empty is None:
+                    empty = feed
+                else:
+                    feed.close()
+        except BaseException:
+            _close(empty)
+            raise
         if empty is not None:
             return empty
         assert failure is not None
@@ -143,3 +146,8 @@ class JobSearch:
     def _report(self, plan: SearchPlan, outcome: str, feed: JobFeed) -> JobFeed:
         self._observer.searched(outcome, plan.cost_records, plan.cost_s)
         return feed
+
+
+def _close(feed: JobFeed | None) -> None:
+    if feed is not None:
+        feed.close()

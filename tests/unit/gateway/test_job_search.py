@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from streamworker.client.ids import new_job_id, submitted_ms
@@ -11,6 +13,7 @@ from streamworker.gateway.known_jobs import Place
 from streamworker.gateway.mailbox import Opening
 from streamworker.gateway.search import SearchLimits
 from tests.integration.events import delta, ended, home, started
+from tests.properties.test_event_log import settle
 from tests.unit.gateway.log_parts import Parts, record, taken
 
 FORMER = next(one for one in iter(new_job_id, "") if home(one, 2) == 1 and home(one, 1) == 0)
@@ -186,4 +189,27 @@ async def test_job_search_that_finds_nothing_anywhere_reports_the_present_partit
     with pytest.raises(JobNotFound):
         await parts.search.open(job_id)
     assert parts.observer.outcomes == ["not_found", "not_found"]
+    parts.assert_released()
+
+
+async def test_job_search_that_fails_in_a_former_partition_holds_nothing() -> None:
+    """The feed in the present one is closed."""
+    parts = Parts(former_partitions=(1,))
+    parts.scanner.failures["offset_at", 0] = KafkaUnavailable("no leader")
+    with pytest.raises(BrokerUnavailable, match="no leader"):
+        await parts.search.open(FORMER)
+    assert parts.observer.outcomes == ["empty"]
+    parts.assert_released()
+
+
+async def test_job_search_whose_client_leaves_in_a_former_partition_holds_nothing() -> None:
+    """Its request is cancelled."""
+    parts = Parts(former_partitions=(1,))
+    parts.write(record("x", 0, started("x")))
+    searching = asyncio.create_task(parts.search.open(FORMER))
+    await settle(3)
+    assert parts.observer.outcomes == ["empty"]
+    searching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await searching
     parts.assert_released()
