@@ -11,7 +11,7 @@ from aiokafka.admin import NewTopic
 from websockets.asyncio.client import connect as connect_typed
 
 from streamworker.reader import EventReader, Notice
-from tests.integration.gateways import KEY, gateway, open_keys
+from tests.integration.gateways import KEY, events_in, gateway, open_keys
 from tests.integration.stage import eventually
 from tests.integration.test_client_failures import DIES_IN_ITS_TRANSACTION
 
@@ -105,11 +105,16 @@ async def test_events_topic_that_is_replaced_streams_new_jobs_and_loses_the_curs
             ended = await served.submit("practice?deltas=5")
             old = await served.events(ended["events_url"])
             running = await served.submit("practice?deltas=9999&pace_ms=20") if is_followed else None
-            following = None if running is None else asyncio.create_task(served.events(running["events_url"]))
-            await eventually(lambda: running is None or stage.deltas(running["job_id"]) > 3)
+            closed: list[dict[str, Any]] = []
+            following = (
+                None
+                if running is None
+                else asyncio.create_task(follow(served, running["events_url"], closed))
+            )
+            await eventually(lambda: running is None or len(closed) > 3)
             await replace_events_topic(stage)
             if running is not None and following is not None:
-                closed = await asyncio.wait_for(following, 20)
+                await asyncio.wait_for(following, 20)
                 assert closed[-1]["data"] == {"type": "closing", "reason": "error", "retriable": True}
                 lost = await served.http.get(
                     f"/v1/jobs/{running['job_id']}/events", headers={"Last-Event-ID": closed[-2]["id"]}
@@ -131,6 +136,13 @@ async def test_events_topic_that_is_replaced_streams_new_jobs_and_loses_the_curs
     assert events[-1]["type"] == "usage"
     assert (gone.status_code, gone.json()["error"]["code"]) == (410, "cursor_lost")
     assert over.status_code == 204
+
+
+async def follow(served: Gateway, path: str, found: list[dict[str, Any]]) -> None:
+    """Add the events of an event stream to `found` as they come."""
+    async with served.http.stream("GET", path, headers={"Accept": "text/event-stream"}) as response:
+        async for event in events_in(response):
+            found.append(event)  # noqa: PERF401 - `extend` would add them at the end
 
 
 async def over_any_number_of_responses(served: Gateway, submitted: dict[str, Any]) -> list[dict[str, Any]]:
