@@ -14,7 +14,7 @@ from streamworker.gateway.distributor import Distributor
 from streamworker.gateway.ended_jobs import EndedJobs
 from streamworker.gateway.feed_opener import FeedOpener
 from streamworker.gateway.feed_registry import FeedRegistry
-from streamworker.gateway.feeds import START, FeedEvent, JobSnapshot, Replay
+from streamworker.gateway.feeds import START, BrokerUnavailable, FeedEvent, JobSnapshot, Replay
 from streamworker.gateway.followed import FollowedPartitions
 from streamworker.gateway.history import History
 from streamworker.gateway.home_partitions import draw_id, home_partitions
@@ -207,7 +207,7 @@ class KafkaEventLog:
         feed = await self._opener.open(job_id, place, since_ms)
         builder = SnapshotBuilder(job_id)
         try:
-            await _fold(feed, builder)
+            await self._fold_replay(feed, builder)
             if wait_s > 0 and feed.mailbox.next_kind is None:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(wait_s):
@@ -221,10 +221,20 @@ class KafkaEventLog:
             self._ended.add(job_id.encode(), snapshot, loop.time())
         return snapshot
 
+    async def _fold_replay(self, feed: JobFeed, builder: SnapshotBuilder) -> None:
+        """Take the events of the replay. Raises BrokerUnavailable where it does not go on."""
+        stall_s = self._options.timeout_s
+        try:
+            await _fold(feed, builder, stall_s=stall_s)
+        except TimeoutError:
+            raise BrokerUnavailable(
+                f"partition {feed.partition} of {self.topic} could not be read on for {stall_s:g} s"
+            ) from None
+
     async def _skip_replay(self, feed: JobFeed, *, with_snapshot: bool) -> None:
         builder = SnapshotBuilder(feed.job_id)
         try:
-            await _fold(feed, builder)
+            await self._fold_replay(feed, builder)
         except BaseException:
             feed.close()
             raise
@@ -234,8 +244,13 @@ class KafkaEventLog:
             feed.put_first(FeedEvent("snapshot", feed.cursor, builder.event(), builder.seq, builder.attempt))
 
 
-async def _fold(feed: JobFeed, builder: SnapshotBuilder, *, to_end: bool = False) -> None:
-    """Take the events of the replay, or all events with `to_end`. The terminal event stays in the feed."""
+async def _fold(
+    feed: JobFeed, builder: SnapshotBuilder, *, to_end: bool = False, stall_s: float | None = None
+) -> None:
+    """Take the events of the replay, or all events with `to_end`. The terminal event stays in the feed.
+
+    Raises TimeoutError where nothing arrives for `stall_s`.
+    """
     mailbox = feed.mailbox
     while True:
         while (kind := mailbox.next_kind) is not None and kind is not Kind.ENDED:
@@ -243,4 +258,5 @@ async def _fold(feed: JobFeed, builder: SnapshotBuilder, *, to_end: bool = False
                 builder.add(delivery)
         if kind is Kind.ENDED or (mailbox.is_live and not to_end):
             return
-        await feed.changed()
+        async with asyncio.timeout(stall_s):
+            await feed.changed()

@@ -9,7 +9,7 @@ import pytest
 
 from streamworker.errors import KafkaUnavailable
 from streamworker.gateway import replays
-from streamworker.gateway.feeds import BrokerUnavailable, FeedLost, JobNotFound
+from streamworker.gateway.feeds import BrokerUnavailable, FeedLost, JobNotFound, Replay
 from streamworker.gateway.log_observer import NullLogObserver
 from streamworker.gateway.log_options import LogOptions
 from streamworker.gateway.search import SearchLimits
@@ -116,6 +116,27 @@ async def test_event_log_replay_that_was_cancelled_holds_up_no_later_client() ->
     assert not stopped.done()
     closing.set()
     await stopped
+
+
+@pytest.mark.parametrize("how", ["snapshot", "replay=snapshot", "replay=none"])
+async def test_event_log_state_of_a_job_does_not_wait_for_a_broker_that_hangs_within_it(how: str) -> None:
+    """It was found, and the rest of its events does not come: the client is told, and a drain is not held up."""
+    _, log = await replica(job(9), history_bytes=0, timeout_s=0.1)
+    scan = log._scanner.scan
+
+    async def hangs(*arguments: Any, **options: Any) -> AsyncIterator[Any]:
+        async for batch in scan(*arguments, **options):
+            yield batch
+            await asyncio.sleep(60)
+
+    scan_with(log, hangs)
+    asked: Any = (
+        log.snapshot("j") if how == "snapshot" else log.open("j", replay=Replay(how.partition("=")[2]))
+    )
+    with pytest.raises(BrokerUnavailable, match=r"could not be read on for 0\.1 s"):
+        await asyncio.wait_for(asked, 5)
+    assert log._registry.by_key == {}
+    await log.stop()
 
 
 async def test_event_log_is_not_ready_when_a_reader_has_crashed() -> None:
