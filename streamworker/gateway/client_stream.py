@@ -74,10 +74,11 @@ class ClientStream:
         settings = gateway.settings.gateway
         self._gateway = gateway
         self._delivered = gateway.limits.delivered[framing.face]
-        self._out = Outbound(connection, settings.stall_s, partial(self.close, "stalled"))
+        self._out = Outbound(
+            connection, settings.stall_s, hold=feed.hold, stalled=partial(self.close, "stalled")
+        )
         self._feed = feed
         self._cursor = feed.cursor
-        connection.on_pause(feed.hold)
         self._framing = framing
         self._caller = caller
         self._is_chunked = is_chunked
@@ -123,6 +124,7 @@ class ClientStream:
             self.reason = "shutdown" if drain.is_draining else "error"
         finally:
             self._is_open = False
+            self._out.stop()
             drain.unregister(registration)
             if self._timer is not None:
                 self._timer.cancel()

@@ -18,10 +18,15 @@ class Starved(Exception):
 
 
 class Outbound:
-    """Writes to a connection. `stalled` is called if the client takes nothing for `stall_s`."""
+    """Writes to a connection.
+
+    `hold` is called when it becomes full: nothing may be pushed to it then. `stalled` is called if the client takes nothing
+    of what waits for `stall_s`.
+    """
 
     __slots__ = (
         "_connection",
+        "_hold",
         "_loop",
         "_stall_s",
         "_stalled",
@@ -33,9 +38,17 @@ class Outbound:
         "transport",
     )
 
-    def __init__(self, connection: StreamConnection, stall_s: float, stalled: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        connection: StreamConnection,
+        stall_s: float,
+        *,
+        hold: Callable[[], None],
+        stalled: Callable[[], None],
+    ) -> None:
         self._connection = connection
         self.transport = connection.transport
+        self._hold = hold
         self._stall_s = stall_s
         self._stalled = stalled
         self._loop = asyncio.get_running_loop()
@@ -44,6 +57,15 @@ class Outbound:
         self._waiters = 0
         self._taken_before = 0
         self._watch: asyncio.TimerHandle | None = None
+        connection.on_pause(self._paused)
+        if connection.is_paused:
+            self._paused()
+
+    def stop(self) -> None:
+        """Watch the client no longer."""
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
 
     def write(self, data: bytes) -> None:
         """Write without waiting.
@@ -69,17 +91,11 @@ class Outbound:
 
     async def drained(self) -> None:
         """Wait until the client has taken what waits. Several tasks may wait. Raises ConnectionResetError."""
-        if not self._waiters:
-            self._taken_before = self._taken
-            self._watch = self._loop.call_later(self._stall_s, self._look)
         self._waiters += 1
         try:
             await self._connection.drain()
         finally:
             self._waiters -= 1
-            if not self._waiters and self._watch is not None:
-                self._watch.cancel()
-                self._watch = None
 
     async def turn(self) -> None:
         """Wait until a stream of several may write: one after another, in the order in which they came.
@@ -109,9 +125,21 @@ class Outbound:
         """The number of bytes that the client has taken."""
         return self._written - self.transport.get_write_buffer_size()
 
-    def _look(self) -> None:
-        if self._taken <= self._taken_before:
-            self._stalled()
-            return
+    def _paused(self) -> None:
+        """Watch the client from now on, whether a stream waits for it or has nothing to write."""
+        self._hold()
+        self.stop()
+        self._arm()
+
+    def _arm(self) -> None:
         self._taken_before = self._taken
         self._watch = self._loop.call_later(self._stall_s, self._look)
+
+    def _look(self) -> None:
+        self._watch = None
+        if not self.is_full:
+            return
+        if self._taken > self._taken_before:
+            self._arm()
+        else:
+            self._stalled()

@@ -110,18 +110,18 @@ class Session:
         self._socket = socket
         self._caller = self._counted = caller
         self._loop = asyncio.get_running_loop()
+        self._feeds: dict[str, Feed] = {}
         self._out = Outbound(
             socket,
             self._settings.stall_s,
-            partial(self.close, "stalled"),
+            hold=self._hold,
+            stalled=partial(self.close, "stalled"),
         )
-        socket.on_pause(self._hold)
         self._work: dict[str, asyncio.Task[None]] = {}
         self._subscriptions = 0
         """How much of the work are or become subscriptions."""
         self._opening: dict[str, str | None] = {}
         """Subscriptions whose feeds are being opened, with the clients' cursors."""
-        self._feeds: dict[str, Feed] = {}
         self._mailboxes = SharedLimit()
         self._unsubscribed: set[str] = set()
         self._limit = asyncio.timeout(None)
@@ -140,6 +140,7 @@ class Session:
             pass
         finally:
             self._is_open = False
+            self._out.stop()
             self._stop_timer()
             try:
                 await self._end_work()

@@ -17,6 +17,7 @@ from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
 from streamworker.client.ids import new_job_id
+from streamworker.gateway import client_stream
 from tests.integration.events import delta, ended, started
 from tests.integration.gateway_here import gateway
 from tests.integration.stage import eventually
@@ -97,6 +98,32 @@ async def test_client_that_reads_nothing_of_a_running_job_costs_its_buffers_and_
     assert seqs(received.decode()) == list(range(DELTAS + 2))
     assert received.endswith(b"\r\n0\r\n\r\n")
     assert 0 < watched.largest < BUFFERS
+
+
+async def test_client_that_reads_nothing_of_a_job_that_becomes_quiet_is_disconnected(
+    apache: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last delta that was pushed filled its transport, and no event follows that would have to wait."""
+    monkeypatch.setattr(client_stream, "_LAST_WORD_S", 0.1)
+    await apache.open(events_partitions=1)
+    job_id = new_job_id()
+    async with gateway(apache, gateway__stall_s=1) as served:
+        key = job_id.encode()
+        await apache._producer.send_and_wait(apache.events_topic, started(job_id), key=key)
+        client = unread(served.port)
+        client.sendall(f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        streams = Watched(served)._streams
+        await eventually(lambda: len(streams) == 1)
+        [stream] = streams
+        seq = 0
+        while not stream.is_paused:
+            seq += 1
+            before = stream.transport.get_write_buffer_size()
+            await apache._producer.send_and_wait(apache.events_topic, delta(job_id, seq, "x" * TEXT), key=key)
+            if before:  # the socket takes nothing more: wait until this delta was pushed
+                await eventually(lambda: stream.transport.get_write_buffer_size() > before)  # noqa: B023
+        await eventually(lambda: not streams)
+        client.close()
 
 
 class UnreadWebsocket:

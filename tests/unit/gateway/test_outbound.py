@@ -59,9 +59,13 @@ class Bench:
 
     def __init__(self, stall_s: float = 60) -> None:
         self.transport = Transport()
-        self.stalls = 0
+        self.stalls = self.holds = 0
         self.stalled = asyncio.Event()
-        self.out = Outbound(StreamConnection(self.transport, Owner()), stall_s, self._note)
+        self.connection = StreamConnection(self.transport, Owner())
+        self.out = Outbound(self.connection, stall_s, hold=self._note_hold, stalled=self._note)
+
+    def _note_hold(self) -> None:
+        self.holds += 1
 
     def _note(self) -> None:
         self.stalls += 1
@@ -99,20 +103,52 @@ async def test_outbound_that_is_full_lets_all_streams_wait_until_the_client_take
     bench.transport.take(200)
     await asyncio.wait_for(asyncio.gather(*waiting), 1)
     assert not bench.out.is_waiting
-    assert bench.out._watch is None
     assert bench.stalls == 0
 
 
-async def test_outbound_reports_a_client_that_takes_nothing() -> None:
-    """For `stall_s`, while a stream waits; what is written meanwhile is not progress."""
+async def test_outbound_holds_what_is_pushed_once_for_each_time_that_it_becomes_full() -> None:
+    """Also where it was full before: the transport reports that once only."""
+    bench = Bench()
+    for _ in range(2):
+        bench.out.write(b"x" * 150)
+        bench.out.write(b"x" * 150)
+        bench.transport.take(300)
+    assert bench.holds == 2
+    bench.out.write(b"x" * 150)
+    holds: list[int] = []
+    late = Outbound(bench.connection, 60, hold=lambda: holds.append(1), stalled=bench.stalled.set)
+    assert holds == [1]
+    late.stop()
+    bench.out.stop()
+
+
+@pytest.mark.parametrize("is_awaited", [True, False])
+async def test_outbound_reports_a_client_that_takes_nothing(*, is_awaited: bool) -> None:
+    """For `stall_s`, whether a stream waits or its job is quiet; what is written meanwhile is not progress."""
     bench = Bench(stall_s=0.05)
     bench.out.write(b"x" * 200)
-    waiting = await begun(bench.out.drained())
+    waiting = await begun(bench.out.drained()) if is_awaited else None
     bench.out.write(b"x" * 50)
     async with asyncio.timeout(2):
         await bench.stalled.wait()
     assert bench.stalls == 1
-    waiting.cancel()
+    if waiting is not None:
+        waiting.cancel()
+
+
+async def test_outbound_watches_each_time_anew_that_it_is_full() -> None:
+    """What was pushed in between past `write` is not counted; nothing is watched while there is room, and after `stop`."""
+    bench = Bench(stall_s=0.1)
+    for _ in range(10):
+        bench.transport.write(b"x" * 200)  # as a push does
+        await asyncio.sleep(0.03)
+        bench.transport.take(200)
+    await asyncio.sleep(0.15)
+    assert bench.stalls == 0
+    bench.out.write(b"x" * 200)
+    bench.out.stop()
+    await asyncio.sleep(0.15)
+    assert bench.stalls == 0
 
 
 async def test_outbound_does_not_report_a_client_that_takes_a_little() -> None:
