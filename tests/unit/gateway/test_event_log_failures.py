@@ -120,7 +120,7 @@ async def test_event_log_replay_that_was_cancelled_holds_up_no_later_client() ->
 
 @pytest.mark.parametrize("how", ["snapshot", "replay=snapshot", "replay=none"])
 async def test_event_log_state_of_a_job_does_not_wait_for_a_broker_that_hangs_within_it(how: str) -> None:
-    """It was found, and the rest of its events does not come: the client is told, and a drain is not held up."""
+    """It was found, and the rest of its events does not come: the client gets an error, and a drain is not held up."""
     _, log = await replica(job(9), history_bytes=0, timeout_s=0.1)
     scan = log._scanner.scan
 
