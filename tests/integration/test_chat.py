@@ -291,18 +291,20 @@ async def test_deadline_of_the_client_is_the_jobs(room: Room, sdk: Sdk, model: s
 @pytest.mark.parametrize("stream", [True, False])
 async def test_job_that_another_client_cancels_raises(room: Room, sdk: Sdk, stream: bool) -> None:
     """By its id, from anywhere. 409 is not retried: the answer says so."""
-    before, begun = room.jobs(), len(room.started())
-    body = {"model": SLOW, "messages": room.prompt(), "stream": stream}
+    begun, messages = len(room.started()), room.prompt()
+    body = {"model": SLOW, "messages": messages, "stream": stream}
     asked = asyncio.create_task(room.ask(sdk, body, max_retries=2))
     await eventually(lambda: len(room.started()) > begun, 10)
-    response = await room.served.http.post(f"/v1/jobs/{room.started()[-1]}/cancel")
+    job_id = room.started()[begun]
+    response = await room.served.http.post(f"/v1/jobs/{job_id}/cancel")
     outcome = await asked
 
     assert response.status_code == 202
     assert outcome.error is not None
     assert outcome.error["code"] == "cancelled"
     assert outcome.error_class == ("APIError" if stream else "ConflictError")
-    await eventually(lambda: room.jobs() == before + 1, 5)
+    await eventually(lambda: job_id in room.stage.terminals())
+    assert len(room.calls(messages)) == 1
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ async def test_feed_opener_behind_an_event_that_is_not_there_begins_anew(cursor:
     parts.assert_released()
 
 
-@pytest.mark.parametrize("job_id", [at_home(), new_job_id(1_600_000_000_000)])
+@pytest.mark.parametrize("job_id", [at_home(), new_job_id(1_600_000_000_000)], ids=["new", "old"])
 async def test_feed_opener_behind_an_event_of_a_job_that_is_not_there_has_lost_the_cursor(
     job_id: str,
 ) -> None:

@@ -99,7 +99,9 @@ async def test_job_search_of_a_new_job_without_events_waits_for_its_first_one(be
 
 
 @pytest.mark.parametrize(
-    ("job_id", "advice"), [(new_job_id(1_600_000_000_000), "are older than the log"), ("order-1", None)]
+    ("job_id", "advice"),
+    [(new_job_id(1_600_000_000_000), "are older than the log"), ("order-1", None)],
+    ids=["old", "without a time"],
 )
 async def test_job_search_of_an_old_job_without_events_finds_nothing(job_id: str, advice: str | None) -> None:
     """The log has lost its events; a job without a time in its id may be new."""
