@@ -76,6 +76,7 @@ class RunOutput:
         self._finalizing = finalizing
         self._files: tuple[IO[bytes], IO[bytes]] = (_temporary(), _temporary())
         self._pending: tuple[list[bytes], list[bytes]] = ([], [])
+        self._failure: OutputError | None = None
         self.buffered = 0
         self.output_file_id: str | None = None
         self.error_file_id: str | None = None
@@ -109,16 +110,31 @@ class RunOutput:
         self.buffered += len(line)
 
     async def flush(self) -> None:
-        """Write the buffered lines. Raises OutputError."""
+        """Write the buffered lines. Raises OutputError, also where an earlier flush failed after it was cancelled."""
+        if self._failure is not None:
+            raise self._failure
         for file, lines in zip(self._files, self._pending, strict=True):
             if lines:
                 data = b"".join(lines)
                 lines.clear()
                 self.buffered -= len(data)
-                try:
-                    await asyncio.to_thread(file.write, data)
-                except OSError as error:
-                    raise OutputError(f"no room for the output of a batch: {error.strerror}") from error
+                await self._append(file, data)
+
+    async def _append(self, file: IO[bytes], data: bytes) -> None:
+        """Write lines, which are buffered no longer: whole before this returns, also if it is cancelled meanwhile.
+
+        A thread that has not begun when the future of its work is cancelled never begins, and the lines would be lost.
+        """
+        writing = asyncio.ensure_future(asyncio.to_thread(file.write, data))
+        try:
+            await asyncio.shield(writing)
+        except OSError as error:
+            raise _no_room(error) from error
+        except asyncio.CancelledError:
+            await asyncio.wait([writing])
+            if isinstance(failure := writing.exception(), OSError):
+                self._failure = _no_room(failure)
+            raise
 
     async def sync(self) -> bool:
         """Flush. A later owner does not find these files, and reads all endings again."""
@@ -162,6 +178,10 @@ class RunOutput:
         )
         await self._topic.write(id_, id_, record)
         return id_
+
+
+def _no_room(error: OSError) -> OutputError:
+    return OutputError(f"no room for the output of a batch: {error.strerror}")
 
 
 def _temporary() -> IO[bytes]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
@@ -25,7 +28,7 @@ from streamworker.gateway.batches.store import FolderStore, StoreError
 from tests.unit.gateway.batches import BATCH, StateInMemory, StateLog, a_batch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine, Iterator
     from pathlib import Path
 
 FILE = FileRecord(
@@ -207,6 +210,59 @@ async def test_output_counts_what_is_not_flushed(case: Case) -> None:
     assert [entry async for entry in case.output.prior()] == []
     assert await case.output.finish(LineIndex(), sort=False) == ["file-1o", "file-1e"]
     assert await case.content("file-1o") == b"12345\n"
+
+
+@pytest.fixture
+def busy() -> Iterator[threading.Event]:
+    """The only thread of this loop, which is in use until the event is set."""
+    released = threading.Event()
+    yield released
+    released.set()
+
+
+async def in_a_busy_thread(released: threading.Event, flush: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Begin a flush that waits for a thread, and cancel it."""
+    executor = ThreadPoolExecutor(1)
+    asyncio.get_running_loop().set_default_executor(executor)
+    executor.submit(released.wait)
+    flushing = asyncio.create_task(flush)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    flushing.cancel()
+    await asyncio.sleep(0)
+    return flushing
+
+
+async def test_output_has_the_lines_of_a_flush_that_was_cancelled_before_its_thread_began(
+    case: Case, busy: threading.Event
+) -> None:
+    """They are buffered no longer: the end of the run cancels the task that flushes, and then uploads the files."""
+    case.output.write(b"one\n", is_error=False)
+    flushing = await in_a_busy_thread(busy, case.output.flush())
+    assert not flushing.done()
+    case.output.write(b"two\n", is_error=False)
+    busy.set()
+    with pytest.raises(asyncio.CancelledError):
+        await flushing
+    await case.output.finish(LineIndex(), sort=False)
+    assert await case.content(output_file_id(BATCH, is_error=False)) == b"one\ntwo\n"
+    await case.output.close()
+
+
+async def test_output_of_a_flush_that_failed_after_it_was_cancelled_is_not_uploaded(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch, busy: threading.Event
+) -> None:
+    """Its lines are lost, so the run fails and is tried again."""
+    monkeypatch.setattr(module, "_temporary", Full)
+    case = Case(store)
+    case.output.write(b"one\n", is_error=False)
+    flushing = await in_a_busy_thread(busy, case.output.flush())
+    busy.set()
+    with pytest.raises(asyncio.CancelledError):
+        await flushing
+    with pytest.raises(OutputError, match="no room for the output of a batch"):
+        await case.output.finish(LineIndex(), sort=False)
+    assert case.steps == []
 
 
 async def test_output_without_room_stops_the_run(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
