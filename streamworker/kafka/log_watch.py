@@ -116,7 +116,10 @@ class LogWatch:
 
     async def locate(self, partition: TopicPartition) -> None:
         """Find out why the log does not have the position, report it, and read on. Raises KafkaError."""
-        at, position = KafkaTopicPartition(*partition), self._positions.next[partition]
+        position = self._positions.next.get(partition)
+        if position is None:
+            return  # its log was reset: it is about to be taken over anew
+        at = KafkaTopicPartition(*partition)
         with translate_errors(f"reading the bounds of {partition}", self._acls):
             begin = (await self._owner.joined.beginning_offsets([at]))[at]
             end = (await self._owner.joined.end_offsets([at]))[at]

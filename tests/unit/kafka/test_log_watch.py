@@ -378,3 +378,16 @@ async def test_topic_ids_are_read_of_brokers_that_have_them() -> None:
     for error in (IncompatibleBrokerVersion("v12"), NotImplementedError()):
         client.error = error
         assert await read_topic_ids(client, ["a"]) == {}
+
+
+async def test_partition_whose_log_was_reset_is_not_located_again(kafka: MemoryKafka, owner: Owner) -> None:
+    """A read of it was under way; it is about to be taken over anew."""
+    fill(kafka, 6)
+    owner.own(AT, 6)
+    kafka.log("t").truncate(4)
+    await owner.watch.locate(AT)
+    lost = list(owner.observer.lost)
+    await owner.watch.locate(AT)
+
+    assert owner.observer.lost == lost
+    assert AT not in owner.positions.next
