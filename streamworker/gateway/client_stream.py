@@ -149,7 +149,7 @@ class ClientStream:
                 await out.drained()
             event = feed.take() or await feed.next(push)
             if event is None:
-                return
+                break
             frames = [frame(event)]
             size = len(frames[0])
             while size < BATCH_BYTES and (event := feed.take()) is not None:
@@ -159,6 +159,10 @@ class ClientStream:
             self._delivered.events += len(frames)
             if size >= BATCH_BYTES:
                 await asyncio.sleep(0)  # a long replay must not block other streams
+        if (
+            out.is_full
+        ):  # the connection may serve further requests, and does not watch whether the client takes this
+            await out.drained()
 
     def _write(self, data: bytes) -> None:
         if data:
@@ -198,7 +202,7 @@ class ClientStream:
             return
         if (cursor := self._feed.cursor) != self._cursor:
             self._event_at, self._cursor = now, cursor
-        elif self._out.is_waiting:
+        elif self._out.is_full:
             pass
         elif now - self._event_at >= POSITION_S:
             self._event_at = now

@@ -32,7 +32,6 @@ class Outbound:
         "_stalled",
         "_taken_before",
         "_turns",
-        "_waiters",
         "_watch",
         "_written",
         "transport",
@@ -54,7 +53,6 @@ class Outbound:
         self._loop = asyncio.get_running_loop()
         self._turns: asyncio.Lock | None = None  # its waiters come in the order of their arrival
         self._written = 0
-        self._waiters = 0
         self._taken_before = 0
         self._watch: asyncio.TimerHandle | None = None
         connection.on_pause(self._paused)
@@ -84,18 +82,9 @@ class Outbound:
         """Whether a stream should wait before it writes more."""
         return self._connection.is_paused
 
-    @property
-    def is_waiting(self) -> bool:
-        """Whether a stream waits for the client."""
-        return self._waiters > 0
-
     async def drained(self) -> None:
         """Wait until the client has taken what waits. Several tasks may wait. Raises ConnectionResetError."""
-        self._waiters += 1
-        try:
-            await self._connection.drain()
-        finally:
-            self._waiters -= 1
+        await self._connection.drain()
 
     async def turn(self) -> None:
         """Wait until a stream of several may write: one after another, in the order in which they came.

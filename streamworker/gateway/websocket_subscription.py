@@ -27,7 +27,7 @@ LOOK_S = 15.0
 
 
 class Subscription:
-    """Writes the events of a feed as frames. `delivered` counts events by face."""
+    """Writes the events of a feed as frames. `delivered` counts them."""
 
     __slots__ = (
         "_cursor",

@@ -98,11 +98,9 @@ async def test_outbound_that_is_full_lets_all_streams_wait_until_the_client_take
     bench = Bench()
     bench.out.write(b"x" * 200)
     waiting = [await begun(bench.out.drained()) for _ in range(2)]
-    assert bench.out.is_waiting
     assert not any(task.done() for task in waiting)
     bench.transport.take(200)
     await asyncio.wait_for(asyncio.gather(*waiting), 1)
-    assert not bench.out.is_waiting
     assert bench.stalls == 0
 
 
@@ -169,7 +167,6 @@ async def test_outbound_that_is_cut_ends_the_waiting() -> None:
     bench.out.abort()
     with pytest.raises(ConnectionResetError):
         await bench.out.drained()
-    assert not bench.out.is_waiting
 
 
 async def test_streams_of_one_connection_write_one_after_another() -> None:

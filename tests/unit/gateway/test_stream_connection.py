@@ -246,35 +246,53 @@ async def test_rest_of_an_ended_stream_that_is_not_taken_is_dropped(
         await eventually(lambda: gateway.server.connections == 0, 10)
 
 
-async def test_stream_behind_one_whose_end_the_client_has_not_taken_waits_for_it(tmp_path: Path) -> None:
+def unread(gateway: Served) -> socket.socket:
+    """Return a connection that takes few bytes before it is read."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    client.connect(gateway.address)
+    return client
+
+
+async def test_stream_behind_one_that_was_closed_while_the_client_took_nothing_waits_for_it(
+    tmp_path: Path,
+) -> None:
     """The transport does not report anew that it is full: nothing may be pushed to it."""
-    async with served(tmp_path) as gateway:
+    async with served(tmp_path, max_stream_age_s=1) as gateway:
         gateway.log.publish("acme.large", ["x" * 60_000] * 20, end=None)
-        ending = json.loads(gateway.log.events["acme.large"][0].value)
-        ending |= {"type": "usage", "seq": 21, "metadata": {"pad": "x" * 400_000}}
-        gateway.log.append("acme.large", "usage", ending)
-        client = socket.socket()
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
-        client.connect(gateway.address)
-        reader, writer = await asyncio.open_connection(sock=client, limit=1024)
+        reader, writer = await asyncio.open_connection(sock=unread(gateway), limit=1024)
         writer.write(head("/v1/jobs/acme.large/events"))
         await eventually(lambda: gateway.log.open_feeds == 1)
-        received = b""
-        async with asyncio.timeout(10):
-            while gateway.log.open_feeds:
-                received += await reader.read(1000)
+        await eventually(lambda: gateway.log.open_feeds == 0)  # closed for its age
         writer.write(head())
         await eventually(lambda: gateway.log.open_feeds == 1)
         [stream] = gateway.server._streams
         assert stream.transport.get_write_buffer_size() > 65_536
         assert stream.is_paused
         gateway.log.publish(JOB, ["a"])
+        received = b""
         async with asyncio.timeout(10):
-            while received.count(b"event: usage") < 2 or not received.endswith(b"\r\n0\r\n\r\n"):
+            while received.count(b"HTTP/1.1 200 ") < 2 or not received.endswith(b"\r\n0\r\n\r\n"):
                 received += await reader.read(65_536)
         writer.close()
 
-    assert received.count(b"HTTP/1.1 200 ") == 2
+    assert b'"reason":"age"' in received
+
+
+async def test_client_that_does_not_take_the_end_of_a_job_has_stalled(tmp_path: Path) -> None:
+    """The connection is not kept for further requests before it has; nothing else watches it then."""
+    async with served(tmp_path, stall_s=0.3) as gateway:
+        gateway.log.publish("acme.large", ["x" * 60_000] * 20, end=None)
+        ending = json.loads(gateway.log.events["acme.large"][0].value)
+        ending |= {"type": "usage", "seq": 21, "metadata": {"pad": "x" * 400_000}}
+        reader, writer = await asyncio.open_connection(sock=unread(gateway), limit=1024)
+        writer.write(head("/v1/jobs/acme.large/events?cursor=0.20.w"))
+        gateway.log.append("acme.large", "usage", ending)
+        closed = "gateway_streams_closed_total"
+        await eventually(lambda: gateway.metric(closed, face="sse", reason="stalled") == 1, 10)
+        assert gateway.metric(closed, face="sse", reason="ended") == 0
+        del reader
+        writer.close()
 
 
 # The protocol
