@@ -159,9 +159,8 @@ class ClientStream:
             self._delivered.events += len(frames)
             if size >= BATCH_BYTES:
                 await asyncio.sleep(0)  # a long replay must not block other streams
-        if (
-            out.is_full
-        ):  # the connection may serve further requests, and does not watch whether the client takes this
+        # The connection may serve further requests, and does not watch whether the client takes this.
+        if out.is_full:
             await out.drained()
 
     def _write(self, data: bytes) -> None:
