@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from streamworker.gateway.stream_connection import ConnectionOwner
 
-__all__ = ["PING_S", "PONG_S", "SocketConnection", "SocketFailed", "accept_of"]
+__all__ = ["PING_S", "PONG_S", "SocketClosed", "SocketConnection", "SocketFailed", "accept_of"]
 
 PING_S = 25.0
 """Time without anything from the client after which it is sent a ping."""
@@ -40,6 +40,14 @@ _CLOSE, _PING, _PONG = 8, 9, 10
 _PROTOCOL_ERROR = 1002
 _NO_CODES = frozenset({1004, 1005, 1006, 1015})
 """Codes below 5000 that no close frame may have; the reader refuses those without a meaning (RFC 6455 section 7.4)."""
+
+
+class SocketClosed(Exception):
+    """The client has closed the websocket; `code` is that of the answer."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__("the client has closed the websocket")
+        self.code = code
 
 
 class SocketFailed(Exception):
@@ -108,7 +116,8 @@ class SocketConnection(StreamConnection):
         """Return the next message, text as `str`. Pings are answered.
 
         Raises:
-            ConnectionResetError: the client has closed the websocket.
+            ConnectionResetError: the client is gone.
+            SocketClosed: the client has closed the websocket. The caller ends what writes to it, then calls `answer_close`.
             SocketFailed: what it sent is not valid.
         """
         while True:
@@ -125,8 +134,11 @@ class SocketConnection(StreamConnection):
                 case WSMsgType.PING:
                     self.transport.write(control_frame(_PONG, message.data))
                 case WSMsgType.CLOSE:
-                    self._say_close(_answer_to(message.data), b"")
-                    raise ConnectionResetError("the client has closed the websocket")
+                    raise SocketClosed(_answer_to(message.data))
+
+    def answer_close(self, code: int) -> None:
+        """Answer the client's close frame. Nothing may be written behind it (RFC 6455 section 5.5.1)."""
+        self._say_close(code, b"")
 
     async def close(self, code: int, message: bytes) -> None:
         """Close the websocket, and wait a short time for the client's side of it."""

@@ -21,7 +21,7 @@ from streamworker.gateway.jobs import check_job_id, check_record_key
 from streamworker.gateway.outbound import Outbound
 from streamworker.gateway.requests import since_ms
 from streamworker.gateway.shared_limit import SharedLimit
-from streamworker.gateway.socket_connection import SocketFailed
+from streamworker.gateway.socket_connection import SocketClosed, SocketFailed
 from streamworker.gateway.websocket_subscription import FACE, Subscription
 from streamworker.redaction import without_message
 from streamworker.telemetry import gateway_metrics as table
@@ -49,6 +49,7 @@ _EARLY_S = 0.005
 _CLOSE_S = 2.0
 _FACE = FACE
 _REFUSED = "refused"
+_DISCONNECTED = "disconnected"
 
 GOING_AWAY, INTERNAL, TRY_AGAIN, TOO_LARGE = 1012, 1011, 1013, 1009
 BAD_MESSAGE, NOT_AUTHENTICATED, FORBIDDEN, NO_AUTH, TOO_MANY = 4400, 4401, 4403, 4408, 4429
@@ -132,7 +133,7 @@ class Session:
 
     async def run(self) -> int:
         """Serve until the end of the connection. Return the status for the access log."""
-        reason = "disconnected"
+        reason = _DISCONNECTED
         registration = self._gateway.drain.register(partial(self.close, "shutdown"))
         try:
             reason = await self._serve()
@@ -171,7 +172,11 @@ class Session:
             await self._end_work()
             await self._close(closed.code, closed.message)
             return _REFUSED
-        return "disconnected"
+        except SocketClosed as closed:
+            self._reason = _DISCONNECTED
+            await self._end_work()
+            self._socket.answer_close(closed.code)
+        return _DISCONNECTED
 
     def close(self, reason: str) -> None:
         """End the connection with a `closing` message."""

@@ -14,15 +14,17 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from streamworker.gateway import socket_connection
-from streamworker.gateway.socket_connection import SocketConnection, SocketFailed, accept_of
+from streamworker.gateway.socket_connection import SocketClosed, SocketConnection, SocketFailed, accept_of
 from streamworker.gateway.websocket_frames import control_frame
 from tests.integration.stage import eventually
+from tests.unit.gateway.memory import MemoryFeed
 from tests.unit.gateway.served import ACME
 from tests.unit.gateway.test_stream_connection import Owner, Transport, requests_alive
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from streamworker.gateway.feeds import FeedEvent, Push
     from tests.unit.gateway.served import Served
 
 KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
@@ -36,6 +38,17 @@ def frame(payload: bytes, opcode: int = 1, *, fin: bool = True) -> bytes:
     size = len(payload)
     length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
     return bytes([(0x80 if fin else 0) | opcode]) + length + bytes(4) + payload
+
+
+def opcodes_of(data: bytes) -> list[int]:
+    """Return the opcodes of frames of the gateway, which are not masked."""
+    found = []
+    while data:
+        found.append(data[0] & 15)
+        is_long = data[1] == 126
+        size = 4 + int.from_bytes(data[2:4], "big") if is_long else 2 + data[1]
+        data = data[size:]
+    return found
 
 
 def handshake(*more: str) -> bytes:
@@ -311,6 +324,56 @@ async def test_client_that_closes_gets_its_code_back(gateway: Served, code: int)
     await eventually(lambda: gateway.server.connections == 0)
 
 
+class PushingFeed(MemoryFeed):
+    """A feed that is live, and whose log pushes a delta each time the event loop runs."""
+
+    push: Push | None = None
+
+    async def next(self, push: Push | None = None) -> FeedEvent | None:
+        self.push = push
+        try:
+            return await asyncio.get_running_loop().create_future()
+        finally:
+            self.push = None
+
+    def pump(self) -> None:
+        """Push, now and later."""
+        if self.push is not None:
+            self.push.write(self.push.framing.delta(b"0.1.1.00000000", b"{}"))
+        if not self.is_closed:
+            asyncio.get_running_loop().call_soon(self.pump)
+
+
+@pytest.mark.parametrize("code", [b"", b"\x03\xe8", b"\x03"], ids=["none", "1000", "not-valid"])
+async def test_nothing_follows_the_close_frame(
+    gateway: Served, monkeypatch: pytest.MonkeyPatch, code: bytes
+) -> None:
+    """RFC 6455 section 5.5.1: the subscriptions are ended before the client's close frame is answered."""
+    monkeypatch.setattr(socket_connection, "_CLOSE_S", 0.1)
+    feeds: list[PushingFeed] = []
+
+    async def opened(job_id: str, **_: Any) -> PushingFeed:
+        feeds.append(feed := PushingFeed(gateway.log, job_id, 0, "0.0.w"))
+        return feed
+
+    monkeypatch.setattr(gateway.log, "open", opened)
+    async with raw(gateway, handshake()) as (reader, writer):
+        for number in range(3):
+            message = {"type": "subscribe", "id": f"{number}", "job_id": f"acme.{number}"}
+            writer.write(frame(json.dumps(message).encode()))
+        await eventually(lambda: [feed.push is not None for feed in feeds] == [True] * 3)
+        for feed in feeds:
+            feed.pump()
+        received = await reader.readuntil(b"0.1.1.00000000")
+        writer.write(frame(code, 8))
+        received += await reader.read()
+
+    opcodes = opcodes_of(received)
+    assert opcodes.count(8) == 1
+    assert opcodes[-1] == 8
+    await eventually(lambda: gateway.server.connections == 0)
+
+
 async def test_client_that_does_not_answer_the_close_is_disconnected(
     gateway: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,12 +474,14 @@ async def test_message_above_the_limit_fails_with_1009() -> None:
 
 
 async def test_close_is_said_once() -> None:
-    """A second call does nothing."""
+    """Behind the answer to the client's close, `close` does nothing."""
     transport = Paused()
     connection = SocketConnection(transport, Owner(), 1000)
     connection.data_received(frame((1001).to_bytes(2, "big"), 8))
-    with pytest.raises(ConnectionResetError):
+    with pytest.raises(SocketClosed) as closed:
         await connection.receive()
+    assert transport.written == b""  # what writes to the websocket has to be ended first
+    connection.answer_close(closed.value.code)
     await connection.close(1000, b"late")
 
     assert transport.written == control_frame(8, (1001).to_bytes(2, "big"))
