@@ -77,14 +77,8 @@ def application(gateway: Gateway, is_full: Callable[[], bool] = lambda: False) -
     middleware.install(app, gateway, is_full)
     _count_streams(gateway)
     for room in _ROOMS:
-        app.add_routes([_with_expectations(route) for route in room.routes(gateway)])
+        app.add_routes(room.routes(gateway))
     return app
-
-
-def _with_expectations(route: web.RouteDef) -> web.RouteDef:
-    return web.RouteDef(
-        route.method, route.path, route.handler, {**route.kwargs, "expect_handler": middleware.expect}
-    )
 
 
 def _count_streams(gateway: Gateway) -> None:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import structlog
-from aiohttp import HttpVersion11, hdrs, web
+from aiohttp import hdrs, web
 
 from streamworker.gateway.auth import CALLER
 from streamworker.gateway.cors import Cors
 from streamworker.gateway.errors import ApiError
 from streamworker.gateway.event_stream import EVENTS_PATH, closing_response
+from streamworker.gateway.expectations import waits_to_be_asked
 from streamworker.gateway.feed_errors import api_error
 from streamworker.gateway.feeds import FeedError
 from streamworker.gateway.gateway import JOB_ID, SPAN
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from streamworker.observe import RequestSpan
     from streamworker.telemetry.metrics import Metrics
 
-__all__ = ["REQUEST_ID", "expect", "install"]
+__all__ = ["REQUEST_ID", "install"]
 
 REQUEST_ID = web.RequestKey("request_id", str)
 """The client's X-Request-Id, or a new one."""
@@ -80,13 +81,6 @@ def install(app: web.Application, gateway: Gateway, is_full: Callable[[], bool])
     app.on_response_prepare.append(around.add_headers)
 
 
-async def expect(request: web.Request) -> None:
-    """Ask for the body where the client waits for that. Other expectations are ignored (RFC 9110 section 10.1.1)."""
-    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version >= HttpVersion11:
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the response itself has not begun
-
-
 class _Around:
     def __init__(self, gateway: Gateway, is_full: Callable[[], bool]) -> None:
         self._gateway = gateway
@@ -116,6 +110,8 @@ class _Around:
         response: web.StreamResponse | None = None
         try:
             response = await self._answer(request, handler)
+            if waits_to_be_asked(request):
+                response.force_close()  # the client may send the body or the next request now
         finally:
             ended = partial(self._ended, _Asked.of(request), began)
             if isinstance(response, StreamedResponse):

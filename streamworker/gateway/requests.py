@@ -12,6 +12,7 @@ import msgspec
 from aiohttp import web
 
 from streamworker.gateway.errors import ApiError
+from streamworker.gateway.expectations import ask_for_body
 from streamworker.wire.json import InvalidJSON, decode, replace_surrogates
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ async def read_body(request: web.Request) -> bytes:
         raise _too_large(limit)
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
+            await ask_for_body(request)
             return await request.read()
     except TimeoutError:
         raise ApiError(

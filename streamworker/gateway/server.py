@@ -15,6 +15,7 @@ from aiohttp import web
 
 from streamworker.errors import ConfigurationError
 from streamworker.gateway.errors import ApiError
+from streamworker.gateway.expectations import hide_expectations
 from streamworker.gateway.limits import MAX_CONNECTIONS
 from streamworker.gateway.stream_connection import StreamConnection
 from streamworker.log_throttle import LogThrottle
@@ -197,6 +198,8 @@ class Server:
     async def start(self) -> None:
         """Start listening. Raises ConfigurationError if the address is in use or cannot be bound."""
         await self._runner.setup()
+        if (manager := self._runner.server) is not None:
+            manager.request_factory = hide_expectations(manager.request_factory)
         loop = asyncio.get_running_loop()
         try:
             listening = await loop.run_in_executor(None, _listening_socket, self.host, self.port)

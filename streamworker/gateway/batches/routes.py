@@ -25,6 +25,7 @@ from streamworker.gateway.batches.records import (
 from streamworker.gateway.batches.runner import window_s
 from streamworker.gateway.batches.store import StoreError
 from streamworker.gateway.errors import ApiError
+from streamworker.gateway.expectations import ask_for_body
 from streamworker.gateway.requests import BODY_TIMEOUT_S, check_query, member, read_object
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 __all__ = ["routes"]
 
 MAX_FIELD_BYTES = 4096
+MAX_FORM_BYTES = 1 << 20
+"""What an upload may have besides the file, as far as its Content-Length says it: fields, and the headers of the parts."""
+
 MAX_NAME = 255
 MAX_METADATA = 16
 RETRY_KEEP_S = 600
@@ -102,6 +106,8 @@ class _Files(_Handlers):
         )
         if request.content_type != "multipart/form-data":
             raise ApiError(415, "unsupported_media_type", "a file is sent as multipart/form-data")
+        if (request.content_length or 0) > batches.settings.max_file_bytes + MAX_FORM_BYTES:
+            raise _too_large(batches.settings.max_file_bytes)
         file_id = _new_id("file-")
         try:
             file = await self._received(request, caller, batches, file_id)
@@ -116,6 +122,7 @@ class _Files(_Handlers):
         """Store the upload. Raises ApiError."""
         try:
             form = _Form(await request.multipart())
+            await ask_for_body(request)
             upload = await form.file()
             if (purpose := form.fields.get("purpose")) is not None:
                 _check_purpose(purpose)  # before a long upload
@@ -366,8 +373,12 @@ async def _limited(part: BodyPartReader, limit: int) -> AsyncIterator[bytes]:
     while chunk := await _in_time(part.read_chunk(_CHUNK)):
         size += len(chunk)
         if size > limit:
-            raise ApiError(413, "too_large", f"the file has more than {limit} bytes (batch.max_file_bytes)")
+            raise _too_large(limit)
         yield bytes(chunk)
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, "too_large", f"the file has more than {limit} bytes (batch.max_file_bytes)")
 
 
 async def _in_time(work: Any) -> Any:

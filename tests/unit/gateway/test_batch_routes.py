@@ -69,6 +69,46 @@ async def test_upload_is_stored_and_described(gateway: Served, batches: MemoryBa
     assert batches.contents() == [LINE * 3]
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ("Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 2000000", 413),
+        ("Content-Type: multipart/form-data\r\nContent-Length: 10", 400),
+        ("Content-Type: application/json\r\nContent-Length: 10", 415),
+    ],
+)
+async def test_upload_that_its_head_rules_out_is_not_asked_for(
+    gateway: Served, batches: MemoryBatches, headers: str, status: int
+) -> None:
+    """A client that waits for 100 does not send gigabytes in vain."""
+    reader, writer = await asyncio.open_connection(*gateway.address)
+    head = f"POST /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ACME}\r\nExpect: 100-continue\r\n"
+    writer.write(f"{head}{headers}\r\n\r\n".encode())
+    async with asyncio.timeout(5):
+        assert (await reader.readline()).startswith(f"HTTP/1.1 {status} ".encode())
+    writer.close()
+
+    assert batches.contents() == []
+
+
+async def test_upload_is_asked_for(gateway: Served, batches: MemoryBatches) -> None:
+    """Behind a head that is right."""
+    part = '--b\r\nContent-Disposition: form-data; name="{}"{}\r\n\r\n'
+    body = part.format("purpose", "") + "batch\r\n" + part.format("file", '; filename="in.jsonl"')
+    body += LINE.decode() + "\r\n--b--\r\n"
+    reader, writer = await asyncio.open_connection(*gateway.address)
+    head = f"POST /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ACME}\r\nExpect: 100-continue\r\n"
+    head += f"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: {len(body)}\r\n\r\n"
+    writer.write(head.encode())
+    async with asyncio.timeout(5):
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(body.encode())
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+    writer.close()
+
+    assert batches.contents() == [LINE]
+
+
 async def test_purpose_may_follow_the_file(gateway: Served) -> None:
     """The order of the form's parts is the client's."""
     data = aiohttp.FormData()

@@ -16,7 +16,7 @@ from streamworker.gateway import requests, server
 from streamworker.gateway.drain import Drain
 from streamworker.gateway.server import SEND_BUFFER_BYTES, Server
 from tests.integration.stage import eventually
-from tests.unit.gateway.served import ACME, served
+from tests.unit.gateway.served import ACME, READ_ONLY, served
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -122,6 +122,94 @@ async def test_expectation_of_a_client_is_met_or_ignored(
     writer.close()
 
     assert status == b"HTTP/1.1 202 Accepted\r\n"
+
+
+ASKED = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "headers", "status", "code"),
+    [
+        ("POST /v1/jobs", {"Authorization": "Bearer swk_wrong"}, 401, "unauthenticated"),
+        ("POST /v1/jobs", {"Authorization": "Basic x"}, 401, "unauthenticated"),
+        ("POST /v1/jobs", {"Authorization": f"Bearer {READ_ONLY}"}, 403, "insufficient_scope"),
+        ("POST /v1/jobs?x=1", {}, 400, "invalid_request"),
+        ("POST /v1/jobs", {"Content-Length": "1000001"}, 413, "too_large"),
+        ("POST /v1/jobs", {"Content-Type": "text/plain"}, 415, "unsupported_media_type"),
+        ("POST /v1/jobs", {"Content-Encoding": "gzip"}, 415, "unsupported_media_type"),
+        ("PUT /v1/jobs", {}, 405, "method_not_allowed"),
+        ("POST /v1/nothing", {}, 404, "not_found"),
+        ("POST /v1/chat/completions", {"Authorization": "Bearer swk_wrong"}, 401, "unauthenticated"),
+        ("POST /v1/chat/completions", {"Content-Length": "1000001"}, 413, "too_large"),
+        ("POST /v1/tokens", {"Content-Length": "1000001"}, 413, "too_large"),
+        ("POST /v1/jobs/acme.1/cancel", {"Content-Type": "text/plain"}, 415, "unsupported_media_type"),
+        ("POST /v1/files", {}, 501, "not_configured"),
+    ],
+)
+async def test_body_that_would_be_refused_is_not_asked_for(
+    gateway: Served, line: str, headers: dict[str, str], status: int, code: str
+) -> None:
+    """The head is enough to refuse it, and the connection, on which the body may follow or not, is closed."""
+    sent = {
+        "Host": "x",
+        "Authorization": f"Bearer {ACME}",
+        "Content-Type": "application/json",
+        "Content-Length": "100",
+        "Expect": "100-continue",
+    } | headers
+    head = [f"{line} HTTP/1.1", *[f"{name}: {value}" for name, value in sent.items()], "", ""]
+    reader, writer = await asyncio.open_connection(*gateway.address)
+    writer.write("\r\n".join(head).encode())
+    async with asyncio.timeout(5):
+        answer = await reader.readuntil(b"\r\n\r\n")
+        length = int(answer.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        body = json.loads(await reader.readexactly(length))
+    writer.close()
+
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"connection: close" in answer.lower()
+    assert body["error"]["code"] == code
+
+
+@pytest.mark.parametrize("path", ["/v1/nothing", "/v1/jobs", "/v1/models"])
+async def test_expectation_that_is_not_known_is_ignored_everywhere(gateway: Served, path: str) -> None:
+    """On paths and for methods that do not exist too: 417 has no place in the contract."""
+    status, _, _ = await gateway.call("PUT", path, headers={"Expect": "magic"})
+
+    assert status == (404 if path == "/v1/nothing" else 405)
+
+
+async def test_client_of_http_1_0_is_not_asked_for_the_body(gateway: Served) -> None:
+    """RFC 9110 section 10.1.1: it does not know what 100 means."""
+    body = json.dumps(JOB).encode()
+    head = f"POST /v1/jobs HTTP/1.0\r\nAuthorization: Bearer {ACME}\r\nContent-Type: application/json\r\n"
+    received = await exchange(
+        gateway, f"{head}Expect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    )
+
+    assert received.startswith(b"HTTP/1.0 202 ")
+
+
+async def test_connection_serves_on_behind_a_body_that_was_asked_for(gateway: Served) -> None:
+    """And behind a request without a body, whatever it expects."""
+    body = json.dumps(JOB).encode()
+    head = f"Host: x\r\nAuthorization: Bearer {ACME}\r\nExpect: 100-continue\r\n"
+    post = f"POST /v1/jobs HTTP/1.1\r\n{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    get = f"GET /v1/models HTTP/1.1\r\n{head}\r\n"
+    reader, writer = await asyncio.open_connection(*gateway.address)
+    async with asyncio.timeout(5):
+        for _ in range(2):
+            writer.write(post.encode())
+            assert await reader.readuntil(b"\r\n\r\n") == ASKED
+            writer.write(body)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 202 ")
+            await reader.readuntil(b"}")
+        writer.write(get.encode())
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        await reader.readuntil(b"]}")
+        writer.write(get.encode())
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    writer.close()
 
 
 async def test_body_that_does_not_arrive_is_408(gateway: Served, monkeypatch: pytest.MonkeyPatch) -> None:
