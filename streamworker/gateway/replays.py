@@ -140,11 +140,7 @@ class Replays:
     def _begin_pass(self, partition: int, position: int) -> None:
         task = asyncio.create_task(self._run(partition), name=f"replay {self._topic}-{partition}")
         self._passes[partition][task] = position
-        task.add_done_callback(lambda task: self._ended(partition, task))
-
-    def _ended(self, partition: int, task: asyncio.Task[None]) -> None:
-        self._passes[partition].pop(task, None)
-        self._ending.discard(task)
+        task.add_done_callback(self._ending.discard)
 
     async def _run(self, partition: int) -> None:
         task = asyncio.current_task()
