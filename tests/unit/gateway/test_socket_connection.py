@@ -332,7 +332,7 @@ class PushingFeed(MemoryFeed):
     async def next(self, push: Push | None = None) -> FeedEvent | None:
         self.push = push
         try:
-            waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            waiting: asyncio.Future[FeedEvent] = asyncio.get_running_loop().create_future()
             return await waiting
         finally:
             self.push = None
