@@ -9,7 +9,15 @@ import msgspec
 import pytest
 
 from streamworker.model import ConsumerRecord, Coordinates, Headers, Job, Rejection
-from streamworker.wire.job import MAX_FAULTS, MAX_NAME, job_id_of, read_job, request_body, trace_of
+from streamworker.wire.job import (
+    MAX_FAULTS,
+    MAX_NAME,
+    is_rerun,
+    job_id_of,
+    read_job,
+    request_body,
+    trace_of,
+)
 
 REQUEST: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 AT = Coordinates("jobs", 3, 14)
@@ -60,13 +68,14 @@ def test_read_job_with_every_member_reads_them_all() -> None:
                 "on_break": "restart",
                 "deltas": "merged",
                 "metadata": {"k": "v"},
+                "max_wait_s": 2.5,
             },
             (("traceparent", b"00-1"), ("other", b"x")),
         )
     )
 
     assert isinstance(read, Job)
-    assert read.deltas == "merged"
+    assert (read.deltas, read.max_wait_s) == ("merged", 2.5)
     assert (read.job_id, read.upstream, read.reply_to, read.on_break) == (
         "a.b_c:d-1",
         "local",
@@ -148,6 +157,9 @@ def test_read_job_deadline_of_another_kind_is_rejected(deadline: str) -> None:
         ({"upstream": ""}, "upstream: expected `str` of length >= 1"),
         ({"deadline": 5}, "deadline: expected `str`, got `int`"),
         ({"reply_to": []}, "reply_to: expected `str`, got `array`"),
+        ({"reply_to": ""}, "reply_to: expected `str` of length >= 1"),
+        ({"max_wait_s": -0.5}, "max_wait_s: expected `float` >= 0.0"),
+        ({"max_wait_s": "1"}, "max_wait_s: expected `float`, got `str`"),
         ({"on_break": "retry"}, "on_break: expected 'fail' or 'restart'"),
         ({"deltas": "few"}, "deltas: expected 'live' or 'merged'"),
         ({"metadata": {"k": 5}}, "metadata: expected `str`, got `int` - at `$[...]`"),
@@ -185,6 +197,29 @@ def test_read_job_with_many_faults_names_them_all_at_once() -> None:
         ),
         trace=(("tracestate", b"t"),),
     )
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"max_wait_s": 0},
+        {"metadata": {str(n): "" for n in range(16)}},
+        {"job_id": "x" * 200},
+        {"reply_to": "r"},
+    ],
+)
+def test_read_job_at_a_limit_is_valid(members: dict[str, Any]) -> None:
+    """A limit itself is allowed."""
+    assert job({"request": REQUEST} | members).model == "m"
+
+
+def test_read_job_rejected_keeps_its_reply_topic_if_that_can_be_read() -> None:
+    """The rejection's event goes where the sender waits for it."""
+    rejections = [
+        read_job(record({"reply_to": reply_to, "request": {}})) for reply_to in ("replies", "", None, 5)
+    ]
+
+    assert [rejection.reply_to for rejection in rejections] == ["replies", None, None, None]
 
 
 def test_read_job_without_request_reports_that_it_is_required() -> None:
@@ -284,6 +319,27 @@ def test_job_id_of_record_is_the_one_its_events_carry(value: Any, job_id: str) -
     assert job_id_of(record(value)) == job_id
 
 
+def test_job_id_of_record_over_the_size_limit_is_made_of_its_coordinates() -> None:
+    """The limit is that of the reader that reads the job: both find the same id."""
+    value = msgspec.json.encode({"job_id": "mine", "request": REQUEST})
+
+    assert job_id_of(record(value), max_bytes=len(value)) == "mine"
+    assert job_id_of(record(value), max_bytes=len(value) - 1) == "jobs-3-14"
+
+
+@pytest.mark.parametrize(
+    ("include_usage", "options"),
+    [(True, b',"stream_options":{"include_usage":true,"continuous_usage_stats":true}'), (False, b"")],
+)
+def test_request_body_with_continuous_usage_asks_for_running_totals(
+    include_usage: bool, options: bytes
+) -> None:
+    """vLLM's option, which is only valid beside `include_usage`."""
+    body = request_body(job({"request": REQUEST}), include_usage=include_usage, continuous_usage=True)
+
+    assert body.partition(b',"stream":true')[2] == options + b"}"
+
+
 @pytest.mark.parametrize(
     ("request_members", "include_usage", "body"),
     [
@@ -329,8 +385,25 @@ def test_request_body_streams_and_leaves_the_rest_byte_for_byte(
         ),
         ((("traceparent", b"1"), ("traceparent", b"2")), (("traceparent", b"2"),)),
         ((("Traceparent", b"1"),), ()),
+        ((("traceparent", b""), ("tracestate", None)), ()),
+        ((("traceparent", b"p"), ("tracestate", b"x" * 513)), (("traceparent", b"p"),)),
+        ((("tracestate", b"x" * 512),), (("tracestate", b"x" * 512),)),
     ],
 )
 def test_trace_of_headers_is_the_last_of_each_name(headers: Headers, trace: Headers) -> None:
-    """Only the two W3C headers, each once."""
+    """Only the two W3C headers, each once, if it has a value of at most 512 bytes."""
     assert trace_of(headers) == trace
+
+
+@pytest.mark.parametrize(
+    ("headers", "rerun"),
+    [
+        ((), False),
+        ((("streamworker-rerun", b"1"),), True),
+        ((("x", b"1"), ("streamworker-rerun", None)), True),
+        ((("x", b"streamworker-rerun"), ("Streamworker-Rerun", b"1")), False),
+    ],
+)
+def test_is_rerun_finds_the_header_by_its_name(headers: Headers, rerun: bool) -> None:
+    """The header alone counts, whatever its value; `retry` and `dlq replay` write it."""
+    assert is_rerun(headers) is rerun

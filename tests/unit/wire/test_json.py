@@ -84,6 +84,29 @@ def test_decode_text_that_is_not_json_raises_invalid_json(text: bytes) -> None:
         decode_strict(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"NaN", "NaN is not JSON"),
+        (b'["\\ud83d",-Infinity]', "-Infinity is not JSON"),
+        (b"1e999", "a number beyond a double"),
+        (b"[1,]", "Expecting value at character 3"),
+        (b"1" * 5000, "Exceeds the limit (4300 digits) for integer string conversion"),
+    ],
+)
+def test_decode_failure_message_says_what_is_not_json(text: bytes, reason: str) -> None:
+    """The reason reaches the sender, in a rejection or an answer."""
+    with pytest.raises(InvalidJSON) as refused:
+        decode(text)
+
+    assert str(refused.value).startswith(reason)
+
+
+def test_decode_lenient_keeps_finite_numbers_beside_others() -> None:
+    """Only what is not finite becomes None."""
+    assert decode_lenient(b"[1.5, NaN, -2e3]") == [1.5, None, -2000.0]
+
+
 @pytest.mark.parametrize("text", [b'{"a": canary}', b'"canary', b'["\\ud83d", canary]', b"\xffcanary"])
 def test_decode_failure_message_does_not_repeat_the_text(text: bytes) -> None:
     """Payloads are prompts and answers, which must not appear in messages."""
