@@ -54,8 +54,10 @@ def test_keys_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
 
 
 def test_keys_are_all_different() -> None:
-    """256 random bits."""
-    assert len({new_key() for _ in range(100)}) == 100
+    """256 random bits, which are 43 characters in base64."""
+    keys = {new_key() for _ in range(100)}
+
+    assert (len(keys), {len(key.removeprefix("swk_")) for key in keys}) == (100, {43})
 
 
 @pytest.mark.parametrize("tenant", ["acme", "a", "a-b_c9", "x" * 64, ""])

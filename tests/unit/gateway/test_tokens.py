@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sys
 from typing import TYPE_CHECKING, Any
 
 import jwt
@@ -76,6 +77,7 @@ def test_token_that_was_signed_is_verified(tokens: Tokens) -> None:
     token, expires_at = tokens.sign(["acme.1", "acme.x*"], "read cancel", 60, subject="user 7")
     found = tokens.verify(token)
 
+    assert tokens.can_sign
     assert looks_like_token(token)
     assert expires_at == NOW + 60 == found.expires_at
     assert found.jobs == ("acme.1", "acme.x*")
@@ -128,7 +130,10 @@ BAD_CLAIMS = [
     ({"exp": int(NOW)}, "expired"),
     ({"exp": int(NOW) + 3601}, "at most 3600 s"),
     ({"exp": 1e300}, "at most 3600 s"),
+    ({"exp": float("inf")}, "exp is required"),
     ({"iat": ...}, "iat is required"),
+    ({"iat": float("nan")}, "iat is required"),
+    ({"nbf": float("nan")}, "nbf is required"),
     ({"iat": int(NOW) + CLOCK_SKEW_S + 1}, "iat is in the future"),
     ({"nbf": int(NOW) + CLOCK_SKEW_S + 1}, "not valid yet"),
     ({"nbf": "soon"}, "nbf"),
@@ -155,10 +160,18 @@ def test_token_with_an_invalid_claim_is_refused(tokens: Tokens, claims: dict[str
 
 
 @pytest.mark.parametrize(
-    "claims", [{"aud": ["x", "streamworker-gateway"]}, {"nbf": int(NOW) + 5}, {"iat": int(NOW) + 5}]
+    "claims",
+    [
+        {"aud": ["x", "streamworker-gateway"]},
+        {"nbf": NOW + CLOCK_SKEW_S},
+        {"iat": NOW + CLOCK_SKEW_S},
+        {"exp": NOW + 0.5},
+        {"exp": NOW + 3600},
+        {"jobs": ["x" * 200, "x" * 200 + "*"] * 32},
+    ],
 )
 def test_token_within_the_rules_is_accepted(tokens: Tokens, claims: dict[str, Any]) -> None:
-    """`aud` may be a list; the other clock may be a little ahead."""
+    """`aud` may be a list; the other clock may be 30 s ahead; each limit itself is allowed."""
     tokens.verify(signed(claims))
 
 
@@ -218,6 +231,38 @@ def test_text_that_is_not_a_token_is_refused(tokens: Tokens, token: str) -> None
         tokens.verify(token)
 
 
+@pytest.mark.parametrize(
+    ("excess", "reason"), [(0, "is not a JWT"), (1, "the token is longer than 20480 bytes")]
+)
+def test_token_longer_than_the_limit_is_not_parsed(tokens: Tokens, excess: int, reason: str) -> None:
+    """A text at the limit is read."""
+    with pytest.raises(InvalidToken, match=reason):
+        tokens.verify("ey" + "A" * (20_480 - 2 + excess))
+
+
+def test_token_whose_signed_claims_are_not_an_object_is_refused(tokens: Tokens) -> None:
+    """A valid signature does not make a list of claims."""
+    token = jwt.api_jws.encode(b"[]", SECRET, algorithm="HS256", headers=HEADER)
+    with pytest.raises(InvalidToken, match="not a JWT with a JSON object of claims"):
+        tokens.verify(token)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_token"),
+    [
+        ("eyJh.eyJq.x", True),
+        ("ey..", True),
+        ("swk_a.b.c", False),
+        ("eyJh.eyJq", False),
+        ("eyJh.eyJq.x.y", False),
+        ("", False),
+    ],
+)
+def test_looks_like_token_tells_tokens_from_keys(text: str, is_token: bool) -> None:
+    """Other credentials are looked up as keys, and their error says so."""
+    assert looks_like_token(text) is is_token
+
+
 def test_every_change_of_one_character_is_refused(tokens: Tokens) -> None:
     """The header and the claims are signed."""
     token, _ = tokens.sign(["acme.1"], "read", 60)
@@ -258,8 +303,41 @@ def test_secrets_file_with_a_fault_is_refused(tmp_path: Path, text: str, fault: 
     with pytest.raises(ConfigurationError) as caught:
         read_secrets(path)
 
-    assert fault in caught.value.faults[0]
+    [told] = caught.value.faults
+    assert fault in told
     assert base64url(SECRET) not in str(caught.value)
+
+
+def test_secrets_file_reports_every_fault_with_its_line(tmp_path: Path) -> None:
+    """The operator can mend them all at once; blank lines and comments count as lines."""
+    path = tmp_path / "secrets"
+    path.write_text(f"bad\n\n  # indented\n  one:{base64url(SECRET)}  \ntwo:short\n")
+    with pytest.raises(ConfigurationError) as caught:
+        read_secrets(path)
+
+    lines = [fault.split(": ")[2] for fault in caught.value.faults]
+    assert lines == ["line 1", "line 5"]
+
+
+@pytest.mark.parametrize(
+    ("secret", "padding"), [(b"\xfb\xef\xff" * 11, ""), (b"x" * 32, "="), (b"y" * 34, "==")]
+)
+def test_secret_in_any_base64url_is_read(tmp_path: Path, secret: bytes, padding: str) -> None:
+    """With `-` and `_`, with and without padding; 32 bytes suffice."""
+    path = tmp_path / "secrets"
+    text = base64url(secret)
+    path.write_text(f"one:{text}\ntwo:{text}{padding}\n")
+
+    assert read_secrets(path).keys == {"one": ("HS256", secret), "two": ("HS256", secret)}
+
+
+def test_secrets_file_without_the_extra_says_what_to_install(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the gateway starts, not when the first token arrives."""
+    monkeypatch.setitem(sys.modules, "jwt", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'streamworker\[gateway\]'"):
+        read_secrets(file)
 
 
 def test_secrets_file_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:

@@ -21,8 +21,10 @@ def test_write_cancel_has_the_documented_members() -> None:
     }
 
 
-def test_write_cancel_without_a_reason_has_a_default() -> None:
+@pytest.mark.parametrize("reason", [None, ""])
+def test_write_cancel_without_a_reason_has_a_default(reason: str | None) -> None:
     """The terminal event's message is never empty."""
+    assert json.loads(write_cancel("j", reason))["reason"] == "cancelled by a control record"
     assert read_control(b'{"v":1,"type":"cancel","job_id":"j"}') == Cancel("j", NO_REASON)
 
 

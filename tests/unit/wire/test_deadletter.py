@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from streamworker.model import ConsumerRecord, Coordinates, ErrorCode, Headers, ProducerRecord, TopicPartition
-from streamworker.wire.deadletter import PREFIX, dead_letter
+from streamworker.wire.deadletter import PREFIX, DeadLetter, dead_letter, read_dead_letter, replay_of
 
 HEADERS: Headers = (("traceparent", b"00-1"), ("traceparent", b"00-2"), ("empty", b""), ("bytes", b"\xff\0"))
 TO = TopicPartition("dlq", 5)
@@ -54,3 +54,87 @@ def test_dead_letter_of_a_dead_letter_appends_its_reasons() -> None:
     second = dead_letter(again, TO, code=ErrorCode.INVALID_JOB, message="second", group="g")
 
     assert [value for name, value in second.headers if name == PREFIX + "message"] == [b"first", b"second"]
+
+
+def letter(
+    *, value: bytes | None = b'{"job_id":"mine"}', headers: Headers = (), **changed: bytes | None
+) -> ConsumerRecord:
+    """Make a record of the dead-letter topic; `changed` replaces error headers, None removes one."""
+    record = ConsumerRecord(Coordinates("jobs", 2, 77), 1_700_000_000_123, b"key", value, headers)
+    written = dead_letter(record, TO, code=ErrorCode.INVALID_JOB, message="no, 🐟", group="g")
+    changes = {PREFIX + name: text for name, text in changed.items()}
+    removed = {name for name, text in changes.items() if text is None}
+    kept = tuple((name, changes.get(name, text)) for name, text in written.headers if name not in removed)
+    return ConsumerRecord(Coordinates("dlq", 5, 1), 1_700_000_060_000, written.key, written.value, kept)
+
+
+def test_read_dead_letter_reads_what_was_written() -> None:
+    """Source and time are those of the job record, not those of the dead letter."""
+    assert read_dead_letter(letter()) == DeadLetter(
+        code="invalid_job",
+        message="no, 🐟",
+        source=Coordinates("jobs", 2, 77),
+        timestamp=1_700_000_000_123,
+        replays=0,
+        job_id="mine",
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "job_id"),
+    [
+        (b'{"job_id":"mine","request":"' + b"x" * (1 << 21) + b'"}', "mine"),
+        (b'{"job_id":"not mine"}', "jobs-2-77"),
+        (b"{broken", "jobs-2-77"),
+        (None, "jobs-2-77"),
+    ],
+)
+def test_read_dead_letter_finds_the_id_that_the_events_carry(value: bytes | None, job_id: str) -> None:
+    """An unreadable or absent value has the id of its coordinates, a value of any size its own."""
+    assert read_dead_letter(letter(value=value)).job_id == job_id
+
+
+@pytest.mark.parametrize("name", ["code", "message", "topic", "partition", "offset", "timestamp"])
+def test_read_dead_letter_without_an_error_header_names_it(name: str) -> None:
+    """Anybody may write to the topic."""
+    with pytest.raises(ValueError, match=rf"^header __streamworker\.errors\.{name} is missing$"):
+        read_dead_letter(letter(**{name: None}))
+
+
+@pytest.mark.parametrize("name", ["partition", "offset", "timestamp"])
+@pytest.mark.parametrize("text", [b"", b"-1", b"1.5", b" 1", b"1_0", "²".encode(), b"\xff", b"1" * 20])
+def test_read_dead_letter_with_a_header_that_is_not_a_number_names_it(name: str, text: bytes) -> None:
+    """At most 19 digits, as Kafka's 64-bit numbers have."""
+    with pytest.raises(ValueError, match=rf"^header __streamworker\.errors\.{name} is not a number$"):
+        read_dead_letter(letter(**{name: text}))
+
+
+def test_read_dead_letter_with_the_largest_offset_reads_it() -> None:
+    """Kafka's largest offset has 19 digits; text that is not UTF-8 is read with replacements."""
+    found = read_dead_letter(letter(offset=str((1 << 63) - 1).encode(), message=b"no \xff"))
+
+    assert (found.source.offset, found.message) == ((1 << 63) - 1, "no \ufffd")
+
+
+@pytest.mark.parametrize(
+    ("headers", "replays"),
+    [
+        ((), 0),
+        ((("__streamworker.replays", b"2"),), 2),
+        ((("__streamworker.replays", b"2"), ("__streamworker.replays", b"3")), 3),
+        ((("__streamworker.replays", b"many"),), 0),
+        ((("__streamworker.replays", None),), 0),
+    ],
+)
+def test_replay_counts_up_and_keeps_the_jobs_own_headers(headers: Headers, replays: int) -> None:
+    """Error headers are removed; count and rerun header are written once, however often the job was replayed."""
+    own: Headers = (("traceparent", b"00-1"), ("traceparent", b"00-2"), ("null", None))
+    record = letter(headers=(*own, ("streamworker-rerun", b"1"), *headers))
+
+    assert read_dead_letter(record).replays == replays
+    assert replay_of(record, TopicPartition("jobs", 2)) == ProducerRecord(
+        TopicPartition("jobs", 2),
+        b"key",
+        b'{"job_id":"mine"}',
+        (*own, ("__streamworker.replays", str(replays + 1).encode()), ("streamworker-rerun", b"1")),
+    )
