@@ -61,6 +61,9 @@ def parsed(stream: bytes, *, max_event_bytes: int = 1 << 20, extra: tuple[bytes,
         pytest.param(b"data: a\n\ndata: b", ["a"], id="so is an unfinished line"),
         pytest.param(b"data: \xff\xf0\x9f\n\n", ["\ufffd\ufffd"], id="bytes that are not UTF-8 are replaced"),
         pytest.param(b"data: \0\n\n", ["\0"], id="NUL is data"),
+        pytest.param(b"data: a\n\ndata: data: b\n\n", ["a", "data: b"], id="a field's name is data too"),
+        pytest.param(b"data: a\n\ndata: b\n:", ["a"], id="a line that is not blank ends no event"),
+        pytest.param(b'data: {"a":1}\ndata: x', [], id="an unfinished line ends no object"),
         pytest.param(b"", [], id="nothing gives nothing"),
         pytest.param(b"<html>\n\n<body>\n\n", [], id="no event stream gives nothing"),
     ],
@@ -267,7 +270,14 @@ def test_parser_unblanked_event_type_belongs_to_the_data_that_follows(
 
 @pytest.mark.parametrize(
     "tail",
-    [b"data: [DONE]\n", b"data: [DONE]", b"data:[DONE]", b"data:  [DONE] \t", b"event: x\ndata: [DONE]\r"],
+    [
+        b"data: [DONE]\n",
+        b"data: [DONE]",
+        b"data:[DONE]",
+        b"data:  [DONE] \t",
+        b"event: x\ndata: [DONE]\r",
+        b"data: [DONE]\n: x",
+    ],
 )
 def test_parser_done_at_the_end_needs_no_blank_line(tail: bytes) -> None:
     """The sentinel counts even without its line end."""
@@ -282,6 +292,7 @@ def test_parser_done_at_the_end_needs_no_blank_line(tail: bytes) -> None:
         b"data: [DONE",
         b"data: [DONE].",
         b"data: [DONE]\ndata: x",
+        b"data: [DONE]\n[DONE]",
         b"data: x\ndata: [DONE]",
         b"data: [done]",
         b"xdata: [DONE]",
@@ -341,7 +352,15 @@ def test_parser_overflow_returns_earlier_events_and_nothing_after() -> None:
     assert parser.overflowed
 
 
-@pytest.mark.parametrize("rest", [b"x" * 99, b"x" * 99 + b"\n"])
+def test_parser_overflow_between_events_returns_nothing_after() -> None:
+    """A whole event in one read, the usual case, is not returned either."""
+    parser = EventStreamParser(max_event_bytes=16)
+    assert parser.feed(b"data: a\n\n") == [message("a")]
+    assert parser.feed(b"data: " + b"x" * 99 + b"\n\n") == []
+    assert parser.feed(b"data: c\n\n") == []
+
+
+@pytest.mark.parametrize("rest", [b"x" * 99, b"x" * 99 + b"\n", b"\ndata: " + b"x" * 99 + b"\n"])
 def test_parser_overflow_releases_what_was_read(rest: bytes) -> None:
     """Its buffers are empty."""
     parser = EventStreamParser(max_event_bytes=16)
@@ -399,6 +418,30 @@ def test_parser_bare_json_is_bounded() -> None:
     stream = b'{"a":\n' + b"x\n" * 60 + b"data: y\n\n"
 
     assert bare(stream, max_event_bytes=64) == [("message", "y")]
+
+
+@pytest.mark.parametrize(("blank_lines", "is_read"), [(29, True), (30, False)])
+def test_parser_bare_json_at_the_limit_is_read_and_one_line_more_is_not(
+    blank_lines: int, is_read: bool
+) -> None:
+    """Its lines add up, each with its line end; 5 + 29 of them have 64 bytes."""
+    stream = b'{"a":\n' + b" \n" * blank_lines + b"1}\n"
+
+    assert bool(bare(stream, max_event_bytes=64)) is is_read
+
+
+def test_parser_bare_json_one_after_another_are_events_of_their_own() -> None:
+    """Without blank lines between them too."""
+    assert [text for _, text in bare(b'{"a":1}\n{"b":1}\n[\n]\n')] == ['{"a":1}', '{"b":1}', "[\n]"]
+
+
+def test_parser_bare_json_over_several_lines_ends_at_the_next_event() -> None:
+    """A blank line inside of it is not the end of an event; the event that follows discards it in any chunking."""
+    pieces = [b"data: a\n\n", b"{\n\n", b"data: x\n\n", b"}\n\n"]
+    options = {"bare_json": True}
+
+    assert [event.text for event in parse(pieces, **options).events] == ["a", "x"]
+    assert parse(b"".join(pieces), **options) == parse(pieces, **options)
 
 
 def test_parser_comment_inside_data_ends_at_once_in_a_stream_without_blank_lines() -> None:
