@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from streamworker.model import ConsumerRecord, Coordinates, ErrorCode, Headers, ProducerRecord, TopicPartition
 from streamworker.wire.deadletter import PREFIX, DeadLetter, dead_letter, read_dead_letter, replay_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 HEADERS: Headers = (("traceparent", b"00-1"), ("traceparent", b"00-2"), ("empty", b""), ("bytes", b"\xff\0"))
 TO = TopicPartition("dlq", 5)
@@ -57,14 +62,17 @@ def test_dead_letter_of_a_dead_letter_appends_its_reasons() -> None:
 
 
 def letter(
-    *, value: bytes | None = b'{"job_id":"mine"}', headers: Headers = (), **changed: bytes | None
+    *,
+    value: bytes | None = b'{"job_id":"mine"}',
+    headers: Headers = (),
+    changes: Mapping[str, bytes | None] | None = None,
 ) -> ConsumerRecord:
-    """Make a record of the dead-letter topic; `changed` replaces error headers, None removes one."""
+    """Make a record of the dead-letter topic; `changes` replaces error headers, None removes one."""
     record = ConsumerRecord(Coordinates("jobs", 2, 77), 1_700_000_000_123, b"key", value, headers)
     written = dead_letter(record, TO, code=ErrorCode.INVALID_JOB, message="no, 🐟", group="g")
-    changes = {PREFIX + name: text for name, text in changed.items()}
-    removed = {name for name, text in changes.items() if text is None}
-    kept = tuple((name, changes.get(name, text)) for name, text in written.headers if name not in removed)
+    changed = {PREFIX + name: text for name, text in (changes or {}).items()}
+    removed = {name for name, text in changed.items() if text is None}
+    kept = tuple((name, changed.get(name, text)) for name, text in written.headers if name not in removed)
     return ConsumerRecord(Coordinates("dlq", 5, 1), 1_700_000_060_000, written.key, written.value, kept)
 
 
@@ -98,7 +106,7 @@ def test_read_dead_letter_finds_the_id_that_the_events_carry(value: bytes | None
 def test_read_dead_letter_without_an_error_header_names_it(name: str) -> None:
     """Anybody may write to the topic."""
     with pytest.raises(ValueError, match=rf"^header __streamworker\.errors\.{name} is missing$"):
-        read_dead_letter(letter(**{name: None}))
+        read_dead_letter(letter(changes={name: None}))
 
 
 @pytest.mark.parametrize("name", ["partition", "offset", "timestamp"])
@@ -106,12 +114,12 @@ def test_read_dead_letter_without_an_error_header_names_it(name: str) -> None:
 def test_read_dead_letter_with_a_header_that_is_not_a_number_names_it(name: str, text: bytes) -> None:
     """At most 19 digits, as Kafka's 64-bit numbers have."""
     with pytest.raises(ValueError, match=rf"^header __streamworker\.errors\.{name} is not a number$"):
-        read_dead_letter(letter(**{name: text}))
+        read_dead_letter(letter(changes={name: text}))
 
 
 def test_read_dead_letter_with_the_largest_offset_reads_it() -> None:
     """Kafka's largest offset has 19 digits; text that is not UTF-8 is read with replacements."""
-    found = read_dead_letter(letter(offset=str((1 << 63) - 1).encode(), message=b"no \xff"))
+    found = read_dead_letter(letter(changes={"offset": b"9223372036854775807", "message": b"no \xff"}))
 
     assert (found.source.offset, found.message) == ((1 << 63) - 1, "no \ufffd")
 
