@@ -50,3 +50,35 @@ def test_ids_are_bounded_by_the_number_of_records() -> None:
     for offset in range(900, 1000):  # read again
         ids.remember(f"other {offset}", offset)
     assert len(ids) <= 100
+
+
+def test_id_of_a_record_before_the_window_is_not_stored() -> None:
+    """An old record that is delivered once more must not push out an id that still counts."""
+    ids = RecentIds(3)
+    for offset, job_id in ((10, "a"), (11, "b"), (12, "c"), (5, "old"), (9, "older than the window")):
+        ids.remember(job_id, offset)
+    assert len(ids) == 3
+    assert [ids.earlier(job_id, 13) for job_id in ("a", "b", "c", "old")] == [10, 11, 12, None]
+
+
+def test_id_outside_of_the_window_is_forgotten_in_a_log_with_gaps() -> None:
+    """Transaction markers and compaction leave gaps, so the window may hold fewer records than offsets."""
+    ids = RecentIds(3)
+    ids.remember("a", 10)
+    ids.remember("b", 12)
+    assert len(ids) == 2
+    ids.remember("c", 13)
+    assert len(ids) == 2
+    ids.remember("d", 100)
+    assert len(ids) == 1
+
+
+def test_ids_are_forgotten_in_the_order_of_their_last_offsets() -> None:
+    """An id that came again lives on, and a record that is delivered again is not younger for that."""
+    again, redelivered = RecentIds(2), RecentIds(2)
+    for offset, job_id in ((0, "a"), (1, "b"), (2, "a"), (3, "c")):
+        again.remember(job_id, offset)
+    for offset, job_id in ((10, "a"), (11, "b"), (10, "a"), (12, "c")):
+        redelivered.remember(job_id, offset)
+    assert again.earlier("a", 4) == 2
+    assert redelivered.earlier("b", 13) == 11

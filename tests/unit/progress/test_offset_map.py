@@ -52,6 +52,9 @@ def test_offset_map_on_the_wire() -> None:
     """Later versions have to read the form `sw1`."""
     assert encode_map(10, OffsetMap(commit_id="s.1")) == "sw1:s.1::"
     assert encode_map(10, OffsetMap(frozenset({12, 13}), {10: 2}, "s.2")) == "sw1:s.2:rAgI=:LQAC"
+    assert encode_map(10, OffsetMap(frozenset({11, 13, 15}))) == "sw1::bKg==:"
+    assert encode_map(10, OffsetMap(frozenset({137, 138}))) == "sw1::rfwI=:"
+    assert encode_map(10, OffsetMap(frozenset({138, 139}))) == "sw1::rgAEC:"
     assert decode_map(10, "sw1:s.2:bDA==:LQAC") == OffsetMap(frozenset({12, 13}), {10: 2}, "s.2")
 
 
@@ -128,6 +131,31 @@ def test_offset_map_of_other_text_is_damaged(metadata: str) -> None:
     """Foreign, incomplete, or of a later version: the caller continues without a map."""
     with pytest.raises(Damaged):
         decode_map(0, metadata)
+
+
+def test_offset_map_of_a_long_unknown_version_is_damaged_in_few_words() -> None:
+    """The metadata is text of another program, and the reason is logged."""
+    with pytest.raises(Damaged, match=f"is of version '{'x' * 16}'$"):
+        decode_map(0, "x" * 4000 + ":a:b:c")
+
+
+@pytest.mark.parametrize("last", [MAX_OFFSETS - 1, MAX_OFFSETS])
+def test_offset_map_at_the_limit_of_a_bitmap_is_read_back(last: int) -> None:
+    """The writer takes no form that the reader does not accept."""
+    finished = frozenset(range(last % 2, last + 1, 2))
+
+    assert decode_map(0, encode_map(0, OffsetMap(finished))).finished == finished
+
+
+@pytest.mark.parametrize(("excess", "is_read"), [(0, True), (1, False)])
+def test_offset_map_with_more_offsets_than_allowed_is_damaged(excess: int, is_read: bool) -> None:
+    """The runs add up; gaps between them do not count."""
+    metadata = encode_map(0, OffsetMap(frozenset({*range(MAX_OFFSETS - 1 + excess), 3 * MAX_OFFSETS})))
+    if is_read:
+        assert len(decode_map(0, metadata).finished) == MAX_OFFSETS
+    else:
+        with pytest.raises(Damaged, match="impossible length"):
+            decode_map(0, metadata)
 
 
 @pytest.mark.parametrize("form", ["B", "R"])
