@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streamworker.gateway.cursors import MAX_OFFSET, MAX_PARTITION, Cursor, attempt8
@@ -18,6 +18,8 @@ CURSORS = PLACES | EVENTS.map(lambda event: Cursor(*event))
 
 
 @given(CURSORS)
+@example(Cursor(MAX_PARTITION, MAX_OFFSET))
+@example(Cursor(MAX_PARTITION, MAX_OFFSET, MAX_OFFSET, "9f2c01ab", is_end=True))
 def test_cursor_that_is_written_is_read_back(cursor: Cursor) -> None:
     """Places, events and endings."""
     assert Cursor.parse(str(cursor)) == cursor

@@ -68,6 +68,7 @@ FAULTS = [
     (b"\x81\x7e", "masked"),
     (b"\x81\xfe" + (125).to_bytes(2, "big") + KEY, "few bytes"),
     (b"\x81\xfe" + (0).to_bytes(2, "big") + KEY, "few bytes"),
+    (b"\x80\xfe" + (125).to_bytes(2, "big") + KEY, "few bytes"),
     (b"\x81\xff" + (65_535).to_bytes(8, "big") + KEY, "few bytes"),
     (b"\x81\xff" + (1 << 63).to_bytes(8, "big") + KEY, "few bytes"),
     (frame(b"", CONTINUATION), "continuation"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from streamworker.gateway import websocket_frames
 from streamworker.gateway.feeds import FeedEvent
 from streamworker.gateway.frames import NDJSON, SSE, Framing, chunk
+from tests.streams import parse
 
 VALUES = [
     b'{"type":"delta","seq":1}',
@@ -47,10 +49,42 @@ def test_delta_of_one_format_is_not_that_of_another() -> None:
     assert frames[0] == frames[2] != frames[1]
 
 
-@pytest.mark.parametrize(("size", "head"), [(10, b"\x81\x40"), (200, b"\x81\x7e"), (70_000, b"\x81\x7f")])
-def test_event_frame_has_the_length_of_its_payload(size: int, head: bytes) -> None:
-    """In seven, sixteen or 64 bits."""
-    frame = websocket_frames.event_frame(websocket_frames.event_head("s"), b"1.2.3.ab", b"x" * size)
+@pytest.mark.parametrize("value", [*VALUES, b'{"a":\r"b"}', b'{"a":\n"b"}', b"\n{}\r"])
+def test_event_is_one_event_of_its_format_whatever_line_ends_its_value_has(value: bytes) -> None:
+    """Line ends may be between the tokens of a value that another program has written."""
+    event = FeedEvent("delta", "7.12.3.9f2c01ab", value, 3, "a")
+    [sent] = parse(SSE.event(event)).events
+    line = NDJSON.event(event)
 
-    assert frame.startswith(head[:2])
-    assert frame.endswith(b'{"type":"event","id":"s","cursor":"1.2.3.ab","event":' + b"x" * size + b"}")
+    assert (sent.type, sent.last_event_id) == ("delta", "7.12.3.9f2c01ab")
+    assert sent.data.splitlines() == value.splitlines()
+    assert (line.count(b"\n"), line.count(b"\r"), line[-1:]) == (1, 0, b"\n")
+    assert json.loads(line) == {"cursor": "7.12.3.9f2c01ab", "event": json.loads(value)}
+
+
+def test_events_of_the_gateway_have_the_cursor_behind_which_a_client_resumes() -> None:
+    """`closing` has none; as a server-sent event it says when to reconnect."""
+    position, closing = {"type": "position"}, {"type": "closing", "reason": "drain"}
+    [placed] = parse(SSE.own("position", position, "7.12.w")).events
+    [closed] = parse(SSE.own("closing", closing)).events
+
+    assert (placed.type, placed.last_event_id, placed.data) == ("position", "7.12.w", b'{"type":"position"}')
+    assert (placed.retry, closed.type, closed.last_event_id) == (None, "closing", "")
+    assert closed.retry in range(1000, 5001)
+    assert json.loads(closed.data) == closing
+    assert NDJSON.own("position", position, "7.12.w") == b'{"cursor":"7.12.w","event":{"type":"position"}}\n'
+    assert json.loads(NDJSON.own("closing", closing)) == {"cursor": None, "event": closing}
+
+
+def test_stream_opens_with_the_time_of_reconnection_and_without_an_event() -> None:
+    """Newline-delimited JSON has no such field."""
+    opened = parse(SSE.opening())
+
+    assert opened.reconnection_time in range(1000, 5001)
+    assert (opened.events, NDJSON.opening()) == ([], b"")
+
+
+def test_keep_alive_is_not_an_event() -> None:
+    """A comment, and a blank line, which parsers of either format pass over."""
+    assert parse(SSE.opening() + SSE.keep_alive * 3).events == []
+    assert (SSE.keep_alive, NDJSON.keep_alive) == (b":\n", b"\n")
