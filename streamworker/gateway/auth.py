@@ -100,7 +100,7 @@ class Authenticator:
 
     def caller(self, request: web.Request) -> Caller:
         """Return the caller of a request. Raises ApiError 401, or 429 where it makes too many requests."""
-        credential, may_be_key = _credential(request)
+        credential, may_be_key = self._credential(request)
         caller = self._checked(credential, may_be_key=may_be_key)
         request[CALLER] = caller
         self._admit(caller)
@@ -120,7 +120,7 @@ class Authenticator:
 
     def has_credential(self, request: web.Request) -> bool:
         """Whether the request itself is enough to find its caller. Raises ApiError 401 for a malformed header."""
-        return self._is_open or _credential(request)[0] is not None
+        return self._is_open or self._credential(request)[0] is not None
 
     def identify(self, credential: str) -> Caller:
         """Return the holder of a key or token. Raises ApiError 401."""
@@ -132,17 +132,27 @@ class Authenticator:
             return caller.token.expires_at > self._now()
         return self._is_open or any(name == caller.name for name, _ in self._keys.get().values())
 
+    def _credential(self, request: web.Request) -> tuple[str | None, bool]:
+        """Return the credential of a request, and whether it may be a key. The query may only have a token."""
+        headers = request.headers
+        if (authorization := headers.get("Authorization")) is not None:
+            scheme, _, credential = authorization.strip().partition(" ")
+            if scheme.lower() == "bearer" and credential.strip():
+                return credential.strip(), True
+            raise self._unauthenticated(
+                "the Authorization header must be: Bearer, a space, and a key or a read token"
+            )
+        if key := headers.get("X-API-Key"):
+            return key, True
+        if token := request.query.get("access_token"):
+            return token, False
+        return None, False
+
     def _checked(self, credential: str | None, *, may_be_key: bool) -> Caller:
         if credential is None:
             if self._is_open:
                 return _UNAUTHENTICATED
-            self._refused("unauthenticated")
-            raise ApiError(
-                401,
-                "unauthenticated",
-                "a key or a read token is required, as Authorization: Bearer …",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
+            raise self._unauthenticated("a key or a read token is required, as Authorization: Bearer …")
         if looks_like_token(credential):
             return self._of_token(credential)
         found = self._keys.get().get(digest_of(credential)) if may_be_key else None
@@ -167,9 +177,12 @@ class Authenticator:
         )
 
     def _invalid(self, message: str) -> ApiError:
-        self._refused("unauthenticated")
         described = message.replace('"', "'")  # RFC 6750 section 3: a description has no quotes
         challenge = f'Bearer error="invalid_token", error_description="{described}"'
+        return self._unauthenticated(message, challenge)
+
+    def _unauthenticated(self, message: str, challenge: str = "Bearer") -> ApiError:
+        self._refused("unauthenticated")
         return ApiError(401, "unauthenticated", message, headers={"WWW-Authenticate": challenge})
 
 
@@ -182,23 +195,3 @@ def _of_key(name: str, key: KeySettings) -> Caller:
         max_streams=key.max_streams,
         requests_per_minute=key.requests_per_minute,
     )
-
-
-def _credential(request: web.Request) -> tuple[str | None, bool]:
-    """Return the credential of a request, and whether it may be a key. The query may only have a token."""
-    headers = request.headers
-    if (authorization := headers.get("Authorization")) is not None:
-        scheme, _, credential = authorization.strip().partition(" ")
-        if scheme.lower() == "bearer" and credential.strip():
-            return credential.strip(), True
-        raise ApiError(
-            401,
-            "unauthenticated",
-            "the Authorization header must be: Bearer, a space, and a key or a read token",
-            headers={"WWW-Authenticate": "Bearer"},
-        )
-    if key := headers.get("X-API-Key"):
-        return key, True
-    if token := request.query.get("access_token"):
-        return token, False
-    return None, False

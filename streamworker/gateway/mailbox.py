@@ -189,7 +189,7 @@ class Mailbox:
         self.position = position
         if self.opening is not Opening.PENDING:
             return
-        if self._behind is not None and position > self._behind.offset:
+        if self._behind is not None:  # its offset was the first one to look at
             self.opening = Opening.LOST
         elif self.scan_limit is not None and self.scanned > self.scan_limit:
             self.opening = Opening.SPENT
