@@ -148,8 +148,14 @@ def test_mailbox_at_exactly_half_of_its_limit_wants_records() -> None:
 
 def test_mailbox_leaves_the_live_path_at_a_shared_limit() -> None:
     """The limit that mailboxes share is asked with what is queued here."""
-    mailbox, asked = Mailbox("j", 0, 0, committed=0), []
-    mailbox.limit_reached = lambda queued: asked.append(queued) or len(asked) > 1
+    mailbox = Mailbox("j", 0, 0, committed=0)
+    asked: list[int] = []
+
+    def is_second(queued: int) -> bool:
+        asked.append(queued)
+        return len(asked) == 2
+
+    mailbox.limit_reached = is_second
     mailbox.join(tail=0, committed=0)
     tail(mailbox, 0, started("j"))
     assert (mailbox.is_live, mailbox.has_left) == (True, False)
