@@ -85,6 +85,6 @@ def test_stream_opens_with_the_time_of_reconnection_and_without_an_event() -> No
 
 
 def test_keep_alive_is_not_an_event() -> None:
-    """A comment, and a blank line, which parsers of either format pass over."""
+    """A comment, and a blank line, which parsers of either format ignore."""
     assert parse(SSE.opening() + SSE.keep_alive * 3).events == []
     assert (SSE.keep_alive, NDJSON.keep_alive) == (b":\n", b"\n")

@@ -258,7 +258,7 @@ def test_token_whose_signed_claims_are_not_an_object_is_refused(tokens: Tokens) 
         ("", False),
     ],
 )
-def test_looks_like_token_tells_tokens_from_keys(text: str, is_token: bool) -> None:
+def test_looks_like_token_distinguishes_tokens_from_keys(text: str, is_token: bool) -> None:
     """Other credentials are looked up as keys, and their error says so."""
     assert looks_like_token(text) is is_token
 
@@ -303,13 +303,13 @@ def test_secrets_file_with_a_fault_is_refused(tmp_path: Path, text: str, fault: 
     with pytest.raises(ConfigurationError) as caught:
         read_secrets(path)
 
-    [told] = caught.value.faults
-    assert fault in told
+    [fault_of_file] = caught.value.faults
+    assert fault in fault_of_file
     assert base64url(SECRET) not in str(caught.value)
 
 
 def test_secrets_file_reports_every_fault_with_its_line(tmp_path: Path) -> None:
-    """The operator can mend them all at once; blank lines and comments count as lines."""
+    """The operator can repair all of them at once; blank lines and comments count as lines."""
     path = tmp_path / "secrets"
     path.write_text(f"bad\n\n  # indented\n  one:{base64url(SECRET)}  \ntwo:short\n")
     with pytest.raises(ConfigurationError) as caught:

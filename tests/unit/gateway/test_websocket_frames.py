@@ -100,10 +100,10 @@ def test_read_of_a_message_gives_its_members(data: bytes, message: Message) -> N
 def test_read_of_a_submission_keeps_the_members_of_the_job_as_they_are() -> None:
     """Half a character in the job is replaced too."""
     whole = read(b'{"type":"submit","id":"a","job":{"x":[1.50, 2]},"subscribe":true,"key":"k"}', SUBMIT_BYTES)
-    mended = read(b'{"type":"submit","id":"a","job":{"x":"\\ud83d"}}', SUBMIT_BYTES)
+    repaired = read(b'{"type":"submit","id":"a","job":{"x":"\\ud83d"}}', SUBMIT_BYTES)
 
     assert whole == Submit("a", {"x": msgspec.Raw(b"[1.50, 2]")}, subscribe=True, key="k")
-    assert mended == Submit("a", {"x": msgspec.Raw('"\ufffd"'.encode())})
+    assert repaired == Submit("a", {"x": msgspec.Raw('"\ufffd"'.encode())})
 
 
 @pytest.mark.parametrize(

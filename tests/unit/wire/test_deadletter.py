@@ -104,7 +104,7 @@ def test_read_dead_letter_finds_the_id_that_the_events_carry(value: bytes | None
 
 @pytest.mark.parametrize("name", ["code", "message", "topic", "partition", "offset", "timestamp"])
 def test_read_dead_letter_without_an_error_header_names_it(name: str) -> None:
-    """Anybody may write to the topic."""
+    """Any program may write to the topic."""
     with pytest.raises(ValueError, match=rf"^header __streamworker\.errors\.{name} is missing$"):
         read_dead_letter(letter(changes={name: None}))
 

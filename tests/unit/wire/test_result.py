@@ -80,9 +80,9 @@ def test_result_with_half_a_character_is_written_with_a_replacement(
     """A lone surrogate of an upstream's message stops no result; the completion and the other members are the same."""
     error = JobError(ErrorCode.TRUNCATED, "no \ud83d end")
     broken = msgspec.structs.replace(RESULT, error=error, completion=completion)
-    mended = msgspec.structs.replace(
+    repaired = msgspec.structs.replace(
         broken, error=JobError(ErrorCode.TRUNCATED, "no \ufffd end"), completion=completion
     )
     record = ResultWriter().write(broken, TO)
 
-    assert decode(record.value or b"") == msgspec.to_builtins(mended)
+    assert decode(record.value or b"") == msgspec.to_builtins(repaired)
