@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from streamworker.handover import EventHead
     from streamworker.kafka.clients import FetchedRecord
 
-__all__ = ["Distributor"]
+__all__ = ["WRITTEN_BYTES", "Distributor"]
 
 _REPORTED_STEP = 1 << 20
 """Change of the size of the history, in bytes, that is reported."""
+
+WRITTEN_BYTES = 64 << 10
+"""Size of the deltas that are collected before they are written: so much comes at most behind the one that fills a client."""
 
 _STARTED, _USAGE = b'"started"', b'"usage"'
 """Texts that the values of these events have."""
@@ -51,6 +54,8 @@ class Distributor:
         self._known = known
         self._ended = ended
         self._observer = observer
+        self._writes: list[tuple[JobFeed, bytes]] = []
+        self._writes_bytes = 0
         self._reported_size = 0
 
     def read_tail(self, partition: int, records: Sequence[FetchedRecord], begin: int, end: int) -> None:
@@ -69,7 +74,7 @@ class Distributor:
         self, block: Block, records: Sequence[FetchedRecord], touched: dict[JobFeed, None]
     ) -> None:
         """Pass records of the tail to the live feeds of their jobs; add those that have to take them to `touched`."""
-        by_key, partition = self._by_key, block.partition
+        by_key, partition, writes = self._by_key, block.partition, self._writes
         for record in records:
             if (value := record.value) is None:
                 continue
@@ -81,10 +86,25 @@ class Distributor:
                     if feed.partition != partition:
                         continue
                     if (direct := feed.direct) is not None and direct.passes(offset, head):
-                        cursor = feed.pushed(offset, head, value, cursor)
+                        writes.append((feed, feed.framed(offset, head.seq, value, cursor)))
+                        cursor = feed.last
+                        self._writes_bytes += len(value)
                     elif feed.mailbox.is_live:
                         touched[feed] = None
                         self._queue(block, feed, offset, head, value)
+                if self._writes_bytes > WRITTEN_BYTES:
+                    self.write()
+
+    def write(self) -> None:
+        """Write the deltas of the records that the tail has returned. Call it behind each read of several partitions.
+
+        One write after another takes a quarter less time than each one behind its record: in turn, the kernel's code for a
+        socket and the code above evict each other from the processor's caches.
+        """
+        for feed, data in self._writes:
+            feed.pushed(data)
+        self._writes.clear()
+        self._writes_bytes = 0
 
     def _queue(self, block: Block, feed: JobFeed, offset: int, head: EventHead, value: bytes) -> None:
         """Pass a record of the tail to the mailbox of a live feed. What follows must not overtake it."""

@@ -111,6 +111,7 @@ class KafkaEventLog:
             await self._followed.start(
                 on_tail=self._distributor.read_tail,
                 on_committed=self._distributor.read_committed,
+                on_read=self._distributor.write,
                 on_lost=self._lose,
                 on_paused=self._paused,
                 on_replaced=self._begin_anew,

@@ -77,6 +77,7 @@ class FollowedPartitions:
             fetch_wait_ms=_FETCH_WAIT_MS,
             pace_s=_TAIL_PACE_S,
             with_place=False,
+            on_read=self._pass_read,
         )
         self.committed_tail = TopicTail(
             settings,
@@ -107,6 +108,7 @@ class FollowedPartitions:
         *,
         on_tail: OnRecords,
         on_committed: OnRecords,
+        on_read: Callable[[], None],
         on_lost: Callable[[int], None],
         on_paused: Callable[[int], None],
         on_replaced: Callable[[], None],
@@ -114,11 +116,12 @@ class FollowedPartitions:
         """Connect both readers. Raises KafkaError.
 
         `on_tail(partition, records, begin, end)` and `on_committed(…)` are called with every record from `begin` to
-        before `end` that the reader returns; `on_lost(partition)` where the log lost its end; `on_paused(partition)`
-        when a partition is read no longer; `on_replaced()` after the topic was deleted and created again, behind an
-        `on_lost` for each of its partitions.
+        before `end` that the reader returns; `on_read()` behind those of each read of the tail, which may be of several
+        partitions; `on_lost(partition)` where the log lost its end; `on_paused(partition)` when a partition is read no
+        longer; `on_replaced()` after the topic was deleted and created again, behind an `on_lost` for each of its
+        partitions.
         """
-        self._on_tail, self._on_committed = on_tail, on_committed
+        self._on_tail, self._on_committed, self._on_read = on_tail, on_committed, on_read
         self._on_lost, self._on_paused, self._on_replaced = on_lost, on_paused, on_replaced
         # A terminal event between the two positions must be above that of the committed reader, which reports it.
         await self.committed_tail.start()
@@ -262,6 +265,9 @@ class FollowedPartitions:
             if records:
                 self.has_append_time = records[-1].timestamp_type == _APPEND_TIME
             self._on_tail(partition, records, begin, end)
+
+    def _pass_read(self) -> None:
+        self._on_read()
 
     def _read_committed(self, partition: int, records: Sequence[FetchedRecord], end: int) -> None:
         begin = self._committed.get(partition, 0)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from streamworker.gateway.feeds import Push, Tally
     from streamworker.gateway.frames import DeltaFraming
     from streamworker.gateway.mailbox import Mailbox
-    from streamworker.handover import Delivery, EventHead, Handover
+    from streamworker.handover import Delivery, Handover
 
 __all__ = ["FeedOwner", "JobFeed"]
 
@@ -49,16 +49,17 @@ class JobFeed:
     __slots__ = (
         "_attempt",
         "_attempt8",
+        "_behind",
         "_delivered",
         "_error",
         "_first",
         "_framing",
         "_is_held",
-        "_last",
         "_waiter",
         "_write",
         "direct",
         "is_over",
+        "last",
         "mailbox",
         "owner",
         "partition",
@@ -77,10 +78,12 @@ class JobFeed:
         self.partition = mailbox.partition
         self.is_over = False
         self.direct: Handover | None = None
-        """Decides which records of the tail `pushed` takes. Set while `next` waits, and nothing is queued, and its caller
+        """Decides which records of the tail `framed` takes. Set while `next` waits, and nothing is queued, and its caller
         takes deltas by a call."""
         self.resumed_from = START if behind is None else str(behind)
-        self._last: Cursor | bytes = behind or Cursor(mailbox.partition, mailbox.position)
+        self.last = b""
+        """The cursor of the last event that was taken; empty before the first one."""
+        self._behind = behind or Cursor(mailbox.partition, mailbox.position)
         self._attempt, self._attempt8 = "", b""
         self._first: FeedEvent | None = None
         self._error: BaseException | None = None
@@ -98,7 +101,7 @@ class JobFeed:
     @property
     def cursor(self) -> str:
         """The cursor of the last event that was taken; before the first one, a place."""
-        return self._last.decode() if isinstance(self._last, bytes) else str(self._last)
+        return self.last.decode() or str(self._behind)
 
     @property
     def is_live(self) -> bool:
@@ -111,7 +114,7 @@ class JobFeed:
             return None
         if self._first is not None:
             event, self._first = self._first, None
-            self._last = event.cursor.encode()
+            self.last = event.cursor.encode()
             return event
         delivery = self.fold()
         if delivery is None:
@@ -129,11 +132,11 @@ class JobFeed:
             self._note_attempt(delivery.attempt)
         cursor = b"%d.%d.%d.%b" % (self.partition, delivery.offset, delivery.seq, self._attempt8)
         if delivery.kind is Kind.ENDED:
-            self._last = cursor + b".end"
+            self.last = cursor + b".end"
             self.is_over = True
             self.owner.forget(self)
         else:
-            self._last = cursor
+            self.last = cursor
             if not mailbox.is_live and mailbox.wants_records:
                 self.owner.refill(self)
         return delivery
@@ -160,20 +163,23 @@ class JobFeed:
         self._is_held = True
         self.direct = None
 
-    def pushed(self, offset: int, head: EventHead, value: bytes, cursor: bytes | None) -> bytes:
-        """Write a delta that passed `direct`; return its cursor.
+    def framed(self, offset: int, seq: int, value: bytes, cursor: bytes | None) -> bytes:
+        """Take a delta that passed `direct`; return it as it has to be passed to `pushed` before the next task runs.
 
-        `cursor` is what another feed returned for this record; None for the first one.
+        `cursor` is `last` of another feed that took this record; None for the first one.
         """
         if cursor is None:
-            cursor = b"%d.%d.%d.%b" % (self.partition, offset, head.seq, self._attempt8)
-        self._last = cursor
+            cursor = b"%d.%d.%d.%b" % (self.partition, offset, seq, self._attempt8)
+        self.last = cursor
+        return self._framing.delta(cursor, value)
+
+    def pushed(self, data: bytes) -> None:
+        """Write a delta that `framed` returned."""
         try:
-            self._write(self._framing.delta(cursor, value))
+            self._write(data)
             self._delivered.events += 1
         except Exception as error:  # noqa: BLE001 - of one client, which must not end the reader of all
             self.fail(error)
-        return cursor
 
     def _note_attempt(self, attempt: str) -> None:
         self._attempt, self._attempt8 = attempt, attempt8(attempt).encode()
@@ -198,7 +204,7 @@ class JobFeed:
     def place(self) -> str:
         """Return a cursor from which to resume that is as late as possible."""
         mailbox = self.mailbox
-        is_untouched = isinstance(self._last, Cursor) and not mailbox.queued_bytes
+        is_untouched = not self.last and not mailbox.queued_bytes
         if is_untouched and mailbox.is_live and mailbox.opening is Opening.EMPTY:
             return str(Cursor(mailbox.partition, self.owner.position(mailbox.partition)))
         return self.cursor

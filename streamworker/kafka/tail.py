@@ -65,6 +65,7 @@ class TopicTail:
         fetch_wait_ms: int = 500,
         pace_s: float = 0.0,
         with_place: bool = True,
+        on_read: Callable[[], None] | None = None,
     ) -> None:
         """`on_records(partition, records, position)` is called in the tail's task and must return at once.
 
@@ -79,7 +80,8 @@ class TopicTail:
 
         `pace_s` is a pause behind a read that returned many records, but not a backlog: a request costs the same for one
         record as for many, and a record of a quiet topic is not to wait. Without `with_place`, records have no `topic`
-        and no `partition`, which saves a copy of each.
+        and no `partition`, which saves a copy of each. `on_read()` is called behind the records of each read, which may be
+        of several partitions.
         """
         self.topic = topic
         self.positions: dict[int, int] = dict(start or {})
@@ -88,6 +90,7 @@ class TopicTail:
         """Fails with the exception of `on_records`, if it raises one. The tail has then ended."""
         self._settings = settings
         self._on_records = on_records
+        self._on_read = on_read
         self._isolation = "read_committed" if committed_only else "read_uncommitted"
         self._acls = acls
         self._starts_paused = starts_paused
@@ -174,6 +177,8 @@ class TopicTail:
             for partition, records in batches.items():
                 if partition.partition in self.positions:
                     self._advance(partition.partition, records, records[-1].offset + 1)
+            if self._on_read is not None:
+                self._on_read()
             self._pass_hidden_records(positions_of(consumer))
             if batches:
                 self._outages.worked()

@@ -202,6 +202,7 @@ class Parts:
         begin = self.followed.tail[partition]
         self.followed.tail[partition] = end = end or records[-1].offset + 1
         self.distributor.read_tail(partition, records, begin, end)
+        self.distributor.write()
 
     def commit(self, *records: Any, partition: int = 0, end: int | None = None) -> None:
         """Let the committed reader return records."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from streamworker.gateway.cursors import Cursor, attempt8
+from streamworker.gateway.distributor import WRITTEN_BYTES
 from streamworker.gateway.feeds import JobSnapshot, Push, Tally
 from tests.integration.events import delta, ended, started
 from tests.unit.gateway.log_parts import Parts, record, taken
@@ -128,20 +130,79 @@ async def test_distributor_releases_what_waits_by_the_position_of_the_committed_
 
 
 async def test_distributor_feed_that_is_closed_meanwhile_gets_nothing() -> None:
-    """Pushing a delta to one client may close the feed of another one of the same job."""
+    """Records are distributed to the feeds that a job had before; the other feed goes on."""
     parts = Parts()
     first, second = parts.feed("j"), parts.feed("j")
     parts.tail(record("j", 0, started("j")))
     assert taken(first) == taken(second) == [("started", 0)]
     pushed: list[tuple[str, bytes, bytes]] = []
-    push = Push(Kept(pushed, "first"), lambda _: second.close(), Tally())
-    task = asyncio.create_task(first.next(push))
+
+    class Closing(Kept):
+        def delta(self, cursor: bytes, value: bytes) -> bytes:
+            second.close()
+            return super().delta(cursor, value)
+
+    task = asyncio.create_task(first.next(Push(Closing(pushed, "first"), len, Tally())))
     await asyncio.sleep(0)
     parts.tail(record("j", 1, delta("j", 1)), record("j", 2, delta("j", 2)))
     assert [value for _, _, value in pushed] == [delta("j", 1), delta("j", 2)]
     assert parts.registry.by_key == {b"j": (first,)}
     assert not task.done()
     task.cancel()
+
+
+class Values:
+    """A framing that changes nothing."""
+
+    def delta(self, _: bytes, value: bytes) -> bytes:
+        return value
+
+
+async def pushing(parts: Parts, job_id: str, partition: int, written: list[bytes]) -> asyncio.Task[Any]:
+    """Return a task that waits for events of a running job, whose deltas are written to `written`."""
+    feed = parts.feed(job_id, partition=partition)
+    parts.tail(record(job_id, 0, started(job_id), partition), partition=partition)
+    assert taken(feed) == [("started", 0)]
+    task = asyncio.create_task(feed.next(Push(Values(), written.append, Tally())))
+    await asyncio.sleep(0)
+    return task
+
+
+async def test_distributor_writes_the_deltas_of_all_partitions_of_a_read_behind_it() -> None:
+    """In the order in which they came, and each once."""
+    parts = Parts()
+    written: list[bytes] = []
+    tasks = [await pushing(parts, f"j{number}", number, written) for number in range(2)]
+    for number in range(2):
+        parts.distributor.read_tail(number, [record(f"j{number}", 1, delta(f"j{number}", 1), number)], 1, 2)
+        assert written == []
+    for _ in range(2):
+        parts.distributor.write()
+        assert written == [delta("j0", 1), delta("j1", 1)]
+    for task in tasks:
+        assert not task.done()
+        task.cancel()
+
+
+async def test_distributor_writes_a_long_read_in_parts() -> None:
+    """What waits is bounded, over all partitions of the read: a client that becomes full gets no more than that."""
+    parts = Parts()
+    written: list[bytes] = []
+    tasks = [await pushing(parts, f"j{number}", number, written) for number in range(2)]
+    values = {number: [delta(f"j{number}", seq, "x" * 1000) for seq in range(1, 101)] for number in range(2)}
+    collected = 0
+    for number, of_job in values.items():
+        for offset, value in enumerate(of_job, 1):
+            one = record(f"j{number}", offset, value, number)
+            parts.distributor.read_tail(number, [one], offset, offset + 1)
+            collected += len(value)
+            assert collected - sum(map(len, written)) <= WRITTEN_BYTES
+    assert len(written) > 150
+    parts.distributor.write()
+    assert written == values[0] + values[1]
+    for task in tasks:
+        assert not task.done()
+        task.cancel()
 
 
 async def test_distributor_remembers_where_jobs_begin_and_forgets_how_they_ended() -> None:

@@ -79,6 +79,17 @@ async def test_tail_without_start_reads_from_the_end_at_its_start(kafka: MemoryK
         assert tail.positions == {0: 3, 1: 1}
 
 
+async def test_tail_reports_each_read_behind_its_records(kafka: MemoryKafka, reader: Reader) -> None:
+    """Of all partitions that it returned."""
+    seen: list[dict[int, list[bytes | None]]] = []
+    async with following(reader, on_read=lambda: seen.append({at: list(reader.values[at]) for at in (0, 1)})):
+        write(kafka, b"a", b"b")
+        write(kafka, b"x", partition=1)
+        await until(lambda: bool(seen) and seen[-1] == {0: [b"a", b"b"], 1: [b"x"]})
+        write(kafka, b"c")
+        await until(lambda: seen[-1] == {0: [b"a", b"b", b"c"], 1: [b"x"]})
+
+
 async def test_tail_with_start_reads_from_its_offsets(kafka: MemoryKafka, reader: Reader) -> None:
     """A partition that `start` does not name is read from its beginning."""
     write(kafka, b"a", b"b", b"c")
