@@ -27,6 +27,19 @@ JAPANESE = (
     "太陽の光は白く見えますが、すべての色が混ざったものです。空気の分子に当たると、青い光は赤い光よりもずっと強く散乱します。"
     * 2
 )
+THAI = "แสงแดดดูเหมือนสีขาวแต่จริงๆแล้วเป็นส่วนผสมของทุกสีเมื่อแสงกระทบกับโมเลกุลของอากาศแสงสีน้ำเงินจะกระเจิงมากกว่าแสงสีแดง"
+KOREAN = "햇빛은 하얗게 보이지만 사실은 모든 색이 섞인 것입니다. 공기 분자에 부딪히면 파란빛이 붉은빛보다 훨씬 많이 흩어집니다."
+CHINESE = (
+    "阳光看起来是白色的，其实是所有颜色的混合。当它遇到空气分子时，蓝光比红光散射得多。所以天空是蓝色的。"
+)
+EMOJI = "Sky 🌤️🌈 family 👩‍👩‍👧‍👦 flag 🇨🇭🏴󠁧󠁢󠁳󠁣󠁴󠁿 skin 👋🏽 keycap 3️⃣ heart ❤️‍🔥 text ☺︎ " + "🧑🏿‍🚀" * 30
+ZALGO = "".join(
+    letter + "\u0300\u0316\u0489\u0353\u034c" * 4 for letter in "He comes from below, through every line."
+)
+HINDI = "सूर्य का प्रकाश सफेद दिखता है, लेकिन यह सभी रंगों का मिश्रण है। क्षेत्र्य ज्ञान श्रद्धा र्त्स्न्य।"
+URDU = "سورج کی روشنی سفید نظر آتی ہے، لیکن یہ تمام رنگوں کا مجموعہ ہے۔ نیلی روشنی سرخ سے زیادہ بکھرتی ہے۔"
+MIXED = "The word שָׁלוֹם means peace (سلام in Arabic, 平和 in Japanese): 1–2, 50 %, C++ / .NET."
+OVERRIDES = "file\u202egnp.exe and \u2067isolate without an end \u200f\u200e\u061c then text"
 LARGE = {"prompt_tokens": 123_456_789_012, "completion_tokens": 123_456_789_012}
 
 
@@ -58,6 +71,41 @@ async def _scripts(fake: FakeGateway, page: Page) -> None:
     for text in (HEBREW, JAPANESE, ARABIC):
         job_id = await new_job(fake, page, prompt=text)
         await fake.publish(started(job_id), delta(job_id, 1, text + "\n\nAnd English."))
+
+
+async def _no_spaces(fake: FakeGateway, page: Page) -> None:
+    for text in (THAI, KOREAN, CHINESE):
+        job_id = await new_job(fake, page, prompt=text)
+        await fake.publish(started(job_id, model=text[:40]), delta(job_id, 1, reasoning_content=text))
+        await fake.publish(delta(job_id, 2, text + "\n\n" + text + "\n\nAnd English."))
+
+
+async def _marks(fake: FakeGateway, page: Page) -> None:
+    for text in (EMOJI, ZALGO, HINDI):
+        job_id = await new_job(fake, page, prompt=text)
+        await fake.publish(started(job_id), delta(job_id, 1, "Before.\n" + text + "\nAnd English.\n"))
+        await fake.publish(delta(job_id, 2, "\n".join([text] * 3)))
+
+
+async def _mixed_directions(fake: FakeGateway, page: Page) -> None:
+    error = {"code": "upstream_rejected", "message": ARABIC + " (400)", "http_status": 400}
+    for text in (MIXED, OVERRIDES, URDU):
+        job_id = await new_job(fake, page, prompt=text)
+        call = {"index": 0, "function": {"name": "بحث", "arguments": f'{{"city": "{HEBREW}", "n": 2}}'}}
+        await fake.publish(started(job_id, model="نموذج-7b"), delta(job_id, 1, reasoning_content=text))
+        await fake.publish(delta(job_id, 2, text + "\nAnd English."), delta(job_id, 3, tool_calls=[call]))
+        counts = {"prompt_tokens": 3, "completion_tokens": 12}
+        await fake.publish(
+            usage(job_id, 4, "interrupted", usage=counts, usage_source="estimated", error=error)
+        )
+
+
+async def _alone_foreign(fake: FakeGateway, page: Page) -> None:
+    job_id = await new_job(fake, page, prompt=URDU)
+    await fake.publish(started(job_id), delta(job_id, 1, reasoning_content=f"{HEBREW}\n{MIXED}"))
+    await fake.publish(delta(job_id, 2, "\n\n".join([ARABIC, THAI, JAPANESE, HINDI, EMOJI, "And English."])))
+    await page.goto(f"{fake.url}#job={job_id}")
+    await page.wait_for_selector("#alone .answer p")
 
 
 async def _long_error(fake: FakeGateway, page: Page) -> None:
@@ -96,6 +144,10 @@ EXTREMES = {
     "long-names": Scene(_long_names, ("Text.",)),
     "alone-long-id": Scene(_alone_long_id, ("Text.",)),
     "scripts": Scene(_scripts, ("And English.",)),
+    "no-spaces": Scene(_no_spaces, ("And English.",)),
+    "marks": Scene(_marks, ("And English.",)),
+    "mixed-directions": Scene(_mixed_directions, ("And English.",)),
+    "alone-foreign": Scene(_alone_foreign, ("And English.",)),
     "long-error": Scene(_long_error, ("upstream_rejected",)),
     "large-counts": Scene(_large_counts, ("123.5B tokens reported",)),
     "endings": Scene(_every_ending, ("Rejected",)),

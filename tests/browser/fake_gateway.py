@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
 from aiohttp import WSMsgType, web
@@ -194,7 +195,8 @@ class FakeGateway:
     async def _tokens(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.requests.append(("tokens", json.dumps(body["jobs"])))
-        return web.json_response({"token": "token", "expires_at": time.time() + 3600}, status=201)
+        expires_at = datetime.fromtimestamp(time.time() + 3600, UTC).isoformat()
+        return web.json_response({"token": "token", "expires_at": expires_at}, status=201)
 
     async def _websocket(self, request: web.Request) -> web.WebSocketResponse:
         connection = web.WebSocketResponse(protocols=("streamworker.v1",), heartbeat=25)

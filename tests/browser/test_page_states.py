@@ -106,6 +106,45 @@ async def test_page_shows_markup_of_a_model_as_text(tab: Tab) -> None:
         assert await page.locator(".card :is(img, script, b)").count() == 0
 
 
+LEFT = """([selector, at]) => {
+    const node = document.querySelector(selector).firstChild, range = document.createRange();
+    range.setStart(node, at < 0 ? node.length + at : at);
+    range.setEnd(node, at < 0 ? node.length + at + 1 : at + 1);
+    return range.getBoundingClientRect().left;
+}"""
+"""Return how far left a character of a text stands, in px."""
+
+
+async def test_page_writes_each_text_in_its_own_direction(tab: Tab) -> None:
+    """Prompt, model, answer and the upstream's message may be in a script that is read from right to left."""
+    hebrew = "אור GPT-4 לבן"
+    async with FakeGateway() as fake, tab(fake.url) as page:
+        job_id = await new_job(fake, page, prompt=hebrew)
+        await fake.publish(started(job_id, model="אור-7b"), delta(job_id, 1, f"{hebrew}\nEnglish."))
+        error = {"code": "upstream_error", "message": hebrew}
+        await fake.publish(usage(job_id, 2, "interrupted", error=error))
+        await expect(page.locator(".error")).to_contain_text("GPT-4")
+
+        async def left(selector: str, at: int) -> float:
+            return float(await page.evaluate(LEFT, [selector, at]))
+
+        assert await left(".prompt", 0) > await left(".prompt", -1)
+        assert await left(".model", 0) > await left(".model", -1)
+        assert await left(".answer p", 0) > await left(".answer p", len(hebrew) - 1)
+        assert await left(".answer p", -8) < await left(".answer p", -1)
+        code = "upstream_error: ".index(" ")
+        assert await left(".error", 0) < await left(".error", code) < await left(".error", -1)
+        assert await left(".error", -len(hebrew)) > await left(".error", -1)
+
+
+async def test_page_opens_whatever_its_address_names(tab: Tab) -> None:
+    """An address that was cut in the middle of an escape stops nothing."""
+    async with FakeGateway() as fake, tab(f"{fake.url}#job=%E0%A4%A") as page:
+        await expect(page.locator("#alone .word")).to_have_text("Unknown job")
+        await page.click("text=All jobs")
+        await new_job(fake, page)
+
+
 async def test_page_keeps_line_breaks_of_a_long_text(tab: Tab) -> None:
     """A text that is kept in several blocks has the same characters as its deltas."""
     text = "\n".join(f"line {number}: " + "word " * (number % 40) for number in range(200)) + "\n\n  end"

@@ -62,7 +62,7 @@ export class Identity {
 		if (response?.status === 400) response = await this.post("v1/tokens", wanted); // a shorter life may be allowed
 		if (response?.status !== 201) return;
 		const { token, expires_at } = await response.json();
-		const expiresAt = typeof expires_at === "number" ? expires_at * 1000 : Date.parse(expires_at);
+		const expiresAt = Date.parse(expires_at);
 		this.#token = { token, expiresAt };
 		this.#store.saveToken(this.#token);
 		const left = Math.min(expiresAt - Date.now(), TTL_S * 1000);

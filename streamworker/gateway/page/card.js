@@ -173,7 +173,7 @@ export class Card {
 		setText(restart, restartNote(job));
 		restart.hidden = job.attempts < 2;
 		setText(detail, state.detail);
-		setText(error, fault ? `${fault.code}: ${fault.message}` : "");
+		setText(error, fault ? `${fault.code}: \u2068${fault.message}` : "");
 		error.title = error.textContent;
 		error.hidden = !fault;
 		facts.title = job.ending ? `${facts.textContent} ${JSON.stringify(job.ending.usage)}` : "";

@@ -68,7 +68,7 @@ export function restartNote({ attempts, cause }) {
 export function tokens(ending) {
 	const count = generatedTokens(ending);
 	const word = sourceWord(ending.usage_source);
-	if (ending.usage_source === "none") return "no tokens";
+	if (word === "none") return "no tokens";
 	return count === null ? `tokens ${word}` : `${number(count)} ${count === 1 ? "token" : "tokens"} ${word}`;
 }
 

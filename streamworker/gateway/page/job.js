@@ -29,7 +29,7 @@ export function newJob(members) {
 		attempt: null,
 		attempts: 0,
 		cause: null,
-		state: (members.jobId ?? null) === null ? "sending" : "waiting",
+		state: members.jobId ? "waiting" : "sending",
 		isLive: false,
 		isCancelling: false,
 		error: null,

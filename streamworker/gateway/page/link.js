@@ -26,7 +26,7 @@ const LONGEST_MS = 15_000;
 export function verdict(code) {
 	if (code === 4401) return "expired";
 	if (code === 4408) return "lost"; // the network was too slow for `auth` in time
-	if (code >= 4000 || code === 1008 || code === 1009 || code === 1010) return "refused";
+	if (code >= 4000 || (code >= 1008 && code <= 1010)) return "refused";
 	return "lost";
 }
 

@@ -118,7 +118,7 @@ function complain(words) {
 }
 
 function route() {
-	const id = decodeURIComponent(/^#job=(.+)$/.exec(location.hash)?.[1] ?? "");
+	const id = new URLSearchParams(location.hash.slice(1)).get("job") ?? "";
 	if (alone) {
 		alone.stop();
 		board.remove(alone.key);

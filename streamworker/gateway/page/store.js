@@ -23,7 +23,8 @@ export class Store {
 			.filter((job) => job.jobId !== null && job.error?.code !== "job_not_found")
 			.slice(-MAX_JOBS)
 			.map(({ jobId, model, prompt, at, place, attempt, attempts }) => {
-				return { jobId, model, prompt: prompt.slice(0, MAX_PROMPT), at, place, attempt, attempts };
+				const shown = prompt.slice(0, MAX_PROMPT).replace(/[\ud800-\udbff]$/, ""); // no half character
+				return { jobId, model, prompt: shown, at, place, attempt, attempts };
 			});
 		this.#write(JOBS, kept);
 	}
@@ -69,7 +70,7 @@ export function claims(jobIds) {
 	const tenants = new Map();
 	for (const id of ids) {
 		const tenant = id.slice(0, id.indexOf(".") + 1);
-		tenants.set(tenant, tenants.has(tenant) ? common(tenants.get(tenant), id) : id);
+		tenants.set(tenant, common(tenants.get(tenant) ?? id, id));
 	}
 	return [...tenants.values()].slice(0, MAX_IDS).map((prefix) => `${prefix}*`);
 }

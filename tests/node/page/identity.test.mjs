@@ -10,7 +10,7 @@ const store = { token: () => saved, saveToken: (token) => (saved = token) };
 
 beforeEach(() => {
 	[saved, calls, timers] = [null, [], []];
-	answer = () => Response.json({ token: "t1", expires_at: Date.now() / 1000 + 600 }, { status: 201 });
+	answer = () => Response.json({ token: "t1", expires_at: new Date(Date.now() + 600_000).toISOString() }, { status: 201 });
 	globalThis.fetch = async (url, options) => (calls.push({ url: String(url), ...options }), answer());
 	globalThis.setTimeout = (act, ms) => timers.push(ms);
 	globalThis.clearTimeout = () => {};

@@ -42,6 +42,10 @@ test("long prompts are cut", () => {
 	const store = new Store(memory());
 	store.saveJobs([job("j", { prompt: "x".repeat(9999) })]);
 	assert.equal(store.jobs()[0].prompt.length, 200);
+	store.saveJobs([job("j", { prompt: "x".repeat(199) + "🌈".repeat(9) })]);
+	assert.equal(store.jobs()[0].prompt, "x".repeat(199));
+	store.saveJobs([job("j", { prompt: "🌈".repeat(100) })]);
+	assert.equal(store.jobs()[0].prompt, "🌈".repeat(100));
 });
 
 test("a token is valid until it expires", () => {
