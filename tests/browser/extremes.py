@@ -103,7 +103,8 @@ async def _mixed_directions(fake: FakeGateway, page: Page) -> None:
 async def _alone_foreign(fake: FakeGateway, page: Page) -> None:
     job_id = await new_job(fake, page, prompt=URDU)
     await fake.publish(started(job_id), delta(job_id, 1, reasoning_content=f"{HEBREW}\n{MIXED}"))
-    await fake.publish(delta(job_id, 2, "\n\n".join([ARABIC, THAI, JAPANESE, HINDI, EMOJI, "And English."])))
+    text = f"{ARABIC}\n\n{THAI}\n\n{JAPANESE}\n\n{HINDI}\n\n{EMOJI}\n\nAnd English."
+    await fake.publish(delta(job_id, 2, text))
     await page.goto(f"{fake.url}#job={job_id}")
     await page.wait_for_selector("#alone .answer p")
 
