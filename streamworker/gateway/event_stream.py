@@ -95,8 +95,8 @@ class _Handlers:
         }
         response = StreamedResponse[StreamConnection](headers=headers)
         served = cast("Connection", request.protocol)
-        if served.has_more:
-            response.force_close()
+        if served.has_more or request.can_read_body:
+            response.force_close()  # a body that is still to come would be read as the next request
         await response.prepare(request)
         response.connection = connection = served.pass_on(StreamConnection)
         is_chunked = request.version >= HttpVersion11

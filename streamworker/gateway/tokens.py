@@ -10,7 +10,7 @@ import base64
 import binascii
 import re
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -269,6 +269,10 @@ def _read_jobs(jobs: object) -> tuple[str, ...]:
 
 def _time(claims: Mapping[str, Any], name: str) -> float:
     value: Any = claims.get(name)
-    if type(value) not in {int, float} or not isfinite(value):
+    try:
+        seconds = float(value) if type(value) in {int, float} else inf
+    except OverflowError:  # an integer may have more digits than a float
+        seconds = inf
+    if not isfinite(seconds):
         raise InvalidToken(f"the claim {name} is required, as a number of seconds since 1970")
-    return float(value)
+    return seconds

@@ -155,6 +155,26 @@ async def test_request_with_a_body_gets_its_stream_and_the_connection_is_closed(
     assert b"\r\nConnection: close\r\n" in received
 
 
+@pytest.mark.parametrize("length", ["Content-Length: {}", "Transfer-Encoding: chunked"])
+async def test_body_that_follows_a_request_for_a_stream_is_not_read_as_a_request(
+    gateway: Served, length: str
+) -> None:
+    """A proxy that passes the body of a GET request on takes the second answer for that of another client."""
+    smuggled = head("/v1/models")
+    async with connected(gateway, head(EVENTS, length.format(len(smuggled)))) as (reader, writer):
+        opened = await until_open(gateway, reader)
+        writer.write(smuggled)
+        await writer.drain()
+        await asyncio.sleep(0.02)
+        gateway.log.publish(JOB, ["a"])
+        async with asyncio.timeout(5):
+            received = await reader.read()
+
+    assert b"\r\nConnection: close\r\n" in opened
+    assert received.endswith(b"\r\n0\r\n\r\n")
+    assert b"HTTP/1.1 " not in received
+
+
 async def test_connection_that_the_client_asks_to_close_is_closed(gateway: Served) -> None:
     """Behind the whole stream."""
     gateway.log.publish(JOB, ["a"])
