@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import structlog
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
 from streamworker.gateway.auth import CALLER
 from streamworker.gateway.cors import Cors
@@ -97,6 +97,8 @@ class _Around:
         headers["Referrer-Policy"] = "no-referrer"
         headers["X-Request-Id"] = request.get(REQUEST_ID, "")
         headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
+        if request.version < HttpVersion11 and hdrs.CONTENT_LENGTH not in headers:
+            response.force_close()  # the end of the connection is that of the body
         self._cors.add_headers(request, response)
 
     async def handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:

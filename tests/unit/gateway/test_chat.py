@@ -262,6 +262,19 @@ async def test_stream_has_the_chunks_of_the_job(gateway: Served) -> None:
     assert gateway.metric("gateway_streams_closed_total", face="chat", reason="ended") == 1
 
 
+async def test_stream_in_http_1_0_ends_with_its_connection(gateway: Served) -> None:
+    """Although the client asks to keep the connection: it has no other sign of the end."""
+    async with aiohttp.ClientSession(version=aiohttp.HttpVersion10) as gateway.http:
+        async with asking(gateway, headers={"Connection": "keep-alive"}, stream=True) as (asked, job):
+            job.started()
+            job.text("Ciao")
+            job.ended()
+            async with asyncio.timeout(5):
+                read = chunks_of(await (await asked).read())
+
+    assert (read.text, read.is_done) == ("Ciao", True)
+
+
 async def test_usage_is_on_the_finish_chunk_where_that_is_configured(tmp_path: Path) -> None:
     """Every chunk has a choice then."""
     options = {"include_usage": True}

@@ -190,6 +190,28 @@ async def test_client_of_http_1_0_is_not_asked_for_the_body(gateway: Served) -> 
     assert received.startswith(b"HTTP/1.0 202 ")
 
 
+async def test_event_stream_in_http_1_0_ends_with_its_connection(gateway: Served) -> None:
+    """Although the client asks to keep the connection: it has no other sign of the end."""
+    gateway.log.publish("acme.1", ["a"])
+    head = f"HTTP/1.0\r\nAuthorization: Bearer {ACME}\r\nConnection: keep-alive\r\n\r\n"
+    received = await exchange(gateway, f"GET /v1/jobs/acme.1/events {head}".encode())
+
+    assert b"event: usage" in received
+    assert b"keep-alive" not in received
+
+
+async def test_connection_of_http_1_0_is_kept_behind_a_body_with_a_length(gateway: Served) -> None:
+    """If the client asks for it."""
+    head = f"HTTP/1.0\r\nAuthorization: Bearer {ACME}\r\nConnection: keep-alive\r\n\r\n"
+    reader, writer = await asyncio.open_connection(*gateway.address)
+    async with asyncio.timeout(5):
+        for _ in range(2):
+            writer.write(f"GET /v1/models {head}".encode())
+            assert b"Connection: keep-alive" in await reader.readuntil(b"\r\n\r\n")
+            await reader.readuntil(b"]}")
+    writer.close()
+
+
 async def test_connection_serves_on_behind_a_body_that_was_asked_for(gateway: Served) -> None:
     """And behind a request without a body, whatever it expects."""
     body = json.dumps(JOB).encode()
