@@ -264,13 +264,15 @@ async def test_stream_has_the_chunks_of_the_job(gateway: Served) -> None:
 
 async def test_stream_in_http_1_0_ends_with_its_connection(gateway: Served) -> None:
     """Although the client asks to keep the connection: it has no other sign of the end."""
-    async with aiohttp.ClientSession(version=aiohttp.HttpVersion10) as gateway.http:
-        async with asking(gateway, headers={"Connection": "keep-alive"}, stream=True) as (asked, job):
-            job.started()
-            job.text("Ciao")
-            job.ended()
-            async with asyncio.timeout(5):
-                read = chunks_of(await (await asked).read())
+    async with (
+        aiohttp.ClientSession(version=aiohttp.HttpVersion10) as gateway.http,
+        asking(gateway, headers={"Connection": "keep-alive"}, stream=True) as (asked, job),
+        asyncio.timeout(5),
+    ):
+        job.started()
+        job.text("Ciao")
+        job.ended()
+        read = chunks_of(await (await asked).read())
 
     assert (read.text, read.is_done) == ("Ciao", True)
 
