@@ -22,8 +22,8 @@ export function readJob({ jobId, cursor }, identity, on) {
 		if (cursor) url.searchParams.set("cursor", cursor);
 		else url.searchParams.set("replay", "snapshot");
 		source = new EventSource(url);
-		source.onopen = () => on.live();
-		source.onerror = () => failed();
+		source.onopen = on.live;
+		source.onerror = failed;
 		for (const name of NAMES) source.addEventListener(name, take);
 		source.addEventListener("position", (message) => (cursor = message.lastEventId));
 		source.addEventListener("closing", (message) => {

@@ -26,7 +26,7 @@ export class Identity {
 	}
 
 	get canSend() {
-		return !this.isRequired || this.#key !== "";
+		return !this.isRequired || this.hasKey;
 	}
 
 	get hasKey() {

@@ -106,7 +106,7 @@ export class Card {
 	constructor(act) {
 		this.root = clone("card");
 		for (const node of this.root.querySelectorAll("[class], use")) {
-			this.#parts[node.classList.item(node.classList.length - 1) ?? "use"] = node;
+			this.#parts[[...node.classList].at(-1) ?? "use"] = node;
 		}
 		const { body, cancel, again, id } = this.#parts;
 		body.addEventListener("scroll", () => {
@@ -173,7 +173,9 @@ export class Card {
 		setText(restart, restartNote(job));
 		restart.hidden = job.attempts < 2;
 		setText(detail, state.detail);
-		setText(error, fault ? `${fault.code}: \u2068${fault.message}` : "");
+		const message = document.createElement("bdi");
+		message.textContent = fault?.message;
+		if (fault) error.replaceChildren(`${fault.code}: `, message);
 		error.title = error.textContent;
 		error.hidden = !fault;
 		facts.title = job.ending ? `${facts.textContent} ${JSON.stringify(job.ending.usage)}` : "";

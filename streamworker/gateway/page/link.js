@@ -33,7 +33,7 @@ export function verdict(code) {
 /** Return the delay before the next try (ms). With `random` in [0, 1) many pages do not come back at once. */
 export function delay(tries, random) {
 	const most = Math.min(LONGEST_MS, FIRST_MS * 2 ** Math.min(tries, 10));
-	return Math.round(most / 2 + (most / 2) * random);
+	return Math.round((most / 2) * (1 + random));
 }
 
 /** Return the words for the header: `{word, tone, detail}`. */
