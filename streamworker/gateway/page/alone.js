@@ -47,7 +47,7 @@ export function readJob({ jobId, cursor }, identity, on) {
 			// EventSource takes every status but 200 as final, and hides it.
 			const response = await identity.get(path).catch(() => null);
 			if (isStopped) return;
-			if (response === null || response.ok || response.status >= 500) {
+			if (!response || response.ok || response.status >= 500) {
 				timer = setTimeout(open, AGAIN_MS);
 				return;
 			}
