@@ -7,6 +7,7 @@ import re
 import subprocess
 import tomllib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,19 +40,23 @@ CUSTOM = {"HTTPRoute", "PodMonitor", "PrometheusRule", "ScaledObject"}
 """Kinds that an operator defines; their schemas are in `schemas`."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def render(helm: ModuleType, root: Path) -> Callable[..., Manifests]:
     """Render the chart by Helm's library. Manifests are keyed by kind; those of other components by `Kind component`."""
 
-    def rendered(values: str = "{}", release: str = "release") -> Manifests:
-        given = yaml.safe_load(values)
+    @cache  # many tests look at the same values
+    def files(values: str, release: str) -> dict[str, str]:
+        given = yaml.load(values, yaml.CSafeLoader)
         given["image"] = {"repository": "streamworker"} | given.get("image", {})
         with helm.Chart.load(root / CHART) as chart:
-            files = chart.render(
+            made: dict[str, str] = chart.render(
                 helm.values_from_yaml(yaml.safe_dump(given)), name=release, namespace="inference"
             )
-        texts = [text for name, text in files.items() if name.endswith(".yaml")]
-        manifests = [one for text in texts for one in yaml.safe_load_all(text) if one]
+        return made
+
+    def rendered(values: str = "{}", release: str = "release") -> Manifests:
+        texts = [text for name, text in files(values, release).items() if name.endswith(".yaml")]
+        manifests = [one for text in texts for one in yaml.load_all(text, yaml.CSafeLoader) if one]
         named = {_name(manifest): manifest for manifest in manifests}
         assert len(named) == len(manifests)
         return named
