@@ -51,8 +51,9 @@ demo: $(DEMO) ## broker, upstream, two workers and several jobs side by side, on
 test: $(READY) ## all tests, on the embedded broker and on Apache Kafka (skipped with the reason where it cannot run)
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
 
-test-long: $(READY) ## rollouts, upgrades, backlogs, clusters and slow variants, on Apache Kafka (one process: they measure time)
-	$(BIN)/python -m pytest -m long $(ARGS)
+test-long: $(READY) ## rollouts, upgrades, backlogs, clusters, slow variants, and five times as many random examples
+	$(BIN)/python -m pytest -m long $(ARGS) # in one process: they measure time
+	STREAMWORKER_TEST_EXAMPLES=500 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile tests/properties
 
 # The embedded broker starts in 50 ms, so these run the shell as well as the core. ARGS="tests/integration" adds those on Kafka.
 coverage: $(READY) ## statements and branches that tests run, per module, and the lines that no test runs

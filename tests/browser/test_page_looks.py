@@ -82,7 +82,14 @@ async def test_composer_stands_at_the_bottom_of_a_phone(name: str, tab: Tab) -> 
     assert (composer["x"], composer["width"]) == (0, PHONE["width"])
 
 
-@pytest.mark.parametrize("options", [{}, {"viewport": PHONE}], ids=["desktop", "phone"])
+DESKTOP_TOO = pytest.mark.parametrize(
+    "options",
+    [pytest.param({}, id="desktop", marks=pytest.mark.long), pytest.param({"viewport": PHONE}, id="phone")],
+)
+"""A phone has the least room, so every run of the tests looks at it."""
+
+
+@DESKTOP_TOO
 async def test_page_does_not_move_when_the_connection_is_lost_and_comes_back(
     tab: Tab, options: dict[str, Any]
 ) -> None:
@@ -252,7 +259,7 @@ async def test_text_of_one_job_alone_has_lines_of_sixty_to_seventy_five_characte
     assert 60 <= max(lines) <= 75
 
 
-@pytest.mark.parametrize("options", [{}, {"viewport": PHONE}], ids=["desktop", "phone"])
+@DESKTOP_TOO
 async def test_one_job_alone_shows_the_whole_id_and_the_whole_model(
     tab: Tab, options: dict[str, Any]
 ) -> None:

@@ -34,20 +34,24 @@ LOOKS: dict[str, tuple[Any, Any]] = {
 ALL = SCENES | EXTREMES
 USUAL = {
     "nothing",
-    "waiting",
     "streaming",
-    "completed",
     "interrupted",
     "superseded",
-    "offline",
     "token-expired",
-    "unknown",
     "long-names",
     "large-counts",
 }
 """The states that every run of the tests looks at, as `USUAL_LOOKS`. `make test-long` looks at all in every way."""
 
 USUAL_LOOKS = ("dark", "light", "phone-light")
+
+SETTLED = """async () => {
+    for (const animation of document.getAnimations()) {
+        if (animation.effect.getComputedTiming().endTime < Infinity) animation.finish();
+    }
+    await new Promise((painted) => requestAnimationFrame(() => requestAnimationFrame(painted)));
+}"""
+"""Wait for the screen after a change of colours and size; the audit measures what is painted."""
 
 
 @pytest.mark.parametrize(
@@ -58,11 +62,11 @@ USUAL_LOOKS = ("dark", "light", "phone-light")
     ],
 )
 async def test_page_shows_each_state_in_words_on_every_screen(
-    name: str, looks: tuple[str, ...], tab: Tab, tmp_path: Path
+    name: str, looks: tuple[str, ...], tab: Tab
 ) -> None:
     """In both colour schemes, on a phone and zoomed, the words of the state can be read and nothing is cut or overlaps."""
     scene = ALL[name]
-    kept = Path(os.environ.get("STREAMWORKER_TEST_PICTURES") or tmp_path)
+    kept = os.environ.get("STREAMWORKER_TEST_PICTURES")
     async with FakeGateway(is_open=scene.is_open) as fake, tab(fake.url) as page:
         await scene.play(fake, page)
         found: set[str] = set()
@@ -72,8 +76,9 @@ async def test_page_shows_each_state_in_words_on_every_screen(
             await page.set_viewport_size(window)
             for text in scene.sees:
                 await expect(page.get_by_text(text).locator("visible=true").first).to_be_visible()
-            picture = await page.screenshot(animations="disabled", path=str(kept / f"{name}-{look}.png"))
-            assert len(picture) > 10_000
+            if kept:
+                await page.screenshot(animations="disabled", path=str(Path(kept) / f"{name}-{look}.png"))
+            await page.evaluate(SETTLED)
             found |= {f"{look}: {text}" for text in await complaints(page)}
     assert found == set()
 
@@ -275,6 +280,7 @@ async def test_page_resumes_behind_its_cursors_after_a_restart_of_the_gateway(ta
         assert [(m["job_id"], m["cursor"], "replay" in m) for m in resumed] == [(job_id, "0.4.3.0", False)]
 
 
+@pytest.mark.long  # test_page_live loses the network too
 async def test_page_continues_after_offline_and_online(tab: Tab) -> None:
     """The page notices both at once."""
     async with FakeGateway() as fake, tab(fake.url) as page:
@@ -343,16 +349,15 @@ async def test_page_names_a_key_that_is_not_accepted(tab: Tab) -> None:
         await expect(page.locator("#link")).to_have_text("No key")
 
 
-@pytest.mark.parametrize(
-    ("code", "word"), [(4400, "Refused"), (4403, "Refused"), (4429, "Refused"), (1012, "Live")]
-)
-async def test_page_connects_again_only_where_that_can_help(code: int, word: str, tab: Tab) -> None:
+async def test_page_connects_again_only_where_that_can_help(tab: Tab) -> None:
     """A close code that says "not before something changes" is final; a restart is not."""
     async with FakeGateway() as fake, tab(fake.url) as page:
-        await expect(page.locator("#link")).to_have_text("Live")
-        await fake.close(code)
-        await expect(page.locator("#link")).not_to_have_text("Live")
-        await expect(page.locator("#link")).to_have_text(word)
+        for code, word in ((1012, "Live"), (4400, "Refused"), (4403, "Refused"), (4429, "Refused")):
+            await expect(page.locator("#link")).to_have_text("Live")
+            await fake.close(code)
+            await expect(page.locator("#link")).not_to_have_text("Live")
+            await expect(page.locator("#link")).to_have_text(word)
+            await page.reload()
 
 
 # Reader's actions

@@ -1,4 +1,4 @@
-"""One short seed in every test run; `make chaos` runs many long ones."""
+"""One short seed in `make test-long`; `make chaos` runs many long ones."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SEED = 390  # has every act once, and a kill whose session must expire
 
 
+@pytest.mark.long
 async def test_chaos_of_workers_breaks_no_guarantee(
     apache_kafka: ApacheKafka, practice: PracticeUpstream, topics: Callable[[str], str], tmp_path: Path
 ) -> None:

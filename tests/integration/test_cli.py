@@ -167,14 +167,20 @@ async def test_cancel_of_a_running_job_ends_it(cli: Cli) -> None:
         (["frobnicate"], b"", "No such command"),
     ],
 )
-async def test_bad_usage_exits_with_2_and_a_message(
-    cli: Cli, arguments: list[str], stdin: bytes, message: str
-) -> None:
-    """Nothing is written to Kafka."""
-    result = await cli(*arguments, stdin=stdin)
+def test_bad_usage_exits_with_2_and_a_message(arguments: list[str], stdin: bytes, message: str) -> None:
+    """Nothing is written to Kafka: there is none."""
+    result = CliRunner().invoke(commands, arguments, input=stdin)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+
+
+async def test_bad_usage_of_a_process_exits_with_2_and_a_message(cli: Cli) -> None:
+    """Standard input is a pipe."""
+    result = await cli("submit", stdin=b"nonsense")
 
     assert (result.code, result.out) == (2, "")
-    assert message in result.err
+    assert "line 1 is not JSON" in result.err
 
 
 async def test_tail_since_a_time_finds_a_job_that_ended_after_it(stage: Stage) -> None:
@@ -375,7 +381,7 @@ def demo_environment(tmp_path: Path) -> dict[str, str]:
     return {"TMPDIR": str(tmp_path), "COLUMNS": "100"}
 
 
-@pytest.mark.parametrize("after_s", [0.3, 0.8, 1.6])
+@pytest.mark.parametrize("after_s", [0.3, pytest.param(0.8, marks=pytest.mark.long), 1.6])
 async def test_demo_that_is_interrupted_leaves_no_file(tmp_path: Path, after_s: float) -> None:
     """Ctrl-C may arrive at any time."""
     process = await Cli(demo_environment(tmp_path)).start("demo")

@@ -214,7 +214,7 @@ async def test_transactions_on_a_healthy_broker_wait_for_no_retriable_error(
     await apache.open(events_partitions=2)
     async with member(apache) as only:
         await only.committer.open()
-        for number in range(300):
+        for number in range(150):
             await only.committer.commit([event(apache, "one")], CommitPoint(number, f"sw1:a.{number}::"))
 
     assert [

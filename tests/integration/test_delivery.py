@@ -61,10 +61,10 @@ async def test_finished_job_is_not_run_again_after_a_crash_while_an_older_one_st
 
 
 async def test_second_worker_is_assigned_partitions_when_their_streams_have_ended(apache: Stage) -> None:
-    """Eighty streams over eight partitions: a rebalance without a death cuts none, and nothing is paid twice."""
+    """Forty streams over eight partitions: a rebalance without a death cuts none, and nothing is paid twice."""
     await apache.open(partitions=8)
     async with apache.worker() as first:
-        jobs = [(f"job-{number}", _slow(130, 40), number % 8) for number in range(80)]
+        jobs = [(f"job-{number}", _slow(130, 40), number % 8) for number in range(40)]
         await apache.submit_many(jobs)
         await apache.until(lambda: all(apache.deltas(job_id) for job_id, *_ in jobs))
         second = await apache.process()
@@ -85,7 +85,7 @@ async def test_zombie_that_resumes_ends_no_job_twice_and_supersedes_no_attempt(a
     """A worker that is suspended past its session resumes with open streams and fetched jobs; it discards both and goes on."""
     await apache.open(partitions=2)
     zombie = await apache.process()
-    streams = [(f"stream-{number}", _slow(300, 30), number % 2) for number in range(10)]
+    streams = [(f"stream-{number}", _slow(300, 30), number % 2) for number in range(4)]
     await apache.submit_many(streams)
     await apache.until(lambda: all(apache.deltas(job_id) > 3 for job_id, *_ in streams))
     zombie.signal(signal.SIGSTOP)
@@ -121,7 +121,7 @@ def _attempts(stage: Stage, job_id: str) -> list[str]:
     return [event["attempt"] for event in stage.all_events(job_id) if event["type"] == "started"]
 
 
-@pytest.mark.parametrize("down", ["restart", "kill"])
+@pytest.mark.parametrize("down", [pytest.param("restart", marks=pytest.mark.long), "kill"])
 async def test_broker_restart_in_the_middle_loses_and_repeats_nothing(
     apache_kafka: ApacheKafka, apache: Stage, down: str
 ) -> None:

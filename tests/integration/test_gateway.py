@@ -77,9 +77,9 @@ async def test_stream_resumes_on_another_replica_behind_every_event(stage: Stage
 
 
 async def test_stream_of_a_killed_gateway_resumes_on_another_one(stage: Stage) -> None:
-    """`kill -9` in the middle of a stream."""
+    """`kill -9` in the middle of a stream, which ends when the other gateway cancels it."""
     async with stage.worker(), gateway(stage) as other, gateway_process(stage) as (first, process):
-        submitted = await first.submit("practice?deltas=60&pace_ms=10")
+        submitted = await first.submit(SLOW)
         begun: list[dict[str, Any]] = []
         with pytest.raises(httpx.HTTPError):
             async with first.http.stream("GET", submitted["events_url"]) as response:
@@ -87,12 +87,17 @@ async def test_stream_of_a_killed_gateway_resumes_on_another_one(stage: Stage) -
                     begun.append(event)
                     if len(begun) == 10:
                         await process.kill()
-        rest = await other.events(f"/v1/jobs/{submitted['job_id']}/events", begun[-1]["id"])
+        path = f"/v1/jobs/{submitted['job_id']}"
+        following = asyncio.create_task(other.events(f"{path}/events", begun[-1]["id"]))
+        await eventually(lambda: stage.deltas(submitted["job_id"]) > len(begun) + 20)
+        assert (await other.http.post(f"{path}/cancel")).status_code == 202
+        rest = await following
         await stage.ended(submitted["job_id"])
 
     events = stage.events(submitted["job_id"])
     assert [event["data"] for event in begun + rest] == events
-    assert len(events) > 60
+    assert len(begun) >= 10
+    assert len(rest) > 20
     assert [event["type"] for event in events].count("usage") == 1
 
 

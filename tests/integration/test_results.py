@@ -32,13 +32,16 @@ async def test_results_of_workers_that_are_killed_equal_the_events(
         "practice?status=400",
         "practice?deltas=40&pace_ms=10&logprobs",
     )
-    victim = await apache.process()
+    as_one = {
+        "worker__group_instance_id": "one"
+    }  # the second does not wait for the end of the first one's session
+    victim = await apache.process(**as_one)
     await victim.logged("worker.started")
     await apache.submit_many((f"job-{n}", models[n % len(models)], n % 4) for n in range(60))
     await apache.submit_bytes(b'{"job_id": "invalid", "nonsense": 1}')
     await apache.until(lambda: len(apache.terminals()) >= 10 and apache.practice.open_streams >= 5)
     await victim.kill()
-    await apache.process()
+    await apache.process(**as_one)
     await apache.ended(*(f"job-{n}" for n in range(60)), "invalid", limit_s=90)
 
     assert await result_breaches(apache, topic) == []

@@ -99,6 +99,7 @@ async def test_limit_that_cannot_be_read_is_learned_from_a_refused_commit(
     assert small.breaches() == []
 
 
+@pytest.mark.long
 @pytest.mark.kafka
 async def test_group_that_is_full_ends_the_worker_with_advice(small: Stage) -> None:
     """The third worker names the broker's setting; the two others go on."""

@@ -1,4 +1,7 @@
-"""Hypothesis profiles: random examples on a developer's machine, the same examples in CI."""
+"""Hypothesis profiles: random examples on a developer's machine, the same examples in CI.
+
+`STREAMWORKER_TEST_EXAMPLES` is the number of examples of each property; `make test-long` sets more than `make test`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import os
 
 from hypothesis import settings
 
-settings.register_profile("streamworker", deadline=None, max_examples=200)
+examples = int(os.environ.get("STREAMWORKER_TEST_EXAMPLES", "100"))
+settings.register_profile("streamworker", deadline=None, max_examples=examples)
 settings.register_profile(
     "streamworker-ci", settings.get_profile("streamworker"), derandomize=True, database=None
 )

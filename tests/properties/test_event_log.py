@@ -286,7 +286,7 @@ OPTIONS = st.builds(
 )
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(logs(reruns=False), STEPS, OPTIONS, st.integers(1, 9), st.sampled_from([0, 4000, 1 << 20]))
 def test_event_log_client_gets_what_the_event_reader_gives_through_cuts_and_restarts(
     log: Log, steps: list[Step], options: LogOptions, batch: int, shared_bytes: int

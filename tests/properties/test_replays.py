@@ -225,7 +225,7 @@ STEPS = st.lists(
 """What happens: a client comes back, or how much is read or written, or for how many turns scans go on."""
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     topics(),
     STEPS,
