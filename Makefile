@@ -48,7 +48,7 @@ demo: $(DEMO) ## broker, upstream, two workers and several jobs side by side, on
 
 # Tests wait more than they compute, so twice as many processes as cores run whole files in order, the long ones first; each
 # process has brokers of its own. One process, for a debugger: make test ARGS="-n 0".
-test: $(READY) ## all tests, on the embedded broker and on Apache Kafka (skipped with the reason where it cannot run)
+test: $(READY) ## all but the long tests, on Apache Kafka (where it cannot run: on the embedded broker, with what needs Kafka skipped)
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
 
 test-long: $(READY) ## rollouts, upgrades, backlogs, clusters, slow variants, and five times as many random examples

@@ -17,7 +17,7 @@ from streamworker.demo.broker import EmbeddedBroker, find_binary
 from streamworker.demo.child import ChildError
 from streamworker.practice import PracticeUpstream
 from streamworker.telemetry.logging import FLOORS
-from tests.brokers.apache import EXTERNAL, ApacheKafka, archived
+from tests.brokers.apache import EXTERNAL, ApacheKafka, archived, can_run
 from tests.brokers.requirement import need
 
 if TYPE_CHECKING:
@@ -92,9 +92,18 @@ def _older_objects_are_frozen() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    on_kafka = can_run()
     for item in items:
         for name in set(_MARKS).intersection(getattr(item, "fixturenames", ())):
             item.add_marker(_MARKS[name])
+        # Where Apache Kafka runs, it is enough that `make test` has a claim on it; the demo's broker follows with `make test-long`.
+        given = (
+            item.callspec.params.get("broker")
+            if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+            else None
+        )
+        if on_kafka and given == "embedded_broker" and item.path.name != "test_brokers.py":
+            item.add_marker(pytest.mark.long)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

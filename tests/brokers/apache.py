@@ -234,6 +234,15 @@ def fetched() -> Path:
     return libraries
 
 
+def can_run() -> bool:
+    """Whether tests on Apache Kafka run on this machine."""
+    if EXTERNAL:
+        return True
+    return shutil.which("java") is not None and (
+        cached_libraries().is_dir() or shutil.which("mvn") is not None
+    )
+
+
 def cached_libraries() -> Path:
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     pom = POM.read_text("utf-8")

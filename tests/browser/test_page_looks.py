@@ -294,6 +294,7 @@ async def test_cancellation_without_a_network_says_so(tab: Tab) -> None:
     """The button does not look as if it had worked."""
     async with FakeGateway() as fake, tab(fake.url) as page:
         await fake.publish(started(await new_job(fake, page)))
+        await expect(page.locator(".word")).to_have_text("Started")
         await page.context.set_offline(True)
         await expect(page.locator("#link")).to_have_text("Offline")
         await page.click(".cancel")

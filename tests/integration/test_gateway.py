@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +14,11 @@ from websockets.asyncio.client import connect as connect_typed
 
 from streamworker.demo.child import free_port
 from streamworker.practice import expected_text
+from tests.integration.forwarding import forwarded
 from tests.integration.gateways import KEY, events_in, gateway, gateway_process, open_keys
 from tests.integration.stage import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from tests.integration.stage import Stage
@@ -209,26 +208,6 @@ async def test_gateway_that_starts_without_a_broker_reports_it_and_recovers(stag
     assert _seconds(line) - _seconds(started) < 3
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "broker_unavailable")
     assert (found.status_code, found.json()["status"]) == (200, "waiting")
-
-
-@asynccontextmanager
-async def forwarded(port: int, to: str) -> AsyncIterator[None]:
-    """Forward a port to a broker, whose metadata name its own address."""
-    host, _, number = to.rpartition(":")
-
-    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError):
-            while data := await reader.read(65_536):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
-
-    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection(host, int(number))
-        await asyncio.gather(copy(reader, back), copy(there, writer))
-
-    async with await asyncio.start_server(forward, "127.0.0.1", port):
-        yield
 
 
 def _seconds(line: dict[str, Any]) -> float:

@@ -13,6 +13,7 @@ import structlog
 from streamworker.demo.child import free_port
 from streamworker.practice import PracticeUpstream, expected_text, expected_usage
 from tests.integration.checker import text_of
+from tests.integration.forwarding import forwarded
 from tests.integration.stage import Stage, eventually
 
 if TYPE_CHECKING:
@@ -480,18 +481,18 @@ async def test_signal_before_the_broker_is_reachable_ends_the_worker_cleanly(
 
 
 async def test_worker_waits_for_a_broker_that_starts_later(
-    apache_kafka: ApacheKafka, apache: Stage, monkeypatch: pytest.MonkeyPatch
+    apache: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that starts before its broker logs the failed connection, repeats it, and then runs its jobs."""
     monkeypatch.setattr("streamworker.app._CONNECT_BACKOFF_S", (0.5,))
     await apache.open()
     await apache.submit("early", "practice?deltas=3")
-    await asyncio.to_thread(apache_kafka.kill)
+    port = free_port()
     with structlog.testing.capture_logs() as lines:
-        async with apache.worker():
+        async with apache.worker(kafka__bootstrap_servers=f"127.0.0.1:{port}"):
             await eventually(lambda: [line for line in lines if line["event"] == "kafka.unavailable"])
-            await asyncio.to_thread(apache_kafka.start)
-            [end] = await apache.ended("early")
+            async with forwarded(port, apache.broker.bootstrap):
+                [end] = await apache.ended("early")
     assert end["status"] == "completed"
     assert apache.breaches() == []
 

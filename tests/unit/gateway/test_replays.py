@@ -248,7 +248,7 @@ async def test_replays_keep_nothing_undecided_of_a_partition_that_was_paused() -
     await world.finish()
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", [pytest.param(n, marks=pytest.mark.long) if n > 2 else n for n in range(8)])
 async def test_replays_for_hundreds_of_reconnects_read_each_record_once(seed: int) -> None:
     """Gateways were killed; the clients of all jobs come back in any order, over some time, and the tail is live."""
     chance = random.Random(seed)

@@ -33,7 +33,7 @@ PATTERNS: dict[str, list[int]] = {
 
 
 @pytest.mark.parametrize("name", PATTERNS)
-@pytest.mark.parametrize("committed", [0, 7, (1 << 62)])
+@pytest.mark.parametrize("committed", [7, (1 << 62)])
 def test_offset_map_round_trip(name: str, committed: int) -> None:
     """For every form, at any committed offset."""
     finished = frozenset(committed + offset for offset in PATTERNS[name])
