@@ -273,7 +273,6 @@ class _Pending:
         """Whether the data cannot become a whole object with more lines."""
 
     def add(self, value: bytes) -> None:
-        self._is_parsed = False
         self.lines.append(value)
         self.size += len(value) + 1
 

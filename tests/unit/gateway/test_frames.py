@@ -15,6 +15,7 @@ VALUES = [
     b"{}",
     b'{"a":\n"b"}',
     b'{"a":\r\n"b",\r"c":1}',
+    b'{"a":\r"b"}',
     b"{" + b" " * 70_000 + b"}",
     '{"text":"é 漢 🙂"}'.encode(),
 ]
@@ -49,7 +50,7 @@ def test_delta_of_one_format_is_not_that_of_another() -> None:
     assert frames[0] == frames[2] != frames[1]
 
 
-@pytest.mark.parametrize("value", [*VALUES, b'{"a":\r"b"}', b'{"a":\n"b"}', b"\n{}\r"])
+@pytest.mark.parametrize("value", [*VALUES, b"\n{}\r"])
 def test_event_is_one_event_of_its_format_whatever_line_ends_its_value_has(value: bytes) -> None:
     """Line ends may be between the tokens of a value that another program has written."""
     event = FeedEvent("delta", "7.12.3.9f2c01ab", value, 3, "a")

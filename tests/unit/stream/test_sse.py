@@ -102,6 +102,7 @@ def test_parser_last_event_field_names_this_event_only(stream: bytes, types: lis
         (b"id: 1\n", [], ""),
         (b"id: 1\ndata: a\n\nid: 2\ndata: b", ["1"], "1"),
         (b"id: 1\nid: 2\0\ndata: a\n\n", ["1"], "1"),
+        (b'id: 1\ndata: {"a":1}\ndata: {"b":1}\n', ["1", "1"], "1"),
         (b"id: \xe2\x9c\x94\xff\ndata: a\n\n", ["✔\ufffd"], "✔\ufffd"),
     ],
 )
@@ -232,6 +233,11 @@ def test_parser_unblanked_objects_are_one_event_each() -> None:
         ),
         pytest.param(
             b"data: {}\ndata: {}\n\ndata: a\ndata: b\n\n", ["{}", "{}", "a\nb"], id="text stays text"
+        ),
+        pytest.param(
+            b"data: {}\ndata: {}\n\ndata: {x}\ndata: y\n\n",
+            ["{}", "{}", "{x}\ny"],
+            id="each is parsed itself",
         ),
         pytest.param(
             b"data: {}\ndata: {}\n\ndata: {\ndata: }\n\n", ["{}", "{}", "{\n}"], id="lines stay lines"

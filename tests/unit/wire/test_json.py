@@ -91,7 +91,6 @@ def test_decode_text_that_is_not_json_raises_invalid_json(text: bytes) -> None:
         (b'["\\ud83d",-Infinity]', "-Infinity is not JSON"),
         (b"1e999", "a number beyond a double"),
         (b"[1,]", "Expecting value at character 3"),
-        (b"1" * 5000, "Exceeds the limit (4300 digits) for integer string conversion"),
     ],
 )
 def test_decode_failure_message_says_what_is_not_json(text: bytes, reason: str) -> None:
@@ -99,7 +98,7 @@ def test_decode_failure_message_says_what_is_not_json(text: bytes, reason: str) 
     with pytest.raises(InvalidJSON) as refused:
         decode(text)
 
-    assert str(refused.value).startswith(reason)
+    assert str(refused.value) == reason
 
 
 def test_decode_lenient_keeps_finite_numbers_beside_others() -> None:
@@ -129,6 +128,8 @@ def test_decode_nesting_is_limited_on_both_sides_of_the_limit(opening: bytes, cl
             decode(text)
         with pytest.raises(InvalidJSON):
             decode_strict(text)
+    with pytest.raises(InvalidJSON, match=r"^nested too deeply$"):
+        decode_strict(too_deep)
 
 
 @pytest.mark.parametrize("prefix", [b"", b'"\\ud83d",'])
