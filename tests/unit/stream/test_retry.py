@@ -37,6 +37,9 @@ BAD_REQUEST = JobError(ErrorCode.UPSTREAM_REJECTED, "bad", 400)
         ({"retry-after": "1.5"}, Advice(None, 1.5)),
         ({"retry-after-ms": "250", "retry-after": "9"}, Advice(None, 0.25)),
         ({"retry-after-ms": "nan", "retry-after": "9"}, Advice(None, 9.0)),
+        ({"retry-after-ms": "250, 500"}, Advice(None, 0.5)),
+        ({"retry-after-ms": "0", "retry-after": "9"}, Advice(None, 0.0)),
+        ({"retry-after-ms": "Tue, 14 Nov 2023 22:13:30 GMT"}, Advice()),
         ({"retry-after": "-1"}, Advice()),
         ({"retry-after": "inf"}, Advice()),
         ({"retry-after": "NaN"}, Advice()),
@@ -50,6 +53,8 @@ BAD_REQUEST = JobError(ErrorCode.UPSTREAM_REJECTED, "bad", 400)
         ({"retry-after": "Tue, 14 Nov 2023 22:13:30 GMT"}, Advice(None, 10.0)),
         ({"retry-after": "Tue, 14 Nov 2023 22:13:00 GMT"}, Advice(None, 0.0)),
         ({"retry-after": "2, 3"}, Advice(None, 3.0)),
+        ({"retry-after": "3, soon, 2"}, Advice(None, 3.0)),
+        ({"retry-after": "1," * 7 + "8,9"}, Advice(None, 8.0)),
         ({"retry-after": "2s"}, Advice(None, 2.0)),
         ({"retry-after": "6m0s"}, Advice(None, 360.0)),
         ({"retry-after": "1h 2 min"}, Advice(None, 3720.0)),
@@ -71,7 +76,11 @@ def test_read_advice_of_headers(headers: dict[str, str], advice: Advice) -> None
         (RETRIABLE, Advice(), 1, inf, 0.5),
         (RETRIABLE, Advice(), 2, inf, 1.0),
         (RETRIABLE, Advice(None, 3.0), 1, inf, 3.0),
+        (RETRIABLE, Advice(), 3, inf, 2.0),
         (RETRIABLE, Advice(), 4, inf, None),
+        (RETRIABLE, Advice(None, 120.0), 1, inf, 120.0),
+        (RETRIABLE, Advice(None, 120.1), 1, inf, None),
+        (RETRIABLE, Advice(None, 3.0), 1, 3.1, 3.0),
         (RETRIABLE, Advice(None, 3.0), 1, 3.0, None),
         (RETRIABLE, Advice(None, MAX_ADVISED_S + 1), 1, inf, None),
         (RETRIABLE, Advice(False, None), 1, inf, None),
@@ -98,6 +107,14 @@ def test_next_try_follows_error_advice_tries_and_deadline(
 def test_backoff_stays_within_its_bounds(tries: int, random: float) -> None:
     """A delay is neither negative nor longer than the maximum."""
     assert 0 <= backoff_s(tries, random) <= 8
+
+
+@pytest.mark.parametrize(
+    ("tries", "bound"), [(1, 1.0), (2, 2.0), (3, 4.0), (4, 8.0), (5, 8.0), (17, 8.0), (10**6, 8.0)]
+)
+def test_backoff_bound_doubles_up_to_the_maximum(tries: int, bound: float) -> None:
+    """The delay is the random part of the bound."""
+    assert [backoff_s(tries, random) for random in (0.0, 0.25, 0.5)] == [0.0, bound / 4, bound / 2]
 
 
 @given(st.text(max_size=40), st.text(max_size=40), st.text(max_size=10))
@@ -146,6 +163,20 @@ def test_falls_back_where_the_upstream_is_at_fault(error: JobError, elsewhere: b
         ({"x-ratelimit-reset-tokens": "-1"}, None),
         ({"x-ratelimit-reset": f"{NOW + 5:.0f}"}, 5.0),
         ({"x-ratelimit-reset": f"{(NOW + 5) * 1000:.0f}"}, 5.0),
+        ({"x-ratelimit-reset": f"{NOW - 5:.0f}"}, 0.0),
+        ({"x-ratelimit-reset": "999999999"}, 999_999_999.0),
+        ({"x-ratelimit-reset": "1000000000"}, 0.0),
+        ({"X-RateLimit-Reset": "5"}, 5.0),
+        (
+            {
+                "x-ratelimit-reset-requests": "1s",
+                "x-ratelimit-remaining-requests": "0",
+                "x-ratelimit-reset-tokens": "9s",
+                "x-ratelimit-remaining-tokens": "0",
+            },
+            9.0,
+        ),
+        ({"x-ratelimit-reset-requests": "1s", "x-ratelimit-remaining-requests": "5"}, None),
         ({"ratelimit-reset": "30"}, 30.0),
         ({"anthropic-ratelimit-tokens-reset": "2023-11-14T22:13:50Z"}, 30.0),
         ({"anthropic-ratelimit-tokens-reset": "2023-11-14T22:13:00Z"}, 0.0),
@@ -176,6 +207,14 @@ def test_read_advice_of_rate_limit_headers(headers: dict[str, str], after_s: flo
         ("", None),
         ("s", None),
         ("1s later", None),
+        ("later 1s", None),
+        ("250 ms", 0.25),
+        ("2 hours", 7200.0),
+        ("1m", 60.0),
+        ("+2", 2.0),
+        ("1" * 16, None),
+        ("1e99", 1e99),
+        ("1e400", None),
         ({}, None),
     ],
 )
@@ -185,6 +224,8 @@ def test_duration_s_of_numbers_and_texts(value: Any, seconds: float | None) -> N
 
 
 def test_with_advice_prefers_the_headers_delay() -> None:
-    """In ms, rounded up."""
+    """In ms, rounded up, and never more than a JSON reader holds exactly."""
+    assert with_advice(RETRIABLE_AFTER, Advice(None, 1e300)).retry_after_ms == (1 << 53) - 1
+    assert with_advice(RETRIABLE_AFTER, Advice(None, 0.0)).retry_after_ms == 0
     assert with_advice(RETRIABLE, Advice()) is RETRIABLE
     assert with_advice(RETRIABLE_AFTER, Advice(None, 1.0001)).retry_after_ms == 1001
