@@ -71,8 +71,8 @@ def failure_of(ending: Mapping[str, Any], job_id: str) -> ApiError | None:
 
 
 def _status(code: str, upstream_status: Any) -> int:
-    if code == "upstream_rejected" and upstream_status in _PASSED_ON:
-        return int(upstream_status)
+    if code == "upstream_rejected" and type(upstream_status) is int and upstream_status in _PASSED_ON:
+        return upstream_status
     return _STATUSES.get(code, 502)
 
 

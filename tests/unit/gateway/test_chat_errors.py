@@ -126,6 +126,14 @@ def test_terminal_event_without_error_is_named_after_its_status(error: Any) -> N
     assert failure.retriable is False
 
 
+@pytest.mark.parametrize("upstream_status", [[400], {"a": 1}, "400", 400.0, True])
+def test_upstream_status_of_another_type_is_not_passed_on(upstream_status: Any) -> None:
+    """An event of another program or version must not end the request with an exception."""
+    failure = of(failed("upstream_rejected", http_status=upstream_status))
+
+    assert (failure.status, failure.code) == (502, "upstream_rejected")
+
+
 def test_void_attempt_is_retriable() -> None:
     """It names the job, whose new attempt can be read as native events."""
     error = superseded(JOB)
