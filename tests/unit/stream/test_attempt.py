@@ -17,9 +17,12 @@ from streamworker.model import (
     Status,
     Timing,
     UsageSource,
+    Voided,
 )
 from streamworker.redaction import Redactor
 from streamworker.stream.attempt import TRANSITIONS, Attempt, Input, InvalidTransition, State, Transition
+from streamworker.stream.coalesce import Coalescer
+from streamworker.stream.usage import VoidedUsage
 from tests.streams import NOW, chunk, data, ended, listening, make_attempt, make_job, play
 
 ERROR = JobError(ErrorCode.TIMEOUT_IDLE, "nothing came")
@@ -582,3 +585,145 @@ def test_timing_of_a_record_without_a_timestamp_is_unknown(timestamp: int) -> No
     attempt.cancel("")
 
     assert attempt.terminal(NOW).timing.queued is None
+
+
+def test_wind_up_while_an_event_is_yielded_counts_it_as_published() -> None:
+    """The caller was publishing it when the cancellation came; the events behind it are not yielded."""
+    attempt = in_state(State.STREAMING)
+    reading = attempt.receive(data(chunk({"content": "b"}), chunk({"content": "c"}), b"[DONE]"), NOW)
+    assert next(reading).delta == {"content": "b"}
+    attempt.wind_up("enough")
+    assert list(reading) == []
+    terminal = attempt.terminal(NOW)
+
+    assert (terminal.status, terminal.seq) == (Status.CANCELLED, 3)
+    assert (terminal.observed.deltas, terminal.observed.content_chars) == (2, 2)
+
+
+def test_refuse_after_a_wind_up_ends_with_the_brokers_error() -> None:
+    """A reader misses a delta, which the cancellation does not explain."""
+    attempt = in_state(State.WINDING_UP)
+    list(attempt.receive(data(b"[DONE]"), NOW))
+    assert (attempt.status, attempt.error) == (Status.CANCELLED, JobError(ErrorCode.CANCELLED, "enough"))
+    attempt.refuse(ERROR)
+
+    assert (attempt.status, attempt.error) == (Status.INTERRUPTED, ERROR)
+
+
+def test_terminal_event_adds_up_the_reports_of_failed_tries() -> None:
+    """They were paid for; a try that reported nothing is not counted."""
+    attempt = listening()
+    report = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 1}}
+    for stream in (data(report), data(b"{}"), data(report)):
+        list(attempt.receive(stream, NOW))
+        attempt.fail(ERROR)
+        attempt.retry()
+        attempt.call()
+        attempt.answer()
+    list(attempt.receive(TEXT, NOW))
+    list(attempt.close(NOW))
+    terminal = attempt.terminal(NOW)
+
+    assert terminal.voided == Voided(2, {"prompt_tokens": 6, "completion_tokens": 2})
+    assert (terminal.tries, terminal.usage_source) == (4, UsageSource.ESTIMATED)
+    assert play(TEXT).end.voided is msgspec.UNSET
+
+
+def test_terminal_event_continues_the_account_of_earlier_attempts() -> None:
+    """A restarted job has one terminal event for all its calls."""
+    earlier = VoidedUsage()
+    earlier.add({"completion_tokens": 5})
+    end = play(TEXT, tries=2, voided=earlier).end
+
+    assert end.tries == 3
+    assert end.voided == Voided(1, {"completion_tokens": 5})
+
+
+def merging() -> Attempt:
+    """Return an attempt that has published one delta and holds two."""
+    attempt = listening(coalescer=Coalescer())
+    stream = data(*(chunk({"content": text}) for text in "abc"))
+    assert [event.delta for event in attempt.receive(stream, NOW)] == [{"content": "a"}]
+    assert attempt.held_deltas == 2
+    return attempt
+
+
+def test_flush_yields_the_held_text_as_one_delta_of_the_time_when_it_came() -> None:
+    """Each part counts as a delta of the upstream's; nothing is held behind it."""
+    attempt = merging()
+    list(attempt.receive(data(chunk({"content": "d"})), NOW + 5))
+    [event] = attempt.flush()
+
+    assert (event.seq, event.ts, event.delta) == (2, NOW, {"content": "bcd"})
+    assert (attempt.held_deltas, list(attempt.flush())) == (0, [])
+    assert (attempt.seq, attempt.ledger.observed.deltas) == (3, 4)
+
+
+def test_flush_that_is_not_published_keeps_the_text() -> None:
+    """A caller that fails to publish the event ends the attempt; the number is given to the terminal event."""
+    attempt = merging()
+    flushing = attempt.flush()
+    assert next(flushing).seq == 2
+    attempt.fail(ERROR)
+    assert list(flushing) == []
+
+    assert (attempt.held_deltas, list(attempt.flush())) == (2, [])
+    assert (attempt.terminal(NOW).seq, attempt.terminal(NOW).observed.deltas) == (2, 1)
+
+
+def test_flush_outside_of_the_stream_yields_nothing() -> None:
+    """Neither without a coalescer, nor without text, nor after a cancellation."""
+    held = merging()
+    held.wind_up("enough")
+    empty = listening(coalescer=Coalescer())
+
+    assert [list(attempt.flush()) for attempt in (held, empty, in_state(State.STREAMING))] == [[], [], []]
+    assert [attempt.held_deltas for attempt in (empty, in_state(State.STREAMING))] == [0, 0]
+
+
+def test_close_yields_the_held_text_before_it_ends_the_attempt() -> None:
+    """Also where the connection broke."""
+    for broken in (None, ERROR):
+        attempt = merging()
+        assert [event.delta for event in attempt.close(NOW, broken=broken)] == [{"content": "bc"}]
+        assert (attempt.status, attempt.terminal(NOW).seq) == (Status.INTERRUPTED, 3)
+
+
+@pytest.mark.parametrize(
+    ("body", "broken", "code"),
+    [
+        (b'{"error":{"message":"no such model","code":404}}', None, None),
+        (b'{"error":{"message":"no such model","code":404}}', ERROR, None),
+        (b'{"error":{"message":"no such', None, None),
+        (b'{"error":{"message":"no such', ERROR, ErrorCode.TIMEOUT_IDLE),
+    ],
+)
+def test_close_of_a_document_is_the_error_that_it_holds(
+    body: bytes, broken: JobError | None, code: ErrorCode | None
+) -> None:
+    """A connection that broke behind a whole document changes nothing; half a document explains nothing."""
+    attempt = listening()
+    list(attempt.receive(body, NOW))
+    list(attempt.close(NOW, broken=broken))
+
+    assert attempt.state is State.TRY_FAILED
+    assert attempt.error is not None
+    if code is None:
+        assert attempt.error.code is not ErrorCode.TIMEOUT_IDLE
+        assert "no such" in attempt.error.message + (attempt.error.upstream or "")
+    else:
+        assert attempt.error == broken
+
+
+def test_answer_after_a_document_reads_an_event_stream() -> None:
+    """The form of a body is decided anew by each try."""
+    attempt = listening()
+    list(attempt.receive(b'{"error":{"message":"busy"}}', NOW))
+    list(attempt.close(NOW))
+    attempt.retry()
+    attempt.call()
+    attempt.answer()
+
+    assert [event.delta for event in attempt.receive(TEXT, NOW)] == [{"content": "a"}, {"content": "b"}]
+    assert list(attempt.close(NOW)) == []
+    assert attempt.status is Status.COMPLETED
