@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from streamworker.model import Observed, UsageSource
-from streamworker.stream.usage import ESTIMATE_METHOD, Ledger, Tokenizer, generated_text
+from streamworker.stream.usage import ESTIMATE_METHOD, Ledger, Tokenizer, VoidedUsage, generated_text
 
 
 @pytest.mark.parametrize(
@@ -248,3 +248,62 @@ def test_settle_with_empty_deltas_is_none(delta: dict[str, Any]) -> None:
     ledger.count_delta(delta)
 
     assert ledger.settle(completed=True) == (None, UsageSource.NONE, None)
+
+
+def test_voided_usage_adds_up_the_counts_of_reports_member_by_member() -> None:
+    """Details too; a call without a report is not counted, and members that are not counts are left out."""
+    voided = VoidedUsage()
+    for report in (
+        {"prompt_tokens": 3, "details": {"cached": 1, "deep": {"a": 1}}, "cost": 0.5, "note": "x", "big": -1},
+        None,
+        {"prompt_tokens": 4, "details": {"cached": 2, "deep": {"a": 2}, "b": 1}, "is_exact": True},
+        {"details": 7, "prompt_tokens": {"x": 1}, "only_here": 1},
+    ):
+        voided.add(report)
+
+    assert voided.calls == 3
+    assert voided.usage == {"prompt_tokens": {"x": 1}, "details": 7, "only_here": 1}
+
+
+def test_voided_usage_keeps_counts_of_nested_details() -> None:
+    """Two levels of objects; deeper ones are left out."""
+    voided = VoidedUsage()
+    report = {"a": 1, "one": {"b": 2, "two": {"c": 3, "three": {"d": 4}}}}
+    voided.add(report)
+    voided.add(report)
+
+    assert voided.usage == {"a": 2, "one": {"b": 4, "two": {"c": 6}}}
+
+
+def test_begin_try_forgets_the_report_of_the_call_before() -> None:
+    """What was generated stays: the events of it are published."""
+    ledger = Ledger()
+    ledger.count_delta({"content": "abcd"})
+    ledger.report({"completion_tokens": 9}, final=True)
+    ledger.begin_try()
+
+    assert (ledger.report_of_call, ledger.reported(completed=True)) == (None, None)
+    assert ledger.settle(completed=True) == ({"completion_tokens": 1}, "estimated", ESTIMATE_METHOD)
+    ledger.report({"completion_tokens": 2}, final=False)
+    assert ledger.report_of_call == {"completion_tokens": 2}
+    assert ledger.reported(completed=False) is None
+
+
+@pytest.mark.parametrize("is_reasoning", [False, True])
+def test_count_texts_counts_like_the_deltas_that_it_stands_for(is_reasoning: bool) -> None:
+    """Reads that are taken without being parsed have the same account."""
+    member = "reasoning" if is_reasoning else "content"
+    one_by_one, at_once = Ledger(), Ledger()
+    for text in ("a🐟", "bcd"):
+        one_by_one.count_delta({member: text})
+    one_by_one.chunks, one_by_one.bytes = 2, 99
+    at_once.count_texts(2, 5, size=99, utf8=8, is_reasoning=is_reasoning)
+
+    assert at_once.observed == one_by_one.observed
+    assert at_once.settle(completed=True) == one_by_one.settle(completed=True)
+
+
+def test_ledger_keeps_text_only_for_a_tokenizer() -> None:
+    """Without one there is nothing to count it with."""
+    assert Ledger(Tokenizer("words", words)).keeps_text
+    assert not Ledger().keeps_text
