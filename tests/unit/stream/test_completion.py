@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from streamworker.stream.completion import CompletionAssembler
+from streamworker.stream.completion import CompletionAssembler, second_of
 from streamworker.wire.json import encode
 from tests.completions import STARTED, completed, of_chunks, of_deltas, read_back, started
 from tests.streams import NOW, chunk
@@ -566,6 +566,11 @@ USAGES: dict[str, tuple[Any, str, Any]] = {
         "upstream",
         {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 354},
     ),
+    "a summand that is not a number": (
+        {"prompt_tokens": 2, "completion_tokens": "3"},
+        "upstream",
+        {"prompt_tokens": 2, "completion_tokens": "3"},
+    ),
     "one summand": ({"completion_tokens": 3}, "upstream", {"completion_tokens": 3}),
     "estimated": ({"completion_tokens": 3}, "estimated", None),
     "unknown": (None, "none", None),
@@ -581,6 +586,53 @@ def test_assembler_usage_is_the_upstreams_report(usage: Any, source: str, expect
     assembler.end(finish_reasons={}, usage=usage, usage_source=source)
 
     assert completed(assembler)["usage"] == expected
+
+
+def test_assembler_reads_the_terminal_event_as_it_is_given_its_members() -> None:
+    """`read` is for decoded events, `end` for those that have the members at hand."""
+    usage = {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+    read, ended = started(), started()
+    for assembler in (read, ended):
+        assembler.add(0, {"content": "a"})
+    read.read(
+        {"type": "usage", "finish_reasons": {"0": "length"}, "usage": usage, "usage_source": "upstream"}
+    )
+    ended.end(finish_reasons={"0": "length"}, usage=usage, usage_source="upstream")
+
+    assert completed(read) == completed(ended)
+    assert completed(read)["usage"] == usage
+    assert completed(read)["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("created", "second"),
+    [
+        (1, 1),
+        (1.9, 1),
+        ((1 << 53) - 1, (1 << 53) - 1),
+        (1 << 53, 0),
+        (0, 0),
+        (0.9, 0),
+        (-1, 0),
+        (float("nan"), 0),
+        (float("inf"), 0),
+        (True, 0),
+        ("1", 0),
+        (None, 0),
+    ],
+)
+def test_second_of_reads_a_number_that_every_json_reader_keeps(created: Any, second: int) -> None:
+    """Upstreams may send any value; the job's own time is used instead of 0."""
+    assert second_of(created) == second
+
+
+def test_assembler_counts_the_id_and_the_model_of_the_chunk() -> None:
+    """They are bounded with the rest of the completion."""
+    for chunk_ in ({"id": "x" * 150}, {"model": "x" * 150}):
+        within, beyond = started(limit_bytes=400), started(limit_bytes=200)
+        for assembler in (within, beyond):
+            assembler.add(0, {"content": "a" * 100}, chunk=chunk_)
+        assert (within.omitted, beyond.omitted) == ([], ["completion"])
 
 
 def test_assembler_job_without_delta_has_no_completion() -> None:
