@@ -92,8 +92,9 @@ def _insert(members: dict[str, Any], path: _Path, half: str) -> None:
     step = rest[0]
     if value is None:
         value = members[name] = [] if isinstance(step, _Item) else {}
-    if isinstance(step, _Item) and isinstance(value, list):
-        _insert(_find(value, step), tuple(rest[1:]), half)
+    if isinstance(step, _Item):
+        if isinstance(value, list):
+            _insert(_find(value, step), tuple(rest[1:]), half)
     elif isinstance(value, dict):
         _insert(value, tuple(rest), half)
 

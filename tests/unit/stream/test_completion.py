@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from streamworker.stream.completion import CompletionAssembler, second_of
+from streamworker.stream.reasoning_details import ReasoningDetails
 from streamworker.wire.json import encode
 from tests.completions import STARTED, completed, of_chunks, of_deltas, read_back, started
 from tests.streams import NOW, chunk
@@ -381,6 +382,28 @@ DETAILS: dict[str, tuple[list[list[Any]], list[Any]]] = {
         [[detail("a", "encrypted", id="x")], [detail("b", "encrypted", id="y")]],
         [detail("a", "encrypted", id="x"), detail("b", "encrypted", id="y")],
     ),
+    "an id in the first fragment only": (
+        [[detail("a", id="x")], [detail("b")], [detail("c", id=None)]],
+        [detail("abc", id="x")],
+    ),
+    "an id in a later fragment": ([[detail("a")], [detail("b", id="x")]], [detail("ab", id="x")]),
+    "the same id in every fragment": (
+        [[detail("a", id="x")], [detail("b", id="x")]],
+        [detail("ab", id="x")],
+    ),
+    "two fragments of one entry in one delta": ([[detail("a"), detail("b")]], [detail("ab")]),
+    "a signature behind a signature, without more text": (
+        [[detail("a", signature="s")], [detail(signature="t")], [detail("b", signature="t")]],
+        [detail("ab", signature="t")],
+    ),
+    "text without a signature behind a signed entry": (
+        [[detail("a", signature="s")], [detail("b", signature=None)]],
+        [detail("a", signature="s"), detail("b")],
+    ),
+    "another format in a later fragment": (
+        [[detail("a", format="x")], [detail("b", format="y")]],
+        [detail("ab", format="y")],
+    ),
     "no index": ([[detail("a", index=None)], [detail("b", index=None)]], [detail("ab") | {"index": None}]),
     "no index, two in one delta": (
         [[{"type": "t", "text": "a"}, {"type": "t", "text": "b"}]],
@@ -404,6 +427,14 @@ def test_assembler_reasoning_details_are_merged_within_one_entry_only(
 
 def _without_null(entry: Any) -> Any:
     return {k: v for k, v in entry.items() if v is not None} if isinstance(entry, dict) else entry
+
+
+def test_reasoning_details_count_at_least_what_is_written_of_complete_entries() -> None:
+    """Those that are not objects too: an upstream must not use up memory with them."""
+    details = ReasoningDetails()
+    grown = details.add(["x" * 100, detail("y" * 100), 5])
+
+    assert grown >= len(encode(details.values())) - 20
 
 
 def test_assembler_reasoning_details_count_as_reasoning_where_no_other_member_does() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from streamworker.stream.surrogates import MAX_DEPTH, MAX_HELD, SurrogateJoiner
+from streamworker.stream.surrogates import MAX_DEPTH, MAX_HELD, MAX_NAME, SurrogateJoiner
+from tests.streams import chunk, data, play
 
 HIGH, LOW, FISH = "\ud83d", "\udc1f", "\ud83d\udc1f"
 
@@ -76,12 +78,31 @@ def test_joiner_joins_halves_wherever_text_is(
             {"content": ""},
         ),
         ({"function_call": {"arguments": HIGH}}, {}, {"function_call": {"arguments": HIGH}}),
+        (
+            call(HIGH, 2),
+            {"tool_calls": [5, {"index": 1}, {"index": 2}]},
+            {"tool_calls": [5, {"index": 1}, {"index": 2, "function": {"arguments": HIGH}}]},
+        ),
+        (
+            {"content": [{"type": "text", "text": HIGH}]},
+            {"content": [{"type": "text"}]},
+            {"content": [{"type": "text", "text": HIGH}]},
+        ),
+        (
+            {"content": [{"type": "text", "text": HIGH}]},
+            {"content": [{"type": "image"}]},
+            {"content": [{"type": "image"}, {"type": "text", "text": HIGH}]},
+        ),
+        ({"content": HIGH}, {"content": "x"}, {"content": HIGH + "x"}),
+        ({"content": [{"text": HIGH}]}, {"content": {"text": 5}}, {"content": {"text": 5}}),
+        ({"content": {"text": HIGH}}, {"content": [{"text": 5}]}, {"content": [{"text": 5}]}),
+        ({"content": {"text": HIGH}}, {"content": "x"}, {"content": "x"}),
     ],
 )
 def test_joiner_last_delta_gets_the_halves_that_stay_alone(
     held: dict[str, Any], last: dict[str, Any], expected: dict[str, Any]
 ) -> None:
-    """They are put where their string was; nothing that is there is replaced."""
+    """They are put where their string was; nothing that is there is replaced, whatever its type."""
     assert joined(held, finish=last)[-1] == expected
 
 
@@ -99,6 +120,31 @@ def test_joiner_holds_a_bounded_number_of_halves_at_a_bounded_depth() -> None:
     assert not joiner.held
 
 
+@pytest.mark.parametrize(
+    ("code", "is_half"),
+    [(0xD7FF, False), (0xD800, True), (0xDBFF, True), (0xDC00, False), (0xDFFF, False), (0x1F41F, False)],
+)
+def test_joiner_holds_high_surrogates_only(code: int, is_half: bool) -> None:
+    """They are the first half of a character; no other character can be continued."""
+    [delta] = joined({"content": "a" + chr(code)})
+
+    assert delta == {"content": "a" if is_half else "a" + chr(code)}
+
+
+def test_joiner_joins_text_of_members_with_names_up_to_a_length() -> None:
+    """The names are held with the halves."""
+    name = "x" * MAX_NAME
+    kinds = [{"type": "k" * length, "text": HIGH} for length in (MAX_NAME, MAX_NAME + 1)]
+    joiner = SurrogateJoiner()
+    joiner.join(0, {name: HIGH, "parts": kinds}, is_last=False)
+
+    assert [key for _, key in joiner.held] == [
+        (name,),
+        ("parts", (None, 0, "k" * MAX_NAME), "text"),
+        ("parts", (None, 1, None), "text"),
+    ]
+
+
 def test_joiner_keeps_choices_apart() -> None:
     """A half waits for its own choice."""
     joiner = SurrogateJoiner()
@@ -108,3 +154,16 @@ def test_joiner_keeps_choices_apart() -> None:
 
     assert (one, other) == ({"content": ""}, {"content": "x"})
     assert list(joiner.held.values()) == [HIGH]
+
+
+def test_stream_that_ends_with_another_type_than_a_half_before_it_completes() -> None:
+    """The half has no place in the last delta, and is dropped; the job does not fail for it."""
+    parts = {"content": [{"type": "text", "text": "a" + HIGH}]}
+    stream = data(json.dumps(chunk(parts)).encode(), chunk({"content": {"text": 5}}, "stop"), b"[DONE]")
+    played = play(stream)
+
+    assert [event.delta for event in played.deltas] == [
+        {"content": [{"type": "text", "text": "a"}]},
+        {"content": {"text": 5}},
+    ]
+    assert played.end.status == "completed"
