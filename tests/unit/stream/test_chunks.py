@@ -698,3 +698,30 @@ def test_reader_document_with_an_error_beside_its_choices_ends_with_the_error() 
 
     assert items is not None
     assert [type(item) for item in items] == [ChunkDelta, StreamError]
+
+
+def test_reader_whole_message_in_an_event_is_its_delta() -> None:
+    """Some gateways answer a streaming request with one event that holds the completion."""
+    [item] = deltas(choice(message={"role": "assistant", "content": "a"}, finish_reason="stop"))
+
+    assert (item.delta, item.finish_reason) == ({"role": "assistant", "content": "a"}, "stop")
+    assert item.extra is UNSET
+
+
+@pytest.mark.parametrize("message", [{"role": "assistant", "content": "ab"}, 5, "ab"])
+def test_reader_whole_message_behind_deltas_is_not_their_text_again(message: Any) -> None:
+    """It repeats them, or is not a message; it is kept as an unknown member."""
+    first, last = deltas(choice(delta={"content": "ab"}), choice(message=message, finish_reason="stop"))
+
+    assert (first.delta, last.delta, last.finish_reason) == ({"content": "ab"}, {}, "stop")
+    assert last.extra == {"message": message}
+
+
+def test_reader_whole_message_of_another_choice_is_its_delta() -> None:
+    """Each choice is judged for itself."""
+    other = choice(index=1, message={"content": "b"}, finish_reason="stop")
+
+    assert [item.delta for item in deltas(choice(delta={"content": "a"}), other)] == [
+        {"content": "a"},
+        {"content": "b"},
+    ]
