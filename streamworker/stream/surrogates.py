@@ -82,12 +82,13 @@ def _item(item: dict[str, Any], position: int) -> _Item:
 
 
 def _insert(members: dict[str, Any], path: _Path, half: str) -> None:
-    """Put a half that stays alone into a delta, at the path of its string."""
+    """Put a half that stays alone into a delta, at the path of its string; drop it if a value of another type is there."""
     name, *rest = path
     assert isinstance(name, str)
     value = members.get(name)
     if not rest:
-        members[name] = half + value if isinstance(value, str) else half
+        if value is None or isinstance(value, str):
+            members[name] = half + (value or "")
         return
     step = rest[0]
     if value is None:

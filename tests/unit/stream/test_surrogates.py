@@ -94,6 +94,12 @@ def test_joiner_joins_halves_wherever_text_is(
             {"content": [{"type": "image"}, {"type": "text", "text": HIGH}]},
         ),
         ({"content": HIGH}, {"content": "x"}, {"content": HIGH + "x"}),
+        (
+            {"content": HIGH},
+            {"content": [{"type": "text", "text": "x"}]},
+            {"content": [{"type": "text", "text": "x"}]},
+        ),
+        ({"content": HIGH}, {"content": 5}, {"content": 5}),
         ({"content": [{"text": HIGH}]}, {"content": {"text": 5}}, {"content": {"text": 5}}),
         ({"content": {"text": HIGH}}, {"content": [{"text": 5}]}, {"content": [{"text": 5}]}),
         ({"content": {"text": HIGH}}, {"content": "x"}, {"content": "x"}),
