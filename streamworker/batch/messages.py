@@ -32,7 +32,7 @@ def faults_text(name: str, intake: Intake) -> str:
 
 def changes_text(name: str, restore: Restore) -> str:
     """Return which lines of an input were edited since they were done, and what to do."""
-    shown = ", ".join(map(str, restore.changed))
+    shown = ", ".join(map(str, sorted(restore.changed)))
     more = restore.changes - len(restore.changed)
     return (
         f"{name}: {count_of_lines(restore.changes)} done, and edited since (line {shown}"

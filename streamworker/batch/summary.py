@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
     from streamworker.batch.accounting import Accounts, Price
 
-__all__ = ["ending_text", "summary"]
+__all__ = ["RETRY_TEXT", "ending_text", "summary"]
+
+RETRY_TEXT = "the same command with --retry-failed runs the retriable ones again, with --retry-failed=all all failed lines"
+"""What a user may do about the failed lines of a finished run."""
 
 
 def ending_text(total: int, accounts: Accounts, duration: str) -> str:

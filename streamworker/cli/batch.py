@@ -27,7 +27,7 @@ from streamworker.batch.index import State
 from streamworker.batch.jobs import MAX_METADATA
 from streamworker.batch.options import BatchOptions, Stop
 from streamworker.batch.progress import duration
-from streamworker.batch.summary import ending_text, summary
+from streamworker.batch.summary import RETRY_TEXT, ending_text, summary
 from streamworker.cli.batch_progress import MODES, shown
 from streamworker.cli.shared import config_option, quietly, run_async, settings_of, timeout_option
 from streamworker.errors import KafkaError, KafkaUnavailable
@@ -435,6 +435,8 @@ class _Batch:
             progress.note(line)
         for name in outcome.files:
             progress.note(f"  {name}")
+        if outcome.failed and self._paths.errors is not None:
+            progress.note(RETRY_TEXT)
         self._write_summary(engine, "completed")
         return WITH_ERRORS if outcome.failed else FINISHED
 

@@ -126,8 +126,11 @@ def _reason(fault: Any, meant: str | None) -> str:
             return EXPECTED[fault["ctx"]["pattern"]]
         case "model_type" | "dict_type":
             return f"must be a table; did you mean {meant}?" if meant else "must be a table"
+        case "too_short":
+            return f"must have at least {fault['ctx']['min_length']} item(s)"
     message = fault["msg"].removeprefix("Value error, ")
     message = re.sub("^Input should be", "must be", message)
+    message = re.sub("^must be a valid (.*), unable to .*", r"must be a valid \1", message)
     return str(message[:1].lower() + message[1:])
 
 

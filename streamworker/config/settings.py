@@ -99,8 +99,8 @@ NameList = Annotated[tuple[str, ...], BeforeValidator(comma_separated), Field(mi
 
 def _has_ports(servers: str) -> str:
     for server in servers.split(","):
-        _, colon, port = server.strip().rpartition(":")
-        if not colon or not port.isdigit() or not 0 < int(port[:6]) < 65536:
+        host, colon, port = server.strip().rpartition(":")
+        if not colon or "/" in host or not port.isdigit() or not 0 < int(port[:6]) < 65536:
             raise ValueError(f"must be host:port, several separated by commas, not {server.strip()!r}")
     return servers
 

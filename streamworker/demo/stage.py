@@ -43,6 +43,7 @@ Without it the group waits for SESSION_TIMEOUT_S; the embedded broker would neve
 
 _BROKER: Final = f"{PREFIX}KAFKA__BOOTSTRAP_SERVERS"
 _UPSTREAM: Final = f"{PREFIX}UPSTREAMS__DEFAULT__BASE_URL"
+_CONFIG: Final = f"{PREFIX}CONFIG"
 _HOST: Final = "127.0.0.1"
 _OK: Final = 200
 _UPSTREAM_S: Final = 2.5
@@ -175,10 +176,14 @@ def _command(*arguments: str) -> list[str]:
 
 
 def _environ(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables for a child, which finds this package also where it is not installed."""
+    """Return the variables for a child, which finds this package also where it is not installed.
+
+    The child reads no configuration file, as this process does not: a user's file has upstreams that are paid for.
+    """
     source = str(Path(__file__).parents[2])
     paths = [source, *filter(None, [variables.get("PYTHONPATH")])]
-    return {**variables, "PYTHONPATH": os.pathsep.join(paths)}
+    own = {name: value for name, value in variables.items() if name != _CONFIG}
+    return {**own, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 @asynccontextmanager

@@ -166,7 +166,7 @@ class _Handlers:
             raise ApiError(
                 501,
                 "not_configured",
-                "this gateway signs no tokens: gateway.token_secrets_file has no HS256 secret",
+                "this gateway signs no tokens: write a line kid:base64url-secret to the file of gateway.token_secrets_file",
             )
 
 

@@ -197,6 +197,7 @@ class _Around:
             method=asked.method,
             route=asked.route,
             status=status,
+            error_code=asked.error,
             ms=round(seconds * 1000, 1),
             key=asked.key,
             job_id=asked.job_id,

@@ -79,7 +79,9 @@ def read_secrets(path: Path | None) -> Secrets:
     try:
         lines = path.read_text("utf-8").splitlines()
     except OSError as error:
-        raise ConfigurationError([f"{where}: {error.strerror}"]) from None
+        raise ConfigurationError(
+            [f"{where}: {error.strerror}; docs/gateway.md has the command that makes it"]
+        ) from None
     except UnicodeDecodeError:
         raise ConfigurationError([f"{where}: must be text"]) from None
     _library()

@@ -87,6 +87,7 @@ async def test_batch_writes_every_line_into_one_of_two_files(
         code, text = await run_batch(apache, files.input, *arguments)
 
     assert code == 1, text
+    assert "--retry-failed runs the retriable ones again" in text
     completed, failed = files.check(ids)
     assert len(completed) == 38
     by_id = {line["custom_id"]: line for line in failed}

@@ -341,6 +341,40 @@ def test_config_with_several_faults_reports_all_with_path_and_variable(toml: Any
 
 
 @pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        (
+            "KAFKA__BOOTSTRAP_SERVERS",
+            "http://kafka:9092",
+            "must be host:port, several separated by commas, not 'http://kafka:9092'",
+        ),
+        (
+            "KAFKA__BOOTSTRAP_SERVERS",
+            "a:1,PLAINTEXT://b:2",
+            "must be host:port, several separated by commas, not 'PLAINTEXT://b:2'",
+        ),
+        ("WORKER__MAX_IN_FLIGHT", "many", "must be a valid integer"),
+        ("WORKER__DRAIN_TIMEOUT_S", "2m", "must be a valid number"),
+        ("UPSTREAMS__A__INCLUDE_USAGE", "perhaps", "must be a valid boolean"),
+        ("UPSTREAMS__A__MODELS", ",", "must have at least 1 item(s)"),
+    ],
+)
+def test_config_fault_says_what_the_value_must_be(variable: str, value: str, reason: str) -> None:
+    """In the words of a setting, not in those of the library that validates."""
+    name = f"STREAMWORKER_{variable}"
+    reported = faults(None, {name: value, "STREAMWORKER_UPSTREAMS__A__BASE_URL": "http://a/v1"})
+
+    assert reported == (f"{variable.lower().replace('__', '.')} ({name}): {reason}",)
+
+
+def test_config_brokers_may_have_ipv6_addresses() -> None:
+    """In brackets, before the port."""
+    settings = load(None, {"STREAMWORKER_KAFKA__BOOTSTRAP_SERVERS": "[::1]:9092"})
+
+    assert settings.kafka.bootstrap_servers == "[::1]:9092"
+
+
+@pytest.mark.parametrize(
     ("text", "reported"),
     [
         ("[worker", "is not valid TOML"),

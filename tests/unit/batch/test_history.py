@@ -273,6 +273,13 @@ def test_text_of_edited_lines(changes: int, text: str) -> None:
     assert "--changed keep" in said
 
 
+def test_text_of_edited_lines_names_them_in_the_order_of_the_input() -> None:
+    """The output file, from which they are read, has another order."""
+    restore: Any = SimpleNamespace(changes=3, changed=[11, 2, 7])
+
+    assert "(line 2, 7, 11)" in changes_text("i.jsonl", restore)
+
+
 @pytest.mark.parametrize(("count", "text"), [(0, "0 lines are"), (1, "1 line is"), (2000, "2,000 lines are")])
 def test_number_of_lines_has_its_verb(count: int, text: str) -> None:
     """One is not many."""

@@ -20,6 +20,7 @@ from streamworker.practice import PracticeUpstream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
+    from pathlib import Path
 
 UPSTREAM = "STREAMWORKER_UPSTREAMS__DEFAULT__BASE_URL"
 
@@ -99,6 +100,16 @@ async def test_workers_share_the_partitions_before_the_first_job() -> None:
         assert len(first) == 2
         assert await stage.second.owns(2)
         assert not await stage.second.owns(4)
+
+
+async def test_second_worker_reads_no_configuration_file(tmp_path: Path) -> None:
+    """A user's file may have paid upstreams, or settings that do not fit the demo's topics, which would end the worker."""
+    file = tmp_path / "worker.toml"
+    file.write_text('[topics]\njobs = ["mine"]\nweights = { mine = 4 }\n')
+
+    async with set_up(lambda _: None, {"STREAMWORKER_CONFIG": str(file)}) as stage:
+        assert len(await stage.wait_until_shared()) == 2
+        assert stage.second.running
 
 
 async def test_error_of_a_task_is_reported_alone() -> None:

@@ -445,13 +445,18 @@ async def test_token_is_signed_for_jobs_of_the_tenant(gateway: Served) -> None:
 
 
 async def test_gateway_without_secrets_signs_no_token(tmp_path: Path) -> None:
-    """501, because another replica would not either."""
+    """501, because another replica would not either. The message says what is missing where; no job is submitted."""
     async with served(tmp_path) as gateway:
         gateway.gateway.authenticator.tokens._secrets = lambda: read_secrets(None)
-        statuses = [
-            (await gateway.call("POST", path, json=body))[0]
+        answers = [
+            await gateway.call("POST", path, json=body)
             for path, body in [("/v1/tokens", {"jobs": ["acme.1"]}), ("/v1/jobs?token=read", JOB)]
         ]
 
-    assert statuses == [501, 501]
+    assert [status for status, _, _ in answers] == [501, 501]
+    for _, body, _ in answers:
+        assert (
+            "a line kid:base64url-secret to the file of gateway.token_secrets_file"
+            in body["error"]["message"]
+        )
     assert gateway.writer.records == []

@@ -373,6 +373,17 @@ async def test_request_id_of_the_client_is_kept_if_it_is_plain(
     assert headers["X-Request-Id"]
 
 
+async def test_log_line_of_a_refused_request_has_the_code_of_its_error(gateway: Served) -> None:
+    """An operator sees why a status of 401 or 404 was answered; None for what was not refused."""
+    with capture_logs() as logs:
+        await gateway.call("GET", "/v1/models")
+        await gateway.call("GET", "/v1/nothing")
+        await gateway.call("GET", "/v1/models", key="swk_unknown")
+
+    lines = [(line["status"], line["error_code"]) for line in logs if line["event"] == "gateway.request"]
+    assert lines == [(200, None), (404, "not_found"), (401, "unauthenticated")]
+
+
 async def test_secrets_are_in_no_log_line_error_or_metric(gateway: Served) -> None:
     """Wherever a client puts them: header, query, path, body, cursor, websocket."""
     token, _ = gateway.gateway.authenticator.tokens.sign(["acme.1"], "read", 60)
