@@ -72,6 +72,7 @@ class Delivery:
         """Whether nothing of the job has begun: no call was made, no event was written."""
         self.is_finished = False
         """Whether the job's terminal event is durable."""
+        self._runner: AttemptRunner | None = None
         self._tools = tools
         self._accepted = accepted
         self._committer = committer
@@ -81,6 +82,11 @@ class Delivery:
         self._voided = VoidedUsage()
         self._waits_since = asyncio.get_running_loop().time()
         self._timeouts = StreamTimeouts(tools.clock, accepted.job.deadline)
+
+    @property
+    def is_between_tries(self) -> bool:
+        """Whether a try has failed and the job waits for the next one: no call is open."""
+        return self._runner is not None and self._runner.is_between_tries
 
     async def run(self, held: HeldTurn) -> None:
         """Run the job until its terminal event is durable. The job's turn is held until `held` is closed."""
@@ -97,7 +103,7 @@ class Delivery:
 
     async def _make_attempt(self, upstreams: Sequence[str]) -> Sequence[str]:
         """Make one attempt; return the upstreams for the next attempt, none if the job has ended."""
-        runner = AttemptRunner(
+        self._runner = runner = AttemptRunner(
             self._tools,
             self._accepted,
             self._committer,
@@ -121,7 +127,7 @@ class Delivery:
                 # The job stays in flight until its end is durable: a crash before that repeats a paid call.
                 await runner.finish(attempt)
         finally:
-            self.is_finished = runner.is_finished
+            self._runner, self.is_finished = None, runner.is_finished
             runner.release()
         return following
 

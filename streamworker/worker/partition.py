@@ -52,6 +52,11 @@ class OpenDelivery(Protocol):
         """Whether nothing of the job has begun."""
         ...
 
+    @property
+    def is_between_tries(self) -> bool:
+        """Whether a try has failed and the job waits for the next one."""
+        ...
+
 
 @dataclass(kw_only=True, slots=True)
 class _OpenJob:
@@ -217,11 +222,32 @@ class AssignedPartition:
             self.committer.touch()
 
     def drain(self) -> list[Job]:
-        """Begin no new job; cancel and return the jobs that have not begun: they go to the partition's next owner."""
+        """Begin no new job; cancel and return the jobs without an open call: they go to the partition's next owner."""
         if self.ownership not in {Ownership.OPEN, Ownership.PROMISED}:
             return []
         self.ownership = Ownership.DRAINING
-        return self._cancel_waiting("drain")
+        return [*self._cancel_waiting("drain"), *self.return_between_tries()]
+
+    def return_between_tries(self) -> list[Job]:
+        """Cancel and return the jobs of a draining partition that wait for their next try; their deliveries do not count.
+
+        An upstream that is held may make them wait for longer than any stream lasts.
+        """
+        if self.ownership is not Ownership.DRAINING:
+            return []
+        returned = {
+            offset: job
+            for offset, job in self._open.items()
+            if job.delivery.is_between_tries and not job.task.cancelling()
+        }
+        for job in returned.values():
+            job.task.cancel()
+        for offset in returned.keys() - self._forgiven:
+            self.committer.progress.undo_count(offset)
+        self._forgiven -= returned.keys()
+        if returned:
+            self.committer.touch()
+        return [job.delivery.job for job in returned.values()]
 
     async def idle(self) -> None:
         """Wait until no job is open."""
@@ -249,7 +275,11 @@ class AssignedPartition:
         waited = self.drain()
         was_open, self.ownership = self.ownership is Ownership.DRAINING, Ownership.GONE
         self.leaving = "drain_timeout"
-        begun = {job.delivery.job.source.offset for job in self._open.values() if not job.delivery.is_waiting}
+        begun = {
+            offset
+            for offset, job in self._open.items()
+            if not job.delivery.is_waiting and not job.task.cancelling()
+        }
         jobs = await self._stop_jobs()
         if was_open:
             for job in jobs:

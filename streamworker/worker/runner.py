@@ -109,6 +109,8 @@ class AttemptRunner:
         """The upstreams that remain for another attempt."""
         self.is_finished = False
         """Whether the job's terminal event is durable."""
+        self.is_between_tries = False
+        """Whether a try has failed and the job waits for the next one: no call is open."""
         self._completion = None if tools.results is None else tools.results.assembler()
         self._started_at: Coordinates | None = None
         self._slot: Slot | None = None
@@ -235,13 +237,21 @@ class AttemptRunner:
             elif self._slot is not None:
                 await self._try(attempt, publisher, self._slot)
             else:
-                no_slot = await self._wait_for_slot([self.policy.name], is_retry=True)
+                no_slot = await self._wait_for_next_try()
                 if isinstance(no_slot, JobError):
                     # The job's own error has the upstream's words; it counts if the job waited for the same reason.
                     own = attempt.error
                     attempt.fail(own if own is not None and own.code is no_slot.code else no_slot)
                 elif no_slot is not None:
                     await self._interrupt(attempt, publisher, no_slot)
+
+    async def _wait_for_next_try(self) -> Interrupt | JobError | None:
+        """Wait for the slot of another try of this attempt; return what ended the wait without one, None if there is a slot."""
+        self.is_between_tries = True
+        try:
+            return await self._wait_for_slot([self.policy.name], is_retry=True)
+        finally:
+            self.is_between_tries = False
 
     async def _try(self, attempt: Attempt, publisher: DeltaPublisher, slot: Slot) -> None:
         """Make one call, read its stream, and decide what follows. Nothing is held between two tries."""

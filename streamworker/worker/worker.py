@@ -17,15 +17,18 @@ from streamworker.worker.stats import worker_stats
 from streamworker.worker.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-    from streamworker.model import TopicPartition
+    from streamworker.model import Job, TopicPartition
     from streamworker.ports import CommitStores, Source
     from streamworker.worker.intake import Intake
     from streamworker.worker.runner import Tools
     from streamworker.worker.stats import WorkerStats
 
 __all__ = ["Worker", "WorkerLimits"]
+
+_RETURN_S = 1.0
+"""How often a draining worker looks for jobs whose call has failed since."""
 
 log = structlog.get_logger()
 
@@ -202,9 +205,19 @@ class Worker:
         timeout_s = self._limits.drain_timeout_s
         log.info("worker.draining", jobs_open=self._jobs.open, timeout_s=timeout_s)
         for partition in self._partitions:
-            for job in partition.drain():
-                self._observer.job_abandoned(job, "drain")
+            self._report_returned(partition.drain())
         await self._supervisor.run_until_failed(self._idle(), timeout_s=timeout_s)
 
     async def _idle(self) -> None:
-        await asyncio.gather(*(partition.idle() for partition in self._partitions))
+        """Wait until no job is open; return those whose call fails meanwhile and that would be tried again."""
+        idle = asyncio.gather(*(partition.idle() for partition in self._partitions))
+        try:
+            while not (await asyncio.wait([idle], timeout=_RETURN_S))[0]:
+                for partition in self._partitions:
+                    self._report_returned(partition.return_between_tries())
+        finally:
+            idle.cancel()
+
+    def _report_returned(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            self._observer.job_abandoned(job, "drain")

@@ -948,6 +948,44 @@ async def test_worker_drain_timeout_returns_open_jobs_with_their_count_undone(ma
     assert bench.upstream.open_calls == 0
 
 
+async def test_worker_drained_returns_jobs_that_wait_for_their_next_try_at_once(make: Any) -> None:
+    """Their upstream refuses the key, for longer than the drain may last: no call is open. Their deliveries do not count."""
+    refused = JobError(ErrorCode.AUTH, "the key is not valid", 401)
+    bench: Bench = make(Script([], before=[UpstreamError(refused)]), drain_timeout_s=120)
+    for name in ("refused", "never called"):
+        bench.source.put(JOBS, job(name))
+    await bench.start(JOBS)
+    await until(lambda: len(bench.upstream.calls) == 1 and bench.upstream.open_calls == 0)
+    began = asyncio.get_running_loop().time()
+    await bench.drained()
+
+    assert asyncio.get_running_loop().time() - began < 1
+    abandoned = {(job.job_id, why) for job, why in bench.observer.all("job_abandoned")}  # type: ignore[attr-defined]
+    assert abandoned == {("refused", "drain"), ("never called", "drain")}
+    assert bench.deliveries() == {}
+    assert bench.ends() == {}
+
+
+async def test_worker_draining_returns_a_job_whose_call_fails_meanwhile(make: Any) -> None:
+    """It would be tried again, and the upstream may be held for long; a stream beside it is not interrupted."""
+    busy = JobError(ErrorCode.UPSTREAM_UNAVAILABLE, "busy", 503, retriable=True)
+    fails = Script([], before=[10.0, UpstreamError(busy, Advice(after_s=60))])
+    bench: Bench = make([word("a"), 25.0, *said("b")], fails, drain_timeout_s=120)
+    bench.policy["max_tries"] = 2
+    bench.worker = bench.new_worker(drain_timeout_s=120)
+    for name in ("streams", "fails"):
+        bench.source.put(JOBS, job(name))
+    await bench.start(JOBS)
+    await until(lambda: bench.upstream.open_calls == 2)
+    began = asyncio.get_running_loop().time()
+    await bench.drained()
+
+    assert 20 < asyncio.get_running_loop().time() - began < 30
+    assert bench.observer.all("job_abandoned")[0][1] == "drain"
+    assert bench.ends() == {"streams": "completed"}
+    assert (len(bench.upstream.calls), bench.deliveries()) == (2, {})
+
+
 async def test_worker_drained_writes_waiting_commits(make: Any) -> None:
     """Tombstones and dead letters are not open jobs, and are written too."""
     bench: Bench = make()
