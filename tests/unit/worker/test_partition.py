@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 
 class OpenDelivery(NamedTuple):
-    """A job that has begun, or still waits."""
+    """A job that has begun, still waits, or waits for its next try."""
 
     job: Job
     is_waiting: bool = False
+    is_between_tries: bool = False
 
 
 RECORD = ProducerRecord(TopicPartition("events", 0), b"k", b"v")
@@ -51,13 +52,19 @@ class Bench:
         self.work.ownership = Ownership.OPEN
 
     def run(
-        self, offset: int, work: Coroutine[Any, Any, None] | None = None, *, is_waiting: bool = False
+        self,
+        offset: int,
+        work: Coroutine[Any, Any, None] | None = None,
+        *,
+        is_waiting: bool = False,
+        is_between_tries: bool = False,
     ) -> None:
         self.work.committer.progress.begin(offset)
         if not is_waiting:
             self.work.committer.progress.count(offset)
         job = make_job(job_id=str(offset), source=Coordinates(*JOBS, offset))
-        self.work.run(OpenDelivery(job, is_waiting), work or self.forever(), ended=self.note_end)
+        delivery = OpenDelivery(job, is_waiting, is_between_tries)
+        self.work.run(delivery, work or self.forever(), ended=self.note_end)
 
     async def forever(self) -> None:
         """A job that takes its time to close what it holds."""
@@ -364,6 +371,48 @@ async def test_partition_drained_cancels_jobs_that_have_not_begun(bench: Bench) 
 
     assert [job.job_id for job in jobs] == ["0"]
     assert bench.deliveries() == {}
+
+
+async def test_partition_drained_returns_jobs_between_two_tries_once(bench: Bench) -> None:
+    """Their deliveries do not count, also where they were forgiven before; each job is reported once."""
+    await bench.open()
+    for offset in range(2):
+        bench.run(offset, is_between_tries=True)
+    bench.run(2)
+    await quiet()
+    bench.work.forgive()
+    assert [job.job_id for job in bench.work.drain()] == ["0", "1"]
+    assert bench.work.return_between_tries() == []
+    bench.work.count_again()
+    await quiet()
+    await bench.work.committer.touch()
+
+    assert [job.job_id for job in bench.work.open_jobs] == ["2"]
+    assert bench.deliveries() == {2: 1}
+    assert [job.job_id for job in await bench.work.return_jobs()] == ["2"]
+    assert bench.deliveries() == {}
+
+
+async def test_partition_returned_at_once_undoes_a_delivery_between_two_tries_once(bench: Bench) -> None:
+    """The deliveries of former owners, which died, stay counted."""
+    await bench.open()
+    bench.run(0, is_between_tries=True)
+    bench.work.committer.progress.count(0)
+    await quiet()
+    jobs = await bench.work.return_jobs()
+
+    assert [job.job_id for job in jobs] == ["0"]
+    assert bench.deliveries() == {0: 1}
+
+
+async def test_partition_that_does_not_drain_returns_no_job_between_two_tries(bench: Bench) -> None:
+    """It is tried again here."""
+    await bench.open()
+    bench.run(0, is_between_tries=True)
+    await quiet()
+
+    assert bench.work.return_between_tries() == []
+    assert len(bench.work.open_jobs) == 1
 
 
 async def test_partition_returned_undoes_no_delivery_of_a_job_that_waited(bench: Bench) -> None:
