@@ -952,7 +952,7 @@ async def test_worker_drained_returns_jobs_that_wait_for_their_next_try_at_once(
     """Their upstream refuses the key, for longer than the drain may last: no call is open. Their deliveries do not count."""
     refused = JobError(ErrorCode.AUTH, "the key is not valid", 401)
     bench: Bench = make(Script([], before=[UpstreamError(refused)]), drain_timeout_s=120)
-    for name in ("refused", "never called"):
+    for name in ("refused", "waits"):
         bench.source.put(JOBS, job(name))
     await bench.start(JOBS)
     await until(lambda: len(bench.upstream.calls) == 1 and bench.upstream.open_calls == 0)
@@ -961,7 +961,7 @@ async def test_worker_drained_returns_jobs_that_wait_for_their_next_try_at_once(
 
     assert asyncio.get_running_loop().time() - began < 1
     abandoned = {(job.job_id, why) for job, why in bench.observer.all("job_abandoned")}  # type: ignore[attr-defined]
-    assert abandoned == {("refused", "drain"), ("never called", "drain")}
+    assert abandoned == {("refused", "drain"), ("waits", "drain")}
     assert bench.deliveries() == {}
     assert bench.ends() == {}
 
