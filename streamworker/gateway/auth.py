@@ -135,12 +135,13 @@ class Authenticator:
     def _credential(self, request: web.Request) -> tuple[str | None, bool]:
         """Return the credential of a request, and whether it may be a key. The query may only have a token."""
         headers = request.headers
-        if (authorization := headers.get("Authorization")) is not None:
-            scheme, _, credential = authorization.strip().partition(" ")
-            if scheme.lower() == "bearer" and credential.strip():
+        if given := headers.getall("Authorization", ()):
+            scheme, _, credential = given[0].strip().partition(" ")
+            # A proxy in front may have checked another one of several.
+            if len(given) == 1 and scheme.lower() == "bearer" and credential.strip():
                 return credential.strip(), True
             raise self._unauthenticated(
-                "the Authorization header must be: Bearer, a space, and a key or a read token"
+                "the Authorization header must be given once: Bearer, a space, and a key or a read token"
             )
         if key := headers.get("X-API-Key"):
             return key, True

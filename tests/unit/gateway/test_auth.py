@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from multidict import CIMultiDict
 
 from tests.unit.gateway.served import ACME, ALL, OTHER, READ_ONLY, served
 
@@ -49,6 +50,16 @@ async def test_credential_is_taken_from_its_places_only(
         assert value["error"]["code"] == "unauthenticated"
         assert sent["WWW-Authenticate"].startswith("Bearer")
         assert gateway.metric("gateway_auth_failures_total", code="unauthenticated") == 1
+
+
+@pytest.mark.parametrize("other", [f"Bearer {ACME}", "Bearer swk_wrong", "Basic x", ""])
+async def test_authorization_that_is_given_twice_is_401(gateway: Served, other: str) -> None:
+    """A proxy may have checked the other one."""
+    headers = CIMultiDict([("Authorization", f"Bearer {ACME}"), ("Authorization", other)])
+    async with gateway.http.get(gateway.url + "/v1/models", headers=headers) as response:
+        value = await response.json()
+
+    assert (response.status, value["error"]["code"]) == (401, "unauthenticated")
 
 
 async def test_read_token_works_in_header_and_query_and_for_its_jobs_only(gateway: Served) -> None:
