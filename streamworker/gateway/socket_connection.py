@@ -132,6 +132,7 @@ class SocketConnection(StreamConnection):
                     data: str | bytes = message.data
                     return data
                 case WSMsgType.PING:
+                    await self.drain()  # answers must not gather for a client that takes none
                     self.transport.write(control_frame(_PONG, message.data))
                 case WSMsgType.CLOSE:
                     raise SocketClosed(_answer_to(message.data))

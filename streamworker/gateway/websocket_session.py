@@ -256,7 +256,9 @@ class Session:
     # Messages of the client
 
     async def _receive(self) -> frames.Message | None:
-        """Return the next message; None behind the last one. Raises _Closed."""
+        """Return the next message when the client has taken the answers. Raises _Closed, ConnectionResetError."""
+        if self._out.is_full:
+            await self._out.drained()
         try:
             data = await self._socket.receive()
         except SocketFailed as error:
@@ -292,8 +294,6 @@ class Session:
                 case frames.Cancel():
                     work = partial(self._cancel, message)
                     self._begin(message.id, work, "cancel", subscribes=False)
-            if self._out.is_full:
-                await self._out.drained()
 
     def _begin(
         self, id_: str, work: Callable[[], Coroutine[Any, Any, None]], scope: str, *, subscribes: bool = True

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
+import socket
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +21,7 @@ from tests.integration.stage import eventually
 from tests.unit.gateway.memory import MemoryFeed
 from tests.unit.gateway.served import ACME
 from tests.unit.gateway.test_stream_connection import Owner, Transport, requests_alive
+from tests.unit.gateway.test_websocket import narrow_socket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -399,6 +401,51 @@ async def test_silent_client_is_sent_a_ping_and_then_cut(
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
             await reader.readexactly(1)
     await eventually(lambda: gateway.gateway.limits.streams == 0)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [frame(b"x" * 125, 9) * 500, frame(b'{"type":"ping"}') * 2000],
+    ids=["pings", "messages"],
+)
+@pytest.mark.parametrize("is_known", [True, False], ids=["with a key", "without"])
+async def test_answers_do_not_gather_for_a_client_that_reads_none(
+    gateway: Served, data: bytes, is_known: bool
+) -> None:
+    """Nothing more is read from it, whether it has named itself or not."""
+    opening = handshake()
+    if not is_known:
+        opening = opening.replace(f"Authorization: Bearer {ACME}\r\n".encode(), b"")
+    loop = asyncio.get_running_loop()
+    with narrow_socket(gateway) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)
+        await loop.sock_sendall(client, opening)
+        most = sent = 0
+        with suppress(TimeoutError):
+            while sent < 32_000_000:
+                async with asyncio.timeout(0.3):
+                    await loop.sock_sendall(client, data)
+                sent += len(data)
+                most = max(most, gateway.unsent_bytes)
+
+    assert sent < 32_000_000
+    assert 0 < most < 300_000
+
+
+async def test_pings_are_answered_when_the_client_takes_answers_again() -> None:
+    """All of them, in their order."""
+    transport = Paused()
+    connection = SocketConnection(transport, Owner(), 1000)
+    connection.pause_writing()
+    connection.data_received(frame(b"one", 9) + frame(b"two", 9) + frame(b"{}"))
+    receiving = asyncio.create_task(connection.receive())
+    await asyncio.sleep(0)
+    assert transport.written == b""
+    connection.resume_writing()
+
+    assert await receiving == "{}"
+    assert transport.written == control_frame(10, b"one") + control_frame(10, b"two")
+    connection.connection_lost(None)
 
 
 async def test_client_that_answers_pings_stays(gateway: Served, monkeypatch: pytest.MonkeyPatch) -> None:
