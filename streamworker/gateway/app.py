@@ -205,7 +205,7 @@ class GatewayApp:
     async def _serve(self, stack: AsyncExitStack, gateway: Gateway) -> None:
         settings = self._settings.gateway
         app = application(gateway, lambda: self._server is not None and self._server.is_full)
-        self._server = server = Server(app, settings.host, settings.port)
+        self._server = server = Server(app, settings.host, settings.port, stall_s=settings.stall_s)
         await server.start()
         stack.push_async_callback(server.stop)
         self.metrics.track(table.CONNECTIONS, lambda: server.connections)

@@ -37,6 +37,12 @@ SEND_BUFFER_BYTES = 128 << 10
 REQUEST_TIMEOUT_S = 20.0
 """How long a new connection may take to send the headers of its first request."""
 
+STALL_S = 30.0
+"""How long a client may take nothing of a response."""
+
+_GRACE_S = 5.0
+"""Added to the time after which a stalled client is cut: a handler that watches its client ends its response first."""
+
 _KEEP_ALIVE_S = 75.0
 _BACKLOG = 2048
 _MAX_LINE_BYTES = 32_768
@@ -52,18 +58,32 @@ _silent.propagate = False  # its records quote requests; `Connection` logs what 
 
 
 class Connection(web.RequestHandler):
-    """One connection. It is closed if its first request does not arrive in time."""
+    """One connection. It is closed if its first request does not arrive in time, or its client takes no response."""
 
-    __slots__ = ("_guard", "_has_request", "_is_at_end", "_streams", "_throttle")
+    __slots__ = (
+        "_guard",
+        "_has_request",
+        "_is_at_end",
+        "_stall",
+        "_stall_s",
+        "_streams",
+        "_throttle",
+        "_unsent",
+    )
 
     def __init__(
         self,
         manager: web.Server,
         throttle: LogThrottle,
         streams: _Streams,
+        stall_s: float,
         **options: Any,
     ) -> None:
         super().__init__(manager, **options)
+        self._stall_s = stall_s
+        self._stall: asyncio.TimerHandle | None = None
+        self._unsent = 0
+        """Bytes that waited for the client when it was last looked at."""
         self._throttle = throttle
         self._streams = streams
         self._has_request = False
@@ -79,7 +99,18 @@ class Connection(web.RequestHandler):
         """End, and stop the timer."""
         if self._guard is not None:
             self._guard.cancel()
+        self._watch_no_longer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Watch whether the client takes the response."""
+        super().pause_writing()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        """Watch the client no longer: it has taken enough."""
+        super().resume_writing()
+        self._watch_no_longer()
 
     def request_arrived(self) -> None:
         """Stop the timer: the headers of a request have been read."""
@@ -127,7 +158,26 @@ class Connection(web.RequestHandler):
         if self._keepalive_handle is not None:
             self._keepalive_handle.cancel()
             self._keepalive_handle = None
+        self._watch_no_longer()  # the stream does
         return stream
+
+    def _watch(self) -> None:
+        if self.transport is not None:
+            self._unsent = self.transport.get_write_buffer_size()
+            self._stall = asyncio.get_running_loop().call_later(self._stall_s, self._cut_if_stalled)
+
+    def _watch_no_longer(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def _cut_if_stalled(self) -> None:
+        if self.transport is None:
+            return
+        if self.transport.get_write_buffer_size() < self._unsent:
+            self._watch()
+        else:
+            self.transport.abort()
 
     def _close_if_silent(self) -> None:
         if not self._has_request:
@@ -172,14 +222,18 @@ class Connection(web.RequestHandler):
 
 
 class Server:
-    """Serves an application on `host` and `port`. Port 0 selects a free port; `port` is it after `start`."""
+    """Serves an application on `host` and `port`. Port 0 selects a free port; `port` is it after `start`.
 
-    def __init__(self, app: web.Application, host: str, port: int) -> None:
+    A client that takes nothing of a response for `stall_s` is disconnected a little later.
+    """
+
+    def __init__(self, app: web.Application, host: str, port: int, *, stall_s: float = STALL_S) -> None:
         self.host = host
         self.port = port
         self._runner = web.AppRunner(
             app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=1.0
         )
+        self._stall_s = stall_s + _GRACE_S
         self._listener: asyncio.Server | None = None
         self._throttle = LogThrottle()
         self._streams = _Streams(self._connect)
@@ -225,6 +279,7 @@ class Server:
             manager,
             self._throttle,
             self._streams,
+            self._stall_s,
             loop=asyncio.get_running_loop(),
             access_log=None,
             logger=_silent,

@@ -246,6 +246,41 @@ async def test_body_that_does_not_arrive_is_408(gateway: Served, monkeypatch: py
     assert received.startswith(b"HTTP/1.1 408 ")
 
 
+async def asked_for_much(gateway: Served) -> socket.socket:
+    """Ask for megabytes on a socket that the system buffers little for."""
+    gateway.log.publish("acme.much", ["x" * 10_000] * 500)
+    asking = socket.socket()
+    asking.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+    asking.connect(gateway.address)
+    asking.setblocking(False)
+    head = f"GET /v1/jobs/acme.much/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ACME}\r\n"
+    await asyncio.get_running_loop().sock_sendall(
+        asking, f"{head}Accept: application/json\r\nConnection: close\r\n\r\n".encode()
+    )
+    await eventually(lambda: gateway.unsent_bytes > 0)
+    return asking
+
+
+async def test_client_that_takes_nothing_of_a_response_is_disconnected(gateway: Served) -> None:
+    """What waits for it is freed."""
+    gateway.server._stall_s = 0.2
+    with await asked_for_much(gateway):
+        await eventually(lambda: gateway.server.connections == 0)
+
+
+async def test_client_that_takes_a_response_slowly_gets_all_of_it(gateway: Served) -> None:
+    """It is not cut while it takes something."""
+    gateway.server._stall_s = 0.2
+    received = bytearray()
+    loop = asyncio.get_running_loop()
+    with await asked_for_much(gateway) as asking:
+        while data := await loop.sock_recv(asking, 1_000_000):
+            received += data
+            await asyncio.sleep(0.1 if len(received) < 500_000 else 0)
+
+    assert received.endswith(b'"ended":true}')
+
+
 async def test_connections_over_the_limit_are_refused(
     gateway: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
