@@ -89,7 +89,8 @@ class Served:
         """Bytes that wait in the transports of all connections."""
         server: Any = self.server._runner.server
         connections = [*server.connections, *self.server._streams]
-        return sum(int(one.transport.get_write_buffer_size()) for one in connections)
+        transports = [one.transport for one in connections if one.transport is not None]
+        return sum(int(transport.get_write_buffer_size()) for transport in transports)
 
     def metric(self, name: str, **labels: str) -> float:
         """Return the value of a metric; 0 if its series does not exist."""
