@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import os
 import re
 import secrets
 import signal
+from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
@@ -57,6 +60,10 @@ def _restored_logging() -> Iterator[None]:
 _MARKS = {"embedded_broker": pytest.mark.embedded, "apache_kafka": pytest.mark.kafka}
 _apache: list[ApacheKafka] = []
 
+HERE = Path(__file__).parent
+WAITING = {"browser", "chaos", "deploy", "integration", "package"}
+"""The directories whose tests wait for brokers, browsers and other programs."""
+
 
 class Broker(Protocol):
     """A broker as tests see it."""
@@ -104,6 +111,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         )
         if on_kafka and given == "embedded_broker" and item.path.name != "test_brokers.py":
             item.add_marker(pytest.mark.long)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items[:] = _alternating(items)
+
+
+def _alternating(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return the tests so that files which wait for other processes alternate with files which compute, as long as there are both.
+
+    Whole files run in several processes at once: while some wait, the others use the cores.
+    """
+    waiting: dict[Path, list[pytest.Item]] = {}
+    computing: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        is_waiting = WAITING.intersection(item.path.relative_to(HERE).parts[:1])
+        (waiting if is_waiting else computing).setdefault(item.path, []).append(item)
+    none: list[pytest.Item] = []
+    pairs = zip_longest(waiting.values(), computing.values(), fillvalue=none)
+    return [item for first, second in pairs for item in (*first, *second)]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from streamworker.practice import Call, PracticeUpstream
     from tests.conftest import Broker
 
-__all__ = ["InProcess", "Process", "Stage", "eventually", "is_known"]
+__all__ = ["InProcess", "Process", "Stage", "eventually", "is_known", "until_led"]
 
 LIMIT_S = 30.0
 STOP_S = 25.0
@@ -46,6 +46,14 @@ async def eventually(
                 await asyncio.sleep(0.02)
     except TimeoutError:
         raise AssertionError(f"condition not fulfilled within {limit_s} s: {what()}") from None
+
+
+async def until_led(client: Any) -> None:
+    """Wait until an admin client knows a controller: a broker that was suspended for its session has none for a moment."""
+    await client._client.force_metadata_update()
+    while client._client.cluster.controller is None:
+        await asyncio.sleep(0.02)
+        await client._client.force_metadata_update()
 
 
 async def is_known(client: Any, topic: str) -> bool:
@@ -136,6 +144,7 @@ class Stage:
             for topic, count in wanted
         ]
         self._topics = [topic for topic, _ in wanted]
+        await until_led(self._admin)
         answer = await self._admin.create_topics(new)
         assert {error[1] for error in answer.topic_errors} == {0}, answer.topic_errors
         # A program that is started before finds a topic missing, and ends.

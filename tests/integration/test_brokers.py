@@ -14,7 +14,7 @@ from aiokafka.structs import OffsetAndMetadata
 
 from tests.brokers.apache import ApacheKafka
 from tests.conftest import Broker
-from tests.integration.stage import is_known
+from tests.integration.stage import is_known, until_led
 
 LIMIT_S = 20
 
@@ -59,6 +59,7 @@ async def create(
 ) -> KafkaTopicPartition:
     async with admin(broker) as client:
         topic = NewTopic(name, num_partitions=partitions, replication_factor=1, topic_configs=settings or {})
+        await until_led(client)
         answer = await client.create_topics([topic])
         assert [error for _, error, *_ in answer.topic_errors] == [0]
         # A member whose leader has no metadata of the topic yet gets no partition until its metadata is old.

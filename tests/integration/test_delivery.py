@@ -81,11 +81,12 @@ async def test_second_worker_is_assigned_partitions_when_their_streams_have_ende
     assert await apache.commit_breaches() == []
 
 
+@pytest.mark.long  # two sessions have to expire
 async def test_zombie_that_resumes_ends_no_job_twice_and_supersedes_no_attempt(apache: Stage) -> None:
     """A worker that is suspended past its session resumes with open streams and fetched jobs; it discards both and goes on."""
     await apache.open(partitions=2)
     zombie = await apache.process()
-    streams = [(f"stream-{number}", _slow(300, 30), number % 2) for number in range(4)]
+    streams = [(f"stream-{number}", _slow(300, 30), number % 2) for number in range(10)]
     await apache.submit_many(streams)
     await apache.until(lambda: all(apache.deltas(job_id) > 3 for job_id, *_ in streams))
     zombie.signal(signal.SIGSTOP)
@@ -231,7 +232,13 @@ async def test_job_that_kills_its_worker_each_time_becomes_a_dead_letter(apache:
     assert dict(letter.headers)["__streamworker.errors.code"] == b"max_deliveries"
 
 
-@pytest.mark.parametrize("metadata", ["sw1:x:b!!!:", "sw9:some:later:form", "a foreign note"])
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "sw9:some:later:form",
+        *[pytest.param(text, marks=pytest.mark.long) for text in ("sw1:x:b!!!:", "a foreign note")],
+    ],
+)
 async def test_commit_metadata_that_is_not_a_valid_map_is_ignored_with_a_warning(
     apache: Stage, metadata: str
 ) -> None:

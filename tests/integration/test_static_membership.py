@@ -84,6 +84,7 @@ async def test_worker_that_is_fenced_by_its_instance_id_ends_and_the_other_one_c
     assert apache.breaches() == []
 
 
+@pytest.mark.long
 async def test_static_member_whose_session_expired_joins_again(apache: Stage) -> None:
     """It was suspended, and no other process took its id, so it must not end."""
     await apache.open()
