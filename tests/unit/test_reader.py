@@ -58,6 +58,31 @@ def of_source(offset: int, events: list[dict[str, Any]]) -> list[dict[str, Any]]
     return [one | ({"source": source} if one["type"] == "started" else {}) for one in events]
 
 
+@pytest.mark.parametrize("late", [event("delta", 1, "b"), event("usage", 2, "b")])
+def test_reader_late_event_of_another_attempt_of_an_ended_job_is_stale(late: dict[str, Any]) -> None:
+    """Only a second rejection is a second ending: it has no `started`."""
+    assert notices([*attempt("a", 1), late])[-1] is Notice.STALE
+
+
+@pytest.mark.parametrize("first", [event("usage", 1), event("delta", 0), event("delta", 1), event("news", 0)])
+def test_reader_first_event_that_is_not_an_only_one_is_unopened(first: dict[str, Any]) -> None:
+    """The end of a rejected job is its first event; anything else has a `started` before it."""
+    assert notices([first]) == [Notice.UNOPENED]
+
+
+def test_reader_repeated_started_changes_nothing() -> None:
+    """A record that a producer has written twice; the events behind it are in their order."""
+    first, *rest = attempt("a", 2)
+
+    assert notices([first, rest[0], first, *rest[1:]]) == [
+        Notice.VALID,
+        Notice.VALID,
+        Notice.DUPLICATE,
+        Notice.VALID,
+        Notice.VALID,
+    ]
+
+
 def test_reader_of_another_record_of_an_ended_job_reports_a_new_run() -> None:
     """The new run is followed from its `started`, and the job is open until it ends."""
     first, second = of_source(3, attempt("a", 1)), of_source(9, attempt("b", 1))
@@ -231,6 +256,60 @@ def test_auditor_of_a_job_with_two_runs_counts_the_last_ending() -> None:
     assert (auditor.jobs, auditor.reruns, auditor.statuses) == (1, 1, {"completed": 1})
 
 
+def test_auditor_counts_what_it_has_read() -> None:
+    """Events of void attempts are counted, and are not breaches; an ending counts only if it is valid."""
+    late = event("delta", 1, "a")
+    events = [*attempt("a", 1, ended=False), *attempt("b", 1), late, event("started", 0, "x", "k")]
+    auditor = Auditor()
+    assert not auditor.has_ended("j")
+    for offset, one in enumerate(events):
+        assert list(auditor.read(one, Coordinates("e", 0, offset), one["job_id"].encode())) == []
+
+    assert (auditor.events, auditor.jobs, auditor.stale, auditor.superseded, auditor.reruns) == (
+        7,
+        2,
+        1,
+        1,
+        0,
+    )
+    assert auditor.statuses == {"completed": 1}
+    assert (auditor.has_ended("j"), auditor.has_ended("k")) == (True, False)
+    assert [str(breach) for breach in auditor.finish()] == ["not ended: job k: no terminal event"]
+
+
+def test_auditor_describes_each_breach() -> None:
+    """What was read, and what was due."""
+    auditor = Auditor()
+    events = [event("started", 0), event("delta", 3), event("delta", 2), event("started", 0)]
+    found = [
+        breach.detail
+        for offset, one in enumerate(events)
+        for breach in auditor.read(one, Coordinates("e", 0, offset), b"j")
+    ]
+
+    assert found == ["seq 3 where 1 was due", "seq 2 was there already", Notice.DUPLICATE.value]
+
+
+def test_auditor_reports_a_record_that_is_not_an_event() -> None:
+    """Its job is not known."""
+    breach = Auditor().unreadable(Coordinates("e", 2, 7), "truncated")
+
+    assert str(breach) == "partition 2 offset 7: unreadable: job ?: truncated"
+
+
+def test_auditor_passes_valid_endings_on_to_the_results_alone() -> None:
+    """A result is due for these, and not for a late ending of a void attempt."""
+    results = ResultAuditor()
+    auditor = Auditor(results)
+    void = event("usage", 1, "a")
+    for offset, one in enumerate([event("started", 0, "a"), *attempt("b", 1), void]):
+        list(auditor.read(one, Coordinates("e", 0, offset), b"j"))
+    [valid] = [one for one in attempt("b", 1) if one["type"] == "usage"]
+
+    assert list(results.read(result_of(valid), Coordinates("results", 0, 0), b"j")) == []
+    assert list(results.finish()) == []
+
+
 def test_auditor_finds_events_in_another_partition() -> None:
     """All events of a job are in one partition, under its id as key."""
     events = at_home(attempt("a", 1))
@@ -310,3 +389,47 @@ def test_result_auditor_does_not_judge_erased_results_and_jobs_before_the_first_
     """A tombstone deletes a result on purpose; before the first result, results were off."""
     old, erased, new = ending("a", "1", ts=1), ending("b", "1", ts=9), ending("c", "1", ts=5)
     assert audited([old, erased, new], [result_of(new)], erased=(b"b",)) == []
+
+
+def test_result_auditor_counts_results_and_checks_their_keys() -> None:
+    """The key is the job's id, as that of events is."""
+    auditor, one = ResultAuditor(), ending("a", "1")
+    auditor.ended(one)
+    at = Coordinates("results", 0, 4)
+    found = [str(breach) for key in (b"b", None) for breach in auditor.read(result_of(one), at, key)]
+
+    assert auditor.results == 2
+    assert found == [
+        "partition 0 offset 4: key: job a: the key of the result is not the job's id",
+        "partition 0 offset 4: key: job a: the key of the result is not the job's id",
+        "partition 0 offset 4: repeated result: job a: another result of attempt 1",
+    ]
+
+
+def test_result_auditor_compares_members_in_any_order() -> None:
+    """JSON objects have none."""
+    one = ending("a", "1", usage={"x": 1, "y": 2})
+    turned = dict(reversed(result_of(one, usage={"y": 2, "x": 1}).items()))
+
+    assert audited([one], [turned]) == []
+
+
+def test_result_auditor_judges_jobs_from_the_first_result_on_whatever_order_results_have() -> None:
+    """Partitions are read one after another."""
+    early, late, between = ending("a", "1", ts=5), ending("b", "1", ts=9), ending("c", "1", ts=7)
+    at_first = ending("d", "1", ts=5)
+
+    assert audited([early, late, between, at_first], [result_of(late), result_of(early)]) == [
+        ("no result", "c"),
+        ("no result", "d"),
+    ]
+
+
+def test_result_auditor_ignores_tombstones_of_unknown_jobs() -> None:
+    """And those without a key."""
+    auditor = ResultAuditor()
+    auditor.ended(ending("a", "1"))
+    for key in (None, b"", b"b", b"\xff"):
+        auditor.erased(key)
+
+    assert [breach.job_id for breach in auditor.finish()] == ["a"]

@@ -30,6 +30,21 @@ def test_keys_do_not_wait_for_each_other() -> None:
     assert order.enter(b"b", 2)
 
 
+def test_item_that_is_withdrawn_does_not_run() -> None:
+    """One that runs, or that has left, is not withdrawn by it."""
+    order = KeyOrder[int]()
+    for item in (1, 2, 3):
+        order.enter(b"a", item)
+    for item in (2, 2, 1):
+        order.withdraw(b"a", item)
+    order.withdraw(b"b", 1)
+
+    assert order.waiting == 1
+    assert [order.leave(b"a"), order.leave(b"a"), order.waiting] == [3, None, 0]
+    order.withdraw(b"a", 3)
+    assert order.waiting == 0
+
+
 @given(st.lists(st.tuples(st.sampled_from([b"a", b"b", b"c"]), st.booleans()), max_size=200))
 def test_random_schedule_keeps_order_and_holds_nothing_in_the_end(steps: list[tuple[bytes, bool]]) -> None:
     """At most one item per key runs, in the order of arrival, and an idle key uses no memory."""
