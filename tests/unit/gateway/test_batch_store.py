@@ -62,6 +62,22 @@ async def test_contents_are_read_as_they_were_written(store: FileStore, parts: t
     assert await content(store, "file-1") == b"".join(parts)
 
 
+async def test_folder_is_made_with_those_above_it(tmp_path: Path) -> None:
+    """When the first file is written."""
+    store = open_store(f"file://{tmp_path}/var/lib/files")
+    assert files_in(tmp_path) == []
+    await store.write("file-1", chunks(b"a"))
+
+    assert files_in(tmp_path) == [tmp_path / "var/lib/files/file-1"]
+
+
+async def test_file_that_cannot_be_deleted_is_an_error_of_the_store(tmp_path: Path) -> None:
+    """It names the file and the reason."""
+    (tmp_path / "file-1").mkdir()
+    with pytest.raises(StoreError, match=r"^file file-1 cannot be deleted: "):
+        await FolderStore(tmp_path).delete("file-1")
+
+
 async def test_contents_are_replaced(store: FileStore) -> None:
     """Another owner of a batch writes its output again."""
     await store.write("file-1", chunks(b"first"))

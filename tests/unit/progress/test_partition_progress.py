@@ -280,3 +280,50 @@ def test_progress_map_without_offsets_fits_the_least_limit() -> None:
     progress = PartitionProgress(1 << 60, OffsetMap(), commit_id="0" * 32)
 
     assert len(progress.point().metadata) <= MIN_LIMIT
+
+
+def test_progress_with_a_small_map_is_not_full_while_records_are_open() -> None:
+    """Nor before the first point."""
+    progress = make()
+    assert not progress.is_full
+    begin(progress, 0)
+    begin(progress, 1)
+    progress.point(finishing=[1])
+
+    assert (progress.incomplete, progress.is_full, progress.is_cut) == (2, False, False)
+
+
+def test_progress_map_of_exactly_the_limit_is_whole() -> None:
+    """One character more is cut."""
+
+    def of_limit(limit: int) -> PartitionProgress:
+        progress = PartitionProgress(0, OffsetMap(frozenset(range(5, 900, 7))), commit_id="me", limit=limit)
+        progress.point()
+        return progress
+
+    size = of_limit(LIMIT).map_size
+    fits, exceeds = of_limit(size), of_limit(size - 1)
+
+    assert (fits.is_cut, fits.fill) == (False, 1.0)
+    assert (exceeds.is_cut, exceeds.map_size) == (True, size)
+    assert len(fits.point().metadata) == size
+    assert len(exceeds.point().metadata) < MIN_LIMIT
+
+
+def test_progress_that_gives_records_back_accepts_them_once_more() -> None:
+    """Their position is not passed meanwhile."""
+    progress = make()
+    for offset in (0, 1):
+        progress.begin(offset)
+    progress.give_back([0, 1])
+
+    assert (progress.position, progress.incomplete) == (0, 0)
+    assert (progress.begin(0), progress.incomplete) == (1, 1)
+
+
+def test_progress_advances_over_offsets_without_records() -> None:
+    """Transaction markers have offsets."""
+    progress = make(5)
+    progress.advance(9)
+
+    assert (progress.position, progress.point().offset) == (9, 9)

@@ -101,6 +101,20 @@ def test_returned_offset_stays_incomplete_and_is_accepted_once_more() -> None:
     assert tracker.position == 4
 
 
+def test_returned_offset_is_not_passed_while_an_earlier_one_is_accepted_again() -> None:
+    """Its record is read later; later offsets had ended before."""
+    tracker = OffsetTracker(0)
+    for offset in range(5):
+        tracker.begin(offset)
+    for offset in (0, 2, 4):
+        tracker.finish(offset)
+    tracker.give_back([1, 3])
+    assert tracker.begin(1)
+    tracker.finish(1)
+
+    assert (tracker.position, tracker.finished_beyond) == (3, frozenset({4}))
+
+
 def test_returned_offset_whose_record_was_deleted_is_passed() -> None:
     """Records are read again in order, so a later one shows that the log has deleted it."""
     tracker = OffsetTracker(0)
@@ -127,6 +141,7 @@ def test_position_advances_over_offsets_without_records_only_while_nothing_is_op
     assert tracker.position == 8
 
     tracker.finish(8)
+    assert tracker.position == 9
     tracker.advance(20)
     assert tracker.position == 20
     assert tracker.finished_beyond == frozenset()
