@@ -58,6 +58,7 @@ __all__ = ["App", "SystemClock", "run_until_signalled"]
 _CONNECT_BACKOFF_S = (0.5, 1, 2, 5)
 _TOPICS_BACKOFF_S = (0.2, 0.3, 0.5, 1, 0)
 
+_DRAIN = "drain; a second signal stops at once"
 SILENT_S = 15.0
 """How long the group's coordinator may leave heartbeats, one a second, unanswered until the worker is not ready."""
 
@@ -455,7 +456,7 @@ async def run_until_signalled(app: Drainable, name: str = "worker") -> int:
     def on_signal(number: signal.Signals) -> None:
         signals.append(number)
         at_once = len(signals) > 1 or not app.is_working
-        log.info("signal.received", signal=number.name, meaning="stop at once" if at_once else "drain")
+        log.info("signal.received", signal=number.name, meaning="stop at once" if at_once else _DRAIN)
         task.cancel() if at_once else app.drain()
 
     for number in (signal.SIGTERM, signal.SIGINT):

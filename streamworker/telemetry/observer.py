@@ -54,6 +54,14 @@ _MAX_VALUES = 150
 _MAX_MODELS = 32
 """Configured models with a label of their own; with every error code, and 26 upstreams, they stay below `MAX_SERIES`."""
 
+_HELD_ADVICE = {
+    "key_refused": "replace the key: a new key file is tried at once, a key in a variable needs a restart",
+    "account_empty": "top up the account, or replace the key",
+    "rate_limited": "wait, or have the limit raised",
+    "unavailable": "check the upstream, its address and the network with `streamworker check`",
+}
+"""What to do about an upstream that is held, by the reason. Its jobs wait meanwhile, and one call at a time probes it."""
+
 _PATTERN = frozenset("*?[")
 _NO_VALUE = "none"
 _FAULT_BYTES = 300
@@ -164,7 +172,9 @@ class Telemetry:
 
     def upstream_held(self, upstream: str, reason: str) -> None:
         """Log that the jobs of an upstream begin to wait, and why."""
-        self._log.warning("upstream.held", upstream=upstream, reason=reason)
+        self._log.warning(
+            "upstream.held", upstream=upstream, reason=reason, advice=_HELD_ADVICE.get(reason, "wait")
+        )
 
     def upstream_released(self, upstream: str, reason: str, seconds: float) -> None:
         """Log that the jobs of an upstream do not wait any more, after `seconds`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import sys
 import threading
 from contextlib import AsyncExitStack
@@ -123,6 +125,28 @@ async def test_worker_that_crashes_reports_it_in_the_last_line_and_exits_with_1(
     assert code == 1
     assert [entry["event"] for entry in logs] == ["worker.crashed"]
     assert "my prompt" not in str(logs)
+
+
+async def test_first_signal_says_what_a_second_one_does(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drain may take minutes, in which someone at a terminal would not know how to end it."""
+
+    async def work() -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(app, "run", work)
+    monkeypatch.setattr(app, "drain", lambda: None)
+    monkeypatch.setattr(type(app), "is_working", True)
+    with capture_logs() as logs:
+        ending = asyncio.create_task(run_until_signalled(app))
+        await asyncio.sleep(0)
+        for count in (1, 2):
+            signal.raise_signal(signal.SIGINT)
+            while len(logs) < count:
+                await asyncio.sleep(0.001)
+        code = await ending
+
+    assert code == 1
+    assert [entry["meaning"] for entry in logs] == ["drain; a second signal stops at once", "stop at once"]
 
 
 async def test_tokenizer_is_loaded_in_a_thread() -> None:

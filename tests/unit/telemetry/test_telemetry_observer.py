@@ -8,6 +8,7 @@ from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 
 from streamworker import observe
+from streamworker.limits.circuit import HoldReason
 from streamworker.model import (
     Coordinates,
     ErrorCode,
@@ -430,14 +431,20 @@ def test_tokens_of_voided_calls_are_counted_apart(watch: Watch) -> None:
     assert watch["tokens_total{upstream=default,kind=prompt,source=upstream}"] == 14
 
 
-def test_upstream_that_is_held_is_named_in_the_log_with_its_reason(watch: Watch) -> None:
+def test_upstream_that_is_held_is_named_in_the_log_with_its_reason_and_advice(watch: Watch) -> None:
     """And for how long, when its jobs go on."""
     with capture_logs() as lines:
         watch.telemetry.upstream_held("default", "key_refused")
         watch.telemetry.upstream_released("default", "key_refused", 61.23)
 
     assert lines == [
-        {"event": "upstream.held", "upstream": "default", "reason": "key_refused", "log_level": "warning"},
+        {
+            "event": "upstream.held",
+            "upstream": "default",
+            "reason": "key_refused",
+            "advice": "replace the key: a new key file is tried at once, a key in a variable needs a restart",
+            "log_level": "warning",
+        },
         {
             "event": "upstream.released",
             "upstream": "default",
@@ -446,6 +453,15 @@ def test_upstream_that_is_held_is_named_in_the_log_with_its_reason(watch: Watch)
             "log_level": "info",
         },
     ]
+
+
+@pytest.mark.parametrize("reason", [*HoldReason, "rate_limited"])
+def test_every_reason_of_a_hold_has_an_advice_of_its_own(watch: Watch, reason: str) -> None:
+    """None of them is left with the general one."""
+    with capture_logs() as lines:
+        watch.telemetry.upstream_held("default", str(reason))
+
+    assert len(lines[0]["advice"]) > len("wait")
 
 
 @pytest.mark.parametrize(("timestamp", "count"), [(1, 1), (0, 0), (-1, 0)])
