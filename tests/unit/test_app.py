@@ -19,6 +19,7 @@ from streamworker.errors import ConfigurationError
 from streamworker.stream.usage import Tokenizer
 from streamworker.telemetry.metrics import PREFIX
 from streamworker.worker.stats import WorkerStats
+from tests.integration.stage import eventually
 
 if TYPE_CHECKING:
     from streamworker.kafka.consumer import GroupConsumer
@@ -141,8 +142,7 @@ async def test_first_signal_says_what_a_second_one_does(app: App, monkeypatch: p
         await asyncio.sleep(0)
         for count in (1, 2):
             signal.raise_signal(signal.SIGINT)
-            while len(logs) < count:
-                await asyncio.sleep(0.001)
+            await eventually(lambda count=count: len(logs) == count)
         code = await ending
 
     assert code == 1
