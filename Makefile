@@ -46,8 +46,8 @@ $(TOOLS): $(READY) requirements/tools.txt
 demo: $(DEMO) ## broker, upstream, two workers and several jobs side by side, on this machine; one worker is killed
 	@exec $(BIN)/python -m streamworker demo $(ARGS)
 
-# Tests wait more than they compute, so twice as many processes as cores run whole files in order, the long ones first; each
-# process has brokers of its own. One process, for a debugger: make test ARGS="-n 0".
+# Half of the tests' time is spent waiting, so twice as many processes as cores run whole files; files that wait alternate with
+# files that compute (tests/conftest.py). Each process has brokers of its own. One process, for a debugger: make test ARGS="-n 0".
 test: $(READY) ## all but the long tests, on Apache Kafka (where it cannot run: on the embedded broker, with what needs Kafka skipped)
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
 
