@@ -49,7 +49,7 @@ class JobFeed:
     __slots__ = (
         "_attempt",
         "_attempt8",
-        "_behind",
+        "_begin",
         "_delivered",
         "_error",
         "_first",
@@ -83,7 +83,7 @@ class JobFeed:
         self.resumed_from = START if behind is None else str(behind)
         self.last = b""
         """The cursor of the last event that was taken; empty before the first one."""
-        self._behind = behind or Cursor(mailbox.partition, mailbox.position)
+        self._begin: Cursor | int = behind or mailbox.position  # no object of its own for a place
         self._attempt, self._attempt8 = "", b""
         self._first: FeedEvent | None = None
         self._error: BaseException | None = None
@@ -101,7 +101,10 @@ class JobFeed:
     @property
     def cursor(self) -> str:
         """The cursor of the last event that was taken; before the first one, a place."""
-        return self.last.decode() or str(self._behind)
+        if self.last:
+            return self.last.decode()
+        begin = self._begin
+        return str(begin if isinstance(begin, Cursor) else Cursor(self.partition, begin))
 
     @property
     def is_live(self) -> bool:

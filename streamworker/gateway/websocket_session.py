@@ -22,12 +22,13 @@ from streamworker.gateway.outbound import Outbound
 from streamworker.gateway.requests import since_ms
 from streamworker.gateway.shared_limit import SharedLimit
 from streamworker.gateway.socket_connection import SocketClosed, SocketFailed
-from streamworker.gateway.websocket_subscription import FACE, Subscription
+from streamworker.gateway.websocket_subscription import FACE, LOOK_S, Subscription
+from streamworker.gateway.websocket_work import Work
 from streamworker.redaction import without_message
 from streamworker.telemetry import gateway_metrics as table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Iterator, Mapping
 
     from streamworker.gateway.auth import Caller
     from streamworker.gateway.feeds import Feed
@@ -82,20 +83,17 @@ class Session:
         "_caller",
         "_closes_at",
         "_counted",
-        "_feeds",
         "_gateway",
         "_is_open",
         "_limit",
         "_loop",
         "_mailboxes",
-        "_opening",
         "_out",
         "_reason",
         "_settings",
         "_socket",
         "_subscriptions",
         "_timer",
-        "_unsubscribed",
         "_work",
     )
 
@@ -111,20 +109,16 @@ class Session:
         self._socket = socket
         self._caller = self._counted = caller
         self._loop = asyncio.get_running_loop()
-        self._feeds: dict[str, Feed] = {}
         self._out = Outbound(
             socket,
             self._settings.stall_s,
             hold=self._hold,
             stalled=partial(self.close, "stalled"),
         )
-        self._work: dict[str, asyncio.Task[None]] = {}
+        self._work: dict[str, Work] = {}
         self._subscriptions = 0
         """How much of the work are or become subscriptions."""
-        self._opening: dict[str, str | None] = {}
-        """Subscriptions whose feeds are being opened, with the clients' cursors."""
         self._mailboxes = SharedLimit()
-        self._unsubscribed: set[str] = set()
         self._limit = asyncio.timeout(None)
         self._is_open = True
         self._reason: str | None = None
@@ -217,7 +211,7 @@ class Session:
             except ApiError as error:
                 self._send_error(error)
                 raise _Closed(TOO_MANY, error.message) from None
-        elif not all(caller.allows(feed.job_id) for feed in self._feeds.values()):
+        elif not all(caller.allows(feed.job_id) for feed in self._open_feeds()):
             raise _Closed(FORBIDDEN, "the new credential does not allow a job that is subscribed to")
         self._caller = caller
         self._welcome(caller)
@@ -248,10 +242,13 @@ class Session:
         elif left_s <= _EARLY_S:
             self.close("age")
         else:
-            wait_s = min(left_s, self._settings.keep_alive_s)
+            wait_s = min(left_s, self._settings.keep_alive_s, LOOK_S)
             if (expires_at := caller.expires_at) is not None:
                 wait_s = min(wait_s, max(0.0, expires_at - self._gateway.clock.now_ms() / 1000))
             self._timer = self._loop.call_later(wait_s, self._look)
+            for work in self._work.values():
+                if work.subscription is not None:
+                    work.subscription.look()
 
     # Messages of the client
 
@@ -284,8 +281,9 @@ class Session:
                 case frames.Auth():
                     self._authenticate(message)
                 case frames.Subscribe():
-                    if self._begin(message.id, partial(self._subscribe, message), "read"):
-                        self._opening[message.id] = message.cursor
+                    work = partial(self._subscribe, message)
+                    if (begun := self._begin(message.id, work, "read")) is not None:
+                        begun.open(message.cursor)
                 case frames.Unsubscribe():
                     self._unsubscribe(message.id)
                 case frames.Submit():
@@ -297,8 +295,8 @@ class Session:
 
     def _begin(
         self, id_: str, work: Callable[[], Coroutine[Any, Any, None]], scope: str, *, subscribes: bool = True
-    ) -> bool:
-        """Carry out a message in a task of its own; return whether it may be. Raises _Closed for an id that is in use."""
+    ) -> Work | None:
+        """Carry out a message in a task of its own; None if it may not be. Raises _Closed for an id that is in use."""
         caller = self._caller
         assert caller is not None
         if id_ in self._work:
@@ -309,12 +307,12 @@ class Session:
             self._gateway.limits.admit(caller)
         except ApiError as error:
             self._send_error(error, id_)
-            return False
+            return None
         task = self._loop.create_task(self._guarded(id_, work))
-        self._work[id_] = task
+        self._work[id_] = begun = Work(task, subscribes=subscribes)
         self._subscriptions += subscribes
-        task.add_done_callback(lambda _: self._is_done(id_, subscribes=subscribes))
-        return True
+        task.add_done_callback(partial(self._is_done, id_))
+        return begun
 
     def _check_room(self, *, subscribes: bool) -> None:
         """Raise ApiError if there are too many subscriptions, or other messages that are not answered yet.
@@ -330,14 +328,12 @@ class Session:
                 f"a websocket may have {MAX_UNANSWERED} submits and cancels in flight",
             )
 
-    def _is_done(self, id_: str, *, subscribes: bool) -> None:
+    def _is_done(self, id_: str, _: asyncio.Task[None]) -> None:
         """Forget a task. It may have been cancelled before it opened its feed, or before it began."""
-        self._work.pop(id_, None)
-        self._subscriptions -= subscribes
-        cursor = self._opening.pop(id_, None)
-        if id_ in self._unsubscribed:
-            self._unsubscribed.discard(id_)
-            self._send_end(id_, "unsubscribed", cursor)
+        work = self._work.pop(id_)
+        self._subscriptions -= work.subscribes
+        if work.is_unsubscribed:
+            self._send_end(id_, "unsubscribed", work.cursor)
 
     async def _guarded(self, id_: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Report the errors of a task to the client."""
@@ -356,12 +352,12 @@ class Session:
             self._send_error(ApiError(500, "internal", "the gateway failed to handle the message"), id_)
 
     def _unsubscribe(self, id_: str) -> None:
-        task = self._work.get(id_)
-        if task is None or not (id_ in self._feeds or id_ in self._opening):
+        work = self._work.get(id_)
+        if work is None or not work.is_subscription:
             self._send_error(ApiError(400, "invalid_request", "no subscription has this id"), id_)
             return
-        self._unsubscribed.add(id_)
-        task.cancel()
+        work.is_unsubscribed = True
+        work.task.cancel()
 
     # What the messages ask for
 
@@ -416,26 +412,26 @@ class Session:
         replay: Replay = Replay.EVENTS,
     ) -> None:
         self._gateway.require_broker()
-        self._opening[id_] = cursor
+        work = self._work[id_]
+        work.open(cursor)
         feed = await self._gateway.event_log.open(job_id, cursor=cursor, since_ms=since, replay=replay)
         reason = "error"
         with closing(feed):
             if self._caller is not None:
                 check_job_id(job_id, self._caller)  # it may have been renewed meanwhile
-            del self._opening[id_]
-            self._feeds[id_] = feed
+            subscription = Subscription(id_, feed, self._out, self._gateway.limits.delivered[FACE])
+            work.follow(feed, subscription)
             self._send({"type": "subscribed", "id": id_, "job_id": job_id, "resumed_from": feed.resumed_from})
             self._mailboxes.add(feed)
             try:
-                reason = await Subscription(id_, feed, self._out, self._gateway.limits.delivered[FACE]).run()
+                reason = await subscription.run()
             except asyncio.CancelledError:
-                if id_ not in self._unsubscribed:
+                if not work.is_unsubscribed:
                     raise
                 reason = "unsubscribed"
             finally:
-                del self._feeds[id_]
-                self._mailboxes.discard(feed)
-                self._unsubscribed.discard(id_)
+                work.end()
+                self._mailboxes.remove(feed)
                 self._gateway.metrics.add(table.STREAMS_CLOSED, 1, "subscription", reason)
                 self._send_end(id_, reason, feed.cursor)
 
@@ -446,7 +442,7 @@ class Session:
             self._timer.cancel()
 
     async def _end_work(self) -> None:
-        tasks = [*self._work.values()]
+        tasks = [work.task for work in self._work.values()]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -468,8 +464,11 @@ class Session:
 
     def _hold(self) -> None:
         """Push no more deltas: the client does not take them."""
-        for feed in self._feeds.values():
+        for feed in self._open_feeds():
             feed.hold()
+
+    def _open_feeds(self) -> Iterator[Feed]:
+        return (work.feed for work in self._work.values() if work.feed is not None)
 
     def _send(self, value: Mapping[str, Any]) -> None:
         self._out.write(frames.text_frame(value))

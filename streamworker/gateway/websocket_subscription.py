@@ -37,9 +37,7 @@ class Subscription:
         "_head",
         "_id",
         "_is_live",
-        "_loop",
         "_out",
-        "_timer",
     )
 
     def __init__(self, id_: str, feed: Feed, out: Outbound, delivered: Tally) -> None:
@@ -49,24 +47,18 @@ class Subscription:
         self._cursor = feed.cursor
         self._out = out
         self._delivered = delivered
-        self._loop = asyncio.get_running_loop()
-        self._event_at = self._loop.time()
+        self._event_at = asyncio.get_running_loop().time()
         self._is_live = False
-        self._timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> str:
         """Write until the job's end. Return why it is over: `ended`, or `stalled` where other subscriptions leave no room.
 
         Raises FeedError, ConnectionResetError.
         """
-        self._arm()
         try:
             await self._deliver()
         except Starved:
             return "stalled"
-        finally:
-            if self._timer is not None:
-                self._timer.cancel()
         return "ended"
 
     async def _deliver(self) -> None:
@@ -103,17 +95,12 @@ class Subscription:
         self._delivered.events += len(data)
         return size
 
-    # Quiet jobs
-
-    def _arm(self) -> None:
-        self._timer = self._loop.call_later(LOOK_S, self._tick)
-
-    def _tick(self) -> None:
-        now = self._loop.time()
+    def look(self) -> None:
+        """Send a fresh cursor to the client of a quiet job. To be called every `LOOK_S`, or more often."""
+        now = asyncio.get_running_loop().time()
         if (cursor := self._feed.cursor) != self._cursor:
             self._event_at, self._cursor = now, cursor
         elif now - self._event_at >= POSITION_S and not self._out.is_full:
             self._event_at = now
             place = self._feed.place().encode()
             self._out.write(frames.event_frame(self._head, place, b'{"type":"position"}'))
-        self._arm()

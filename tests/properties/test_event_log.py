@@ -240,7 +240,7 @@ class Client:
 
     async def connect(self, log: KafkaEventLog) -> None:
         if self.feed is not None:
-            self.shared.discard(self.feed)
+            self.shared.remove(self.feed)
             self.feed.close()
         self.log = log
         opening = asyncio.create_task(log.open("j", cursor=self.cursor))

@@ -91,7 +91,7 @@ def test_shared_limit_gives_back_what_a_feed_had(how: str) -> None:
     fill(first, 100)
     held = limit.queued_bytes
     if how == "discarded":
-        limit.discard(first)
+        limit.remove(first)
     else:
         while first.take() is not None:
             pass

@@ -787,7 +787,7 @@ async def test_websocket_subscription_of_a_quiet_job_gets_fresh_cursors(
 ) -> None:
     """A client that resumes with one skips what was searched."""
     monkeypatch.setattr(websocket_subscription, "POSITION_S", 0.05)
-    monkeypatch.setattr(websocket_subscription, "LOOK_S", 0.02)
+    monkeypatch.setattr(websocket_session, "LOOK_S", 0.02)
     async with websocket(gateway) as client:
         await client.send("subscribe", id="1", job_id=(job_id := f"acme.{new_job_id()}"))
         await client.until("live")
@@ -810,7 +810,7 @@ async def test_websocket_subscription_of_a_busy_job_gets_no_positions(
 ) -> None:
     """Its events have cursors."""
     monkeypatch.setattr(websocket_subscription, "POSITION_S", 1.0)
-    monkeypatch.setattr(websocket_subscription, "LOOK_S", 0.1)
+    monkeypatch.setattr(websocket_session, "LOOK_S", 0.1)
     async with websocket(gateway) as client:
         await client.send("subscribe", id="1", job_id=JOB, cursor=await gateway.log.place(JOB))
         await client.until("live")
