@@ -276,6 +276,7 @@ class FakeGateway:
             return _not_found(request)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
+        await response.write(b"retry: 200\n\n")
         sent = _position(request.headers.get("Last-Event-ID"))
         while True:
             for event in self.logs[job_id][sent:]:
