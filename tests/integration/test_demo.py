@@ -55,7 +55,7 @@ async def test_demo_kills_a_worker_and_every_job_ends_once(
     monkeypatch.setattr("tempfile.tempdir", None)
     before = children()
     console = Console(file=io.StringIO(), force_terminal=False, width=100, highlight=False)
-    code = await play(model=None, console=console, speed=4)
+    code = await play(model=None, console=console, speed=2)
     text = console.file.getvalue()  # type: ignore[attr-defined]
 
     assert code == 0
