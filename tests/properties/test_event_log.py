@@ -8,6 +8,7 @@ restart, mailboxes overflow, recent records are forgotten, and partitions are pa
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +20,7 @@ from streamworker.config import KafkaSettings
 from streamworker.gateway import event_log, followed
 from streamworker.gateway.cursors import Cursor
 from streamworker.gateway.event_log import KafkaEventLog
+from streamworker.gateway.feeds import Push, Tally
 from streamworker.gateway.log_options import LogOptions
 from streamworker.gateway.shared_limit import CONNECTION_BYTES, SharedLimit
 from streamworker.handover import Kind
@@ -71,9 +73,11 @@ class Tail:
         *,
         committed_only: bool,
         starts_paused: bool,
+        on_read: Callable[[], None] = lambda: None,
         **_: Any,
     ) -> None:
         self.topic, self.on_records, self.committed_only = topic, on_records, committed_only
+        self.on_read = on_read
         self.positions: dict[int, int] = {}
         self.crashed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.is_paused = starts_paused
@@ -101,6 +105,7 @@ class Tail:
         records = self.topic.records(start, stop, with_aborted=not self.committed_only)
         self.positions[0] = stop
         self.on_records(0, records, stop)
+        self.on_read()
 
 
 class Scanner:
@@ -150,7 +155,7 @@ STEPS = st.lists(
 
 
 class World:
-    """Two replicas and three clients of one job."""
+    """Two replicas and three clients of one job; deltas are pushed to the third one."""
 
     def __init__(
         self, log: Log, options: LogOptions, batch: int, shared_bytes: int = CONNECTION_BYTES
@@ -177,18 +182,25 @@ class World:
 
     async def run(self, steps: list[Step], cursors: list[str | None]) -> None:
         self.replicas = [await self.replica() for _ in range(2)]
-        self.clients = [Client(cursor, self.shared) for cursor in cursors]
+        kinds = [Client, Client, PushedClient]
+        self.clients = [kind(cursor, self.shared) for kind, cursor in zip(kinds, cursors, strict=False)]
         for at, client in enumerate(self.clients):
             await client.connect(self.replicas[at % 2])
         for step in steps:
             await self.step(*step)
-        self.topic.length = len(self.topic.log.entries)
+        while self.topic.length < len(self.topic.log.entries):
+            await self.step("grow", 0, self.batch)
+            for at in range(2):
+                await self.step("tail", at, self.batch)
+            await self.step("take", 2, self.batch)
         for _ in range(3):
             for at in range(2):
                 await self.step("tail", at, 1000)
                 await self.step("committed", at, 1000)
             for at in range(len(self.clients)):
                 await self.step("take", at, 1000)
+        for client in self.clients:
+            await client.leave()
         for log in self.replicas:
             await log.stop()
 
@@ -238,10 +250,14 @@ class Client:
         self.log: KafkaEventLog | None = None
         self.feed: JobFeed | None = None
 
-    async def connect(self, log: KafkaEventLog) -> None:
+    async def leave(self) -> None:
         if self.feed is not None:
             self.shared.remove(self.feed)
             self.feed.close()
+            self.feed = None
+
+    async def connect(self, log: KafkaEventLog) -> None:
+        await self.leave()
         self.log = log
         opening = asyncio.create_task(log.open("j", cursor=self.cursor))
         async with asyncio.timeout(5):
@@ -259,8 +275,59 @@ class Client:
                 await settle(8)
                 if (event := self.feed.take()) is None:
                     return
-            self.events.append((event.kind, Cursor.parse(event.cursor).offset))
-            self.cursor = event.cursor
+            self.note(event.kind, event.cursor)
+
+    def note(self, kind: str, cursor: str) -> None:
+        self.events.append((kind, Cursor.parse(cursor).offset))
+        self.cursor = cursor
+
+
+class PushedClient(Client):
+    """Follows the job as a stream of the gateway does: it waits, and deltas are written to it until it is full."""
+
+    def __init__(self, cursor: str | None, shared: SharedLimit) -> None:
+        super().__init__(cursor, shared)
+        self.task: asyncio.Task[None] | None = None
+        self.room = 0
+        """How many deltas it takes before it is full."""
+
+    async def leave(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self.task
+        await super().leave()
+
+    async def connect(self, log: KafkaEventLog) -> None:
+        await super().connect(log)
+        assert self.feed is not None
+        self.task = asyncio.create_task(self._follow(self.feed))
+
+    async def _follow(self, feed: JobFeed) -> None:
+        push = Push(_CursorOnly(), self._write, Tally())
+        while (event := feed.take() or await feed.next(push)) is not None:
+            self.note(event.kind, event.cursor)
+
+    def _write(self, cursor: bytes) -> None:
+        assert self.feed is not None
+        self.note("delta", cursor.decode())
+        self.room -= 1
+        if self.room <= 0:
+            self.feed.hold()
+
+    async def take(self, count: int) -> None:
+        self.room = count
+        before = -1
+        while before < len(self.events):
+            before = len(self.events)
+            await settle(10)
+
+
+class _CursorOnly:
+    """A framing that leaves the value out."""
+
+    def delta(self, cursor: bytes, _: bytes) -> bytes:
+        return cursor
 
 
 async def settle(turns: int) -> None:
