@@ -30,6 +30,9 @@ __all__ = ["Worker", "WorkerLimits"]
 _RETURN_S = 1.0
 """How often a draining worker looks for jobs whose call has failed since."""
 
+_REPORT_S = 3.0
+"""How often a draining worker reports how many jobs are open."""
+
 log = structlog.get_logger()
 
 
@@ -211,10 +214,16 @@ class Worker:
     async def _idle(self) -> None:
         """Wait until no job is open; return those whose call fails meanwhile and that would be tried again."""
         idle = asyncio.gather(*(partition.idle() for partition in self._partitions))
+        loop = asyncio.get_running_loop()
+        began = reported_at = loop.time()
         try:
             while not (await asyncio.wait([idle], timeout=_RETURN_S))[0]:
                 for partition in self._partitions:
                     self._report_returned(partition.return_between_tries())
+                if (now := loop.time()) - reported_at >= _REPORT_S:
+                    reported_at = now
+                    left_s = round(self._limits.drain_timeout_s - (now - began))
+                    log.info("worker.draining", jobs_open=self._jobs.open, timeout_s=left_s)
         finally:
             idle.cancel()
 

@@ -986,6 +986,20 @@ async def test_worker_draining_returns_a_job_whose_call_fails_meanwhile(make: An
     assert (len(bench.upstream.calls), bench.deliveries()) == (2, {})
 
 
+async def test_worker_draining_reports_its_open_jobs_and_the_time_that_is_left(make: Any) -> None:
+    """A user who has pressed Ctrl-C waits for them, for minutes if the streams are long."""
+    bench: Bench = make([word("a"), 10.5, *said("b")], drain_timeout_s=120)
+    bench.source.put(JOBS, job("streams"))
+    await bench.start(JOBS)
+    await until(lambda: bench.upstream.open_calls == 1)
+    with capture_logs() as logs:
+        await bench.drained()
+
+    reports = [line for line in logs if line["event"] == "worker.draining"]
+    assert [line["jobs_open"] for line in reports] == [1, 1, 1, 1]
+    assert [line["timeout_s"] for line in reports] == [120, 117, 114, 111]
+
+
 async def test_worker_drained_writes_waiting_commits(make: Any) -> None:
     """Tombstones and dead letters are not open jobs, and are written too."""
     bench: Bench = make()
