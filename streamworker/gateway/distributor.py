@@ -86,7 +86,7 @@ class Distributor:
                     if feed.partition != partition:
                         continue
                     if (direct := feed.direct) is not None and direct.passes(offset, head):
-                        writes.append((feed, feed.framed(offset, head.seq, value, cursor)))
+                        writes.append((feed, feed.frame(offset, head.seq, value, cursor)))
                         cursor = feed.last
                         self._writes_bytes += len(value)
                     elif feed.mailbox.is_live:
@@ -98,11 +98,11 @@ class Distributor:
     def write(self) -> None:
         """Write the deltas of the records that the tail has returned. Call it behind each read of several partitions.
 
-        One write after another takes a quarter less time than each one behind its record: in turn, the kernel's code for a
-        socket and the code above evict each other from the processor's caches.
+        uvloop calls the kernel in each write. In turn with the code above, the kernel's code for a socket and that code evict
+        each other from the processor's caches, at a cost per event (benchmarks/README.md, "The gateway").
         """
         for feed, data in self._writes:
-            feed.pushed(data)
+            feed.write(data)
         self._writes.clear()
         self._writes_bytes = 0
 

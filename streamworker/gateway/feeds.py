@@ -139,7 +139,10 @@ class Feed(Protocol):
         ...
 
     def hold(self) -> None:
-        """Push nothing more in the present call of `next`: the client does not take it."""
+        """Push no further delta in the present call of `next`: the client does not take it.
+
+        Deltas of the same read of the log that were taken before are still written.
+        """
         ...
 
     def place(self) -> str:

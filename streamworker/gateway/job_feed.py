@@ -78,7 +78,7 @@ class JobFeed:
         self.partition = mailbox.partition
         self.is_over = False
         self.direct: Handover | None = None
-        """Decides which records of the tail `framed` takes. Set while `next` waits, and nothing is queued, and its caller
+        """Decides which records of the tail `frame` takes. Set while `next` waits, and nothing is queued, and its caller
         takes deltas by a call."""
         self.resumed_from = START if behind is None else str(behind)
         self.last = b""
@@ -162,12 +162,12 @@ class JobFeed:
         return event
 
     def hold(self) -> None:
-        """Push nothing more in the present call of `next`, which a record that is not delivered wakes too."""
+        """Take no further delta for `write` in the present call of `next`, which a record that is not delivered wakes too."""
         self._is_held = True
         self.direct = None
 
-    def framed(self, offset: int, seq: int, value: bytes, cursor: bytes | None) -> bytes:
-        """Take a delta that passed `direct`; return it as it has to be passed to `pushed` before the next task runs.
+    def frame(self, offset: int, seq: int, value: bytes, cursor: bytes | None) -> bytes:
+        """Take a delta that passed `direct`; return it framed. The caller passes it to `write` before another task runs.
 
         `cursor` is `last` of another feed that took this record; None for the first one.
         """
@@ -176,8 +176,8 @@ class JobFeed:
         self.last = cursor
         return self._framing.delta(cursor, value)
 
-    def pushed(self, data: bytes) -> None:
-        """Write a delta that `framed` returned."""
+    def write(self, data: bytes) -> None:
+        """Write a delta that `frame` returned."""
         try:
             self._write(data)
             self._delivered.events += 1

@@ -184,6 +184,28 @@ async def test_distributor_writes_the_deltas_of_all_partitions_of_a_read_behind_
         task.cancel()
 
 
+async def test_distributor_client_that_becomes_full_gets_the_rest_of_a_read_and_then_nothing_pushed() -> None:
+    """What was collected before is written in its order; later deltas are returned to the client's task, each once."""
+    parts = Parts()
+    feed = parts.feed("j")
+    parts.tail(record("j", 0, started("j")))
+    assert taken(feed) == [("started", 0)]
+    written: list[bytes] = []
+
+    def write(data: bytes) -> None:
+        written.append(data)
+        feed.hold()
+
+    task = asyncio.create_task(feed.next(Push(Values(), write, Tally())))
+    await asyncio.sleep(0)
+    parts.tail(*(record("j", seq, delta("j", seq)) for seq in (1, 2, 3)))
+    parts.tail(*(record("j", seq, delta("j", seq)) for seq in (4, 5)))
+    event = await task
+    assert written == [delta("j", seq) for seq in (1, 2, 3)]
+    assert event is not None
+    assert (event.seq, taken(feed)) == (4, [("delta", 5)])
+
+
 async def test_distributor_writes_a_long_read_in_parts() -> None:
     """What waits is bounded, over all partitions of the read: a client that becomes full gets no more than that."""
     parts = Parts()

@@ -51,7 +51,7 @@ def arrive(feed: JobFeed, offset: int, value: bytes) -> None:
     head = read_head(value)
     assert head is not None
     if feed.direct is not None and feed.direct.passes(offset, head):
-        feed.pushed(feed.framed(offset, head.seq, value, None))
+        feed.write(feed.frame(offset, head.seq, value, None))
     else:
         feed.direct = None
         feed.mailbox.tail(offset, head, value)
